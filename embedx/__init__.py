@@ -1,0 +1,62 @@
+"""embedx: image embeddings, every row tied to its input.
+
+The public names are imported when first used, so that `import embedx` is quick and imports no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from embedx.callbacks.base import Callback as Callback
+    from embedx.callbacks.writer import EmbeddingsWriter as EmbeddingsWriter
+    from embedx.config import ExtractConfig as ExtractConfig
+    from embedx.engine.connectors import CallbackConnector as CallbackConnector
+    from embedx.engine.connectors import DataConnector as DataConnector
+    from embedx.engine.connectors import LossConnector as LossConnector
+    from embedx.engine.connectors import data_key as data_key
+    from embedx.engine.connectors import pred_key as pred_key
+    from embedx.engine.connectors import remap_pred_keys as remap_pred_keys
+    from embedx.engine.loop import test_loop as test_loop
+    from embedx.engine.state import TrainerState as TrainerState
+    from embedx.errors import EmbedxError as EmbedxError
+    from embedx.store.reader import Embeddings as Embeddings
+    from embedx.store.reader import Store as Store
+    from embedx.store.verify import verify as verify
+
+    open = Store.open
+
+_HOMES = {
+    "Callback": "callbacks.base",
+    "CallbackConnector": "engine.connectors",
+    "DataConnector": "engine.connectors",
+    "Embeddings": "store.reader",
+    "EmbeddingsWriter": "callbacks.writer",
+    "EmbedxError": "errors",
+    "ExtractConfig": "config",
+    "LossConnector": "engine.connectors",
+    "Store": "store.reader",
+    "TrainerState": "engine.state",
+    "data_key": "engine.connectors",
+    "pred_key": "engine.connectors",
+    "remap_pred_keys": "engine.connectors",
+    "test_loop": "engine.loop",
+    "verify": "store.verify",
+}
+
+__all__ = [*_HOMES, "open"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "open":
+        return import_module("embedx.store.reader").Store.open
+    if name in _HOMES:
+        value = getattr(import_module(f"embedx.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'embedx' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

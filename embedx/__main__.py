@@ -1,0 +1,6 @@
+"""`python -m embedx`."""
+
+from embedx.cli.app import main
+
+if __name__ == "__main__":
+    main()

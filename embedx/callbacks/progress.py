@@ -1,0 +1,106 @@
+"""Progress on stderr: a bar on a terminal, sparse plain lines elsewhere, such as a cron job's log."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch import nn
+
+from embedx.callbacks.base import Callback
+from embedx.engine.state import Batch, Outputs, TrainerState
+
+_LINE_SECONDS = 30.0
+
+
+class ProgressBar(Callback):
+    """Shows how far each dataloader is.
+
+    Args:
+        console: Where to; on stderr.
+        totals: Inputs of each dataloader by name.
+    """
+
+    def __init__(self, console: Console, totals: dict[str, int]) -> None:
+        super().__init__()
+        self.console = console
+        self.totals = totals
+        self._display = _Bars(console, totals) if console.is_terminal else _Lines(console, totals)
+
+    def on_test_epoch_start(self, trainer_state: TrainerState, model: nn.Module) -> None:
+        """Begins to show."""
+        self._display.start()
+
+    def on_test_batch_end(
+        self,
+        trainer_state: TrainerState,
+        model: nn.Module,
+        outputs: Outputs,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Moves on by the batch's inputs."""
+        self._display.advance(list(self.totals)[dataloader_idx], len(batch["index"]))
+
+    def teardown(self) -> None:
+        """Leaves the terminal as it was."""
+        self._display.stop()
+
+
+class _Bars:
+    def __init__(self, console: Console, totals: dict[str, int]) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]:>6.0f} img/s"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._totals = totals
+        self._begun: dict[str, float] = {}
+
+    def start(self) -> None:
+        for name, total in self._totals.items():
+            self._tasks[name] = self._progress.add_task(name, total=total, rate=0.0, start=False)
+        self._progress.start()
+
+    def advance(self, name: str, count: int) -> None:
+        task = self._tasks[name]
+        now = time.perf_counter()
+        if name not in self._begun:
+            # The rate counts from the end of the first batch, which also holds the start of the workers.
+            self._begun[name] = now
+            self._progress.start_task(task)
+            self._first = count
+        self._progress.advance(task, count)
+        seconds = now - self._begun[name]
+        done = self._progress.tasks[task].completed - self._first
+        self._progress.update(task, rate=done / seconds if seconds else 0.0)
+
+    def stop(self) -> None:
+        self._progress.stop()
+
+
+class _Lines:
+    def __init__(self, console: Console, totals: dict[str, int]) -> None:
+        self._console = console
+        self._totals = totals
+        self._done = dict.fromkeys(totals, 0)
+        self._last = 0.0
+
+    def start(self) -> None:
+        self._last = time.perf_counter()
+
+    def advance(self, name: str, count: int) -> None:
+        self._done[name] += count
+        finished = self._done[name] == self._totals[name]
+        if finished or time.perf_counter() - self._last >= _LINE_SECONDS:
+            self._last = time.perf_counter()
+            self._console.print(f"{name}: {self._done[name]} of {self._totals[name]} inputs", highlight=False)
+
+    def stop(self) -> None:
+        pass

@@ -1,0 +1,48 @@
+"""How fast the run is."""
+
+from __future__ import annotations
+
+import time
+
+from torch import nn
+
+from embedx.callbacks.base import Callback
+from embedx.engine.state import Batch, Metrics, Outputs, TrainerState
+
+
+class Throughput(Callback):
+    """Counts inputs and seconds from the start of the epoch to its end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inputs = 0
+        self._start = 0.0
+        self._first = 0.0
+
+    def on_test_epoch_start(self, trainer_state: TrainerState, model: nn.Module) -> None:
+        """Starts the clock."""
+        self._start = self._first = time.perf_counter()
+
+    def on_test_batch_end(
+        self,
+        trainer_state: TrainerState,
+        model: nn.Module,
+        outputs: Outputs,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Counts the batch's inputs."""
+        if not self.inputs:
+            self._first = time.perf_counter()
+        self.inputs += len(batch["index"])
+
+    def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> Metrics:
+        """Returns inputs, seconds, seconds until the first batch was done, and images per second."""
+        seconds = time.perf_counter() - self._start
+        return {
+            "inputs": self.inputs,
+            "seconds": round(seconds, 3),
+            "first_batch_seconds": round(self._first - self._start, 3),
+            "images_per_second": round(self.inputs / seconds, 2) if seconds else 0.0,
+        }

@@ -1,0 +1,249 @@
+"""The callback that turns batches and outputs into a store, through the writer process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from embedx.callbacks.base import Callback
+from embedx.engine.connectors import CallbackConnector
+from embedx.engine.loop import unpad
+from embedx.engine.state import Batch, Metrics, Outputs, TrainerState
+from embedx.errors import ConfigError
+from embedx.store.index import OK, PLACE_SCHEMA, REJECTED, ROW_SCHEMA
+from embedx.store.layout import Unit
+from embedx.store.manifest import Manifest
+from embedx.store.process import WriterProcess
+from embedx.store.session import StoreSession
+from embedx.store.shards import EMBEDDINGS
+from embedx.store.units import UnitBatch
+
+_ROWS_PER_UNIT = 16_384
+"""128 MiB of 2048 float32 numbers per row."""
+
+
+class EmbeddingsWriter(Callback):
+    """Writes embeddings to a store, in a separate process, so that the forward pass never waits for a disk.
+
+    The batch must have `index` [n] int64, rising within a dataloader, and `keys`; `paths`, `targets`,
+    `metadata`, `reasons`, `bytes` and `sha256` are taken where they are there. A row with a reason is rejected.
+
+    Args:
+        output_dir: The store.
+        backbone: Computes the embeddings from the batch's `images`; None if the outputs already are the
+            embeddings, a tensor [n, D] or a dict of them.
+        dataloader_idx_map: Split names by dataloader index. Without it, the dataloaders' own names.
+        group_key: The metadata field that names a sub-folder per value.
+        overwrite: Whether a store that is there is replaced, once the new one is complete, or refused.
+        dtype: Type of the stored numbers; None keeps the outputs'.
+        rows_per_unit: Rows after which files are closed and committed.
+        recipe: What is stored as the recipe of these embeddings; plain JSON values.
+        session: A store that the caller has begun, and will close; `output_dir`, `overwrite`, `recipe` and
+            `rows_per_unit` are then the session's.
+        test_connector: Where to find `embeddings`, and any of the batch's entries, if not in their places.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        backbone: nn.Module | None = None,
+        dataloader_idx_map: Mapping[int, str] | None = None,
+        group_key: str | None = None,
+        overwrite: bool = True,
+        *,
+        dtype: torch.dtype | None = None,
+        rows_per_unit: int = _ROWS_PER_UNIT,
+        recipe: Mapping[str, Any] | None = None,
+        session: StoreSession | None = None,
+        test_connector: CallbackConnector | None = None,
+    ) -> None:
+        super().__init__(test_connector=test_connector)
+        self.output_dir = Path(output_dir)
+        self.backbone = backbone
+        self.dataloader_idx_map = dataloader_idx_map
+        self.group_key = group_key
+        self.overwrite = overwrite
+        self.dtype = dtype
+        self.rows_per_unit = rows_per_unit
+        self.recipe = dict(recipe or {})
+        self._session = session
+        self._owns_session = session is None
+        self._process: WriterProcess | None = None
+        self._last_index: dict[str, int] = {}
+
+    def setup(self) -> None:
+        """Takes hold of the store and starts the writer process.
+
+        Raises:
+            StoreMismatchError: If the folder is not a store, or one and `overwrite` is False.
+        """
+        if self._session is None:
+            plan: dict[str, Any] = {"group_key": self.group_key, "rows_per_unit": self.rows_per_unit, "splits": {}}
+            self._session = StoreSession.begin(
+                self.output_dir,
+                Manifest(recipe=self.recipe, plan=plan, environment={}),
+                mode="overwrite" if self.overwrite else "create",
+            )
+        self._process = WriterProcess(self._session.terms)
+
+    def on_test_epoch_start(self, trainer_state: TrainerState, model: nn.Module) -> None:
+        """Brings an own backbone into evaluation mode."""
+        if self.backbone is not None:
+            self.backbone.eval()
+
+    def on_test_batch_end(
+        self,
+        trainer_state: TrainerState,
+        model: nn.Module,
+        outputs: Outputs,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Hands the batch to the writer process, waiting only while its queue is full.
+
+        Raises:
+            WriterError: If that process has failed.
+            ConfigError: If the batch lacks what is needed.
+        """
+        if self.backbone is not None:
+            with torch.inference_mode():
+                outputs = unpad(self.backbone(batch["images"]), batch)
+        if self.test_connector is not None:
+            inputs = self.get_test_callback_inputs(outputs, batch)
+            outputs = {EMBEDDINGS: inputs.pop(EMBEDDINGS)} if EMBEDDINGS in inputs else outputs
+            batch = {**batch, **inputs}
+        split = self._split_name(trainer_state, dataloader_idx)
+        rows = rows_table(batch, split, self.group_key)
+        tensors = _stored(outputs, len(rows), self.dtype)
+        self._check_order(split, batch["index"])
+        if self._process is None:
+            raise RuntimeError("EmbeddingsWriter.setup() has not been called")
+        for unit, start, stop in self._units(split, batch["index"].tolist()):
+            self._process.put(
+                UnitBatch(
+                    unit,
+                    {name: tensor[start:stop].contiguous() for name, tensor in tensors.items()},
+                    rows.slice(start, stop - start),
+                )
+            )
+
+    def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> Metrics:
+        """Waits until all is written, and declares the store complete.
+
+        Raises:
+            WriterError: If anything could not be written.
+            StoreError: If the store does not have every input exactly once.
+        """
+        if self._process is None or self._session is None:
+            raise RuntimeError("EmbeddingsWriter.setup() has not been called")
+        self._process.close()
+        self._process = None
+        metrics = trainer_state.get("metrics", {})
+        timings = {name.removeprefix("test/"): float(value) for name, value in metrics.items()}
+        totals = self._session.finish(timings).totals
+        return {"rows": sum(split["rows"] for split in totals.values())}
+
+    def on_exception(self, trainer_state: TrainerState, error: BaseException) -> None:
+        """Ends the writer process; the unit under way is dropped."""
+        if self._process is not None:
+            self._process.abort()
+            self._process = None
+
+    def teardown(self) -> None:
+        """Lets go of the store."""
+        if self._owns_session and self._session is not None:
+            self._session.close()
+            self._session = None
+
+    def _split_name(self, trainer_state: TrainerState, dataloader_idx: int) -> str:
+        names = self.dataloader_idx_map
+        if names is None:
+            names = dict(enumerate(trainer_state["test_dataloader"] or ()))
+        if dataloader_idx not in names:
+            raise ConfigError(
+                f"dataloader {dataloader_idx} has no split name; dataloader_idx_map names {sorted(names) or 'none'}"
+            )
+        return names[dataloader_idx]
+
+    def _check_order(self, split: str, index: Tensor) -> None:
+        last = self._last_index.get(split, -1)
+        if len(index) and (int(index[0]) <= last or not bool((index.diff() > 0).all())):
+            raise ConfigError(
+                f"split {split!r}: the batch's index does not rise (after {last} came {index.tolist()[:8]}); "
+                "iterate the dataloader in order, without shuffling"
+            )
+        if len(index):
+            self._last_index[split] = int(index[-1])
+
+    def _units(self, split: str, index: list[int]) -> Iterator[tuple[Unit, int, int]]:
+        """Cuts a batch where one unit ends and the next begins: (unit, first position, position behind)."""
+        if self._session is None:
+            return
+        rows_per_unit = self._session.terms.rows_per_unit
+        numbers = [row // rows_per_unit for row in index]
+        for number in dict.fromkeys(numbers):
+            start = numbers.index(number)
+            yield Unit(split, number), start, start + numbers.count(number)
+
+
+def rows_table(batch: Batch, split: str, group_key: str | None) -> pa.Table:
+    """The identities of a batch's inputs, in the columns of the index table.
+
+    Args:
+        batch: With `index`, `keys`, and what else it has.
+        split: The split's name.
+        group_key: The metadata field that becomes the group.
+
+    Returns:
+        One row per input: ROW_SCHEMA's columns, then the metadata.
+
+    Raises:
+        ConfigError: If `index` or `keys` are missing, or the group key is not in the metadata.
+    """
+    if missing := [name for name in ("index", "keys") if name not in batch]:
+        raise ConfigError(f"the batch has no {' and no '.join(missing)}; it has {', '.join(batch)}")
+    metadata: Mapping[str, Any] = batch.get("metadata") or {}
+    if group_key is not None and group_key not in metadata:
+        raise ConfigError(
+            f"the group key {group_key!r} is not in the batch's metadata, which has {', '.join(metadata) or 'nothing'}"
+        )
+    taken = {*ROW_SCHEMA.names, *PLACE_SCHEMA.names}
+    if clashing := sorted(taken.intersection(metadata)):
+        raise ConfigError(f"metadata can't be named {', '.join(clashing)}: the index table has columns of that name")
+    count = len(batch["index"])
+    nothing = [None] * count
+    reasons = batch.get("reasons", nothing)
+    targets = batch["targets"].tolist() if "targets" in batch else nothing
+    columns = {
+        "split": [split] * count,
+        "index": batch["index"].tolist(),
+        "key": batch["keys"],
+        "path": batch.get("paths", nothing),
+        "group": pa.array(metadata[group_key]).cast(pa.string()) if group_key is not None else nothing,
+        "target": [None if target == -1 else target for target in targets],
+        "status": [OK if reason is None else REJECTED for reason in reasons],
+        "reason": reasons,
+        "bytes": batch.get("bytes", nothing),
+        "sha256": batch.get("sha256", nothing),
+    }
+    table = pa.table(columns, schema=ROW_SCHEMA)
+    for name, values in metadata.items():
+        table = table.append_column(name, pa.array(values))
+    return table
+
+
+def _stored(outputs: Any, count: int, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """The tensors to store, on the CPU: `embeddings` [n, D] and one entry per extra layer."""
+    outputs = outputs if isinstance(outputs, Mapping) else {EMBEDDINGS: outputs}
+    if EMBEDDINGS not in outputs:
+        raise ConfigError(f"the outputs have no {EMBEDDINGS!r}, but {', '.join(outputs)}; give a test_connector")
+    for name, tensor in outputs.items():
+        if len(tensor) != count:
+            raise ConfigError(f"the output {name!r} has {len(tensor)} rows for {count} inputs")
+    return {name: tensor.detach().to("cpu", dtype or tensor.dtype) for name, tensor in outputs.items()}

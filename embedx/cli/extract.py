@@ -1,0 +1,92 @@
+"""`embedx extract`."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.table import Table
+
+from embedx.cli.options import load_config_file, with_config_options
+from embedx.cli.output import STDERR, STDOUT, print_json, print_line, size_text
+from embedx.config import ExtractConfig
+from embedx.errors import Terminated, TooManyRejectedError
+
+
+@with_config_options
+def command(
+    config: ExtractConfig,
+    config_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            help="TOML file with any of these settings; flags win.",
+            callback=load_config_file,
+            is_eager=True,
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Nothing on stderr but errors.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Run a backbone over images and store the embeddings.
+
+    Prints the path of the store's manifest. Running the same command again finishes what is missing.
+
+    Exit codes: 0 complete, 1 failure, 2 usage, 3 more inputs rejected than --max-errors, 75 the store is held by
+    another run, 130 and 143 interrupted.
+    """
+    config.validate()
+    # Before torch is imported: threads that spin while they wait would steal the decoders' cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    signal.signal(signal.SIGTERM, _raise_terminated)
+
+    from embedx.extract import extract, prepare
+
+    STDERR.quiet = quiet
+    if dry_run:
+        description = prepare(config, download=False).describe()
+        print_json(description) if as_json else _print_plan(description)
+        return
+    summary = extract(config, STDERR)
+    print_json(summary.to_json(), indent=None) if as_json else print_line(str(summary.manifest))
+    if summary.up_to_date:
+        STDERR.print(f"up to date: {summary.rows} rows", soft_wrap=True)
+    else:
+        rate = summary.timings.get("images_per_second")
+        pace = f", {rate:.0f} images/s" if rate else ""
+        STDERR.print(
+            f"{summary.rows} rows, {summary.rejected} rejected, in {summary.seconds:.1f} s{pace}",
+            soft_wrap=True,
+        )
+    STDERR.quiet = False
+    if summary.rejected > config.max_errors:
+        raise TooManyRejectedError(
+            f"{summary.rejected} inputs were rejected, and --max-errors allows {config.max_errors}; the store is "
+            f"complete, `embedx info {config.out} --rejected` lists them with their reasons"
+        )
+
+
+def _print_plan(plan: dict[str, Any]) -> None:
+    settings = Table(show_header=False, box=None)
+    for name, value in plan.items():
+        if name != "splits":
+            text = ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else value
+            settings.add_row(name, str(text))
+    STDOUT.print(settings)
+    table = Table("split", "group", "inputs", "units", "input size", "output size")
+    for name, split in plan["splits"].items():
+        sizes = size_text(split["input_bytes"]), size_text(split["output_bytes"])
+        table.add_row(name, "", str(split["inputs"]), str(split["units"]), *sizes)
+        for group, count in split["groups"].items():
+            table.add_row("", "none" if group is None else group, str(count), "", "", "")
+    STDOUT.print(table)
+
+
+def _raise_terminated(signal_number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated

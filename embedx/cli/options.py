@@ -1,0 +1,90 @@
+"""Command-line options from the fields of `ExtractConfig`, and their values from a TOML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import tomllib
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, get_origin
+
+import typer
+
+from embedx.config import ExtractConfig
+from embedx.errors import ConfigError, unknown
+
+_FIELDS = {field.name: field for field in dataclasses.fields(ExtractConfig)}
+
+
+def with_config_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command one option per field of ExtractConfig; it receives them as its `config`.
+
+    The command's other parameters stay as they are, behind those.
+    """
+    hints = typing.get_type_hints(ExtractConfig)
+    own = inspect.signature(command, eval_str=True)
+    fields = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            annotation=Annotated[_option_type(hints[name]), _option(field)],
+            default=_default(field),
+        )
+        for name, field in _FIELDS.items()
+    ]
+    others = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for parameter in own.parameters.values()
+        if parameter.name != "config"
+    ]
+
+    def wrapper(**values: Any) -> None:
+        settings = {name: values.pop(name) for name in _FIELDS}
+        settings = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
+        command(config=ExtractConfig(**settings), **values)
+
+    parameters = [*fields, *others]
+    wrapper.__doc__ = command.__doc__
+    wrapper.__name__ = command.__name__
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return wrapper
+
+
+def load_config_file(context: typer.Context, path: Path | None) -> Path | None:
+    """Callback of `--config`: a TOML file's values become the options' defaults, so that flags win.
+
+    Raises:
+        ConfigError: If the file can't be read or has an unknown key.
+    """
+    if path is None:
+        return None
+    try:
+        settings = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"--config {path}: can't be read ({error})") from error
+    settings = {name.replace("-", "_"): value for name, value in settings.items()}
+    ConfigError.check([f"--config {path}: {unknown('key', name, _FIELDS)}" for name in settings if name not in _FIELDS])
+    context.default_map = {**(context.default_map or {}), **settings}
+    return path
+
+
+def _option_type(hint: Any) -> Any:
+    """Typer's word for a field's type: it takes lists where the dataclass, being frozen, holds tuples."""
+    return list[str] if get_origin(hint) is tuple else hint
+
+
+def _option(field: dataclasses.Field[Any]) -> Any:
+    metadata = field.metadata
+    flag = metadata.get("flag") or "--" + field.name.replace("_", "-")
+    flags = [flag, metadata["short"]] if metadata["short"] else [flag]
+    extra = {name: metadata[name] for name in ("parser", "metavar") if name in metadata}
+    return typer.Option(*flags, help=metadata["help"], show_default=metadata.get("shown", True), **extra)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default is dataclasses.MISSING:
+        return inspect.Parameter.empty
+    return list(field.default) if isinstance(field.default, tuple) else field.default

@@ -1,0 +1,115 @@
+"""`embedx info` and `embedx verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from embedx.cli.output import STDERR, STDOUT, print_json, print_line, size_text
+from embedx.errors import StoreError
+
+StoreArgument = Annotated[Path, typer.Argument(metavar="STORE", help="A folder that `embedx extract` wrote.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+def info(
+    path: StoreArgument,
+    rejected: Annotated[bool, typer.Option("--rejected", help="List the rejected inputs instead.")] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Show what is in a store."""
+    from embedx.store.reader import Store
+
+    store = Store.open(path)
+    if rejected:
+        _print_rejected(store, as_json=as_json)
+    elif as_json:
+        print_json(_description(store))
+    else:
+        _print_summary(_description(store))
+
+
+def verify(path: StoreArgument, as_json: JsonOption = False, debug: DebugOption = False) -> None:
+    """Check a store against itself: checksums, shapes, row identities, sums, NaN rows.
+
+    Prints one line per fault, and exits with 1 if there is one.
+    """
+    from embedx.store.verify import verify as faults_of
+
+    faults = []
+    for fault in faults_of(path):
+        faults.append(fault)
+        if not as_json:
+            print_line(fault)
+    if as_json:
+        print_json({"store": str(path), "ok": not faults, "faults": faults}, indent=None)
+    if faults:
+        raise StoreError(f"{path} has {len(faults)} faults; `embedx extract --overwrite` makes it anew")
+    STDERR.print(f"{path} is whole", soft_wrap=True)
+
+
+def _description(store: Any) -> dict[str, Any]:
+    """The manifest, with each split's totals and groups as they are on disk."""
+    splits: dict[str, dict[str, Any]] = {}
+    for unit in store.units.values():
+        split = splits.setdefault(unit.split, {"inputs": 0, "rows": 0, "rejected": 0, "bytes": 0, "groups": {}})
+        for name in ("inputs", "rows", "rejected"):
+            split[name] += getattr(unit, name)
+        for shard in unit.shards:
+            split["bytes"] += shard.bytes
+            if shard.group is not None:
+                split["groups"][shard.group] = split["groups"].get(shard.group, 0) + shard.rows
+    manifest = store.manifest
+    return {
+        "path": str(store.path),
+        "complete": manifest.complete,
+        "fingerprint": manifest.fingerprint,
+        "recipe": manifest.recipe,
+        "group_key": manifest.plan["group_key"],
+        "splits": splits,
+        "environment": manifest.environment,
+        "timings": manifest.timings,
+    }
+
+
+def _print_summary(description: dict[str, Any]) -> None:
+    recipe = description["recipe"]
+    weights = recipe.get("weights") or {}
+    facts = {
+        "store": description["path"],
+        "complete": "yes" if description["complete"] else "no: run the same command again to finish it",
+        "backbone": recipe.get("backbone", "not stated"),
+        "weights": " ".join(str(value)[:32] for value in weights.values()) or "not stated",
+        "numbers": " ".join(str(recipe[name]) for name in ("precision", "dtype", "device") if name in recipe),
+        "rate": f"{description['timings'].get('images_per_second', 0):.0f} images/s",
+    }
+    table = Table(show_header=False, box=None)
+    for name, text in facts.items():
+        table.add_row(f"[bold]{name}[/]", text)
+    STDOUT.print(table)
+    table = Table("split", "group", "inputs", "rows", "rejected", "size")
+    for name, split in description["splits"].items():
+        numbers = [str(split[column]) for column in ("inputs", "rows", "rejected")]
+        table.add_row(name, "", *numbers, size_text(split["bytes"]))
+        for group, rows in split["groups"].items():
+            table.add_row("", group, "", str(rows), "", "")
+    STDOUT.print(table)
+
+
+def _print_rejected(store: Any, *, as_json: bool) -> None:
+    table = store.index()
+    rows = [
+        {name: row[name] for name in ("split", "key", "path", "reason")}
+        for row in table.to_pylist()
+        if row["status"] == "rejected"
+    ]
+    if as_json:
+        print_json(rows)
+    else:
+        for row in rows:
+            print_line("\t".join(str(row[name]) for name in ("split", "path", "reason")))

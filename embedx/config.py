@@ -1,0 +1,178 @@
+"""What a run is asked to do (`ExtractConfig`) and all that determines its numbers (`Recipe`).
+
+Each field of `ExtractConfig` is one setting: its flag on the command line, its key in a TOML file and its
+help text are derived from it, so that a setting is said once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from embedx.errors import ConfigError
+
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+StoredDtype = Literal["float32", "float16", "bfloat16"]
+Pooling = Literal["avg", "max", "gem", "cls", "none"]
+RuntimeName = Literal["auto", "eager"]
+OnError = Literal["reject", "fail"]
+
+RESERVED_SPLITS = frozenset({"index", "manifest.json"})
+"""Names in a store that no split may take, in any case."""
+
+_SIZE_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
+
+
+def parse_size(text: str | int) -> int:
+    """Reads a size in bytes such as `134217728`, `128MiB` or `1.5GB`.
+
+    Raises:
+        ValueError: If `text` is not a positive number with one of the units B, kB, MB, GB, KiB, MiB, GiB.
+    """
+    match = re.fullmatch(r"\s*([\d.]+)\s*([kmg]?i?)b?\s*", str(text), re.IGNORECASE)
+    try:
+        size = int(float(match[1]) * _SIZE_UNITS[match[2].lower()]) if match else 0
+    except (ValueError, KeyError):
+        size = 0
+    if size <= 0:
+        raise ValueError(f"{text!r} is not a size; write it like 128MiB, 1GB or 1000000")
+    return size
+
+
+def setting(default: Any = dataclasses.MISSING, *, help: str, short: str = "", **extra: Any) -> Any:
+    """Declares one field of `ExtractConfig`, with what the command line and its help need to know of it."""
+    return dataclasses.field(default=default, metadata={"help": help, "short": short, **extra})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExtractConfig:
+    """What one `embedx extract` is asked to do."""
+
+    backbone: str = setting(help="Backbone by name; `embedx backbones` lists them.")
+    out: Path = setting(help="The store: the output folder, made if it isn't there.")
+    data: tuple[str, ...] = setting(
+        (), help="Input images as [NAME=]FOLDER; repeatable. Without it: the bundled sample."
+    )
+    weights: str = setting(
+        "DEFAULT", help="DEFAULT (pretrained), a torchvision weights name, random, or sample (bundled)."
+    )
+    checkpoint: Path | None = setting(None, help="Load the backbone's weights from this file instead.")
+    group_key: str | None = setting(
+        None, help="Metadata field that names a sub-folder per value, such as class or parent."
+    )
+    batch_size: int = setting(32, help="Images per forward pass; part of the recipe.", short="-b")
+    workers: int | None = setting(
+        None, help="Processes that read and decode; 0: none. Default: one per core.", short="-j"
+    )
+    device: str = setting("auto", help="auto (CUDA if there is one), cpu, cuda or cuda:N.")
+    runtime: RuntimeName = setting("auto", help="How the forward pass is run.")
+    precision: Precision | None = setting(
+        None, help="Precision of the forward pass. Default: fp32 on CPU, tf32 on CUDA."
+    )
+    dtype: StoredDtype = setting("float32", help="Type of the stored numbers.")
+    layer: tuple[str, ...] = setting((), help="Store this layer's output too, as a tensor of its name; repeatable.")
+    pool: Pooling = setting("avg", help="How a layer's map or tokens become one vector; none: they don't.")
+    normalize: bool = setting(False, help="Scale each vector to unit L2 length.", flag="--normalize")
+    image_size: int | None = setting(None, help="Height and width fed to the backbone. Default: its own.")
+    exif: bool = setting(True, help="Rotate images as their EXIF orientation says.", flag="--exif/--no-exif")
+    shard_size: int = setting(
+        128 * 1024**2, help="Size to aim at per shard.", parser=parse_size, metavar="SIZE", shown="128MiB"
+    )
+    overwrite: bool = setting(False, help="Replace the store that is there.", flag="--overwrite")
+    on_error: OnError = setting("reject", help="An unreadable input: list it as rejected, or stop.")
+    max_errors: int = setting(0, help="Exit with 3 if more inputs than this were rejected.")
+    seed: int = setting(0, help="Seed of --weights random.")
+
+    def faults(self) -> list[str]:
+        """Everything wrong with the settings themselves, one message each; empty if nothing is."""
+        faults = []
+        for name, lowest in (("batch_size", 1), ("workers", 0), ("image_size", 1), ("max_errors", 0)):
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                flag = "--" + name.replace("_", "-")
+                faults.append(f"{flag} is {value}; give a whole number of at least {lowest}")
+        if self.checkpoint is not None:
+            if self.weights != "DEFAULT":
+                faults.append(f"--checkpoint and --weights {self.weights} both name the weights; give one of them")
+            if not self.checkpoint.is_file():
+                faults.append(f"--checkpoint {self.checkpoint}: there is no such file")
+        if len(set(self.layer)) < len(self.layer):
+            faults.append(f"--layer names a layer twice: {', '.join(self.layer)}")
+        return faults + _output_faults(self.out)
+
+    def validate(self) -> None:
+        """Raises one ConfigError naming every fault of the settings."""
+        ConfigError.check(self.faults())
+
+
+def _output_faults(out: Path) -> list[str]:
+    existing = out.absolute()
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    if not existing.is_dir():
+        return [f"--out {out}: {existing} is not a folder; choose another path"]
+    # access() can't see every refusal, so a path in a system's pseudo file system is left to mkdir.
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return [f"--out {out}: no permission to write in {existing}; choose another path"]
+    return []
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """From a decoded image to the backbone's input; the torchvision presets' steps, in uint8 until the last."""
+
+    resize: int
+    """The shorter side is resized to this many pixels, antialiased."""
+    crop: int
+    """Then a centred square of this many pixels is cut out."""
+    interpolation: str
+    """`bilinear` or `bicubic`."""
+    mean: tuple[float, float, float]
+    """Subtracted from the values in [0, 1], per channel."""
+    std: tuple[float, float, float]
+    """Divided by, per channel."""
+    exif: bool = True
+    """Whether the EXIF orientation is applied first."""
+
+    def with_image_size(self, size: int | None) -> Preprocessing:
+        """The same steps for another input size; the share of the image that is cropped stays."""
+        if size is None:
+            return self
+        return dataclasses.replace(self, resize=round(self.resize * size / self.crop), crop=size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """All that determines an embedding's value (versions and hardware stand beside it, as environment)."""
+
+    backbone: str
+    weights: Mapping[str, str | int]
+    preprocessing: Preprocessing
+    layers: tuple[str, ...]
+    pooling: Pooling
+    normalize: bool
+    precision: Precision
+    runtime: str
+    device: str
+    batch_size: int
+    dtype: StoredDtype
+
+    def to_json(self) -> dict[str, Any]:
+        """The recipe as plain JSON values, as the manifest holds it."""
+        return cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(self))))
+
+
+def canonical_json(value: Any) -> str:
+    """The one spelling of a JSON value: sorted keys, no spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def fingerprint(value: Any) -> str:
+    """Sha256, in hex, of a value's canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()

@@ -1,0 +1,142 @@
+"""From a file's bytes to the backbone's pixels, in uint8.
+
+torchvision.io decodes what it can; Pillow what it can't: CMYK, 16-bit, palettes with alpha, BMP, TIFF and so on.
+What has no defined way to 8-bit RGB, or is not whole, is rejected with its reason, never guessed.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import warnings
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
+
+from embedx.config import Preprocessing
+
+_NATIVE = {
+    ("JPEG", "RGB"), ("JPEG", "L"), ("MPO", "RGB"),
+    ("PNG", "RGB"), ("PNG", "RGBA"), ("PNG", "L"), ("PNG", "LA"),
+    ("WEBP", "RGB"), ("WEBP", "RGBA"),
+}  # fmt: skip
+"""(format, mode) pairs, in Pillow's words, that torchvision.io decodes to what Pillow gives."""
+_NATIVE_EXIF = {"JPEG", "MPO", "PNG"}
+"""Formats in which torchvision.io applies the EXIF orientation."""
+_MAX_RESIZED_PIXELS = 178_956_970
+"""Pillow's own limit for a decompression bomb, applied to the resized image too."""
+
+
+class RejectedInputError(Exception):
+    """This input gives no embedding; the message is the reason, fit for the index table."""
+
+
+def read_file(path: bytes) -> bytes:
+    """Reads a regular file whole.
+
+    Raises:
+        RejectedInputError: If it can't be read, or is something else (a FIFO would never end).
+    """
+    try:
+        # Not to block: opening a FIFO that nobody writes to would wait for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise RejectedInputError("not a regular file")
+            return file.read()
+    except OSError as error:
+        raise RejectedInputError(f"can't be read: {error.strerror}") from error
+
+
+def decode(data: bytes, *, exif: bool = True) -> Tensor:
+    """Decodes an image; of an animation or a multi-page file, the first picture.
+
+    Args:
+        data: The file's bytes.
+        exif: Whether to apply the EXIF orientation.
+
+    Returns:
+        [3, H, W] uint8, RGB.
+
+    Raises:
+        RejectedInputError: If it is not a whole image in a form with a defined way to 8-bit RGB.
+    """
+    if not data:
+        raise RejectedInputError("the file is empty")
+    with warnings.catch_warnings():
+        # Pillow's warnings are about files that it goes on to decode or refuse by an error.
+        warnings.simplefilter("ignore")
+        try:
+            image = Image.open(io.BytesIO(data))
+            if (pixels := _decode_native(data, image, exif=exif)) is not None:
+                return pixels
+            return _decode_with_pillow(image, exif=exif)
+        except UnidentifiedImageError as error:
+            raise RejectedInputError(f"not an image of a known format (it begins with {data[:8]!r})") from error
+        except Image.DecompressionBombError as error:
+            raise RejectedInputError(f"too large: {error}") from error
+        except RejectedInputError:
+            raise
+        except MemoryError as error:
+            raise RejectedInputError("too large for the memory there is") from error
+        except Exception as error:  # Pillow's plugins raise almost anything on damaged files
+            raise RejectedInputError(f"can't be decoded: {error}") from error
+
+
+def _decode_native(data: bytes, image: Image.Image, *, exif: bool) -> Tensor | None:
+    """Decodes by torchvision.io; None if that is not for this image, or fails."""
+    if (image.format, image.mode) not in _NATIVE:
+        return None
+    if exif and "exif" in image.info and image.format not in _NATIVE_EXIF:
+        return None
+    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    try:
+        pixels = decode_image(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=exif)
+    except RuntimeError:
+        return None  # Pillow has the last word, and the better messages
+    return pixels if pixels.dtype == torch.uint8 and pixels.ndim == 3 else None
+
+
+def _decode_with_pillow(image: Image.Image, *, exif: bool) -> Tensor:
+    image.load()
+    if exif:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        # The high byte, which is also what Pillow keeps of 16-bit RGB.
+        array = (np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)
+        return torch.from_numpy(array).expand(3, -1, -1)
+    if image.mode in ("I", "F"):
+        raise RejectedInputError(f"pixels of mode {image.mode} have no defined 8-bit range; convert the file first")
+    if image.mode in ("P", "PA") and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def preprocess(pixels: Tensor, steps: Preprocessing) -> Tensor:
+    """Resizes and crops as the torchvision presets do, on uint8.
+
+    Args:
+        pixels: [3, H, W] uint8.
+        steps: What to do.
+
+    Returns:
+        [3, crop, crop] uint8.
+
+    Raises:
+        RejectedInputError: If the image is so elongated that resizing it would not fit in memory.
+    """
+    height, width = pixels.shape[-2:]
+    scale = steps.resize / min(height, width)
+    if height * scale * width * scale > _MAX_RESIZED_PIXELS:
+        raise RejectedInputError(f"too elongated to resize ({width}x{height} pixels)")
+    resized = transforms.resize(
+        pixels, [steps.resize], interpolation=InterpolationMode(steps.interpolation), antialias=True
+    )
+    cropped: Tensor = transforms.center_crop(resized, [steps.crop, steps.crop])
+    return cropped

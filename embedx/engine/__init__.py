@@ -1,0 +1,1 @@
+"""The loops, and the seam between them and everything else: trainer state, connectors, dispatch of hooks."""

@@ -1,0 +1,68 @@
+"""Dispatch: which callbacks take part in which hook, resolved once, before the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from embedx.callbacks.base import HOOKS, Callback
+from embedx.engine.state import TrainerState
+
+Stage = Literal["train", "test"]
+
+
+class Dispatcher:
+    """Calls the hooks of some callbacks, in the callbacks' order; one not overridden is never called.
+
+    Args:
+        callbacks: Those that take part.
+        state: The run's state, whose `metrics` collect what hooks return.
+    """
+
+    def __init__(self, callbacks: Sequence[Callback], state: TrainerState) -> None:
+        self.state = state
+        self._hooks: dict[str, list[Callable[..., Any]]] = {
+            hook: [
+                getattr(callback, hook)
+                for callback in callbacks
+                if getattr(type(callback), hook) is not getattr(Callback, hook)
+            ]
+            for hook in HOOKS
+        }
+
+    def fire(self, hook: str, *args: Any, stage: Stage | None = None) -> None:
+        """Calls one hook of every callback that has it; what they return becomes `stage/name` metrics."""
+        for call in self._hooks[hook]:
+            metrics = call(*args)
+            if metrics and stage:
+                self.state.setdefault("metrics", {}).update(
+                    {f"{stage}/{name}": value for name, value in metrics.items()}
+                )
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Frames a run: `setup` before, `on_exception` if anything is raised, `teardown` always.
+
+        Both are called on every callback, even if another one's raises.
+        """
+        try:
+            self.fire("setup")
+            yield
+        except BaseException as error:
+            for trouble in self._fire_all("on_exception", self.state, error):
+                error.add_note(f"and in on_exception: {trouble!r}")
+            for trouble in self._fire_all("teardown"):
+                error.add_note(f"and in teardown: {trouble!r}")
+            raise
+        if troubles := self._fire_all("teardown"):
+            raise troubles[0]
+
+    def _fire_all(self, hook: str, *args: Any) -> list[Exception]:
+        troubles: list[Exception] = []
+        for call in self._hooks[hook]:
+            try:
+                call(*args)
+            except Exception as trouble:  # noqa: BLE001  (every callback gets its turn to clean up)
+                troubles.append(trouble)
+        return troubles

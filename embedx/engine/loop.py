@@ -1,0 +1,99 @@
+"""The test loop. It knows neither disk nor queue nor terminal: callbacks do all that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from embedx.callbacks.base import Callback
+from embedx.engine.connectors import DataConnector
+from embedx.engine.dispatch import Dispatcher
+from embedx.engine.state import Batch, TrainerState, new_state
+
+IMAGES = DataConnector({"images": "images"})
+"""Feeds the batch's images to a model that takes `images`."""
+
+
+def test_loop(
+    model: nn.Module,
+    dataloaders: Mapping[str, Iterable[Batch]],
+    callbacks: Sequence[Callback],
+    connector: DataConnector = IMAGES,
+) -> TrainerState:
+    """Runs a model over named dataloaders, in evaluation and inference mode.
+
+        setup
+        on_test_epoch_start
+        for each dataloader, for each batch:
+            outputs = model(**connector(batch)), without the batch's padding
+            on_test_batch_end
+        on_test_epoch_end
+        on_exception, if anything was raised
+        teardown, always
+
+    Args:
+        model: Called with keyword arguments; returns [B, ...] tensors, one or a dict of them.
+        dataloaders: By name, in order; each yields batches.
+        callbacks: Called in this order.
+        connector: Which of the batch's values the model gets.
+
+    Returns:
+        The state at the end, with the metrics that hooks returned as `test/name`.
+    """
+    state = new_state()
+    state["test_dataloader"] = dataloaders
+    lengths = [_length(loader) for loader in dataloaders.values()]
+    state["num_test_batches"] = lengths
+    state["num_steps"] = sum(length or 0 for length in lengths)
+    state["num_epochs"] = 1
+    hooks = Dispatcher(callbacks, state)
+    was_training = model.training
+    with hooks.running():
+        model.eval()
+        try:
+            run_test_epoch(model, dataloaders, hooks, connector)
+        finally:
+            model.train(was_training)
+    return state
+
+
+def run_test_epoch(
+    model: nn.Module,
+    dataloaders: Mapping[str, Iterable[Batch]],
+    hooks: Dispatcher,
+    connector: DataConnector,
+) -> None:
+    """One pass over the dataloaders, from on_test_epoch_start to on_test_epoch_end."""
+    state = hooks.state
+    hooks.fire("on_test_epoch_start", state, model)
+    for dataloader_idx, loader in enumerate(dataloaders.values()):
+        for batch_idx, batch in enumerate(loader):
+            with torch.inference_mode():
+                outputs = unpad(model(**connector(batch)), batch)
+            state["global_step"] += 1
+            hooks.fire("on_test_batch_end", state, model, outputs, batch, batch_idx, dataloader_idx)
+    hooks.fire("on_test_epoch_end", state, model, stage="test")
+
+
+def unpad(outputs: Any, batch: Batch) -> Any:
+    """Drops the outputs for a batch's padding: the rows beyond its `index` [n].
+
+    Args:
+        outputs: A [B, ...] tensor, or a dict of them.
+        batch: The batch they come from; left as they are if it has no `index`.
+
+    Returns:
+        [n, ...] views.
+    """
+    if "index" not in batch:
+        return outputs
+    if isinstance(outputs, Tensor):
+        return outputs[: len(batch["index"])]
+    return {name: unpad(value, batch) for name, value in outputs.items()}
+
+
+def _length(loader: Iterable[Batch]) -> int | None:
+    return len(loader) if isinstance(loader, Sized) else None

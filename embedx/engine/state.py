@@ -1,0 +1,50 @@
+"""What a loop tells its callbacks of where it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NotRequired, TypedDict
+
+from torch import Tensor
+
+Batch = dict[str, Any]
+"""What a dataloader yields: `images` [B, 3, H, W] uint8, `index` [n] int64, `keys`, `groups`, `metadata`, ..."""
+Outputs = dict[str, Any]
+"""What a model returns: `embeddings` [n, D] or [n, T, D], one entry per extra layer."""
+Metrics = Mapping[str, float | int | Tensor]
+"""What a hook may return; the loop collects it under the stage's name."""
+
+
+class TrainerState(TypedDict):
+    """Where the run stands; one object for the whole run, kept up to date by the loop."""
+
+    current_epoch: int
+    num_epochs: int
+    global_step: int
+    """Batches seen so far, over all epochs and dataloaders."""
+    num_steps: int
+    train_dataloader: Iterable[Batch] | None
+    num_train_batches: int | None
+    test_dataloader: Mapping[str, Iterable[Batch]] | None
+    """The test dataloaders by name, in order; a callback's `dataloader_idx` counts them from 0."""
+    num_test_batches: list[int | None] | None
+    """Batches of each test dataloader; None for one that can't tell."""
+    optimizers: NotRequired[list[Any]]
+    lr_schedulers: NotRequired[list[Any]]
+    metrics: NotRequired[dict[str, float | int | Tensor]]
+    """Metrics returned by hooks so far, as `stage/name`; later callbacks of the same hook see them."""
+
+
+def new_state() -> TrainerState:
+    """The state before anything has run."""
+    return TrainerState(
+        current_epoch=0,
+        num_epochs=0,
+        global_step=0,
+        num_steps=0,
+        train_dataloader=None,
+        num_train_batches=None,
+        test_dataloader=None,
+        num_test_batches=None,
+        metrics={},
+    )

@@ -1,0 +1,99 @@
+"""Every error embedx raises on purpose, each with its exit code.
+
+EmbedxError                    1  a run failed
+├── ConfigError                2  what was asked for can't be done as asked
+│   ├── CheckpointError        2  a weights file does not fit the backbone, or can't be read or had
+│   ├── ConnectorError         2  a connector names a key that is not there, or is missing
+│   └── StoreMismatchError     2  the output folder holds something else
+├── StoreError                 1  a store is damaged, incomplete or can't be written
+├── WriterError                1  the writer process failed
+├── InputError                 1  an input was rejected and `--on-error fail` was given
+├── TooManyRejectedError       3  finished, but more inputs were rejected than allowed
+└── StoreLockedError          75  another run holds the store
+
+Terminated (KeyboardInterrupt) 143  SIGTERM, carried like Ctrl-C (130)
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class EmbedxError(Exception):
+    """Base of all errors that embedx raises on purpose; the message is written for the user."""
+
+    exit_code = 1
+
+
+class ConfigError(EmbedxError):
+    """What was asked for can't be done as asked; nothing has been written.
+
+    Args:
+        faults: One message, or all the faults found, reported together.
+    """
+
+    exit_code = 2
+
+    def __init__(self, faults: str | Sequence[str]) -> None:
+        self.faults = [faults] if isinstance(faults, str) else list(faults)
+        super().__init__("\n".join(self.faults))
+
+    @classmethod
+    def check(cls, faults: Sequence[str]) -> None:
+        """Raises one error naming all `faults`, if there are any."""
+        if faults:
+            raise cls(faults)
+
+
+class CheckpointError(ConfigError):
+    """A weights file does not fit the backbone, or can't be read or had."""
+
+
+class ConnectorError(ConfigError):
+    """A connector names a key that is not there, or a callback needs a connector and has none."""
+
+
+class StoreMismatchError(ConfigError):
+    """The output folder is not a store, or a store made from another recipe or other inputs."""
+
+
+class StoreError(EmbedxError):
+    """A store is damaged, incomplete or can't be written."""
+
+
+class WriterError(EmbedxError):
+    """The writer process raised, was killed, or ended without having finished."""
+
+
+class InputError(EmbedxError):
+    """An input was rejected where the first rejection is to end the run."""
+
+
+class TooManyRejectedError(EmbedxError):
+    """The run finished, but more inputs were rejected than allowed."""
+
+    exit_code = 3
+
+
+class StoreLockedError(EmbedxError):
+    """Another run holds the store."""
+
+    exit_code = 75
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived; unwinds like Ctrl-C, past every `except Exception`."""
+
+
+def unknown(kind: str, name: str, valid: Iterable[str], *, hint: str = "") -> str:
+    """Words the one message for a name that is not among the valid ones, with the nearest of them."""
+    valid = sorted(valid)
+    nearest = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    if nearest:
+        advice = f"did you mean {nearest[0]}?"
+    elif len(valid) <= 12:
+        advice = f"valid: {', '.join(valid) or 'none'}"
+    else:
+        advice = f"there are {len(valid)} valid ones"
+    return f"unknown {kind} {name!r}; {advice}{' ' + hint if hint else ''}"

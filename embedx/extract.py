@@ -1,0 +1,270 @@
+"""The composition root: the only place where sources, backbone, loop, callbacks and store are put together."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import platform
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from rich.console import Console
+
+from embedx import sample
+from embedx.callbacks.base import Callback
+from embedx.callbacks.progress import ProgressBar
+from embedx.callbacks.rejected import RejectedInputs
+from embedx.callbacks.throughput import Throughput
+from embedx.callbacks.writer import EmbeddingsWriter
+from embedx.config import ExtractConfig, Precision, Recipe
+from embedx.data.loaders import SplitLoader, default_workers
+from embedx.data.plan import Plan, build_plan, rows_per_unit
+from embedx.data.sources import parse_data
+from embedx.engine.loop import test_loop
+from embedx.errors import ConfigError
+from embedx.models.backbones import BackboneSpec, describe_backbone
+from embedx.models.runtime import EagerRuntime, resolve_device, resolve_precision
+from embedx.store.layout import MANIFEST, Unit
+from embedx.store.manifest import Manifest
+from embedx.store.session import StoreSession, refuse_unless_ours
+
+_INDEX_BYTES = 8
+_PACKAGES = ("embedx", "torch", "torchvision", "pillow", "numpy", "pyarrow", "safetensors")
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A run, fully determined; nothing of it has been loaded or written."""
+
+    config: ExtractConfig
+    plan: Plan
+    spec: BackboneSpec
+    device: torch.device
+    precision: Precision
+    rows_per_unit: int
+    manifest: Manifest
+
+    def describe(self) -> dict[str, Any]:
+        """What would be done, as plain JSON values."""
+        row_bytes = _row_bytes(self.spec, self.config)
+        return {
+            "backbone": self.spec.name,
+            "weights": self.spec.weights.to_json(),
+            "preprocessing": dataclasses.asdict(self.spec.preprocessing),
+            "tensors": {name: list(shape) for name, shape in self.spec.shapes.items()},
+            "device": str(self.device),
+            "precision": self.precision,
+            "dtype": self.config.dtype,
+            "batch_size": self.config.batch_size,
+            "rows_per_unit": self.rows_per_unit,
+            "group_key": self.plan.group_key,
+            "out": str(self.config.out),
+            "splits": {
+                name: {
+                    "inputs": len(split),
+                    "groups": split.inputs_per_group() if self.plan.group_key else {},
+                    "units": len(split.unit_rows(self.rows_per_unit)),
+                    "input_bytes": sum(size or 0 for size in split.table["size"].to_pylist()),
+                    "output_bytes": len(split) * row_bytes,
+                }
+                for name, split in self.plan.splits.items()
+            },
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What a run has done."""
+
+    manifest: Path
+    totals: dict[str, dict[str, int]]
+    """Per split: inputs, rows, rejected, units, shards, bytes."""
+    up_to_date: bool
+    """Whether there was nothing to do."""
+    seconds: float
+    timings: dict[str, float]
+
+    @property
+    def rows(self) -> int:
+        """Rows in the store."""
+        return sum(split["rows"] for split in self.totals.values())
+
+    @property
+    def rejected(self) -> int:
+        """Rejected inputs in the store."""
+        return sum(split["rejected"] for split in self.totals.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """The summary as plain JSON values."""
+        return {
+            "manifest": str(self.manifest),
+            "up_to_date": self.up_to_date,
+            "rows": self.rows,
+            "rejected": self.rejected,
+            "seconds": round(self.seconds, 3),
+            "splits": self.totals,
+            "timings": self.timings,
+        }
+
+
+def prepare(config: ExtractConfig, *, download: bool = True) -> Job:
+    """Determines all of a run, writing nothing.
+
+    Args:
+        config: The settings.
+        download: Whether weights may be fetched.
+
+    Raises:
+        ConfigError: Naming every fault that was found.
+    """
+    faults = config.faults()
+
+    def attempt(step: Callable[[], T]) -> T | None:
+        try:
+            return step()
+        except ConfigError as error:
+            faults.extend(error.faults)
+            return None
+
+    attempt(lambda: refuse_unless_ours(config.out))
+    device = attempt(lambda: resolve_device(config.device))
+    precision = attempt(lambda: resolve_precision(config.precision, device)) if device is not None else None
+    sources = attempt(lambda: parse_data(config.data or [str(sample.IMAGES)]))
+    plan = attempt(lambda: build_plan(_required(sources), config.group_key)) if sources else None
+    # Last, as it may have to fetch weights, which is not worth it for a run that can't be.
+    spec = attempt(lambda: describe_backbone(config, download=download and not faults))
+    ConfigError.check(faults)
+    return _job(config, _required(plan), _required(spec), _required(device), _required(precision))
+
+
+def extract(config: ExtractConfig, console: Console | None = None) -> Summary:
+    """Runs a backbone over images and stores the embeddings; finishes what an earlier run left.
+
+    Args:
+        config: The settings.
+        console: Where progress and notices go; None for silence.
+
+    Returns:
+        What was done. Whether too many inputs were rejected is for the caller to judge.
+
+    Raises:
+        ConfigError: If it can't be done as asked; nothing is written.
+        StoreLockedError: If another run holds the store.
+        WriterError: If what was computed can't be written.
+        InputError: At the first rejected input, where that was asked for.
+    """
+    started = time.perf_counter()
+    console = console or Console(quiet=True)
+    job = prepare(config)
+    _notices(job, console)
+    session = StoreSession.begin(config.out, job.manifest, mode="overwrite" if config.overwrite else "resume")
+    try:
+        loaders = _loaders(job, session)
+        up_to_date = session.manifest.complete and not loaders
+        if loaders:
+            _run(job, session, loaders, console)
+        elif not up_to_date:
+            session.finish({})
+    finally:
+        session.close()
+    manifest = session.manifest
+    seconds = time.perf_counter() - started
+    return Summary(config.out / MANIFEST, manifest.totals, up_to_date, seconds, manifest.timings)
+
+
+def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], console: Console) -> None:
+    next(iter(loaders.values())).start()  # its workers decode while the model is built
+    model = EagerRuntime(job.spec.load(), job.device, job.precision)
+    callbacks: list[Callback] = [
+        ProgressBar(console, {split: loader.inputs for split, loader in loaders.items()}),
+        RejectedInputs(job.config.on_error),
+        Throughput(),
+        EmbeddingsWriter(  # last, as it stores the others' metrics
+            job.config.out,
+            dataloader_idx_map=dict(enumerate(loaders)),
+            group_key=job.config.group_key,
+            dtype=getattr(torch, job.config.dtype),
+            session=session,
+        ),
+    ]
+    test_loop(model, loaders, callbacks)
+
+
+def _loaders(job: Job, session: StoreSession) -> dict[str, SplitLoader]:
+    """A loader over the units that are missing, for every split that misses some."""
+    loaders = {}
+    for name, split in job.plan.splits.items():
+        missing = [
+            rows
+            for number, rows in enumerate(split.unit_rows(job.rows_per_unit))
+            if not session.is_committed(Unit(name, number))
+        ]
+        if missing:
+            loaders[name] = SplitLoader(
+                split,
+                missing,
+                job.spec.preprocessing,
+                batch_size=job.config.batch_size,
+                workers=default_workers() if job.config.workers is None else job.config.workers,
+                pin_memory=job.device.type == "cuda",
+            )
+    return loaders
+
+
+def _job(config: ExtractConfig, plan: Plan, spec: BackboneSpec, device: torch.device, precision: Precision) -> Job:
+    recipe = Recipe(
+        backbone=spec.name,
+        weights=spec.weights.to_json(),
+        preprocessing=spec.preprocessing,
+        layers=spec.layers,
+        pooling=config.pool,
+        normalize=spec.normalize,
+        precision=precision,
+        runtime=EagerRuntime.name,
+        device=device.type,
+        batch_size=config.batch_size,
+        dtype=config.dtype,
+    )
+    unit = rows_per_unit(config.shard_size, _row_bytes(spec, config), config.batch_size)
+    manifest = Manifest(recipe.to_json(), plan.to_json(unit), _environment(device))
+    return Job(config, plan, spec, device, precision, unit, manifest)
+
+
+def _row_bytes(spec: BackboneSpec, config: ExtractConfig) -> int:
+    item_bytes = getattr(torch, config.dtype).itemsize
+    return int(sum(math.prod(shape) for shape in spec.shapes.values()) * item_bytes + _INDEX_BYTES)
+
+
+def _environment(device: torch.device) -> dict[str, Any]:
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in _PACKAGES},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _notices(job: Job, console: Console) -> None:
+    if not job.config.data:
+        total = sum(len(split) for split in job.plan.splits.values())
+        console.print(f"no --data given: using the bundled sample of {total} images", style="yellow")
+    if job.spec.weights.name == "random":
+        console.print(
+            f"random weights (seed {job.spec.weights.seed}): these embeddings mean nothing",
+            style="bold yellow",
+        )
+
+
+def _required(value: T | None) -> T:
+    """A value that is there, as no fault was found on the way to it."""
+    if value is None:
+        raise RuntimeError("a step failed without saying why")
+    return value

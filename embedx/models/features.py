@@ -1,0 +1,100 @@
+"""From uint8 images to the vectors that are stored: normalise, run the backbone, pool, scale.
+
+Shapes: B images, C channels, D embedding dimension, T tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from embedx.config import Preprocessing
+from embedx.errors import ConfigError
+
+_GEM_POWER = 3.0
+"""p of generalised-mean pooling; the value of Radenović et al., Fine-tuning CNN Image Retrieval (2018)."""
+_GEM_FLOOR = 1e-6
+
+
+class Embedder(nn.Module):
+    """A backbone between the preset's normalisation and pooling.
+
+    Args:
+        backbone: [B, 3, H, W] → [B, D], or a dict of named features.
+        preprocessing: Whose mean and std normalise the images.
+        pool: How maps and tokens become vectors.
+        normalize: Whether vectors are scaled to unit L2 length.
+        channels_last_layers: Names of layers whose maps are [B, H, W, C].
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        preprocessing: Preprocessing,
+        *,
+        pool: str,
+        normalize: bool,
+        channels_last_layers: frozenset[str] = frozenset(),
+    ) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.std: Tensor
+        self.backbone = backbone
+        self.pool = pool
+        self.normalize = normalize
+        self.channels_last_layers = channels_last_layers
+        # In units of the uint8 values, so that scaling to [0, 1] is no step of its own.
+        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1) * 255, persistent=False)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Computes the features.
+
+        Args:
+            images: [B, 3, H, W] uint8.
+
+        Returns:
+            `embeddings` [B, D] first, then one entry per extra layer: [B, D], or unpooled.
+        """
+        parameter = next(self.backbone.parameters())
+        features = self.backbone(((images - self.mean) / self.std).to(parameter.dtype))
+        if isinstance(features, Tensor):
+            features = {"embeddings": features}
+        pooled = {
+            name: pool_features(value, self.pool, channels_last=name in self.channels_last_layers)
+            for name, value in features.items()
+        }
+        if self.normalize:
+            return {name: functional.normalize(value, dim=-1) for name, value in pooled.items()}
+        return pooled
+
+
+def pool_features(features: Tensor, how: str, *, channels_last: bool = False) -> Tensor:
+    """Makes one vector of a map or of tokens.
+
+    Args:
+        features: [B, D], [B, T, D] with the class token first, or [B, C, H, W].
+        how: `avg`, `max`, `gem` (generalised mean, p = 3), `cls` (the first token), or `none`.
+        channels_last: Whether a map is [B, H, W, C] instead.
+
+    Returns:
+        [B, D]; `features` as they are if they are vectors already, or for `none`.
+
+    Raises:
+        ConfigError: If the features have another shape, or `cls` is asked of a map.
+    """
+    if features.ndim == 2 or how == "none":
+        return features
+    if features.ndim not in (3, 4):
+        raise ConfigError(f"a layer of shape {list(features.shape)} can't be pooled; give --pool none")
+    if how == "cls":
+        if features.ndim == 4:
+            raise ConfigError("--pool cls needs tokens, but the layer gives a map; give avg, max or gem")
+        return features[:, 0]
+    dims = 1 if features.ndim == 3 else (1, 2) if channels_last else (2, 3)
+    if how == "max":
+        return features.amax(dims)
+    if how == "gem":
+        return features.clamp(min=_GEM_FLOOR).pow(_GEM_POWER).mean(dims).pow(1 / _GEM_POWER)
+    return features.mean(dims)

@@ -1,0 +1,76 @@
+"""The manifest: what a store is, and, once `complete`, that it is whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from embedx.config import fingerprint
+from embedx.errors import StoreError
+from embedx.store.files import write_atomic
+from embedx.store.layout import MANIFEST
+from embedx.store.shards import FORMAT
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """The contents of `manifest.json`, plain JSON values throughout."""
+
+    recipe: dict[str, Any]
+    """All that determines an embedding's value."""
+    plan: dict[str, Any]
+    """What cuts the inputs into units: group key, rows per unit, and per split its inputs and their sha256."""
+    environment: dict[str, Any]
+    """Versions and hardware; a change here is a notice, not a refusal."""
+    complete: bool = False
+    """Written last of all."""
+    totals: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
+    """Per split: inputs, rows, rejected, units, shards, bytes."""
+    index: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Sha256 of every index table, by its path in the store."""
+    timings: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Seconds and rates of the run that completed the store."""
+    format: int = FORMAT
+
+    @property
+    def fingerprint(self) -> str:
+        """The recipe's fingerprint."""
+        return fingerprint(self.recipe)
+
+    def write(self, root: Path) -> None:
+        """Writes the manifest, whole or not at all.
+
+        Raises:
+            OSError: If it can't be written.
+        """
+        contents = dataclasses.asdict(self) | {"fingerprint": self.fingerprint}
+        write_atomic(root / MANIFEST, (json.dumps(contents, indent=2) + "\n").encode())
+
+    @classmethod
+    def read(cls, root: Path) -> Manifest:
+        """Reads the manifest of the store at `root`.
+
+        Raises:
+            StoreError: If there is none, or it is not embedx's or of another format.
+        """
+        path = root / MANIFEST
+        try:
+            contents = json.loads(path.read_bytes())
+            stated = contents.pop("fingerprint")
+            manifest = cls(**contents)
+        except FileNotFoundError as error:
+            raise StoreError(f"{root} is not a store: it has no {MANIFEST}") from error
+        except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise StoreError(f"{path}: not a readable manifest ({error})") from error
+        if manifest.format != FORMAT:
+            raise StoreError(f"{path}: the format is {manifest.format}; this embedx reads format {FORMAT}")
+        if manifest.fingerprint != stated:
+            raise StoreError(f"{path}: the recipe does not match its fingerprint; the file was changed")
+        return manifest
+
+
+def is_store(root: Path) -> bool:
+    """Whether `root` holds a manifest; nothing is said of what is in it."""
+    return (root / MANIFEST).is_file()

@@ -1,0 +1,216 @@
+"""Reading a store: `embedx.open(path)`.
+
+Shapes: N rows, D embedding dimension, T tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from embedx.errors import StoreError, unknown
+from embedx.store import layout
+from embedx.store.index import OK, UnitEntry, read_entry, read_index
+from embedx.store.manifest import Manifest
+from embedx.store.shards import EMBEDDINGS, ShardEntry, open_shard
+
+Framework = Literal["numpy", "torch"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Embeddings:
+    """Rows of a store, each with the input it comes from; `table` has all columns of the index table."""
+
+    embeddings: Any
+    """[N, D] or [N, T, D], as a numpy array or a torch tensor."""
+    table: pa.Table
+    """The N rows of the index tables, in the same order."""
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def keys(self) -> list[str]:
+        """Each row's key, unique in its split."""
+        return _strings(self.table, "key")
+
+    @property
+    def groups(self) -> list[str | None]:
+        """Each row's group; None where the store has no group key."""
+        return list(self.table["group"].to_pylist())
+
+    @cached_property
+    def targets(self) -> Any:
+        """[N] int64, -1 where unknown; None if no row has a target. Of the same kind as `embeddings`."""
+        column = self.table["target"]
+        if column.null_count == len(column):
+            return None
+        values = column.fill_null(-1).to_numpy()
+        return torch.from_numpy(values.copy()) if isinstance(self.embeddings, Tensor) else values
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One shard, its file mapped: numbers are read when they are touched."""
+
+    path: Path
+    split: str
+    group: str | None
+    tensors: dict[str, Any]
+    """`embeddings` [N, D], `index` [N] int64, `targets` [N] int64 where known, one entry per extra layer."""
+
+
+class Store:
+    """A store on disk. Only committed units are seen; `complete` tells whether that is all of them."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.manifest = Manifest.read(self.path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Opens a store.
+
+        Raises:
+            StoreError: If `path` is not a store.
+        """
+        return cls(path)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every input of the plan is in the store."""
+        return self.manifest.complete
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """All that determines an embedding's value."""
+        return self.manifest.recipe
+
+    @cached_property
+    def units(self) -> dict[Path, UnitEntry]:
+        """The committed units, by their index table, in order."""
+        return {path: read_entry(path) for path in layout.index_files(self.path).values()}
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits, in the order they were given."""
+        found = dict.fromkeys(entry.split for entry in self.units.values())
+        return list(dict.fromkeys([*self.manifest.plan["splits"], *found]))
+
+    def groups(self, split: str) -> list[str]:
+        """Names of a split's groups, in order; empty if the store has no group key."""
+        entries = (shard for _, shard in self._shards(split, None))
+        return list(dict.fromkeys(entry.group for entry in entries if entry.group is not None))
+
+    def index(self, split: str | None = None) -> pa.Table:
+        """The index table of a split, or of all: one row per input, in plan order, rejected ones too."""
+        if split is not None:
+            self._require_split(split)
+        tables = [read_index(path) for path, unit in self.units.items() if split in (None, unit.split)]
+        return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
+
+    def load(
+        self,
+        split: str,
+        group: str | None = None,
+        *,
+        framework: Framework = "numpy",
+        name: str = EMBEDDINGS,
+    ) -> Embeddings:
+        """Reads the rows of a split, or of one of its groups, in plan order.
+
+        Args:
+            split: The split's name.
+            group: Only this group's rows.
+            framework: `numpy` or `torch`. As numpy has no bfloat16, those numbers become float32 there.
+            name: Which tensor: `embeddings`, or an extra layer's name.
+
+        Returns:
+            embeddings [N, D] with their keys, targets and groups.
+
+        Raises:
+            StoreError: If split, group or tensor are not there, or a file is damaged.
+        """
+        self._require_split(split)
+        if group is not None and group not in (groups := self.groups(split)):
+            raise StoreError(unknown("group", group, groups, hint=f"in split {split!r} of {self.path}"))
+        parts: list[Tensor] = []
+        tables: list[pa.Table] = []
+        for path, unit in self.units.items():
+            shards = [shard for shard in unit.shards if group is None or shard.group == group]
+            if unit.split != split or not shards:
+                continue
+            table = read_index(path)
+            kept = pc.equal(table["status"], OK)
+            if group is not None:
+                kept = pc.and_(kept, pc.equal(table["group"], group))
+            table = table.filter(kept)
+            parts.append(self._gather(table, shards, name))
+            tables.append(table)
+        if not parts:
+            raise StoreError(f"split {split!r} of {self.path} has no rows")
+        return Embeddings(_as(framework, torch.cat(parts)), pa.concat_tables(tables, promote_options="permissive"))
+
+    def iter_shards(
+        self, split: str | None = None, group: str | None = None, *, framework: Framework = "numpy"
+    ) -> Iterator[Shard]:
+        """Goes through the shards, mapping each file instead of reading it whole.
+
+        Raises:
+            StoreError: If the split is not there, or a file is damaged.
+        """
+        if split is not None:
+            self._require_split(split)
+        for unit, entry in self._shards(split, group):
+            with open_shard(self.path / entry.path) as file:
+                tensors = {name: _as(framework, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+            yield Shard(self.path / entry.path, unit.split, entry.group, tensors)
+
+    def _gather(self, table: pa.Table, shards: list[ShardEntry], name: str) -> Tensor:
+        """[N, ...]: for each row of `table`, in its order, the row of the shard that it names."""
+        result: Tensor | None = None
+        for entry in shards:
+            with open_shard(self.path / entry.path) as file:
+                if name not in file.keys():  # noqa: SIM118  (not a mapping)
+                    raise StoreError(unknown("tensor", name, file.keys(), hint=f"in {entry.path}"))
+                values: Tensor = file.get_tensor(name)
+            here = pc.equal(table["shard"], entry.path)
+            places = torch.from_numpy(pc.indices_nonzero(here).to_numpy().astype("int64"))
+            rows = torch.from_numpy(table["row"].filter(here).to_numpy().copy())
+            if len(rows) != len(values) or (len(rows) and int(rows.max()) >= len(values)):
+                raise StoreError(f"{entry.path} and its index table disagree; run `embedx verify {self.path}`")
+            if result is None:
+                result = values.new_empty(len(table), *values.shape[1:])
+            result[places] = values[rows]
+        if result is None:
+            raise StoreError(f"{self.path}: no shard to read from")
+        return result
+
+    def _shards(self, split: str | None, group: str | None) -> Iterator[tuple[UnitEntry, ShardEntry]]:
+        for unit in self.units.values():
+            if split in (None, unit.split):
+                for entry in unit.shards:
+                    if group in (None, entry.group):
+                        yield unit, entry
+
+    def _require_split(self, split: str) -> None:
+        if split not in self.splits:
+            raise StoreError(unknown("split", split, self.splits, hint=f"in {self.path}"))
+
+
+def _strings(table: pa.Table, column: str) -> list[str]:
+    return list(table[column].to_pylist())
+
+
+def _as(framework: Framework, tensor: Tensor) -> Any:
+    if framework == "torch":
+        return tensor
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()

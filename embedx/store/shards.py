@@ -1,0 +1,98 @@
+"""Shards: one safetensors file with the rows of one unit that belong to one group.
+
+Shapes: N rows, D embedding dimension, T tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from embedx.config import canonical_json
+from embedx.errors import StoreError
+from embedx.store.files import make_folder, write_atomic
+
+FORMAT = 1
+EMBEDDINGS = "embeddings"
+INDEX = "index"
+TARGETS = "targets"
+HEADER_KEY = "embedx"
+
+
+class ShardEntry(NamedTuple):
+    """What a unit's index table says of one of its shards."""
+
+    path: str
+    """Relative to the store."""
+    group: str | None
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class ShardHeader(NamedTuple):
+    """What a shard says of itself, as JSON under the key `embedx` of its safetensors metadata.
+
+    One key, because safetensors writes several in an order that changes from run to run.
+    """
+
+    format: int
+    split: str
+    group: str | None
+    unit: int
+    recipe: str
+    """The recipe's fingerprint."""
+
+
+def write_shard(root: Path, path: str, tensors: Mapping[str, Tensor], header: ShardHeader) -> ShardEntry:
+    """Writes one shard, whole or not at all.
+
+    Args:
+        root: The store.
+        path: Where the shard goes, relative to the store.
+        tensors: `embeddings` [N, D] or [N, T, D], `index` [N] int64, `targets` [N] int64 where known, and one
+            tensor [N, ...] per extra layer; contiguous, on the CPU.
+        header: What the shard says of itself.
+
+    Raises:
+        OSError: If it can't be written.
+    """
+    data = safetensors.torch.save(dict(tensors), metadata={HEADER_KEY: canonical_json(header._asdict())})
+    make_folder((root / path).parent)
+    write_atomic(root / path, data)
+    return ShardEntry(path, header.group, len(tensors[INDEX]), len(data), hashlib.sha256(data).hexdigest())
+
+
+def open_shard(path: Path) -> AbstractContextManager[Any]:
+    """Maps a shard's file: `get_tensor(name)` of what this yields reads no more than it touches.
+
+    Raises:
+        StoreError: If the file is not there or not a safetensors file.
+    """
+    try:
+        return cast(AbstractContextManager[Any], safe_open(path, framework="pt"))
+    except (SafetensorError, OSError) as error:
+        raise StoreError(f"{path}: not a readable shard ({error}); run `embedx verify` on its store") from error
+
+
+def read_header(shard: Any) -> ShardHeader:
+    """The header of an open shard.
+
+    Raises:
+        StoreError: If it has none, or one of another format.
+    """
+    try:
+        header = ShardHeader(**json.loads(shard.metadata()[HEADER_KEY]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError("the shard's header is missing or not embedx's") from error
+    if header.format != FORMAT:
+        raise StoreError(f"the shard's format is {header.format}; this embedx reads format {FORMAT}")
+    return header
