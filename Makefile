@@ -1,0 +1,37 @@
+# Everything a fresh machine needs, from python3 (3.11 or later, with venv) and make.
+PYTHON ?= python3
+BIN := .venv/bin
+PYTEST_FLAGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format bench
+
+help: ## Show this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: .venv/installed ## Make .venv/ with embedx and everything it needs
+
+.venv/installed: pyproject.toml scripts/constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint scripts/constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: install ## Embed the bundled sample images into demo/ and show what is there
+	$(BIN)/embedx extract --backbone shufflenet_v2_x0_5 --weights sample --group-key class --out demo
+	$(BIN)/embedx info demo
+	$(BIN)/embedx verify demo
+
+test: install ## Run the tests
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+check: install ## Lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install ## Format the code, and mend what the linter can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install ## Measure images per second, end to end, beside the forward pass alone and loading alone
+	$(BIN)/python scripts/bench.py

@@ -1,0 +1,217 @@
+"""Faults of the writer process: real processes, real kills, real time limits."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from tests.store.builders import manifest, unit_batch
+
+from embedx.errors import WriterError
+from embedx.store.index import UnitEntry
+from embedx.store.layout import index_files
+from embedx.store.process import WriterProcess
+from embedx.store.session import StoreSession
+from embedx.store.units import UnitBatch, UnitBuffer
+from embedx.store.verify import verify
+
+pytestmark = pytest.mark.timeout(60)
+
+
+class RaisesMidRun(UnitBuffer):
+    def add(self, batch: UnitBatch) -> None:
+        if batch.rows["index"][0].as_py() >= 12:
+            raise OSError(28, "No space left on device", "/some/disk")
+        super().add(batch)
+
+
+class RaisesInLastFlush(UnitBuffer):
+    def commit(self) -> UnitEntry:
+        if self.unit.number == 1:
+            raise OSError(28, "No space left on device", "/some/disk")
+        return super().commit()
+
+
+class UnpicklableError(Exception):
+    def __init__(self) -> None:
+        super().__init__("can't be pickled")
+        self.lock = threading.Lock()
+
+    def __reduce__(self) -> str:
+        raise TypeError("no")
+
+
+class RaisesUnpicklable(UnitBuffer):
+    def commit(self) -> UnitEntry:
+        raise UnpicklableError
+
+
+class KillsItself(UnitBuffer):
+    def add(self, batch: UnitBatch) -> None:
+        if batch.unit.number == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().add(batch)
+
+
+class ExitsQuietly(UnitBuffer):
+    def add(self, batch: UnitBatch) -> None:
+        if batch.unit.number == 1:
+            os._exit(0)
+        super().add(batch)
+
+
+class Slow(UnitBuffer):
+    def add(self, batch: UnitBatch) -> None:
+        time.sleep(0.05)
+        super().add(batch)
+
+
+@contextmanager
+def store_session(root: Path, inputs: int = 16) -> Iterator[StoreSession]:
+    session = StoreSession.begin(root, manifest({"train": inputs}), "resume")
+    try:
+        yield session
+    finally:
+        session.close()
+
+
+def write_all(writer: WriterProcess, inputs: int = 16, batch: int = 4) -> None:
+    for start in range(0, inputs, batch):
+        writer.put(unit_batch(start, start + batch))
+    writer.close()
+
+
+def assert_gone(pid: int | None, seconds: float = 5.0) -> None:
+    end = time.monotonic() + seconds
+    while pid is not None and psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < end, f"process {pid} is still there"
+        time.sleep(0.05)
+
+
+def assert_visible_units_are_whole(store: Path) -> None:
+    """An unfinished store has that fault alone, and files that no reader sees."""
+    unfinished, *faults = verify(store)
+    assert "not complete" in unfinished
+    assert [fault for fault in faults if "no index table names it" not in fault] == []
+
+
+def test_all_that_is_put_is_committed(tmp_path: Path) -> None:
+    with store_session(tmp_path / "store", inputs=14) as session:
+        writer = WriterProcess(session.terms)
+        write_all(writer, inputs=12)
+        assert_gone(writer.pid)
+        assert len(index_files(session.root)) == 2
+        writer = WriterProcess(session.terms)  # the rest of unit 1 never came, so it is not what was planned
+        writer.put(unit_batch(8, 14))
+        writer.close()
+        session.finish({})
+    assert list(verify(tmp_path / "store")) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "message", "committed"),
+    [
+        (RaisesMidRun, "No space left on device", 1),
+        (RaisesInLastFlush, "No space left on device", 1),
+        (RaisesUnpicklable, "can't be pickled", 0),
+        (KillsItself, "killed by SIGKILL", 1),
+        (ExitsQuietly, "ended with exit code 0", 1),
+    ],
+)
+def test_a_failed_writer_ends_the_run_and_what_is_visible_is_whole(
+    tmp_path: Path, fault: type[UnitBuffer], message: str, committed: int
+) -> None:
+    with store_session(tmp_path / "store") as session:
+        writer = WriterProcess(session.terms, fault)
+        with pytest.raises(WriterError, match=message) as caught:
+            write_all(writer)
+        writer.abort()
+        assert_gone(writer.pid)
+        if fault not in (KillsItself, ExitsQuietly):
+            assert "Traceback" in caught.value.__notes__[0] and "test_process.py" in caught.value.__notes__[0]
+    units = index_files(tmp_path / "store")
+    assert len(units) <= committed
+    assert_visible_units_are_whole(tmp_path / "store")
+
+
+def test_abort_drops_the_unit_under_way(tmp_path: Path) -> None:
+    with store_session(tmp_path / "store") as session:
+        writer = WriterProcess(session.terms, Slow)
+        for start in range(0, 8, 4):
+            writer.put(unit_batch(start, start + 4))
+        started = time.monotonic()
+        writer.abort()
+        writer.abort()
+        assert time.monotonic() - started < 5
+        assert_gone(writer.pid)
+    assert not index_files(tmp_path / "store")
+
+
+def test_an_item_that_can_not_be_pickled_fails_in_put_and_not_silently(tmp_path: Path) -> None:
+    with store_session(tmp_path / "store") as session:
+        writer = WriterProcess(session.terms)
+        with pytest.raises((TypeError, AttributeError)):
+            writer.put(unit_batch(0, 4)._replace(rows=threading.Lock()))
+        writer.abort()
+
+
+def test_the_writer_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+    script = textwrap.dedent("""
+        import sys, time
+        from pathlib import Path
+        from tests.store.builders import manifest, unit_batch
+        from tests.store.test_process import Slow
+        from embedx.store.process import WriterProcess
+        from embedx.store.session import StoreSession
+
+        if __name__ == "__main__":
+            session = StoreSession.begin(Path(sys.argv[1]), manifest({"train": 4000}), "resume")
+            writer = WriterProcess(session.terms, Slow)
+            for start in range(0, 4000, 4):
+                writer.put(unit_batch(start, start + 4))
+                if start == 40:
+                    print(writer.pid, flush=True)
+        """)
+    (tmp_path / "main.py").write_text(script)
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    command = [sys.executable, str(tmp_path / "main.py"), str(tmp_path / "store")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as main:
+        assert main.stdout is not None
+        writer_pid = int(main.stdout.readline())
+        family = [main.pid, *(child.pid for child in psutil.Process(main.pid).children(recursive=True))]
+        assert writer_pid in family
+        main.kill()
+    for pid in family:
+        assert_gone(pid)
+    assert_visible_units_are_whole(tmp_path / "store")
+
+
+def test_a_slow_disk_costs_time_and_not_memory(tmp_path: Path) -> None:
+    """1 MiB per batch and unit, 160 of them: no more than a queue's worth of them is ever in memory."""
+    with store_session(tmp_path / "store", inputs=2560) as session:
+        terms = session.terms._replace(rows_per_unit=16)
+        writer = WriterProcess(terms, Slow)
+        family = [psutil.Process(), psutil.Process(writer.pid)]
+        memory = []
+        for number in range(160):
+            start = number * 16
+            batch = unit_batch(start, start + 16)
+            unit = batch.unit._replace(number=number)
+            tensors = {"embeddings": batch.tensors["embeddings"][:, :1].repeat(1, 16 * 1024)}
+            writer.put(batch._replace(unit=unit, tensors=tensors))
+            if number % 10 == 9:
+                memory.append(sum(process.memory_full_info().pss for process in family))
+        writer.close()
+    early, late = max(memory[1:5]), max(memory[-4:])
+    assert late < early + 24 * 1024**2, [size // 1024**2 for size in memory]
+    assert len(index_files(tmp_path / "store")) == 160

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.store.builders import build_store, vectors
+
+import embedx
+from embedx.errors import StoreError
+
+OK_ROWS = [0, 1, 3, 4, 5, 6, 7, 8, 9, 10, 11]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> embedx.Store:
+    return embedx.open(build_store(tmp_path / "store", inputs=12))
+
+
+def test_load_gives_a_split_in_plan_order_with_its_inputs(store: embedx.Store) -> None:
+    rows = store.load("train")
+    assert rows.keys == [f"key-{row}" for row in OK_ROWS]
+    assert isinstance(rows.embeddings, np.ndarray) and rows.embeddings.dtype == np.float32
+    assert np.array_equal(rows.embeddings, vectors(0, 12)[OK_ROWS].numpy())
+    assert rows.groups == ["cat" if row % 2 else "dog" for row in OK_ROWS]
+    assert rows.targets.tolist() == [-1 if row == 3 else row % 2 for row in OK_ROWS]
+    assert len(rows) == len(OK_ROWS)
+
+
+def test_load_gives_a_group_and_torch(store: embedx.Store) -> None:
+    rows = store.load("train", "cat", framework="torch")
+    assert torch.equal(rows.embeddings, vectors(0, 12)[[1, 3, 5, 7, 9, 11]])
+    assert isinstance(rows.targets, torch.Tensor)
+    assert store.splits == ["train"] and store.groups("train") == ["dog", "cat"]
+
+
+def test_iter_shards_maps_every_shard(store: embedx.Store) -> None:
+    shards = list(store.iter_shards("train", framework="torch"))
+    assert [(shard.group, len(shard.tensors["index"])) for shard in shards] == [
+        ("dog", 3),
+        ("cat", 4),
+        ("dog", 2),
+        ("cat", 2),
+    ]
+    for shard in store.iter_shards():
+        assert np.array_equal(shard.tensors["embeddings"][:, 0], shard.tensors["index"])
+
+
+def test_the_index_has_rejected_inputs_too(store: embedx.Store) -> None:
+    index = store.index("train")
+    assert len(index) == 12
+    assert index.filter(pa_equal(index, "status", "rejected"))["key"].to_pylist() == ["key-2"]
+    assert len(store.index()) == 12
+
+
+def pa_equal(table, column, value):
+    import pyarrow.compute as pc
+
+    return pc.equal(table[column], value)
+
+
+def test_unknown_names_are_answered_with_the_nearest(store: embedx.Store) -> None:
+    with pytest.raises(StoreError, match="did you mean train"):
+        store.load("trian")
+    with pytest.raises(StoreError, match="did you mean cat"):
+        store.load("train", "cats")
+    with pytest.raises(StoreError, match="valid: embeddings"):
+        store.load("train", name="layer4")
+    with pytest.raises(StoreError, match="is not a store"):
+        embedx.open(store.path / "train")
+
+
+def test_what_has_no_index_table_does_not_exist(store: embedx.Store) -> None:
+    (store.path / "index/train-00001.parquet").unlink()
+    rows = embedx.open(store.path).load("train")
+    assert rows.keys == [f"key-{row}" for row in OK_ROWS if row < 8]
+
+
+def test_a_store_without_groups(tmp_path: Path) -> None:
+    store = embedx.open(build_store(tmp_path / "plain", group_key=None))
+    assert store.groups("train") == []
+    assert (store.path / "train/shard-00001.safetensors").is_file()
+    assert np.array_equal(store.load("train").embeddings[:, 0], OK_ROWS)

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.store.builders import build_store, manifest, unit_batch
+
+from embedx.errors import StoreError, StoreLockedError, StoreMismatchError
+from embedx.store import layout
+from embedx.store.layout import Unit
+from embedx.store.manifest import Manifest
+from embedx.store.reader import Store
+from embedx.store.session import StoreSession
+from embedx.store.units import UnitBuffer
+from embedx.store.verify import verify
+
+
+def commit(session: StoreSession, start: int, stop: int) -> None:
+    batch = unit_batch(start, stop)
+    buffer = UnitBuffer(session.terms, batch.unit)
+    buffer.add(batch)
+    buffer.commit()
+
+
+def test_resume_knows_what_is_committed_and_clears_what_is_half(tmp_path: Path) -> None:
+    out = tmp_path / "store"
+    session = StoreSession.begin(out, manifest({"train": 16}), "resume")
+    commit(session, 0, 8)
+    commit(session, 8, 16)
+    session.close()
+    (out / "index/train-00001.parquet").unlink()  # as if killed between shards and index table
+    (out / "train/cat/.shard-00001.safetensors.embedx-tmp").write_bytes(b"half")
+    (out / "notes.txt").write_text("a stranger's")
+    session = StoreSession.begin(out, manifest({"train": 16}), "resume")
+    assert session.is_committed(Unit("train", 0)) and not session.is_committed(Unit("train", 1))
+    assert {path.name for *_, path in layout.shard_files(out)} == {"shard-00000.safetensors"}
+    assert not list(layout.temporary_files(out))
+    with pytest.raises(StoreError, match="16 inputs, but 8"):
+        session.finish({})
+    assert not Manifest.read(out).complete
+    commit(session, 8, 16)
+    assert session.finish({}).totals["train"]["inputs"] == 16
+    session.close()
+    assert (out / "notes.txt").is_file()
+    assert list(verify(out)) == []
+
+
+def test_another_recipe_or_plan_is_refused_with_what_differs(tmp_path: Path) -> None:
+    out = build_store(tmp_path / "store")
+    before = (out / "manifest.json").read_bytes()
+    with pytest.raises(StoreMismatchError, match="recipe.name: r → other"):
+        StoreSession.begin(out, manifest({"train": 12}, recipe="other"), "resume")
+    with pytest.raises(StoreMismatchError, match=r"plan.splits.train.inputs: 12 → 13"):
+        StoreSession.begin(out, manifest({"train": 13}), "resume")
+    assert (out / "manifest.json").read_bytes() == before
+
+
+def test_a_folder_that_is_not_a_store_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/cat.jpg").touch()
+    for mode in ("create", "resume", "overwrite"):
+        with pytest.raises(StoreMismatchError, match="not a store"):
+            StoreSession.begin(tmp_path / "photos", manifest({"train": 1}), mode)
+    assert os.listdir(tmp_path / "photos") == ["cat.jpg"]
+
+
+def test_create_refuses_an_existing_store(tmp_path: Path) -> None:
+    out = build_store(tmp_path / "store")
+    with pytest.raises(StoreMismatchError, match="is a store already"):
+        StoreSession.begin(out, manifest({"train": 12}), "create")
+
+
+def test_overwrite_keeps_the_old_store_readable_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    out = build_store(tmp_path / "store", inputs=12)
+    (out / "notes.txt").write_text("mine")
+    (out / "train" / "notes.txt").write_text("mine too")
+    old_rows = len(Store.open(out).load("train"))
+    session = StoreSession.begin(out, manifest({"train": 8}, recipe="new"), "overwrite")
+    commit(session, 0, 8)
+    assert list(verify(out)) == [] and len(Store.open(out).load("train")) == old_rows
+    session.finish({})
+    session.close()
+    assert Store.open(out).recipe == {"name": "new"} and list(verify(out)) == []
+    assert len(Store.open(out).load("train")) == 8
+    assert (out / "notes.txt").read_text() == "mine" and (out / "train/notes.txt").read_text() == "mine too"
+    assert os.listdir(tmp_path) == ["store"]
+
+
+def test_an_interrupted_overwrite_is_taken_up_again(tmp_path: Path) -> None:
+    out = build_store(tmp_path / "store", inputs=12)
+    new = manifest({"train": 16}, recipe="new")
+    session = StoreSession.begin(out, new, "overwrite")
+    commit(session, 0, 8)
+    session.close()
+    session = StoreSession.begin(out, new, "overwrite")
+    assert session.is_committed(Unit("train", 0))
+    session.close()
+    session = StoreSession.begin(out, manifest({"train": 16}, recipe="newer"), "overwrite")
+    assert not session.is_committed(Unit("train", 0))
+    session.close()
+    assert list(verify(out)) == []
+
+
+def test_the_lock_names_its_holder_and_dies_with_it(tmp_path: Path) -> None:
+    out = tmp_path / "store"
+    holder = (
+        "import sys; from pathlib import Path; from tests.store.builders import manifest\n"
+        "from embedx.store.session import StoreSession\n"
+        f"session = StoreSession.begin(Path({str(out)!r}), manifest({{'train': 1}}), 'resume')\n"
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", holder]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        with pytest.raises(StoreLockedError, match=f"process {process.pid} on"):
+            StoreSession.begin(out, manifest({"train": 1}), "resume")
+        process.kill()
+    StoreSession.begin(out, manifest({"train": 1}), "resume").close()

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tests.store.builders import build_store, manifest, unit_batch
+
+from embedx.store.session import StoreSession
+from embedx.store.units import UnitBuffer
+from embedx.store.verify import verify
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return build_store(tmp_path / "store")
+
+
+def faults(store: Path) -> str:
+    return "\n".join(verify(store))
+
+
+def test_a_whole_store_has_no_faults(store: Path) -> None:
+    assert faults(store) == ""
+
+
+def test_a_flipped_bit_is_found_in_shard_and_index_table(store: Path) -> None:
+    for file in ("train/cat/shard-00000.safetensors", "index/train-00000.parquet"):
+        data = (store / file).read_bytes()
+        for position in range(0, len(data), max(1, len(data) // 25)):
+            (store / file).write_bytes(data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :])
+            assert file in faults(store), f"byte {position} of {file}"
+        (store / file).write_bytes(data)
+    assert faults(store) == ""
+
+
+def test_missing_and_extra_files_are_found(store: Path) -> None:
+    shard = store / "train/cat/shard-00000.safetensors"
+    data = shard.read_bytes()
+    shard.unlink()
+    assert "train/cat/shard-00000.safetensors: missing" in faults(store)
+    shard.write_bytes(data)
+    (store / "train/cat/shard-00007.safetensors").write_bytes(data)
+    assert "shard-00007.safetensors: no index table names it" in faults(store)
+    (store / "train/cat/shard-00007.safetensors").unlink()
+    (store / "index/train-00001.parquet").unlink()
+    found = faults(store)
+    assert "index/train-00001.parquet: missing" in found
+    assert "manifest.json says 12 inputs, found 8" in found
+
+
+def test_swapped_shards_are_found(store: Path) -> None:
+    cat, dog = (store / f"train/{group}/shard-00001.safetensors" for group in ("cat", "dog"))
+    one, other = cat.read_bytes(), dog.read_bytes()
+    cat.write_bytes(other)
+    dog.write_bytes(one)
+    assert faults(store).count("sha256") == 2
+
+
+def test_a_manifest_that_does_not_add_up_is_found(store: Path) -> None:
+    path = store / "manifest.json"
+    contents = json.loads(path.read_text())
+    contents["totals"]["train"]["rows"] += 1
+    path.write_text(json.dumps(contents))
+    assert "manifest.json says 12 rows, found 11" in faults(store)
+
+
+def test_rows_that_are_nan_are_named(tmp_path: Path) -> None:
+    session = StoreSession.begin(tmp_path / "store", manifest({"train": 8}), "create")
+    batch = unit_batch(0, 8)
+    batch.tensors["embeddings"][5, 1] = torch.nan
+    buffer = UnitBuffer(session.terms, batch.unit)
+    buffer.add(batch)
+    buffer.commit()
+    session.finish({})
+    session.close()
+    found = faults(tmp_path / "store")
+    assert "NaN" in found and "key-5" in found
+
+
+def test_an_unfinished_store_is_told(tmp_path: Path) -> None:
+    StoreSession.begin(tmp_path / "store", manifest({"train": 8}), "create").close()
+    assert "not complete" in faults(tmp_path / "store")
