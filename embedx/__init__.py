@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from embedx.engine.connectors import data_key as data_key
     from embedx.engine.connectors import pred_key as pred_key
     from embedx.engine.connectors import remap_pred_keys as remap_pred_keys
-    from embedx.engine.loop import test_loop as test_loop
+    from embedx.engine.loop import run_test as run_test
     from embedx.engine.state import TrainerState as TrainerState
     from embedx.errors import EmbedxError as EmbedxError
     from embedx.store.reader import Embeddings as Embeddings
@@ -41,7 +41,7 @@ _HOMES = {
     "data_key": "engine.connectors",
     "pred_key": "engine.connectors",
     "remap_pred_keys": "engine.connectors",
-    "test_loop": "engine.loop",
+    "run_test": "engine.loop",
     "verify": "store.verify",
 }
 

@@ -25,7 +25,7 @@ from embedx.config import ExtractConfig, Precision, Recipe
 from embedx.data.loaders import SplitLoader, default_workers
 from embedx.data.plan import Plan, build_plan, rows_per_unit
 from embedx.data.sources import parse_data
-from embedx.engine.loop import test_loop
+from embedx.engine.loop import run_test
 from embedx.errors import ConfigError
 from embedx.models.backbones import BackboneSpec, describe_backbone
 from embedx.models.runtime import EagerRuntime, resolve_device, resolve_precision
@@ -167,11 +167,11 @@ def extract(config: ExtractConfig, console: Console | None = None) -> Summary:
     session = StoreSession.begin(config.out, job.manifest, mode="overwrite" if config.overwrite else "resume")
     try:
         loaders = _loaders(job, session)
-        up_to_date = session.manifest.complete and not loaders
+        up_to_date = session.is_finished and not loaders
         if loaders:
             _run(job, session, loaders, console)
         elif not up_to_date:
-            session.finish({})
+            session.finish(session.manifest.timings)
     finally:
         session.close()
     manifest = session.manifest
@@ -194,7 +194,7 @@ def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], conso
             session=session,
         ),
     ]
-    test_loop(model, loaders, callbacks)
+    run_test(model, loaders, callbacks)
 
 
 def _loaders(job: Job, session: StoreSession) -> dict[str, SplitLoader]:

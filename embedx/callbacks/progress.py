@@ -52,7 +52,7 @@ class ProgressBar(Callback):
 class _Bars:
     def __init__(self, console: Console, totals: dict[str, int]) -> None:
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]:>6.0f} img/s"),
@@ -100,7 +100,8 @@ class _Lines:
         finished = self._done[name] == self._totals[name]
         if finished or time.perf_counter() - self._last >= _LINE_SECONDS:
             self._last = time.perf_counter()
-            self._console.print(f"{name}: {self._done[name]} of {self._totals[name]} inputs", highlight=False)
+            line = f"{name}: {self._done[name]} of {self._totals[name]} inputs"
+            self._console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def stop(self) -> None:
         pass

@@ -24,6 +24,10 @@ class RejectedInputs(Callback):
         self.on_error = on_error
         self.counts: Counter[int] = Counter()
 
+    def on_test_epoch_start(self, trainer_state: TrainerState, model: nn.Module) -> None:
+        """Begins to count."""
+        self.counts.clear()
+
     def on_test_batch_end(
         self,
         trainer_state: TrainerState,

@@ -21,6 +21,7 @@ class Throughput(Callback):
 
     def on_test_epoch_start(self, trainer_state: TrainerState, model: nn.Module) -> None:
         """Starts the clock."""
+        self.inputs = 0
         self._start = self._first = time.perf_counter()
 
     def on_test_batch_end(

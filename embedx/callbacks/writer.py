@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 
 from embedx.callbacks.base import Callback
 from embedx.engine.connectors import CallbackConnector
-from embedx.engine.loop import unpad
+from embedx.engine.loop import evaluation_mode, unpad
 from embedx.engine.state import Batch, Metrics, Outputs, TrainerState
 from embedx.errors import ConfigError
 from embedx.store.index import OK, PLACE_SCHEMA, REJECTED, ROW_SCHEMA
@@ -20,8 +22,8 @@ from embedx.store.layout import Unit
 from embedx.store.manifest import Manifest
 from embedx.store.process import WriterProcess
 from embedx.store.session import StoreSession
-from embedx.store.shards import EMBEDDINGS
-from embedx.store.units import UnitBatch
+from embedx.store.shards import EMBEDDINGS, INDEX, TARGETS
+from embedx.store.units import UNKNOWN_TARGET, UnitBatch
 
 _ROWS_PER_UNIT = 16_384
 """128 MiB of 2048 float32 numbers per row."""
@@ -89,12 +91,18 @@ class EmbeddingsWriter(Callback):
                 Manifest(recipe=self.recipe, plan=plan, environment={}),
                 mode="overwrite" if self.overwrite else "create",
             )
+        self._last_index.clear()
         self._process = WriterProcess(self._session.terms)
 
     def on_test_epoch_start(self, trainer_state: TrainerState, model: nn.Module) -> None:
-        """Brings an own backbone into evaluation mode."""
-        if self.backbone is not None:
-            self.backbone.eval()
+        """Checks that every dataloader has a split name of its own.
+
+        Raises:
+            ConfigError: If not.
+        """
+        names = [self._split_name(trainer_state, index) for index in range(len(trainer_state["test_dataloader"] or ()))]
+        if twice := sorted(name for name, count in Counter(names).items() if count > 1):
+            raise ConfigError(f"two dataloaders have the split name {', '.join(twice)}; give each its own")
 
     def on_test_batch_end(
         self,
@@ -112,7 +120,7 @@ class EmbeddingsWriter(Callback):
             ConfigError: If the batch lacks what is needed.
         """
         if self.backbone is not None:
-            with torch.inference_mode():
+            with evaluation_mode(self.backbone), torch.inference_mode():
                 outputs = unpad(self.backbone(batch["images"]), batch)
         if self.test_connector is not None:
             inputs = self.get_test_callback_inputs(outputs, batch)
@@ -219,31 +227,52 @@ def rows_table(batch: Batch, split: str, group_key: str | None) -> pa.Table:
     count = len(batch["index"])
     nothing = [None] * count
     reasons = batch.get("reasons", nothing)
-    targets = batch["targets"].tolist() if "targets" in batch else nothing
     columns = {
         "split": [split] * count,
         "index": batch["index"].tolist(),
         "key": batch["keys"],
         "path": batch.get("paths", nothing),
-        "group": pa.array(metadata[group_key]).cast(pa.string()) if group_key is not None else nothing,
-        "target": [None if target == -1 else target for target in targets],
+        "group": pc.cast(_array(metadata[group_key]), pa.string()) if group_key is not None else nothing,
+        "target": _targets(batch, count),
         "status": [OK if reason is None else REJECTED for reason in reasons],
         "reason": reasons,
         "bytes": batch.get("bytes", nothing),
         "sha256": batch.get("sha256", nothing),
     }
-    table = pa.table(columns, schema=ROW_SCHEMA)
-    for name, values in metadata.items():
-        table = table.append_column(name, pa.array(values))
+    try:
+        table = pa.table(columns, schema=ROW_SCHEMA)
+        for name, values in metadata.items():
+            table = table.append_column(name, _array(values))
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise ConfigError(f"the batch's entries are not a plain value for each of its {count} rows: {error}") from error
     return table
 
 
+def _array(values: Any) -> pa.Array:
+    """Metadata as an arrow array; default collation makes tensors of numbers."""
+    return pa.array(values.tolist() if isinstance(values, Tensor) else values)
+
+
+def _targets(batch: Batch, count: int) -> list[int | None]:
+    if "targets" not in batch:
+        return [None] * count
+    targets = torch.as_tensor(batch["targets"])
+    if targets.is_floating_point() or targets.is_complex():
+        raise ConfigError(f"the batch's targets are {targets.dtype}; a target is a class's number, an integer")
+    return [None if target == UNKNOWN_TARGET else target for target in targets.tolist()]
+
+
 def _stored(outputs: Any, count: int, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """The tensors to store, on the CPU: `embeddings` [n, D] and one entry per extra layer."""
+    """The tensors to store, `embeddings` [n, D] and one entry per extra layer: copies of our own, on the CPU.
+
+    A copy always: what is handed over is read later, when the model may have filled its buffers anew.
+    """
     outputs = outputs if isinstance(outputs, Mapping) else {EMBEDDINGS: outputs}
     if EMBEDDINGS not in outputs:
         raise ConfigError(f"the outputs have no {EMBEDDINGS!r}, but {', '.join(outputs)}; give a test_connector")
+    if reserved := sorted({INDEX, TARGETS}.intersection(outputs)):
+        raise ConfigError(f"an output can't be named {', '.join(reserved)}: shards have tensors of that name")
     for name, tensor in outputs.items():
         if len(tensor) != count:
             raise ConfigError(f"the output {name!r} has {len(tensor)} rows for {count} inputs")
-    return {name: tensor.detach().to("cpu", dtype or tensor.dtype) for name, tensor in outputs.items()}
+    return {name: tensor.detach().to("cpu", dtype or tensor.dtype, copy=True) for name, tensor in outputs.items()}

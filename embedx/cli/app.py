@@ -30,7 +30,7 @@ def main() -> NoReturn:
     """Runs the command line and ends the process with the exit code that DESIGN.md §8 gives the outcome."""
     debug = "--debug" in sys.argv
     try:
-        app()
+        app(prog_name="embedx")
     except Terminated:
         code = _interrupted("terminated", 143)
     except KeyboardInterrupt:

@@ -1,6 +1,6 @@
 """From a file's bytes to the backbone's pixels, in uint8.
 
-torchvision.io decodes what it can; Pillow what it can't: CMYK, 16-bit, palettes with alpha, BMP, TIFF and so on.
+torchvision.io decodes what it can; Pillow the rest: PNG, CMYK, BMP, TIFF and so on.
 What has no defined way to 8-bit RGB, or is not whole, is rejected with its reason, never guessed.
 """
 
@@ -21,13 +21,12 @@ from torchvision.transforms.v2 import functional as transforms
 
 from embedx.config import Preprocessing
 
-_NATIVE = {
-    ("JPEG", "RGB"), ("JPEG", "L"), ("MPO", "RGB"),
-    ("PNG", "RGB"), ("PNG", "RGBA"), ("PNG", "L"), ("PNG", "LA"),
-    ("WEBP", "RGB"), ("WEBP", "RGBA"),
-}  # fmt: skip
-"""(format, mode) pairs, in Pillow's words, that torchvision.io decodes to what Pillow gives."""
-_NATIVE_EXIF = {"JPEG", "MPO", "PNG"}
+_NATIVE = {("JPEG", "RGB"), ("JPEG", "L"), ("MPO", "RGB"), ("WEBP", "RGB"), ("WEBP", "RGBA")}
+"""(format, mode) pairs, in Pillow's words, that torchvision.io decodes to what Pillow gives.
+
+Not PNG: on damaged files its decoder ends the whole process (seen with torchvision 0.29).
+"""
+_NATIVE_EXIF = {"JPEG", "MPO"}
 """Formats in which torchvision.io applies the EXIF orientation."""
 _MAX_RESIZED_PIXELS = 178_956_970
 """Pillow's own limit for a decompression bomb, applied to the resized image too."""
@@ -95,6 +94,8 @@ def _decode_native(data: bytes, image: Image.Image, *, exif: bool) -> Tensor | N
         return None
     if exif and "exif" in image.info and image.format not in _NATIVE_EXIF:
         return None
+    if exif and b"Orientation" in image.info.get("xmp", b""):
+        return None  # of the two only Pillow looks there
     encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     try:
         pixels = decode_image(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=exif)

@@ -144,11 +144,12 @@ class SplitLoader:
         iterator, self._iterator = self._iterator or iter(self._loader), None
         try:
             yield from iterator
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
+            # The first is torch's own word; the others come of asking a dead worker for a batch's memory.
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
             raise LoaderError(
-                f"a process that decodes images died ({error}); what is committed stays, and running again goes "
+                f"a process that decodes images died ({error!r}); what is committed stays, and running again goes "
                 "on from there; if memory is short, give fewer --workers"
             ) from error
 

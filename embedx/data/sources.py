@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -83,26 +84,29 @@ class FolderSource:
     ) -> Iterator[tuple[tuple[bytes, ...], int | None, int | None]]:
         """Yields (path below the root in parts, size, modification time) of every image."""
         try:
-            status = os.stat(folder)
+            own = os.stat(folder)
             entries = list(os.scandir(folder))
         except OSError as error:
             raise ConfigError(
                 f"{as_text(folder)}: can't be listed ({error.strerror}); mend it, or name other folders"
             ) from error
-        identity = (status.st_dev, status.st_ino)
+        identity = (own.st_dev, own.st_ino)
         if identity in ancestors:
             return
         for entry in entries:
             if entry.name.startswith(b"."):
                 continue
-            if entry.is_dir():
-                yield from self._walk(entry.path, (*ancestors, identity), (*below, entry.name))
-            elif os.path.splitext(entry.name)[1].lower().decode("ascii", "replace") in IMAGE_SUFFIXES:
-                try:
-                    file = entry.stat()
-                    yield (*below, entry.name), file.st_size, file.st_mtime_ns
-                except OSError:  # a broken link: the read will say so, and reject it
-                    yield (*below, entry.name), None, None
+            try:
+                status = entry.stat()
+            except OSError:  # a broken link: the read will say so, and reject it
+                size_and_time: tuple[int | None, int | None] = None, None
+            else:
+                if stat.S_ISDIR(status.st_mode):
+                    yield from self._walk(entry.path, (*ancestors, identity), (*below, entry.name))
+                    continue
+                size_and_time = status.st_size, status.st_mtime_ns
+            if os.path.splitext(entry.name)[1].lower().decode("ascii", "replace") in IMAGE_SUFFIXES:
+                yield (*below, entry.name), *size_and_time
 
 
 def as_text(name: bytes) -> str:
@@ -139,17 +143,17 @@ def parse_data(specs: Sequence[str]) -> dict[str, Source]:
 
 def _split_spec(spec: str) -> tuple[str | None, Path]:
     name, equals, path = spec.partition("=")
-    if equals and "/" not in name and not Path(spec).exists():
+    if equals and "/" not in name and not os.path.exists(spec):
         return name, Path(path)
     return None, Path(spec)
 
 
 def _path_fault(spec: str, path: Path) -> str | None:
-    if path.is_dir():
+    if os.path.isdir(path):
         return None
-    if path.exists():
+    if os.path.exists(path):
         return f"--data {spec}: {path} is a file; give a folder of images"
-    siblings = os.listdir(path.parent) if path.parent.is_dir() else []
+    siblings = os.listdir(path.parent) if os.path.isdir(path.parent) else []
     near = difflib.get_close_matches(path.name, siblings, n=1)
     hint = f"did you mean {path.parent / near[0]}?" if near else "give a folder of images, or NAME=FOLDER"
     return f"--data {spec}: there is no folder {path}; {hint}"

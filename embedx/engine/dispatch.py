@@ -56,13 +56,15 @@ class Dispatcher:
                 error.add_note(f"and in teardown: {trouble!r}")
             raise
         if troubles := self._fire_all("teardown"):
+            for trouble in troubles[1:]:
+                troubles[0].add_note(f"and in another teardown: {trouble!r}")
             raise troubles[0]
 
-    def _fire_all(self, hook: str, *args: Any) -> list[Exception]:
-        troubles: list[Exception] = []
+    def _fire_all(self, hook: str, *args: Any) -> list[BaseException]:
+        troubles: list[BaseException] = []
         for call in self._hooks[hook]:
             try:
                 call(*args)
-            except Exception as trouble:  # noqa: BLE001  (every callback gets its turn to clean up)
+            except BaseException as trouble:  # noqa: BLE001  (every callback gets its turn to clean up)
                 troubles.append(trouble)
         return troubles

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ IMAGES = DataConnector({"images": "images"})
 """Feeds the batch's images to a model that takes `images`."""
 
 
-def test_loop(
+def run_test(
     model: nn.Module,
     dataloaders: Mapping[str, Iterable[Batch]],
     callbacks: Sequence[Callback],
@@ -50,13 +51,8 @@ def test_loop(
     state["num_steps"] = sum(length or 0 for length in lengths)
     state["num_epochs"] = 1
     hooks = Dispatcher(callbacks, state)
-    was_training = model.training
-    with hooks.running():
-        model.eval()
-        try:
-            run_test_epoch(model, dataloaders, hooks, connector)
-        finally:
-            model.train(was_training)
+    with hooks.running(), evaluation_mode(model):
+        run_test_epoch(model, dataloaders, hooks, connector)
     return state
 
 
@@ -78,6 +74,18 @@ def run_test_epoch(
     hooks.fire("on_test_epoch_end", state, model, stage="test")
 
 
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Brings a model into evaluation mode, and afterwards each of its modules back into the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
 def unpad(outputs: Any, batch: Batch) -> Any:
     """Drops the outputs for a batch's padding: the rows beyond its `index` [n].
 
@@ -96,4 +104,7 @@ def unpad(outputs: Any, batch: Batch) -> Any:
 
 
 def _length(loader: Iterable[Batch]) -> int | None:
-    return len(loader) if isinstance(loader, Sized) else None
+    try:
+        return len(loader)  # type: ignore[arg-type]
+    except TypeError:  # also a DataLoader's, over a dataset without a length
+        return None

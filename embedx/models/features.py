@@ -62,8 +62,8 @@ class Embedder(nn.Module):
         if isinstance(features, Tensor):
             features = {"embeddings": features}
         pooled = {
-            name: pool_features(value, self.pool, channels_last=name in self.channels_last_layers)
-            for name, value in features.items()
+            name: pool_features(features[name], self.pool, channels_last=name in self.channels_last_layers)
+            for name in sorted(features, key="embeddings".__ne__)
         }
         if self.normalize:
             return {name: functional.normalize(value, dim=-1) for name, value in pooled.items()}

@@ -23,7 +23,7 @@ LOCK = ".lock"
 TEMPORARY_SUFFIX = ".embedx-tmp"
 
 _SAFE = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-. ")
-_NO_NAME = "%none"
+_NO_NAME, _EMPTY_NAME = "%none", "%empty"
 _LONGEST = 200
 _DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _INDEX_NAME = re.compile(r"(?P<split>.+)-(?P<unit>\d{5,})\.parquet")
@@ -42,10 +42,10 @@ def folder_name(name: str | None) -> str:
 
     Different names give different folder names, none of them hidden, with a separator, or a device's. A name
     too long for a file system keeps its beginning, and ends in `%~` and the first 32 hex digits of its
-    sha256; every other one is read back by `urllib.parse.unquote`. No group at all is `%none`.
+    sha256; every other one is read back by `urllib.parse.unquote`. No group at all is `%none`, an empty name `%empty`.
     """
     if not name:
-        return _NO_NAME
+        return _NO_NAME if name is None else _EMPTY_NAME
     data = name.encode("utf-8", "surrogateescape")
     encoded = "".join(chr(byte) if byte in _SAFE else f"%{byte:02X}" for byte in data)
     if encoded[0] in ". " or _DEVICE_NAME.fullmatch(encoded):

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from embedx.errors import StoreError, StoreMismatchError
+from embedx.errors import ConfigError, StoreError, StoreMismatchError
 from embedx.store import layout
 from embedx.store.files import make_folder, sync_folder
 from embedx.store.index import read_entry
@@ -53,21 +53,26 @@ class StoreSession:
         Raises:
             StoreMismatchError: If `out` is not a store, or one of another recipe or plan; nothing is changed.
             StoreLockedError: If another run holds it.
-            OSError: If it can't be written.
+            ConfigError: If the folder can't be made or written.
         """
         refuse_unless_ours(out)
         existing = is_store(out)
-        if existing and mode == "create":
+        if existing and mode == "create" and (Manifest.read(out).complete or layout.index_files(out)):
             raise StoreMismatchError(f"{out} is a store already; choose another folder, or overwrite it")
         if existing and mode == "resume":
             _refuse_other(out, Manifest.read(out), manifest)
-        make_folder(out.absolute())
-        locks = [StoreLock(out)]
+        try:
+            make_folder(out.absolute())
+            locks = [StoreLock(out)]
+        except OSError as error:
+            raise ConfigError(f"--out {out}: can't be written ({error.strerror}); choose another path") from error
         root = out
         try:
             if existing and mode == "overwrite":
                 root = _staging_folder(out)
-                if not (is_store(root) and not _differences(Manifest.read(root), manifest)):
+                # Without the inputs' identity, nothing tells whether what an earlier run left there is of these.
+                known = bool(manifest.plan["splits"]) and is_store(root)
+                if not (known and not _differences(Manifest.read(root), manifest)):
                     shutil.rmtree(root, ignore_errors=True)
                 make_folder(root.absolute())
                 locks.append(StoreLock(root))
@@ -92,6 +97,11 @@ class StoreSession:
             plan["group_key"] is not None,
             plan["rows_per_unit"],
         )
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the store stands complete in its place."""
+        return self.manifest.complete and self.root == self.out
 
     def is_committed(self, unit: Unit) -> bool:
         """Whether the unit had been committed when this session began."""
@@ -198,7 +208,8 @@ def _take_place(new: Path, out: Path) -> None:
         out.rename(old)
         new.rename(out)
     sync_folder(out.absolute().parent)
-    for path in [*layout.index_files(old).values(), *(path for *_, path in layout.shard_files(old))]:
+    shards = [path for *_, path in layout.shard_files(old)]
+    for path in [*layout.index_files(old).values(), *shards, *layout.temporary_files(old)]:
         path.unlink()
     for path in (old / layout.MANIFEST, old / layout.LOCK):
         path.unlink(missing_ok=True)

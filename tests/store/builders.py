@@ -46,7 +46,7 @@ def unit_batch(
             "target": [None if row == 3 else row % 2 for row in rows],
             "status": ["rejected" if row in rejected else "ok" for row in rows],
             "reason": ["broken" if row in rejected else None for row in rows],
-            "bytes": [row for row in rows],
+            "bytes": list(rows),
             "sha256": ["0" * 64 for _ in rows],
         },
         schema=ROW_SCHEMA,

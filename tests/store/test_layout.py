@@ -43,9 +43,9 @@ def test_a_name_too_long_for_a_file_system_is_cut_and_stays_distinct() -> None:
     assert all(len(folder_name(name)) <= 200 for name in names)
 
 
-@pytest.mark.parametrize("name", [None, ""])
-def test_no_group_has_a_folder_that_no_group_name_can_take(name: str | None) -> None:
-    assert folder_name(name) == "%none" != folder_name("%none")
+@pytest.mark.parametrize(("name", "expected"), [(None, "%none"), ("", "%empty")])
+def test_no_group_and_an_empty_name_have_folders_of_their_own(name: str | None, expected: str) -> None:
+    assert folder_name(name) == expected != folder_name(expected)
 
 
 def test_paths_of_a_unit() -> None:

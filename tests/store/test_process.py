@@ -15,7 +15,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.store.builders import manifest, unit_batch
 
 from embedx.errors import WriterError
 from embedx.store.index import UnitEntry
@@ -24,6 +23,8 @@ from embedx.store.process import WriterProcess
 from embedx.store.session import StoreSession
 from embedx.store.units import UnitBatch, UnitBuffer
 from embedx.store.verify import verify
+from tests.runs import assert_gone, assert_visible_units_are_whole
+from tests.store.builders import manifest, unit_batch
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -91,25 +92,15 @@ def write_all(writer: WriterProcess, inputs: int = 16, batch: int = 4) -> None:
     writer.close()
 
 
-def assert_gone(pid: int | None, seconds: float = 5.0) -> None:
-    end = time.monotonic() + seconds
-    while pid is not None and psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < end, f"process {pid} is still there"
-        time.sleep(0.05)
-
-
-def assert_visible_units_are_whole(store: Path) -> None:
-    """An unfinished store has that fault alone, and files that no reader sees."""
-    unfinished, *faults = verify(store)
-    assert "not complete" in unfinished
-    assert [fault for fault in faults if "no index table names it" not in fault] == []
+def assert_ended(*pids: int | None) -> None:
+    assert_gone([psutil.Process(pid) for pid in pids if pid is not None and psutil.pid_exists(pid)])
 
 
 def test_all_that_is_put_is_committed(tmp_path: Path) -> None:
     with store_session(tmp_path / "store", inputs=14) as session:
         writer = WriterProcess(session.terms)
         write_all(writer, inputs=12)
-        assert_gone(writer.pid)
+        assert_ended(writer.pid)
         assert len(index_files(session.root)) == 2
         writer = WriterProcess(session.terms)  # the rest of unit 1 never came, so it is not what was planned
         writer.put(unit_batch(8, 14))
@@ -136,7 +127,7 @@ def test_a_failed_writer_ends_the_run_and_what_is_visible_is_whole(
         with pytest.raises(WriterError, match=message) as caught:
             write_all(writer)
         writer.abort()
-        assert_gone(writer.pid)
+        assert_ended(writer.pid)
         if fault not in (KillsItself, ExitsQuietly):
             assert "Traceback" in caught.value.__notes__[0] and "test_process.py" in caught.value.__notes__[0]
     units = index_files(tmp_path / "store")
@@ -153,7 +144,7 @@ def test_abort_drops_the_unit_under_way(tmp_path: Path) -> None:
         writer.abort()
         writer.abort()
         assert time.monotonic() - started < 5
-        assert_gone(writer.pid)
+        assert_ended(writer.pid)
     assert not index_files(tmp_path / "store")
 
 
@@ -191,19 +182,18 @@ def test_the_writer_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
         family = [main.pid, *(child.pid for child in psutil.Process(main.pid).children(recursive=True))]
         assert writer_pid in family
         main.kill()
-    for pid in family:
-        assert_gone(pid)
+    assert_ended(*family)
     assert_visible_units_are_whole(tmp_path / "store")
 
 
 def test_a_slow_disk_costs_time_and_not_memory(tmp_path: Path) -> None:
-    """1 MiB per batch and unit, 160 of them: no more than a queue's worth of them is ever in memory."""
-    with store_session(tmp_path / "store", inputs=2560) as session:
+    """1 MiB per batch and unit, 100 of them: no more than a queue's worth of them is ever in memory."""
+    with store_session(tmp_path / "store", inputs=1600) as session:
         terms = session.terms._replace(rows_per_unit=16)
         writer = WriterProcess(terms, Slow)
         family = [psutil.Process(), psutil.Process(writer.pid)]
         memory = []
-        for number in range(160):
+        for number in range(100):
             start = number * 16
             batch = unit_batch(start, start + 16)
             unit = batch.unit._replace(number=number)
@@ -214,4 +204,4 @@ def test_a_slow_disk_costs_time_and_not_memory(tmp_path: Path) -> None:
         writer.close()
     early, late = max(memory[1:5]), max(memory[-4:])
     assert late < early + 24 * 1024**2, [size // 1024**2 for size in memory]
-    assert len(index_files(tmp_path / "store")) == 160
+    assert len(index_files(tmp_path / "store")) == 100

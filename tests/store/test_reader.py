@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.store.builders import build_store, vectors
 
 import embedx
 from embedx.errors import StoreError
+from tests.store.builders import build_store, vectors
 
 OK_ROWS = [0, 1, 3, 4, 5, 6, 7, 8, 9, 10, 11]
 

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.store.builders import build_store, manifest, unit_batch
 
 from embedx.errors import StoreError, StoreLockedError, StoreMismatchError
 from embedx.store import layout
@@ -16,6 +15,7 @@ from embedx.store.reader import Store
 from embedx.store.session import StoreSession
 from embedx.store.units import UnitBuffer
 from embedx.store.verify import verify
+from tests.store.builders import build_store, manifest, unit_batch
 
 
 def commit(session: StoreSession, start: int, stop: int) -> None:
@@ -51,9 +51,9 @@ def test_resume_knows_what_is_committed_and_clears_what_is_half(tmp_path: Path) 
 def test_another_recipe_or_plan_is_refused_with_what_differs(tmp_path: Path) -> None:
     out = build_store(tmp_path / "store")
     before = (out / "manifest.json").read_bytes()
-    with pytest.raises(StoreMismatchError, match="recipe.name: r → other"):
+    with pytest.raises(StoreMismatchError, match=r"recipe\.name: r → other"):
         StoreSession.begin(out, manifest({"train": 12}, recipe="other"), "resume")
-    with pytest.raises(StoreMismatchError, match=r"plan.splits.train.inputs: 12 → 13"):
+    with pytest.raises(StoreMismatchError, match=r"plan\.splits\.train\.inputs: 12 → 13"):
         StoreSession.begin(out, manifest({"train": 13}), "resume")
     assert (out / "manifest.json").read_bytes() == before
 

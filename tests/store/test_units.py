@@ -7,12 +7,12 @@ import pytest
 import safetensors.numpy
 import safetensors.torch
 import torch
-from tests.store.builders import ROWS_PER_UNIT, build_store, unit_batch, vectors
 
 from embedx.errors import StoreError
 from embedx.store.index import read_entry
 from embedx.store.shards import open_shard, read_header
 from embedx.store.units import StoreTerms, UnitBuffer
+from tests.store.builders import ROWS_PER_UNIT, build_store, unit_batch, vectors
 
 
 def test_a_unit_becomes_shards_that_plain_safetensors_reads(tmp_path: Path) -> None:

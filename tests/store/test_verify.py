@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.store.builders import build_store, manifest, unit_batch
 
 from embedx.store.session import StoreSession
 from embedx.store.units import UnitBuffer
 from embedx.store.verify import verify
+from tests.store.builders import build_store, manifest, unit_batch
 
 
 @pytest.fixture

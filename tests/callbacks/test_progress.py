@@ -1,0 +1,125 @@
+"""Progress: a bar on a terminal, sparse plain lines elsewhere, nothing left over."""
+
+import re
+import threading
+from io import StringIO
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from embedx.callbacks import progress
+from embedx.callbacks.base import Callback
+from embedx.callbacks.progress import ProgressBar
+from embedx.engine import loop
+
+HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
+ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+class Echo(nn.Module):
+    """Returns what it is given."""
+
+    def forward(self, images: Any) -> Any:
+        return images
+
+
+class Failing(Callback):
+    """Raises at the end of the first batch."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+    def on_test_batch_end(self, *args: Any) -> None:
+        raise self.error
+
+
+def batches(*rows: int) -> list[dict[str, Any]]:
+    """Batches padded to 8."""
+    return [{"images": torch.zeros(8, 1), "index": torch.arange(count)} for count in rows]
+
+
+def console(terminal: bool) -> Console:
+    return Console(file=StringIO(), force_terminal=terminal, width=100, _environ={"TERM": "xterm-256color"})
+
+
+def written(console: Console) -> str:
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
+
+
+def assert_ended(threads: set[threading.Thread]) -> None:
+    for thread in threads:
+        thread.join(5)
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def run(console: Console, totals: dict[str, int], loaders: dict[str, Any], *others: Callback) -> str:
+    loop.run_test(Echo(), loaders, [ProgressBar(console, totals), *others])
+    return written(console)
+
+
+def test_elsewhere_than_on_a_terminal_the_lines_are_sparse_and_plain() -> None:
+    text = run(console(False), {"train": 20, "val": 3}, {"train": batches(8, 8, 4), "val": batches(3)})
+    assert text == "train: 20 of 20 inputs\nval: 3 of 3 inputs\n"
+
+
+def test_a_slow_run_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
+    text = run(console(False), {"train": 20}, {"train": batches(8, 8, 4)})
+    assert text.splitlines() == [f"train: {done} of 20 inputs" for done in (8, 16, 20)]
+
+
+def test_on_a_terminal_a_bar_ends_at_the_total_and_the_cursor_comes_back() -> None:
+    before = set(threading.enumerate())
+    text = run(console(True), {"train": 20, "val": 3}, {"train": batches(8, 8, 4), "val": batches(3)})
+    assert text.count(HIDE_CURSOR) == text.count(SHOW_CURSOR) == 1
+    assert text.endswith(SHOW_CURSOR)
+    *_, train, val = [line for line in re.split(r"[\r\n]+", ESCAPE.sub("", text)) if line.strip()]
+    assert re.match(r"train ━+ 20/20 +\d+ img/s", train)
+    assert re.match(r"val +━+ 3/3 +\d+ img/s", val)
+    assert_ended(set(threading.enumerate()) - before)
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()], ids=repr)
+def test_nothing_is_left_over_after_an_exception(error: BaseException) -> None:
+    before = set(threading.enumerate())
+    terminal = console(True)
+    with pytest.raises(type(error)):
+        run(terminal, {"train": 20}, {"train": batches(8)}, Failing(error))
+    text = written(terminal)
+    assert text.count(HIDE_CURSOR) == text.count(SHOW_CURSOR) == 1
+    assert "8/20" in ESCAPE.sub("", text)
+    assert_ended(set(threading.enumerate()) - before)
+    assert terminal._live_stack == []
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_teardown_without_start_is_fine_and_says_nothing(terminal: bool) -> None:
+    there = console(terminal)
+    callback = ProgressBar(there, {"train": 20})
+    callback.teardown()
+    callback.teardown()
+    assert ESCAPE.sub("", written(there)) == ""
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_quiet_console_stays_silent(terminal: bool) -> None:
+    silent = Console(file=StringIO(), force_terminal=terminal, quiet=True)
+    assert run(silent, {"train": 4}, {"train": batches(4)}) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "terminal"), [("[red]val", True), ("[/x]", True), ("[red]val", False), ("[/x]", False), (":x", False)]
+)
+def test_a_name_is_shown_as_it_is(name: str, terminal: bool) -> None:
+    text = run(console(terminal), {name: 4}, {name: batches(4)})
+    assert f"{name}{'' if terminal else ':'} " in ESCAPE.sub("", text)
+
+
+def test_a_line_stays_one_line_however_long_the_name() -> None:
+    name = "a" * 120
+    assert run(console(False), {name: 4}, {name: batches(4)}) == f"{name}: 4 of 4 inputs\n"

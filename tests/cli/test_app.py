@@ -1,0 +1,236 @@
+"""The command line as a user types it: streams, exit codes, messages."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from embedx import sample
+from embedx.cli.app import main
+from tests.runs import run
+
+
+class Outcome:
+    """What one call of `embedx` printed, and its exit code."""
+
+    def __init__(self, code: int, stdout: str, stderr: str) -> None:
+        self.code, self.stdout, self.stderr = code, stdout, stderr
+
+
+@pytest.fixture
+def embedx(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    """Calls the command line in this process, which has torch imported already."""
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: str | Path) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["embedx", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exited:
+            main()
+        stdout, stderr = capfd.readouterr()
+        return Outcome(int(exited.value.code or 0), stdout, stderr)
+
+    yield call
+    signal.signal(signal.SIGTERM, handler)
+
+
+SAMPLE = ("--backbone", sample.BACKBONE, "--weights", "sample", "-j", "0")
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two images of each class, in one split."""
+    root = tmp_path_factory.mktemp("few")
+    for folder in sorted((sample.IMAGES / "val").iterdir()):
+        (root / folder.name).mkdir()
+        for image in sorted(folder.iterdir())[:2]:
+            (root / folder.name / image.name).write_bytes(image.read_bytes())
+    return root
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, few: Path) -> Path:
+    out = tmp_path_factory.mktemp("stores") / "store"
+    done = run("extract", *SAMPLE, "--data", few, "--out", out, "--group-key", "class")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{out}/manifest.json\n"
+    assert "16 rows, 0 rejected" in done.stderr
+    assert "\x1b" not in done.stderr and "16 of 16 inputs" in done.stderr  # no bar where there is no terminal
+    return out
+
+
+def test_help_lists_the_commands_and_every_flag(embedx) -> None:
+    top = embedx("--help")
+    assert top.code == 0 and all(name in top.stdout for name in ("extract", "info", "verify", "backbones"))
+    text = embedx("extract", "--help").stdout
+    flags = (
+        "--backbone --weights --checkpoint --data --out --group-key --batch-size -b --workers -j --device --runtime "
+        "--precision --dtype --layer --pool --image-size --shard-size --overwrite --on-error --max-errors --seed "
+        "--dry-run --json --quiet --debug --config --no-exif --normalize"
+    )
+    for flag in flags.split():
+        assert flag in text, flag
+
+
+def test_without_data_the_sample_is_used_with_a_notice(embedx, tmp_path: Path) -> None:
+    done = embedx("extract", *SAMPLE, "--out", tmp_path / "store", "--json")
+    assert done.code == 0
+    summary = json.loads(done.stdout)
+    assert set(summary["splits"]) == {"train", "val"} and summary["rejected"] == 0 and done.stdout.count("\n") == 1
+    assert "using the bundled sample" in done.stderr
+
+
+def test_quiet_leaves_stderr_empty_and_a_rerun_says_up_to_date(embedx, store: Path, few: Path) -> None:
+    arguments = ("extract", *SAMPLE, "--data", few, "--out", store, "--group-key", "class")
+    again = embedx(*arguments)
+    assert (again.code, again.stdout) == (0, f"{store}/manifest.json\n") and "up to date: 16 rows" in again.stderr
+    assert embedx(*arguments, "--quiet").stderr == ""
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(embedx, tmp_path: Path, few: Path) -> None:
+    arguments = ("extract", *SAMPLE, "--data", f"mine={few}", "--out", tmp_path / "store", "--group-key", "class")
+    plan = json.loads(embedx(*arguments, "--dry-run", "--json", "-b", "4", "--shard-size", "16KiB").stdout)
+    assert plan["splits"]["mine"]["inputs"] == 16 and plan["splits"]["mine"]["groups"]["star"] == 2
+    assert plan["rows_per_unit"] == 4 and plan["splits"]["mine"]["units"] == 4
+    assert plan["splits"]["mine"]["input_bytes"] == sum(path.stat().st_size for path in few.rglob("*.*"))
+    assert plan["splits"]["mine"]["output_bytes"] == 16 * (1024 * 4 + 8)
+    assert plan["preprocessing"]["resize"] == 256 and plan["device"] in ("cpu", "cuda")
+    assert plan["weights"]["name"] == "sample"
+    text = embedx(*arguments, "--dry-run").stdout
+    assert all(word in text for word in ("mine", "star", "rows_per_unit", "sample", "bilinear"))
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_config_file_gives_the_settings_and_flags_win(embedx, tmp_path: Path, few: Path) -> None:
+    config = tmp_path / "embedx.toml"
+    config.write_text(
+        f'backbone = "{sample.BACKBONE}"\nweights = "sample"\nbatch-size = 8\nworkers = 0\nexif = false\n'
+        f'data = ["{few}"]\nout = "{tmp_path}/store"\nshard-size = "1MiB"\nlayer = ["stage2"]\n'
+    )
+    plan = json.loads(embedx("extract", "--config", config, "--batch-size", "4", "--dry-run", "--json").stdout)
+    assert plan["batch_size"] == 4 and plan["preprocessing"]["exif"] is False
+    assert list(plan["tensors"]) == ["embeddings", "stage2"] and plan["rows_per_unit"] < 256
+    config.write_text('backbon = "resnet50"\n')
+    wrong = embedx("extract", "--config", config)
+    assert wrong.code == 2 and "did you mean backbone?" in wrong.stderr
+    config.write_text("backbone = \n")
+    assert embedx("extract", "--config", config).code == 2
+
+
+def test_info_shows_a_store(embedx, store: Path) -> None:
+    text = embedx("info", store).stdout
+    assert all(word in text for word in (sample.BACKBONE, "sample", "star", "16", "yes"))
+    described = json.loads(embedx("info", store, "--json").stdout)
+    assert described["complete"] and described["splits"]["all"]["rows"] == 16
+    assert described["splits"]["all"]["groups"]["star"] == 2
+    assert embedx("info", store, "--rejected").stdout == ""
+
+
+def test_verify_is_silent_on_stdout_or_names_what_is_wrong(embedx, store: Path, tmp_path: Path) -> None:
+    import shutil
+
+    good = embedx("verify", store)
+    assert (good.code, good.stdout) == (0, "") and "is whole" in good.stderr
+    damaged = tmp_path / "damaged"
+    shutil.copytree(store, damaged)
+    shard = damaged / "all/star/shard-00000.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    bad = embedx("verify", damaged)
+    assert bad.code == 1 and bad.stdout.startswith("all/star/shard-00000.safetensors: the sha256")
+    assert json.loads(embedx("verify", damaged, "--json").stdout)["ok"] is False
+    nowhere = embedx("info", tmp_path / "nowhere")
+    assert nowhere.code == 1 and "is not a store" in nowhere.stderr
+
+
+def test_backbones_lists_all_of_torchvision_s(embedx) -> None:
+    names = embedx("backbones").stdout.split()
+    assert len(names) >= 80 and {"resnet50", "vit_b_16", "convnext_tiny"} <= set(names)
+    weights = {entry["name"]: entry["weights"] for entry in json.loads(embedx("backbones", "--json").stdout)}
+    assert weights["resnet50"] == ["IMAGENET1K_V1", "IMAGENET1K_V2"]
+
+
+def test_rejected_inputs_give_exit_code_3_unless_allowed(embedx, tmp_path: Path, few: Path) -> None:
+    import shutil
+
+    shutil.copytree(few, tmp_path / "images")
+    (tmp_path / "images" / "star" / "broken.png").write_bytes(b"\x89PNG\r\n")
+    arguments = ("extract", *SAMPLE, "--data", tmp_path / "images", "--out", tmp_path / "store")
+    done = embedx(*arguments)
+    assert done.code == 3 and done.stdout.endswith("manifest.json\n")
+    assert "1 inputs were rejected" in done.stderr and "--rejected" in done.stderr
+    assert embedx(*arguments, "--max-errors", "1").code == 0
+    listed = embedx("info", tmp_path / "store", "--rejected").stdout
+    assert listed.startswith("all\t") and "broken.png" in listed
+    stopped = embedx(*arguments[:-1], tmp_path / "strict", "--on-error", "fail")
+    assert stopped.code == 1 and "star/broken.png: " in stopped.stderr and stopped.stdout == ""
+
+
+PLACES = ["--data", "{few}", "--out", "{tmp}/store"]
+GOOD = [*SAMPLE, *PLACES]
+BAD_USAGE = {
+    "unknown backbone": (["--backbone", "resnet5", "--weights", "random", *PLACES], "did you mean resnet50?"),
+    "missing folder": ([*GOOD, "--data", "x={few}s"], "did you mean {few}?"),
+    "empty folder": ([*GOOD, "--data", "x={tmp}/empty"], "no images in"),
+    "two sources, one name": ([*GOOD, "--data", "{few}"], "'all' is given twice"),
+    "split named index": ([*GOOD, "--data", "index={few}"], "can't be named 'index'"),
+    "output is a file": ([*GOOD, "--out", "{tmp}/file"], "is not a folder"),
+    "output below a file": ([*GOOD, "--out", "{tmp}/file/x"], "is not a folder"),
+    "output where nothing can be made": ([*GOOD, "--out", "/proc/embedx"], "/proc/embedx"),
+    "output is not a store": ([*GOOD, "--out", "{tmp}/mine"], "not a store"),
+    "overwriting what is not a store": ([*GOOD, "--out", "{tmp}/mine", "--overwrite"], "not a store"),
+    "unknown group key": ([*GOOD, "--group-key", "clas"], "did you mean class?"),
+    "batch size 0": ([*GOOD, "-b", "0"], "--batch-size is 0"),
+    "batch size in words": ([*GOOD, "-b", "many"], "valid integer"),
+    "unknown weights": ([*GOOD, "--weights", "IMAGENET1K_V2"], "did you mean IMAGENET1K_V1?"),
+    "unknown dtype": ([*GOOD, "--dtype", "float8"], "float16"),
+    "unknown flag": ([*GOOD, "--bach-size", "3"], "--batch-size"),
+    "no such device": ([*GOOD, "--device", "cuda:9"], "torch sees"),
+    "tf32 on a CPU": ([*GOOD, "--device", "cpu", "--precision", "tf32"], "CUDA's"),
+    "no such checkpoint": (["--backbone", "resnet50", "--checkpoint", "no.pth", *PLACES], "no such file"),
+    "unknown layer": ([*GOOD, "--layer", "stage9"], "did you mean stage"),
+    "bad shard size": ([*GOOD, "--shard-size", "huge"], "is not a size"),
+    "cls of a map": ([*GOOD, "--layer", "stage2", "--pool", "cls"], "needs tokens"),
+    "no backbone": (["--out", "{tmp}/store"], "--backbone"),
+}
+"""Arguments and a part of the message; `{tmp}` and `{few}` are filled in."""
+
+
+@pytest.mark.parametrize("case", BAD_USAGE)
+def test_bad_usage_is_one_clear_message_and_writes_nothing(embedx, tmp_path: Path, few: Path, case: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "diary.txt").touch()
+    arguments, message = BAD_USAGE[case]
+    arguments = [argument.format(tmp=tmp_path, few=few) for argument in arguments]
+    message = message.format(few=few)
+    before = sorted(tmp_path.rglob("*"))
+    done = embedx("extract", *arguments)
+    assert (done.code, done.stdout) == (2, ""), done.stderr
+    assert message in done.stderr.replace("\n", " "), done.stderr
+    assert "Traceback" not in done.stderr and done.stderr.count("error:") <= 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_debug_shows_the_traceback(embedx, tmp_path: Path, few: Path) -> None:
+    done = embedx(
+        "extract", *SAMPLE, "--data", few, "--out", tmp_path / "s", "--on-error", "fail", "-b", "0", "--debug"
+    )
+    assert done.code == 2 and "Traceback" in done.stderr and "ConfigError" in done.stderr
+
+
+def test_a_reader_of_stdout_that_goes_away_is_no_fault() -> None:
+    import subprocess
+
+    from tests.runs import EMBEDX
+
+    command = f"{' '.join(EMBEDX)} backbones | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "alexnet\n" and "Traceback" not in done.stderr and "Exception" not in done.stderr

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from PIL import Image
+
+from embedx.config import Preprocessing
+from embedx.data.decode import decode, preprocess
+from embedx.data.loaders import ImageBatches, LoaderError, SplitLoader, UnitBatches, default_workers
+from embedx.data.plan import SplitPlan, build_plan
+from embedx.data.sources import FolderSource
+
+STEPS = Preprocessing(resize=36, crop=32, interpolation="bilinear", mean=(0, 0, 0), std=(1, 1, 1))
+CLASSES = ("cat", "dog", "owl")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
+    """13 inputs of three classes and one without; one is damaged, one a broken link."""
+    root = tmp_path_factory.mktemp("images")
+    with Image.open(photos / "coffee.png") as opened:
+        photo = opened.convert("RGB")
+    for number in range(10):
+        place = root / CLASSES[number % 3]
+        place.mkdir(exist_ok=True)
+        photo.crop((number * 20, 0, number * 20 + 200, 150)).save(place / f"{number}.{'jpg' if number % 2 else 'webp'}")
+    (root / "dog/bad.jpg").write_bytes((root / "dog/1.jpg").read_bytes()[:500])
+    (root / "cat/gone.jpg").symlink_to("nowhere.jpg")
+    photo.resize((64, 48)).save(root / "loose.png")
+    return root
+
+
+def plan_of(folder: Path) -> SplitPlan:
+    return build_plan({"all": FolderSource(folder)}, "class").splits["all"]
+
+
+def loader(plan: SplitPlan, *, workers: int = 0, batch_size: int = 4, rows_per_unit: int = 8) -> SplitLoader:
+    return SplitLoader(plan, plan.unit_rows(rows_per_unit), STEPS, batch_size=batch_size, workers=workers)
+
+
+def workers_alive() -> list[psutil.Process]:
+    """The loaders' workers: they are the children of the fork server, which itself is a child of this process."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.ppid() != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 15) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return condition()
+
+
+def plain(batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch in values that compare by ==."""
+    return {
+        name: value.numpy().tobytes() if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
+        if name != "metadata"
+    } | {"metadata": {name: values.to_pylist() for name, values in batch["metadata"].items()}}
+
+
+def test_a_batch_is_what_the_module_says_it_is(folder: Path) -> None:
+    plan = plan_of(folder)
+    batches = list(loader(plan))
+    assert len(batches) == len(loader(plan)) == 4
+    for batch in batches:
+        count = len(batch["index"])
+        assert batch["images"].shape == (4, 3, 32, 32)
+        assert batch["images"].dtype == torch.uint8
+        assert batch["images"].is_contiguous(memory_format=torch.channels_last)
+        assert batch["index"].dtype == torch.int64
+        if "targets" in batch:
+            assert (batch["targets"].dtype, batch["targets"].shape) == (torch.int64, (count,))
+        for name in ("keys", "paths", "groups", "reasons", "bytes", "sha256"):
+            assert isinstance(batch[name], list) and len(batch[name]) == count
+        assert {name: len(values) for name, values in batch["metadata"].items()} == {"class": count, "parent": count}
+    rows = [row for batch in batches for row in batch["index"].tolist()]
+    assert rows == list(range(len(plan)))
+    for name, own in (("keys", "key"), ("groups", "group")):
+        assert [value for batch in batches for value in batch[name]] == plan.table[own].to_pylist()
+    assert [value for batch in batches for value in batch["metadata"]["parent"].to_pylist()] == plan.table[
+        "parent"
+    ].to_pylist()
+    *classes, none = plan.table["target"].to_pylist()
+    assert [value for batch in batches for value in batch.get("targets", torch.empty(0)).tolist()] == classes
+    assert none is None
+
+
+def test_a_target_that_is_not_known_is_minus_one(folder: Path) -> None:
+    *_, last = loader(plan_of(folder), batch_size=5, rows_per_unit=50)
+    assert last["keys"] == ["owl/5.jpg", "owl/8.webp", "loose.png"]
+    assert last["targets"].tolist() == [2, 2, -1]
+
+
+def test_each_image_stands_in_its_own_row(folder: Path) -> None:
+    for batch in loader(plan_of(folder)):
+        for image, path, reason in zip(batch["images"], batch["paths"], batch["reasons"], strict=False):
+            if reason is None:
+                assert torch.equal(image, preprocess(decode(Path(path).read_bytes()), STEPS))
+                assert image.any()
+
+
+def test_bytes_and_sha256_are_those_of_the_file(folder: Path) -> None:
+    for batch in loader(plan_of(folder)):
+        for path, size, digest in zip(batch["paths"], batch["bytes"], batch["sha256"], strict=True):
+            if Path(path).exists():
+                data = Path(path).read_bytes()
+                assert (size, digest) == (len(data), hashlib.sha256(data).hexdigest())
+            else:
+                assert (size, digest) == (None, None)
+
+
+def test_a_rejected_input_keeps_its_row_and_takes_no_neighbours(folder: Path) -> None:
+    reasons = {}
+    for batch in loader(plan_of(folder), batch_size=13, rows_per_unit=13):
+        for image, key, reason in zip(batch["images"], batch["keys"], batch["reasons"], strict=True):
+            reasons[key] = reason
+            assert (reason is None) == bool(image.any())
+    rejected = {key: reason for key, reason in reasons.items() if reason is not None}
+    assert set(rejected) == {"cat/gone.jpg", "dog/bad.jpg"}
+    assert rejected["cat/gone.jpg"] == "can't be read: No such file or directory"
+    assert rejected["dog/bad.jpg"].startswith("can't be decoded: ")
+
+
+def test_the_last_batch_is_short_and_padded_with_black(folder: Path) -> None:
+    *_, last = loader(plan_of(folder), batch_size=5, rows_per_unit=50)
+    assert last["index"].tolist() == [10, 11, 12]
+    assert last["images"].shape[0] == 5
+    assert last["images"][:3].any() and not last["images"][3:].any()
+
+
+def test_no_batch_reaches_over_the_end_of_a_unit(folder: Path) -> None:
+    plan = plan_of(folder)
+    batches = list(loader(plan, batch_size=4, rows_per_unit=6))
+    assert [batch["index"].tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5], [6, 7, 8, 9], [10, 11], [12]]
+    some = SplitLoader(plan, [range(6, 12), range(12, 13)], STEPS, batch_size=4, workers=0)
+    assert [batch["index"].tolist() for batch in some] == [[6, 7, 8, 9], [10, 11], [12]]
+    assert (len(some), some.inputs) == (3, 7)
+
+
+def test_units_are_cut_into_batches_in_order() -> None:
+    batches = UnitBatches([range(5), range(8, 10)], 2)
+    assert list(batches) == [[0, 1], [2, 3], [4], [8, 9]]
+    assert len(batches) == 4
+    assert list(UnitBatches([], 2)) == []
+
+
+def test_without_classes_there_are_no_targets(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.webp").write_bytes((folder / "cat/0.webp").read_bytes())
+    (batch,) = loader(plan_of(tmp_path))
+    assert "targets" not in batch
+    assert batch["groups"] == [None]
+
+
+def test_one_row_is_a_batch_too(folder: Path) -> None:
+    batch = ImageBatches(plan_of(folder), STEPS, batch_size=4)[2]
+    assert batch["index"].tolist() == [2]
+    assert batch["images"].shape == (4, 3, 32, 32)
+
+
+def test_paths_that_are_not_utf8_are_read_and_shown(folder: Path, tmp_path: Path) -> None:
+    with open(os.fsencode(tmp_path) + b"/\xff.webp", "wb") as file:
+        file.write((folder / "cat/0.webp").read_bytes())
+    (batch,) = loader(plan_of(tmp_path))
+    assert batch["reasons"] == [None]
+    assert batch["paths"] == [rf"{tmp_path}/\xff.webp"]
+
+
+def test_the_batches_are_the_same_bytes_whatever_the_workers_and_no_process_is_left(folder: Path) -> None:
+    plan = plan_of(folder)
+    alone = [plain(batch) for batch in loader(plan)]
+    for workers in (1, 2):
+        shared = loader(plan, workers=workers)
+        shared.start()
+        assert [plain(batch) for batch in shared] == alone
+        assert wait_for(lambda: not workers_alive())
+    again = loader(plan, workers=1)
+    assert [len(list(again)) for _ in range(2)] == [4, 4]
+    assert wait_for(lambda: not workers_alive())
+
+
+def test_workers_that_were_started_and_never_asked_end_with_their_loader(folder: Path) -> None:
+    idle = loader(plan_of(folder), workers=1)
+    idle.start()
+    assert wait_for(lambda: len(workers_alive()) == 1)
+    del idle
+    assert wait_for(lambda: not workers_alive())
+
+
+@pytest.mark.timeout(60)
+def test_a_killed_worker_ends_the_run_with_an_error_and_leaves_no_process(folder: Path) -> None:
+    plan = plan_of(folder)
+    # The same units over and over: more than the workers decode ahead.
+    many = SplitLoader(plan, plan.unit_rows(1) * 20, STEPS, batch_size=1, workers=2)
+    with pytest.raises(LoaderError, match=r"a process that decodes images died .*give fewer --workers"):
+        for number, _ in enumerate(many):
+            if number == 1:
+                victim, *_ = workers_alive()
+                victim.send_signal(signal.SIGKILL)
+    assert wait_for(lambda: not workers_alive())
+
+
+def test_there_is_at_least_one_worker_by_default() -> None:
+    assert 1 <= default_workers() <= (os.cpu_count() or 1)

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from embedx.config import ExtractConfig, Preprocessing, canonical_json, fingerprint, parse_size
+from embedx.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("1", 1), (4096, 4096), ("128MiB", 128 * 1024**2), ("1.5GB", 1_500_000_000), ("2 kb", 2000), ("64KiB", 65536)],
+)
+def test_sizes_are_read(text: str | int, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "MiB", "-1", "0", "1.2.3", "12 parsecs", "0.1"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a size"):
+        parse_size(text)
+
+
+def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    config = ExtractConfig(
+        backbone="resnet50",
+        out=tmp_path / "file" / "store",
+        batch_size=0,
+        workers=-1,
+        checkpoint=tmp_path / "nothing.pth",
+        weights="random",
+        layer=("a", "a"),
+    )
+    with pytest.raises(ConfigError) as caught:
+        config.validate()
+    assert len(caught.value.faults) == 6
+    for part in ("--batch-size is 0", "--workers is -1", "give one of them", "no such file", "twice", "not a folder"):
+        assert part in str(caught.value)
+
+
+def test_good_settings_have_no_faults(tmp_path: Path) -> None:
+    ExtractConfig(backbone="resnet50", out=tmp_path / "new" / "store").validate()
+
+
+def test_every_setting_has_help() -> None:
+    assert all(field.metadata["help"].endswith((".", "`")) for field in dataclasses.fields(ExtractConfig))
+
+
+def test_another_image_size_keeps_the_share_that_is_cropped() -> None:
+    steps = Preprocessing(232, 224, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    assert steps.with_image_size(None) == steps
+    assert (steps.with_image_size(448).resize, steps.with_image_size(448).crop) == (464, 448)
+
+
+def test_a_fingerprint_does_not_depend_on_the_order_of_keys() -> None:
+    assert canonical_json({"b": 1, "a": [1.5, None]}) == '{"a":[1.5,null],"b":1}'
+    assert fingerprint({"b": 1, "a": 2}) == fingerprint({"a": 2, "b": 1}) != fingerprint({"a": 2, "b": 2})

@@ -1,0 +1,72 @@
+"""The README's commands and programs, run as they stand there."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+BIN = Path(sys.executable).parent
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def shell(command: str, folder: Path) -> str:
+    environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "COLUMNS": "110"}
+    done = subprocess.run(
+        command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """Runs the session's commands in an empty folder; returns it with each command's stdout."""
+    folder = tmp_path_factory.mktemp("session")
+    commands = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ ")]
+    assert len(commands) >= 3
+    return folder, {command: shell(command, folder) for command in commands}
+
+
+def test_the_session_prints_what_the_readme_shows(session: tuple[Path, dict[str, str]]) -> None:
+    shown = "\n".join(blocks("console"))
+    for stdout in session[1].values():
+        for line in stdout.splitlines():
+            if not re.search(r"images/s|weights|store ", line):
+                assert line.rstrip() in shown, line
+
+
+def test_the_programs_run(session: tuple[Path, dict[str, str]]) -> None:
+    programs = blocks("python")
+    assert len(programs) == 4
+    for number, program in enumerate(programs):
+        (session[0] / f"program_{number}.py").write_text(program)
+        assert shell(f"python program_{number}.py", session[0]).strip()
+
+
+def test_the_usual_call_runs_on_folders_of_one_s_own(session: tuple[Path, dict[str, str]]) -> None:
+    (command,) = (line for block in blocks("sh") for line in block.splitlines() if line.startswith("embedx extract"))
+    folder = session[0]
+    (folder / "photos").symlink_to(Path(__file__).parent.parent / "embedx" / "sample" / "images")
+    assert shell(f"{command} --dry-run", folder).count("star") == 2
+
+
+def test_make_knows_the_readme_s_targets() -> None:
+    makefile = (Path(__file__).parent.parent / "Makefile").read_text()
+    for target in set(re.findall(r"make (\w+)", README)):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_every_room_is_named() -> None:
+    package = Path(__file__).parent.parent / "embedx"
+    for room in package.iterdir():
+        if room.is_dir() and room.name != "__pycache__":
+            assert f"`embedx/{room.name}/`" in README, room.name
