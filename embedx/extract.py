@@ -165,6 +165,8 @@ def extract(config: ExtractConfig, console: Console | None = None) -> Summary:
     job = prepare(config)
     _notices(job, console)
     session = StoreSession.begin(config.out, job.manifest, mode="overwrite" if config.overwrite else "resume")
+    for name, then, now in session.changes:
+        console.print(f"the store was begun with {name} {then}, and goes on with {now}", markup=False)
     try:
         loaders = _loaders(job, session)
         up_to_date = session.is_finished and not loaders
@@ -172,6 +174,9 @@ def extract(config: ExtractConfig, console: Console | None = None) -> Summary:
             _run(job, session, loaders, console)
         elif not up_to_date:
             session.finish(session.manifest.timings)
+    except ConfigError:
+        session.discard()
+        raise
     finally:
         session.close()
     manifest = session.manifest

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import os
+
+# Before torch is imported: threads that spin while they wait would steal each other's cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import skimage
+import torch
 
 
 @pytest.fixture(scope="session")
 def photos() -> Path:
     """The folder of photographs that scikit-image brings along: astronaut.png, rocket.jpg and others."""
     return Path(skimage.__file__).parent / "data"
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """While this lasts, torch computes in one thread: for tiny models more of them only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

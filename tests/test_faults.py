@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import resource
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from embedx import sample
@@ -153,3 +155,24 @@ def test_resnet50_without_cache_or_network_says_what_to_do(tmp_path: Path) -> No
     for part in ("ResNet50_Weights.IMAGENET1K_V2", "--checkpoint", "--weights random", f"{tmp_path}/cache/hub"):
         assert part in done.stderr.replace("\n", ""), done.stderr
     assert not (tmp_path / "dir").exists()
+
+
+def test_a_disk_that_stands_still_stops_the_run_and_its_memory(tmp_path: Path, undisturbed: dict[str, str]) -> None:
+    """The writer is stopped, as by a disk that hangs: all the others run into its queue, and wait there."""
+    out = tmp_path / "store"
+    process = start(*EXTRACT, *UNITS_OF_FOUR, "--out", out)
+    wait_for_units(out, 5, process)
+    family = [psutil.Process(process.pid), *descendants(process)]
+    writer = writer_of(process)
+    writer.suspend()
+    memory = []
+    for _ in range(12):
+        time.sleep(0.5)
+        memory.append(sum(member.memory_full_info().pss for member in family if member.is_running()))
+    waiting = len(index_files(out))
+    assert max(memory[4:]) - min(memory[4:]) < 16 * 1024**2, [size // 1024**2 for size in memory]
+    assert waiting < 40 and process.poll() is None
+    writer.resume()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert digests(out) == undisturbed

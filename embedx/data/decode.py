@@ -21,6 +21,13 @@ from torchvision.transforms.v2 import functional as transforms
 
 from embedx.config import Preprocessing
 
+Image.init()
+_FORMATS: list[str] = [
+    name
+    for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA")
+    if name in Image.OPEN
+]
+"""Formats that are read. Pillow knows more; one of them, EPS, would start an interpreter on what is in the file."""
 _NATIVE = {("JPEG", "RGB"), ("JPEG", "L"), ("MPO", "RGB"), ("WEBP", "RGB"), ("WEBP", "RGBA")}
 """(format, mode) pairs, in Pillow's words, that torchvision.io decodes to what Pillow gives.
 
@@ -72,7 +79,7 @@ def decode(data: bytes, *, exif: bool = True) -> Tensor:
         # Pillow's warnings are about files that it goes on to decode or refuse by an error.
         warnings.simplefilter("ignore")
         try:
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
             if (pixels := _decode_native(data, image, exif=exif)) is not None:
                 return pixels
             return _decode_with_pillow(image, exif=exif)
@@ -108,7 +115,7 @@ def _decode_with_pillow(image: Image.Image, *, exif: bool) -> Tensor:
     image.load()
     if exif:
         image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         # The high byte, which is also what Pillow keeps of 16-bit RGB.
         array = (np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)
         return torch.from_numpy(array).expand(3, -1, -1)

@@ -5,7 +5,7 @@ A batch is a plain dict; B is the batch size, n ≤ B the number of its inputs:
     images    [B, 3, H, W] uint8, channels last in memory; rows n to B are padding, rejected inputs are black
     index     [n] int64, each input's row in the split's plan
     keys, paths, groups, reasons, bytes, sha256   lists of n; a reason is None for an input that was decoded
-    targets   [n] int64, -1 where unknown; left out if no class is known
+    targets   [n] int64, -1 where unknown; left out if the split has none
     metadata  the source's own columns, by name, as n-row arrow arrays
 """
 
@@ -15,6 +15,7 @@ import hashlib
 import math
 import multiprocessing
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -33,6 +34,8 @@ from embedx.processes import tie_to_parent
 _PREFETCH_BATCHES = 4
 """Batches each worker decodes ahead of the forward pass."""
 
+_WORKER_DIED = re.compile(r"DataLoader worker \(pid|Pin memory thread exited")
+
 
 class LoaderError(EmbedxError):
     """A worker process ended before its work was done."""
@@ -45,6 +48,7 @@ class ImageBatches(Dataset[dict[str, Any]]):
         self.plan = plan
         self.preprocessing = preprocessing
         self.batch_size = batch_size
+        self.has_targets = plan.table["target"].null_count < len(plan)
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -71,8 +75,8 @@ class ImageBatches(Dataset[dict[str, Any]]):
             "sha256": list(digests),
             "metadata": {name: samples[name].combine_chunks() for name in self.plan.metadata},
         }
-        if samples["target"].null_count < len(rows):
-            batch["targets"] = torch.tensor(samples["target"].fill_null(-1).to_pylist())
+        if self.has_targets:
+            batch["targets"] = torch.tensor(samples["target"].fill_null(-1).to_pylist(), dtype=torch.int64)
         return batch
 
     def _load(self, path: bytes, image: Tensor) -> tuple[str | None, int | None, str | None]:
@@ -146,7 +150,7 @@ class SplitLoader:
             yield from iterator
         except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
             # The first is torch's own word; the others come of asking a dead worker for a batch's memory.
-            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            if isinstance(error, RuntimeError) and not _WORKER_DIED.search(str(error)):
                 raise
             raise LoaderError(
                 f"a process that decodes images died ({error!r}); what is committed stays, and running again goes "

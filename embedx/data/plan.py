@@ -89,9 +89,8 @@ def build_plan(sources: Mapping[str, Source], group_key: str | None) -> Plan:
         except ConfigError as error:
             faults += error.faults
             continue
-        if (distinct := pc.count_distinct(tables[split]["key"]).as_py()) < len(tables[split]):
-            twice = len(tables[split]) - distinct
-            faults.append(f"split {split!r}: {twice} keys stand there twice; rename those inputs")
+        if twice := _repeated(tables[split]["key"]):
+            faults.append(f"split {split!r}: {len(twice)} keys stand there twice, such as {twice[0]!r}; rename those")
     ConfigError.check(faults)
     classes = sorted({name for table in tables.values() for name in _values(table, "class") if name is not None})
     splits = {split: _plan_split(split, table, classes, group_key) for split, table in tables.items()}
@@ -115,6 +114,13 @@ def _plan_split(split: str, table: pa.Table, classes: Sequence[str], group_key: 
     order = pc.sort_indices(table, sort_keys=[("group", "ascending")]) if group_key else None
     table = table.take(order) if order is not None else table
     return SplitPlan(split, table.select([*PLAN_COLUMNS, *metadata]).combine_chunks())
+
+
+def _repeated(column: pa.ChunkedArray) -> list[str]:
+    if pc.count_distinct(column).as_py() == len(column):
+        return []
+    counts = pc.value_counts(column)
+    return list(counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist())
 
 
 def _values(table: pa.Table, column: str) -> list[str | None]:

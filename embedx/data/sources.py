@@ -47,7 +47,7 @@ class FolderSource:
 
     The key is the path below the folder. Metadata: `class`, the first folder below the root, and `parent`,
     the folders between root and file; both null for a file that lies in the root itself. Links are followed,
-    except those that lead back to a folder they lie in. The order is that of the keys.
+    except those that lead back to a folder they lie in. The order is that of the names, folder by folder.
     """
 
     metadata: tuple[str, ...] = ("class", "parent")
@@ -127,10 +127,12 @@ def parse_data(specs: Sequence[str]) -> dict[str, Source]:
     faults: list[str] = []
     for spec in specs:
         name, path = _split_spec(spec)
-        if fault := _path_fault(spec, path):
-            faults.append(fault)
+        try:
+            _check_folder(spec, path)
+            named = {name: path} if name is not None else _splits_below(path)
+        except ConfigError as error:
+            faults += error.faults
             continue
-        named = {name: path} if name is not None else _splits_below(path)
         for split, folder in named.items():
             if split in sources:
                 faults.append(f"--data {spec}: the split {split!r} is given twice; name each source, as in NAME={path}")
@@ -148,15 +150,17 @@ def _split_spec(spec: str) -> tuple[str | None, Path]:
     return None, Path(spec)
 
 
-def _path_fault(spec: str, path: Path) -> str | None:
+def _check_folder(spec: str, path: Path) -> None:
+    if not spec or (spec.endswith("=") and not os.path.exists(spec)):
+        raise ConfigError(f"--data {spec!r} names no folder; give NAME=FOLDER")
     if os.path.isdir(path):
-        return None
+        return
     if os.path.exists(path):
-        return f"--data {spec}: {path} is a file; give a folder of images"
+        raise ConfigError(f"--data {spec}: {path} is a file; give a folder of images")
     siblings = os.listdir(path.parent) if os.path.isdir(path.parent) else []
     near = difflib.get_close_matches(path.name, siblings, n=1)
     hint = f"did you mean {path.parent / near[0]}?" if near else "give a folder of images, or NAME=FOLDER"
-    return f"--data {spec}: there is no folder {path}; {hint}"
+    raise ConfigError(f"--data {spec}: there is no folder {path}; {hint}")
 
 
 def _splits_below(root: Path) -> dict[str, Path]:

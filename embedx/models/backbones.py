@@ -137,26 +137,21 @@ def _embedder(model: nn.Module, spec: BackboneSpec) -> Embedder:
         features = create_feature_extractor(
             model, {last: EMBEDDINGS, **dict(zip(spec.layers, spec.layers, strict=True))}
         )
-    swin = spec.name.startswith("swin")
-    return Embedder(
-        features,
-        spec.preprocessing,
-        pool=spec.pool,
-        normalize=spec.normalize,
-        channels_last_layers=frozenset(name for name in spec.layers if swin and name.startswith("features")),
-    ).eval()
+    return Embedder(features, spec.preprocessing, pool=spec.pool, normalize=spec.normalize).eval()
 
 
 def _layer_faults(model: nn.Module, config: ExtractConfig) -> list[str]:
     if not config.layer:
         return []
-    nodes = get_graph_node_names(model)[1]
+    _image, *nodes = get_graph_node_names(model)[1]
     prefixes = {node.rsplit(".", depth)[0] for node in nodes for depth in range(node.count(".") + 1)}
-    return [
-        unknown("--layer", layer, prefixes, hint=f"(in {config.backbone})")
-        for layer in config.layer
-        if layer not in prefixes or layer in _RESERVED_TENSORS
-    ]
+    faults = []
+    for layer in config.layer:
+        if layer not in prefixes or layer in _RESERVED_TENSORS:
+            faults.append(unknown("--layer", layer, prefixes, hint=f"(in {config.backbone})"))
+        elif f"{nodes[-1]}.".startswith(f"{layer}."):
+            faults.append(f"--layer {layer} gives the embeddings themselves, which are stored anyway; leave it out")
+    return faults
 
 
 @contextlib.contextmanager

@@ -28,6 +28,8 @@ _DOWNLOAD_TIMEOUT = 10.0
 """Seconds without an answer after which a download is given up."""
 _LISTED = 8
 """Tensor names that an error lists before it counts."""
+_UNREADABLE = (SafetensorError, OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError)
+"""What the readers raise on files that are damaged or something else."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +90,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             f"{path}: loading it would run code that it carries, or it is damaged; save the weights alone, with "
             f"safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
         ) from error
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+    except _UNREADABLE as error:
         raise CheckpointError(f"{path}: not a readable checkpoint ({error})") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         found = f"the keys {', '.join(map(str, list(state)[:_LISTED]))}" if isinstance(state, Mapping) else type(state)

@@ -25,7 +25,6 @@ class Embedder(nn.Module):
         preprocessing: Whose mean and std normalise the images.
         pool: How maps and tokens become vectors.
         normalize: Whether vectors are scaled to unit L2 length.
-        channels_last_layers: Names of layers whose maps are [B, H, W, C].
     """
 
     def __init__(
@@ -35,7 +34,6 @@ class Embedder(nn.Module):
         *,
         pool: str,
         normalize: bool,
-        channels_last_layers: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__()
         self.mean: Tensor
@@ -43,7 +41,6 @@ class Embedder(nn.Module):
         self.backbone = backbone
         self.pool = pool
         self.normalize = normalize
-        self.channels_last_layers = channels_last_layers
         # In units of the uint8 values, so that scaling to [0, 1] is no step of its own.
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1) * 255, persistent=False)
@@ -61,22 +58,21 @@ class Embedder(nn.Module):
         features = self.backbone(((images - self.mean) / self.std).to(parameter.dtype))
         if isinstance(features, Tensor):
             features = {"embeddings": features}
-        pooled = {
-            name: pool_features(features[name], self.pool, channels_last=name in self.channels_last_layers)
-            for name in sorted(features, key="embeddings".__ne__)
-        }
+        for name, value in features.items():
+            if not isinstance(value, Tensor):
+                raise ConfigError(f"--layer {name} gives a {type(value).__name__}, no tensor; give a layer near it")
+        pooled = {name: pool_features(features[name], self.pool) for name in sorted(features, key="embeddings".__ne__)}
         if self.normalize:
-            return {name: functional.normalize(value, dim=-1) for name, value in pooled.items()}
+            return {name: functional.normalize(value, dim=channel_dim(value)) for name, value in pooled.items()}
         return pooled
 
 
-def pool_features(features: Tensor, how: str, *, channels_last: bool = False) -> Tensor:
+def pool_features(features: Tensor, how: str) -> Tensor:
     """Makes one vector of a map or of tokens.
 
     Args:
-        features: [B, D], [B, T, D] with the class token first, or [B, C, H, W].
+        features: [B, D], [B, T, D] with the class token first, [B, C, H, W] or [B, H, W, C], with H = W.
         how: `avg`, `max`, `gem` (generalised mean, p = 3), `cls` (the first token), or `none`.
-        channels_last: Whether a map is [B, H, W, C] instead.
 
     Returns:
         [B, D]; `features` as they are if they are vectors already, or for `none`.
@@ -86,15 +82,35 @@ def pool_features(features: Tensor, how: str, *, channels_last: bool = False) ->
     """
     if features.ndim == 2 or how == "none":
         return features
-    if features.ndim not in (3, 4):
-        raise ConfigError(f"a layer of shape {list(features.shape)} can't be pooled; give --pool none")
     if how == "cls":
-        if features.ndim == 4:
+        if features.ndim != 3:
             raise ConfigError("--pool cls needs tokens, but the layer gives a map; give avg, max or gem")
         return features[:, 0]
-    dims = 1 if features.ndim == 3 else (1, 2) if channels_last else (2, 3)
+    dims = [dim for dim in range(1, features.ndim) if dim != channel_dim(features)]
     if how == "max":
         return features.amax(dims)
     if how == "gem":
         return features.clamp(min=_GEM_FLOOR).pow(_GEM_POWER).mean(dims).pow(1 / _GEM_POWER)
     return features.mean(dims)
+
+
+def channel_dim(features: Tensor) -> int:
+    """The dimension of the channels: the last one of vectors and tokens, the one that differs of a square map.
+
+    Some models hold their maps as [B, H, W, C]; as images are square, the shape tells.
+
+    Raises:
+        ConfigError: If the shape does not tell.
+    """
+    if features.ndim in (2, 3):
+        return features.ndim - 1
+    if features.ndim == 4:
+        _, first, second, third = features.shape
+        if second == third != first:
+            return 1
+        if first == second != third:
+            return 3
+    raise ConfigError(
+        f"of a layer of shape {list(features.shape)} can't be told which dimension the channels are; "
+        "give --pool none and leave --normalize out"
+    )

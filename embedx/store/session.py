@@ -37,6 +37,9 @@ class StoreSession:
         self.out = out
         self.root = root
         self.manifest = manifest
+        self.changes: list[tuple[str, Any, Any]] = []
+        """What of the environment has changed since the store was begun: (name, then, now)."""
+        self._made_folder = False
         self._locks = locks
         self._committed = {(split, unit) for split, unit in layout.index_files(root)}
 
@@ -59,8 +62,10 @@ class StoreSession:
         existing = is_store(out)
         if existing and mode == "create" and (Manifest.read(out).complete or layout.index_files(out)):
             raise StoreMismatchError(f"{out} is a store already; choose another folder, or overwrite it")
-        if existing and mode == "resume":
-            _refuse_other(out, Manifest.read(out), manifest)
+        before = Manifest.read(out) if existing and mode == "resume" else manifest
+        if before.complete or layout.index_files(out):  # else there is nothing in it to protect
+            _refuse_other(out, before, manifest)
+        made_folder = not out.exists()
         try:
             make_folder(out.absolute())
             locks = [StoreLock(out)]
@@ -77,6 +82,8 @@ class StoreSession:
                 make_folder(root.absolute())
                 locks.append(StoreLock(root))
             session = cls(out, root, Manifest.read(root) if is_store(root) else manifest, locks)
+            session._made_folder = made_folder
+            session.changes = list(_leaves_that_differ("", before.environment, manifest.environment))
             if not session.manifest.complete:
                 session._remove_leftovers()
                 session.manifest = dataclasses.replace(manifest, complete=False)
@@ -138,6 +145,15 @@ class StoreSession:
             self.root = self.out
         return self.manifest
 
+    def discard(self) -> None:
+        """Takes the store back, where this session has made it and nothing was committed."""
+        if not layout.index_files(self.root):
+            (self.root / layout.MANIFEST).unlink(missing_ok=True)
+            for lock in self._locks:
+                lock.path.unlink(missing_ok=True)
+            if self._made_folder:
+                _remove_empty_folders(self.root, self.root.parent)
+
     def close(self) -> None:
         """Lets go of the store."""
         for lock in self._locks:
@@ -182,7 +198,7 @@ def _differences(old: Manifest, new: Manifest) -> list[str]:
 def _leaves_that_differ(name: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
-            yield from _leaves_that_differ(f"{name}.{key}", old.get(key), new.get(key))
+            yield from _leaves_that_differ(f"{name}.{key}" if name else key, old.get(key), new.get(key))
     elif old != new:
         yield name, old, new
 

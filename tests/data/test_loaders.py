@@ -99,9 +99,9 @@ def test_a_batch_is_what_the_module_says_it_is(folder: Path) -> None:
     assert [value for batch in batches for value in batch["metadata"]["parent"].to_pylist()] == plan.table[
         "parent"
     ].to_pylist()
-    *classes, none = plan.table["target"].to_pylist()
-    assert [value for batch in batches for value in batch.get("targets", torch.empty(0)).tolist()] == classes
-    assert none is None
+    targets = [target for batch in batches for target in batch["targets"].tolist()]
+    assert targets == [-1 if target is None else target for target in plan.table["target"].to_pylist()]
+    assert targets[-1] == -1
 
 
 def test_a_target_that_is_not_known_is_minus_one(folder: Path) -> None:

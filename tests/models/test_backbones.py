@@ -13,6 +13,7 @@ from embedx.config import ExtractConfig
 from embedx.errors import ConfigError
 from embedx.models.backbones import BackboneSpec, backbone_names, describe_backbone, weights_names
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 HEADS = {"squeezenet1_1": "classifier.1", "shufflenet_v2_x0_5": "fc", "mobilenet_v3_small": "classifier.3"}
 KNOWN = {
     "resnet50": 2048,
@@ -152,22 +153,16 @@ def test_an_image_size_that_the_backbone_does_not_take_is_a_fault() -> None:
         describe("inception_v3", image_size=32)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the classifier's node is asked for under one name alone, and that is the layer's"
-)
-@pytest.mark.parametrize(("backbone", "layer"), [("resnet18", "fc"), ("squeezenet1_1", "flatten")])
-def test_the_last_layer_may_be_asked_for_too(backbone: str, layer: str) -> None:
-    assert set(describe(backbone, layer=(layer,)).shapes) == {"embeddings", layer}
+@pytest.mark.parametrize(("backbone", "layer"), [("resnet18", "fc"), ("mobilenet_v3_small", "classifier")])
+def test_a_layer_that_is_the_embeddings_themselves_is_a_fault(backbone: str, layer: str) -> None:
+    with pytest.raises(ConfigError, match=f"--layer {layer} gives the embeddings themselves"):
+        describe(backbone, layer=(layer,))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a layer that is moved behind the others moves `embeddings` from the first place"
-)
 def test_the_embeddings_come_first() -> None:
     assert next(iter(describe("squeezenet1_1", layer=("features.4",)).shapes)) == "embeddings"
 
 
-@pytest.mark.xfail(strict=True, raises=AttributeError, reason="what a node gives may be a tuple or a size")
 @pytest.mark.parametrize(
     ("backbone", "layer"),
     [("shufflenet_v2_x0_5", "stage2.1.chunk"), ("vit_b_16", "encoder.layers.encoder_layer_3.self_attention")],
@@ -177,7 +172,6 @@ def test_a_layer_that_gives_no_tensor_is_a_fault(backbone: str, layer: str) -> N
         describe(backbone, layer=(layer,))
 
 
-@pytest.mark.xfail(strict=True, reason="which maps are channels last is told by the layer's name alone")
 @pytest.mark.parametrize(
     ("backbone", "layer", "channels"),
     [("swin_t", "features.0.0", 96), ("swin_t", "norm", 768), ("convnext_tiny", "features.1.0.block.2", 96)],

@@ -14,18 +14,19 @@ from embedx.models.backbones import describe_backbone
 from embedx.models.features import Embedder
 from embedx.models.runtime import EagerRuntime, resolve_device, resolve_precision
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
 
 
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
-    return torch.randint(0, 256, (4, 3, 96, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")
 def embedder() -> Embedder:
-    config = ExtractConfig(backbone="shufflenet_v2_x0_5", out=Path("store"), weights="random", image_size=96)
+    config = ExtractConfig(backbone="shufflenet_v2_x0_5", out=Path("store"), weights="random", image_size=64)
     return describe_backbone(config).load()
 
 

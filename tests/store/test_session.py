@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -119,3 +120,32 @@ def test_the_lock_names_its_holder_and_dies_with_it(tmp_path: Path) -> None:
             StoreSession.begin(out, manifest({"train": 1}), "resume")
         process.kill()
     StoreSession.begin(out, manifest({"train": 1}), "resume").close()
+
+
+def test_a_store_in_which_nothing_is_committed_is_begun_anew_whatever_its_recipe(tmp_path: Path) -> None:
+    out = tmp_path / "store"
+    StoreSession.begin(out, manifest({"train": 8}), "resume").close()
+    session = StoreSession.begin(out, manifest({"train": 8}, recipe="other"), "resume")
+    assert Manifest.read(out).recipe == {"name": "other"}
+    session.discard()
+    session.close()
+    assert not out.exists()
+
+
+def test_discard_takes_back_nothing_that_is_committed(tmp_path: Path) -> None:
+    out = tmp_path / "store"
+    session = StoreSession.begin(out, manifest({"train": 16}), "resume")
+    commit(session, 0, 8)
+    session.discard()
+    session.close()
+    assert Manifest.read(out).plan["splits"]["train"]["inputs"] == 16
+
+
+def test_a_changed_environment_is_told_and_no_reason_to_refuse(tmp_path: Path) -> None:
+    out = tmp_path / "store"
+    for versions in ({"torch": "2.14"}, {"torch": "2.15"}):
+        begun = dataclasses.replace(manifest({"train": 16}), environment=versions)
+        session = StoreSession.begin(out, begun, "resume")
+        commit(session, 0, 8)
+        session.close()
+    assert session.changes == [("torch", "2.14", "2.15")]

@@ -1,0 +1,38 @@
+"""What needs a CUDA device; skipped where there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import embedx
+from embedx import ExtractConfig, sample
+from embedx.extract import extract
+from embedx.store.verify import verify
+from tests.runs import digests
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+def extracted(out: Path, **settings: object) -> torch.Tensor:
+    extract(ExtractConfig(**{"backbone": sample.BACKBONE, "weights": "sample", "out": out} | settings))
+    assert list(verify(out)) == []
+    rows: torch.Tensor = embedx.open(out).load("val", framework="torch").embeddings
+    return rows
+
+
+def test_cuda_agrees_with_the_cpu(tmp_path: Path) -> None:
+    reference = extracted(tmp_path / "cpu", device="cpu")
+    single = extracted(tmp_path / "fp32", device="cuda", precision="fp32")
+    assert (single - reference).abs().max() <= 1e-4 * reference.abs().max()
+    for precision in ("tf32", "bf16", "fp16"):
+        rows = extracted(tmp_path / precision, device="cuda", precision=precision)
+        assert torch.nn.functional.cosine_similarity(rows, reference).min() > 0.99, precision
+
+
+def test_the_same_bytes_on_cuda_with_any_number_of_workers(tmp_path: Path) -> None:
+    for workers in (0, 2):
+        extracted(tmp_path / str(workers), device="cuda", workers=workers)
+    assert digests(tmp_path / "0") == digests(tmp_path / "2")
