@@ -9,9 +9,11 @@ EmbedxError                    1  a run failed
 ├── WriterError                1  the writer process failed
 ├── InputError                 1  an input was rejected and `--on-error fail` was given
 ├── TooManyRejectedError       3  finished, but more inputs were rejected than allowed
-└── StoreLockedError          75  another run holds the store
+├── StoreLockedError          75  another run holds the store
+├── RunInterruptedError      130  Ctrl-C
+└── RunTerminatedError       143  SIGTERM
 
-Terminated (KeyboardInterrupt) 143  SIGTERM, carried like Ctrl-C (130)
+Terminated (a KeyboardInterrupt) is how SIGTERM unwinds a run, like Ctrl-C.
 """
 
 from __future__ import annotations
@@ -80,6 +82,18 @@ class StoreLockedError(EmbedxError):
     """Another run holds the store."""
 
     exit_code = 75
+
+
+class RunInterruptedError(EmbedxError):
+    """Ctrl-C ended the run; what is committed stays."""
+
+    exit_code = 130
+
+
+class RunTerminatedError(EmbedxError):
+    """SIGTERM ended the run; what is committed stays."""
+
+    exit_code = 143
 
 
 class Terminated(KeyboardInterrupt):

@@ -29,6 +29,7 @@ from embedx.engine.loop import run_test
 from embedx.errors import ConfigError
 from embedx.models.backbones import BackboneSpec, describe_backbone
 from embedx.models.runtime import EagerRuntime, resolve_device, resolve_precision
+from embedx.processes import keep_large_blocks
 from embedx.store.layout import MANIFEST, Unit
 from embedx.store.manifest import Manifest
 from embedx.store.session import StoreSession, refuse_unless_ours
@@ -186,6 +187,8 @@ def extract(config: ExtractConfig, console: Console | None = None) -> Summary:
 
 def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], console: Console) -> None:
     next(iter(loaders.values())).start()  # its workers decode while the model is built
+    if job.device.type == "cpu":
+        keep_large_blocks()
     model = EagerRuntime(job.spec.load(), job.device, job.precision)
     callbacks: list[Callback] = [
         ProgressBar(console, {split: loader.inputs for split, loader in loaders.items()}),

@@ -27,6 +27,7 @@ from embedx.config import ExtractConfig
 from embedx.data.loaders import SplitLoader, default_workers
 from embedx.extract import Job, extract, prepare
 from embedx.models.runtime import EagerRuntime
+from embedx.processes import keep_large_blocks
 
 _FORWARD_BATCHES = 8
 
@@ -44,6 +45,7 @@ def make_photographs(folder: Path, count: int) -> None:
 
 def forward_rate(job: Job) -> float:
     """Images per second of the forward pass alone, on one resident batch."""
+    keep_large_blocks()
     model = EagerRuntime(job.spec.load(), job.device, job.precision)
     size = job.spec.preprocessing.crop
     images = torch.randint(0, 255, (job.config.batch_size, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)

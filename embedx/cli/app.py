@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import os
 import sys
 from typing import NoReturn
 
@@ -10,7 +13,7 @@ from rich.markup import escape
 
 from embedx.cli import backbones, extract, stores
 from embedx.cli.output import STDERR
-from embedx.errors import EmbedxError, Terminated
+from embedx.errors import EmbedxError
 
 app = typer.Typer(
     name="embedx",
@@ -27,35 +30,42 @@ app.command("backbones")(backbones.command)
 
 
 def main() -> NoReturn:
-    """Runs the command line and ends the process with the exit code that DESIGN.md §8 gives the outcome."""
+    """Runs the command line, and ends the process."""
+    code = run()
+    atexit._run_exitfuncs()
+    with contextlib.suppress(OSError, AttributeError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    # Not sys.exit(): the interpreter would take two seconds to free, module by module, what the system frees at once.
+    os._exit(code)
+
+
+def run() -> int:
+    """Runs the command line; returns the exit code that the outcome has (see errors.py)."""
     debug = "--debug" in sys.argv
     try:
         app(prog_name="embedx")
-    except Terminated:
-        code = _interrupted("terminated", 143)
-    except KeyboardInterrupt:
-        code = _interrupted("interrupted", 130)
+    except SystemExit as exit_of_app:  # with which the library ends every command, good or bad
+        return exit_of_app.code if isinstance(exit_of_app.code, int) else 0
     except EmbedxError as error:
-        code = error.exit_code
         _report(str(error), error, debug=debug)
+        return error.exit_code
     except BrokenPipeError:
-        # The reader of stdout has gone, as `head` does; the interpreter would complain when it flushes.
+        # The reader of stdout has gone, as `head` does; nothing more is to be written there.
         sys.stdout = None
-        code = 1
+        return 1
     except OSError as error:
-        code = 1
         _report(f"{error.strerror or error}: {error.filename or 'no file named'}", error, debug=debug)
+        return 1
     except Exception as error:  # noqa: BLE001  (the boundary)
-        code = 1
         _report(
-            f"a fault of embedx itself: {type(error).__name__}: {error}\nrun again with --debug for the traceback, "
-            "and report it",
+            f"a fault of embedx itself: {type(error).__name__}: {error}\n"
+            "run again with --debug for the traceback, and report it",
             error,
             debug=debug,
         )
-    else:
-        code = 0
-    sys.exit(code)
+        return 1
+    return 0
 
 
 def _report(message: str, error: BaseException, *, debug: bool) -> None:
@@ -63,9 +73,5 @@ def _report(message: str, error: BaseException, *, debug: bool) -> None:
         STDERR.print_exception()
         for note in getattr(error, "__notes__", ()):
             STDERR.print(escape(note))
+    STDERR.quiet = False
     STDERR.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
-
-
-def _interrupted(how: str, code: int) -> int:
-    STDERR.print(f"{how}; what is committed stays, the same command goes on from there", soft_wrap=True)
-    return code

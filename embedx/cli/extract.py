@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.table import Table
@@ -14,7 +16,13 @@ from rich.table import Table
 from embedx.cli.options import load_config_file, with_config_options
 from embedx.cli.output import STDERR, STDOUT, print_json, print_line, size_text
 from embedx.config import ExtractConfig
-from embedx.errors import Terminated, TooManyRejectedError
+from embedx.errors import RunInterruptedError, RunTerminatedError, Terminated, TooManyRejectedError
+from embedx.processes import start_fork_server
+
+if TYPE_CHECKING:
+    from embedx.extract import Summary
+
+_RESUMABLE = "what is committed stays, and the same command goes on from there"
 
 
 @with_config_options
@@ -42,34 +50,52 @@ def command(
     another run, 130 and 143 interrupted.
     """
     config.validate()
-    # Before torch is imported: threads that spin while they wait would steal the decoders' cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    signal.signal(signal.SIGTERM, _raise_terminated)
-
-    from embedx.extract import extract, prepare
-
     STDERR.quiet = quiet
-    if dry_run:
-        description = prepare(config, download=False).describe()
-        print_json(description) if as_json else _print_plan(description)
-        return
-    summary = extract(config, STDERR)
+    with _signals_as_errors():
+        # Both before torch is imported: threads that spin while they wait would steal the decoders' cores.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        if config.workers != 0 and not dry_run:
+            start_fork_server()
+        from embedx.extract import extract, prepare
+
+        if dry_run:
+            description = prepare(config, download=False).describe()
+            print_json(description) if as_json else _print_plan(description)
+            return
+        summary = extract(config, STDERR)
     print_json(summary.to_json(), indent=None) if as_json else print_line(str(summary.manifest))
-    if summary.up_to_date:
-        STDERR.print(f"up to date: {summary.rows} rows", soft_wrap=True)
-    else:
-        rate = summary.timings.get("images_per_second")
-        pace = f", {rate:.0f} images/s" if rate else ""
-        STDERR.print(
-            f"{summary.rows} rows, {summary.rejected} rejected, in {summary.seconds:.1f} s{pace}",
-            soft_wrap=True,
-        )
-    STDERR.quiet = False
+    STDERR.print(_outcome(summary), soft_wrap=True)
     if summary.rejected > config.max_errors:
         raise TooManyRejectedError(
             f"{summary.rejected} inputs were rejected, and --max-errors allows {config.max_errors}; the store is "
             f"complete, `embedx info {config.out} --rejected` lists them with their reasons"
         )
+
+
+def _outcome(summary: Summary) -> str:
+    if summary.up_to_date:
+        return f"up to date: {summary.rows} rows"
+    rate = summary.timings.get("images_per_second")
+    pace = f", {rate:.0f} images/s" if rate else ""
+    return f"{summary.rows} rows, {summary.rejected} rejected, in {summary.seconds:.1f} s{pace}"
+
+
+@contextmanager
+def _signals_as_errors() -> Iterator[None]:
+    """Lets SIGTERM unwind the run as Ctrl-C does, and turns both into errors before click makes them "Aborted"."""
+
+    def terminate(signal_number: int, frame: FrameType | None) -> NoReturn:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    except Terminated as error:
+        raise RunTerminatedError(f"terminated; {_RESUMABLE}") from error
+    except KeyboardInterrupt as error:
+        raise RunInterruptedError(f"interrupted; {_RESUMABLE}") from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _print_plan(plan: dict[str, Any]) -> None:
@@ -86,7 +112,3 @@ def _print_plan(plan: dict[str, Any]) -> None:
         for group, count in split["groups"].items():
             table.add_row("", "none" if group is None else group, str(count), "", "", "")
     STDOUT.print(table)
-
-
-def _raise_terminated(signal_number: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import multiprocessing
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -29,7 +28,7 @@ from embedx.data.decode import RejectedInputError, decode, preprocess, read_file
 from embedx.data.plan import SplitPlan
 from embedx.data.sources import as_text
 from embedx.errors import EmbedxError
-from embedx.processes import tie_to_parent
+from embedx.processes import start_fork_server, tie_to_parent
 
 _PREFETCH_BATCHES = 4
 """Batches each worker decodes ahead of the forward pass."""
@@ -130,11 +129,13 @@ class SplitLoader:
             collate_fn=_as_is,
             num_workers=workers,
             prefetch_factor=_PREFETCH_BATCHES if workers else None,
-            multiprocessing_context=_worker_context() if workers else None,
+            multiprocessing_context="forkserver" if workers else None,
             worker_init_fn=_start_worker if workers else None,
             pin_memory=pin_memory,
         )
         self._iterator: Iterator[dict[str, Any]] | None = None
+        if workers:
+            start_fork_server()
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -161,16 +162,6 @@ class SplitLoader:
 def default_workers() -> int:
     """One worker per core that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _worker_context() -> Any:
-    """Workers fork from a server that has imported torch once and runs no threads.
-
-    A plain fork would copy the locks of the main process's threads, a spawn would import torch per worker.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
 
 
 def _start_worker(worker: int) -> None:

@@ -86,7 +86,8 @@ def pool_features(features: Tensor, how: str) -> Tensor:
         if features.ndim != 3:
             raise ConfigError("--pool cls needs tokens, but the layer gives a map; give avg, max or gem")
         return features[:, 0]
-    dims = [dim for dim in range(1, features.ndim) if dim != channel_dim(features)]
+    channels = channel_dim(features)
+    dims = [dim for dim in range(1, features.ndim) if dim != channels]
     if how == "max":
         return features.amax(dims)
     if how == "gem":

@@ -11,20 +11,21 @@ believes only a report of success *and* an exit code of 0.
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import os
 import queue
 import signal
 import traceback
 from collections.abc import Callable
+from multiprocessing import resource_sharer
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, NoReturn, Self
 
 import torch
 import torch.multiprocessing
 
 from embedx.errors import WriterError
-from embedx.processes import tie_to_parent
+from embedx.processes import return_large_blocks, tie_to_parent
 from embedx.store.units import StoreTerms, UnitBatch, UnitBuffer
 
 _QUEUE_LENGTH = 8
@@ -96,6 +97,8 @@ class WriterProcess:
         """Ends the process without committing the unit under way. Safe to call at any time."""
         self._queue.cancel_join_thread()
         self._queue.close()
+        # The thread that hands out shared memory would complain of a child that ends in the middle of asking.
+        resource_sharer.stop(timeout=_ABORT_SECONDS)
         for stop in (self._process.terminate, self._process.kill):
             if self._process.is_alive():
                 stop()
@@ -136,30 +139,19 @@ def _cause_of_end(exitcode: int | None) -> str:
     return f"ended with exit code {exitcode}"
 
 
-def _run(items: Any, report: Connection, terms: StoreTerms, buffer_factory: Callable[..., UnitBuffer]) -> None:
+def _run(items: Any, report: Connection, terms: StoreTerms, buffer_factory: Callable[..., UnitBuffer]) -> NoReturn:
     """The child's main function."""
     tie_to_parent()
-    _return_large_blocks()
+    return_large_blocks()
     torch.set_num_threads(1)
     try:
         _write_units(items, terms, buffer_factory)
     except BaseException as error:  # noqa: BLE001  (whatever it is, the parent must hear of it)
         # Texts always pass through the pipe; the error itself may not be picklable.
         report.send(_Failure.of(error))
-        items.cancel_join_thread()
-        raise SystemExit(1) from None
+        os._exit(1)
     report.send(None)
-
-
-def _return_large_blocks() -> None:
-    """Has glibc give every large block back when it is freed; elsewhere nothing is done.
-
-    Left to itself it raises its threshold with each block, serves them from the heap, and the heap grows by
-    fragments: about a shard per unit, as was seen with shards of 1 MiB.
-    """
-    m_mmap_threshold, threshold = -3, 256 * 1024
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(m_mmap_threshold, threshold)
+    os._exit(0)  # all is on disk and told; an orderly end would take a second to free what the system frees at once
 
 
 def _write_units(items: Any, terms: StoreTerms, buffer_factory: Callable[..., UnitBuffer]) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from pathlib import Path
 
 import pytest
 
 from embedx import sample
-from embedx.cli.app import main
-from tests.runs import run
+from embedx.cli.app import run
+from tests import runs
 
 
 class Outcome:
@@ -24,19 +23,16 @@ class Outcome:
 @pytest.fixture
 def embedx(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
     """Calls the command line in this process, which has torch imported already."""
-    handler = signal.getsignal(signal.SIGTERM)
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     monkeypatch.setenv("COLUMNS", "200")
 
     def call(*arguments: str | Path) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["embedx", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exited:
-            main()
+        code = run()
         stdout, stderr = capfd.readouterr()
-        return Outcome(int(exited.value.code or 0), stdout, stderr)
+        return Outcome(code, stdout, stderr)
 
-    yield call
-    signal.signal(signal.SIGTERM, handler)
+    return call
 
 
 SAMPLE = ("--backbone", sample.BACKBONE, "--weights", "sample", "-j", "0")
@@ -56,7 +52,7 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, few: Path) -> Path:
     out = tmp_path_factory.mktemp("stores") / "store"
-    done = run("extract", *SAMPLE, "--data", few, "--out", out, "--group-key", "class")
+    done = runs.run("extract", *SAMPLE, "--data", few, "--out", out, "--group-key", "class")
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{out}/manifest.json\n"
     assert "16 rows, 0 rejected" in done.stderr
@@ -229,8 +225,6 @@ def test_debug_shows_the_traceback(embedx, tmp_path: Path, few: Path) -> None:
 def test_a_reader_of_stdout_that_goes_away_is_no_fault() -> None:
     import subprocess
 
-    from tests.runs import EMBEDX
-
-    command = f"{' '.join(EMBEDX)} backbones | head -1"
+    command = f"{' '.join(runs.EMBEDX)} backbones | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert done.stdout == "alexnet\n" and "Traceback" not in done.stderr and "Exception" not in done.stderr

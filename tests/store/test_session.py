@@ -129,7 +129,11 @@ def test_a_store_in_which_nothing_is_committed_is_begun_anew_whatever_its_recipe
     assert Manifest.read(out).recipe == {"name": "other"}
     session.discard()
     session.close()
-    assert not out.exists()
+    assert os.listdir(out) == []  # the folder was there before this session
+    session = StoreSession.begin(tmp_path / "new", manifest({"train": 8}), "resume")
+    session.discard()
+    session.close()
+    assert os.listdir(tmp_path) == ["store"]
 
 
 def test_discard_takes_back_nothing_that_is_committed(tmp_path: Path) -> None:
