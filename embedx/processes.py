@@ -9,15 +9,21 @@ import os
 import signal
 import threading
 from multiprocessing import connection, forkserver
+from pathlib import Path
+from typing import Final
+
+START_METHOD: Final = "forkserver"
+"""Children fork from a server without threads or CUDA, which has imported torch once for all of them.
+
+A plain fork would copy the locks of this process's threads; a spawn would import torch in every child."""
 
 
 def start_fork_server() -> None:
-    """Starts the server from which loader workers fork; it imports what they need while the caller goes on.
+    """Starts the server from which all children fork; it imports what they need while the caller goes on.
 
-    Call it before importing torch, so that the two imports run side by side. A plain fork would copy the locks
-    of this process's threads; a spawn would import torch in every worker.
+    Call it before importing torch, so that the two imports run side by side.
     """
-    multiprocessing.set_forkserver_preload(["embedx.data.loaders"])
+    multiprocessing.set_forkserver_preload(["embedx.data.loaders", "embedx.store.process"])
     forkserver.ensure_running()
 
 
@@ -47,14 +53,19 @@ def _set_malloc(*, mmap_threshold: int, trim_threshold: int) -> None:
         mallopt(m_trim_threshold, trim_threshold)
 
 
-def tie_to_parent() -> None:
+def tie_to_parent(name: str) -> None:
     """Makes this child process ignore SIGINT and end by itself, at once, when its parent is gone.
+
+    Args:
+        name: What `ps` and `top` show; at most 15 characters, on Linux only.
 
     A thread waits on the parent's sentinel, so that the child ends even while it is blocked in a read,
     and also where it was forked from a fork server, whose death would say nothing of the real parent.
     Ending at once is safe: whatever the child writes becomes visible by a rename, whole or not at all.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(name)
     parent = multiprocessing.parent_process()
     if parent is None:
         raise RuntimeError("tie_to_parent() is for child processes; this one has no parent")

@@ -54,7 +54,7 @@ def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def writer_of(process: subprocess.Popen[str]) -> psutil.Process:
-    (writer,) = (child for child in descendants(process) if "multiprocessing.spawn" in " ".join(child.cmdline()))
+    (writer,) = (child for child in descendants(process) if child.name() == "embedx-writer")
     return writer
 
 

@@ -54,7 +54,7 @@ def command(
     with _signals_as_errors():
         # Both before torch is imported: threads that spin while they wait would steal the decoders' cores.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        if config.workers != 0 and not dry_run:
+        if not dry_run:
             start_fork_server()
         from embedx.extract import extract, prepare
 

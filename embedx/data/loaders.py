@@ -28,7 +28,7 @@ from embedx.data.decode import RejectedInputError, decode, preprocess, read_file
 from embedx.data.plan import SplitPlan
 from embedx.data.sources import as_text
 from embedx.errors import EmbedxError
-from embedx.processes import start_fork_server, tie_to_parent
+from embedx.processes import START_METHOD, start_fork_server, tie_to_parent
 
 _PREFETCH_BATCHES = 4
 """Batches each worker decodes ahead of the forward pass."""
@@ -129,7 +129,7 @@ class SplitLoader:
             collate_fn=_as_is,
             num_workers=workers,
             prefetch_factor=_PREFETCH_BATCHES if workers else None,
-            multiprocessing_context="forkserver" if workers else None,
+            multiprocessing_context=START_METHOD if workers else None,
             worker_init_fn=_start_worker if workers else None,
             pin_memory=pin_memory,
         )
@@ -165,7 +165,7 @@ def default_workers() -> int:
 
 
 def _start_worker(worker: int) -> None:
-    tie_to_parent()
+    tie_to_parent("embedx-loader")
     # libpng and libtiff print a line per odd file; what matters of it is in the reason of a rejected input.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 

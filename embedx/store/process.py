@@ -11,7 +11,7 @@ believes only a report of success *and* an exit code of 0.
 from __future__ import annotations
 
 import contextlib
-import os
+import multiprocessing
 import queue
 import signal
 import traceback
@@ -19,13 +19,13 @@ from collections.abc import Callable
 from multiprocessing import resource_sharer
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, NamedTuple, NoReturn, Self
+from typing import Any, NamedTuple, Self
 
 import torch
-import torch.multiprocessing
+import torch.multiprocessing  # which teaches ForkingPickler to move tensors to shared memory
 
 from embedx.errors import WriterError
-from embedx.processes import return_large_blocks, tie_to_parent
+from embedx.processes import START_METHOD, return_large_blocks, start_fork_server, tie_to_parent
 from embedx.store.units import StoreTerms, UnitBatch, UnitBuffer
 
 _QUEUE_LENGTH = 8
@@ -55,7 +55,8 @@ class WriterProcess:
     """
 
     def __init__(self, terms: StoreTerms, buffer_factory: Callable[..., UnitBuffer] = UnitBuffer) -> None:
-        context = torch.multiprocessing.get_context("spawn")
+        start_fork_server()
+        context = multiprocessing.get_context(START_METHOD)
         self._queue = context.Queue(maxsize=_QUEUE_LENGTH)
         self._report, child_report = context.Pipe(duplex=False)
         self._process = context.Process(
@@ -139,9 +140,9 @@ def _cause_of_end(exitcode: int | None) -> str:
     return f"ended with exit code {exitcode}"
 
 
-def _run(items: Any, report: Connection, terms: StoreTerms, buffer_factory: Callable[..., UnitBuffer]) -> NoReturn:
+def _run(items: Any, report: Connection, terms: StoreTerms, buffer_factory: Callable[..., UnitBuffer]) -> None:
     """The child's main function."""
-    tie_to_parent()
+    tie_to_parent("embedx-writer")
     return_large_blocks()
     torch.set_num_threads(1)
     try:
@@ -149,9 +150,8 @@ def _run(items: Any, report: Connection, terms: StoreTerms, buffer_factory: Call
     except BaseException as error:  # noqa: BLE001  (whatever it is, the parent must hear of it)
         # Texts always pass through the pipe; the error itself may not be picklable.
         report.send(_Failure.of(error))
-        os._exit(1)
+        raise SystemExit(1) from None
     report.send(None)
-    os._exit(0)  # all is on disk and told; an orderly end would take a second to free what the system frees at once
 
 
 def _write_units(items: Any, terms: StoreTerms, buffer_factory: Callable[..., UnitBuffer]) -> None:

@@ -104,11 +104,7 @@ def batches(rows: Sequence[int], **columns: Callable[[int], Any]) -> list[Batch]
 
 def children() -> list[psutil.Process]:
     """This process's spawned children, ended but unreaped ones included."""
-    return [
-        child
-        for child in psutil.Process().children(recursive=True)
-        if child.status() == psutil.STATUS_ZOMBIE or "--multiprocessing-fork" in child.cmdline()
-    ]
+    return [child for child in psutil.Process().children(recursive=True) if child.name() == "embedx-writer"]
 
 
 def assert_let_go(out: Path) -> None:
