@@ -5,6 +5,7 @@ Every run is a real one, on the sample's images, in units of four rows that are 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import resource
@@ -31,14 +32,14 @@ from tests.runs import (
 )
 
 EXTRACT = ["extract", "--backbone", sample.BACKBONE, "--weights", "sample", "--group-key", "class"]
-UNITS = 24
+UNITS = 36
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two splits of the sample's images, eight of each class for train and four for val."""
+    """Two splits of the sample's images, twelve of each class for train and six for val."""
     root = tmp_path_factory.mktemp("images")
-    for split, count in (("train", 8), ("val", 4)):
+    for split, count in (("train", 12), ("val", 6)):
         for folder in (sample.IMAGES / split).iterdir():
             (root / split / folder.name).mkdir(parents=True)
             for image in sorted(folder.iterdir())[:count]:
@@ -84,9 +85,9 @@ def terminate(process) -> None:
 STRIKES = [
     (kill_main, -signal.SIGKILL, ""),
     (kill_writer, 1, "killed by SIGKILL"),
-    (kill_loader, 1, "a process that decodes images died"),
     (interrupt, 130, "interrupted; what is committed stays"),
     (terminate, 143, "terminated; what is committed stays"),
+    (kill_loader, 1, "a process that decodes images died"),
 ]
 
 
@@ -99,9 +100,13 @@ def test_a_run_that_is_struck_again_and_again_is_finished_with_the_same_bytes(
         before = len(index_files(out))
         process = start(*arguments, "--out", out)
         wait_for_units(out, before + 2, process)
+        main = psutil.Process(process.pid)
+        main.suspend()  # so that the run can't end before it is struck
         family = descendants(process)
         assert len(family) >= 3  # the writer, the fork server, a loader
         strike(process)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            main.resume()
         stdout, stderr = process.communicate(timeout=20)
         assert process.returncode == exit_code, (strike, stderr)
         assert stdout == "" and message in stderr and "Traceback" not in stderr, (strike, stderr)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -154,36 +151,6 @@ def test_an_item_that_can_not_be_pickled_fails_in_put_and_not_silently(tmp_path:
         with pytest.raises((TypeError, AttributeError)):
             writer.put(unit_batch(0, 4)._replace(rows=threading.Lock()))
         writer.abort()
-
-
-def test_the_writer_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
-    script = textwrap.dedent("""
-        import sys, time
-        from pathlib import Path
-        from tests.store.builders import manifest, unit_batch
-        from tests.store.test_process import Slow
-        from embedx.store.process import WriterProcess
-        from embedx.store.session import StoreSession
-
-        if __name__ == "__main__":
-            session = StoreSession.begin(Path(sys.argv[1]), manifest({"train": 4000}), "resume")
-            writer = WriterProcess(session.terms, Slow)
-            for start in range(0, 4000, 4):
-                writer.put(unit_batch(start, start + 4))
-                if start == 40:
-                    print(writer.pid, flush=True)
-        """)
-    (tmp_path / "main.py").write_text(script)
-    environment = os.environ | {"PYTHONPATH": os.getcwd()}
-    command = [sys.executable, str(tmp_path / "main.py"), str(tmp_path / "store")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as main:
-        assert main.stdout is not None
-        writer_pid = int(main.stdout.readline())
-        family = [main.pid, *(child.pid for child in psutil.Process(main.pid).children(recursive=True))]
-        assert writer_pid in family
-        main.kill()
-    assert_ended(*family)
-    assert_visible_units_are_whole(tmp_path / "store")
 
 
 def test_a_slow_disk_costs_time_and_not_memory(tmp_path: Path) -> None:
