@@ -59,6 +59,7 @@ class StoreSession:
             ConfigError: If the folder can't be made or written.
         """
         refuse_unless_ours(out)
+        out = out.resolve()  # through a link, so that it is the folder itself that is replaced
         existing = is_store(out)
         if existing and mode == "create" and (Manifest.read(out).complete or layout.index_files(out)):
             raise StoreMismatchError(f"{out} is a store already; choose another folder, or overwrite it")
@@ -67,7 +68,7 @@ class StoreSession:
             _refuse_other(out, before, manifest)
         made_folder = not out.exists()
         try:
-            make_folder(out.absolute())
+            make_folder(out)
             locks = [StoreLock(out)]
         except OSError as error:
             raise ConfigError(f"--out {out}: can't be written ({error.strerror}); choose another path") from error
@@ -79,7 +80,7 @@ class StoreSession:
                 known = bool(manifest.plan["splits"]) and is_store(root)
                 if not (known and not _differences(Manifest.read(root), manifest)):
                     shutil.rmtree(root, ignore_errors=True)
-                make_folder(root.absolute())
+                make_folder(root)
                 locks.append(StoreLock(root))
             session = cls(out, root, Manifest.read(root) if is_store(root) else manifest, locks)
             session._made_folder = made_folder
@@ -99,7 +100,7 @@ class StoreSession:
         """What the writer process needs to know of the store."""
         plan = self.manifest.plan
         return StoreTerms(
-            self.root.absolute(),
+            self.root,
             self.manifest.fingerprint,
             plan["group_key"] is not None,
             plan["rows_per_unit"],
@@ -212,7 +213,7 @@ def _refuse_other(out: Path, old: Manifest, new: Manifest) -> None:
 
 
 def _staging_folder(out: Path) -> Path:
-    return out.absolute().parent / f".{out.absolute().name}.embedx-new"
+    return out.parent / f".{out.name}.embedx-new"
 
 
 def _take_place(new: Path, out: Path) -> None:
@@ -223,7 +224,7 @@ def _take_place(new: Path, out: Path) -> None:
         old = new.with_name(new.name + "-old")
         out.rename(old)
         new.rename(out)
-    sync_folder(out.absolute().parent)
+    sync_folder(out.parent)
     shards = [path for *_, path in layout.shard_files(old)]
     for path in [*layout.index_files(old).values(), *shards, *layout.temporary_files(old)]:
         path.unlink()

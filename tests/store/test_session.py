@@ -90,6 +90,17 @@ def test_overwrite_keeps_the_old_store_readable_until_the_new_one_is_whole(tmp_p
     assert os.listdir(tmp_path) == ["store"]
 
 
+def test_overwrite_through_a_link_replaces_what_it_leads_to(tmp_path: Path) -> None:
+    out = build_store(tmp_path / "store", inputs=12)
+    (tmp_path / "link").symlink_to("store")
+    session = StoreSession.begin(tmp_path / "link", manifest({"train": 8}, recipe="new"), "overwrite")
+    commit(session, 0, 8)
+    session.finish({})
+    session.close()
+    assert sorted(os.listdir(tmp_path)) == ["link", "store"] and (tmp_path / "link").is_symlink()
+    assert Store.open(out).recipe == {"name": "new"}
+
+
 def test_an_interrupted_overwrite_is_taken_up_again(tmp_path: Path) -> None:
     out = build_store(tmp_path / "store", inputs=12)
     new = manifest({"train": 16}, recipe="new")
