@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -32,12 +33,14 @@ def run(*arguments: str | Path, env: dict[str, str] | None = None, **options) ->
 
 
 def start(*arguments: str | Path, **options) -> subprocess.Popen[str]:
+    """Starts a run that can be interrupted, even where these tests run in the background and ignore SIGINT."""
     return subprocess.Popen(
         [*EMBEDX, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | OFFLINE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **options,
     )
 
