@@ -91,6 +91,7 @@ STRIKES = [
 ]
 
 
+@pytest.mark.timeout(300)  # six whole runs
 def test_a_run_that_is_struck_again_and_again_is_finished_with_the_same_bytes(
     tmp_path: Path, arguments: list[str], undisturbed: dict[str, str]
 ) -> None:
