@@ -31,8 +31,8 @@ from embedx.models.backbones import BackboneSpec, describe_backbone
 from embedx.models.runtime import EagerRuntime, resolve_device, resolve_precision
 from embedx.processes import keep_large_blocks
 from embedx.store.layout import MANIFEST, Unit
-from embedx.store.manifest import Manifest
-from embedx.store.session import StoreSession, refuse_unless_ours
+from embedx.store.manifest import Manifest, existing_store
+from embedx.store.session import StoreSession
 
 _INDEX_BYTES = 8
 _PACKAGES = ("embedx", "torch", "torchvision", "pillow", "numpy", "pyarrow", "safetensors")
@@ -134,7 +134,7 @@ def prepare(config: ExtractConfig, *, download: bool = True) -> Job:
             faults.extend(error.faults)
             return None
 
-    attempt(lambda: refuse_unless_ours(config.out))
+    attempt(lambda: existing_store(config.out))
     device = attempt(lambda: resolve_device(config.device))
     precision = attempt(lambda: resolve_precision(config.precision, device)) if device is not None else None
     sources = attempt(lambda: parse_data(config.data or [str(sample.IMAGES)]))
@@ -166,10 +166,10 @@ def extract(config: ExtractConfig, console: Console | None = None) -> Summary:
     job = prepare(config)
     _notices(job, console)
     session = StoreSession.begin(config.out, job.manifest, mode="overwrite" if config.overwrite else "resume")
-    for name, then, now in session.changes:
-        console.print(f"the store was begun with {name} {then}, and goes on with {now}", markup=False)
     try:
         loaders = _loaders(job, session)
+        for name, then, now in session.changes if loaders else ():
+            console.print(f"the store was begun with {name} {then}, and goes on with {now}", markup=False)
         up_to_date = session.is_finished and not loaders
         if loaders:
             _run(job, session, loaders, console)

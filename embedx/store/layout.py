@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 MANIFEST = "manifest.json"
 INDEX = "index"
-LOCK = ".lock"
+LOCK = ".embedx.lock"
 TEMPORARY_SUFFIX = ".embedx-tmp"
 
 _SAFE = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-. ")
@@ -91,3 +91,8 @@ def temporary_files(root: Path) -> Iterator[Path]:
     """Files that an interrupted write left behind."""
     for depth in ("", "*/", "*/*/"):
         yield from root.glob(f"{depth}.*{TEMPORARY_SUFFIX}")
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name holds nothing of what is stored: the lock, or a file written by half."""
+    return name == LOCK or (name.startswith(".") and name.endswith(TEMPORARY_SUFFIX))

@@ -6,7 +6,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from embedx.errors import StoreLockedError
+from embedx.errors import ConfigError, StoreLockedError
 from embedx.store.layout import LOCK
 
 
@@ -15,25 +15,44 @@ class StoreLock:
 
     Raises:
         StoreLockedError: If another process holds it; the message names that process.
+        ConfigError: If the file can't be made or locked.
     """
 
     def __init__(self, root: Path) -> None:
         self.path = root / LOCK
-        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._descriptor = self._take()
         except OSError as error:
-            holder = os.pread(self._descriptor, 100, 0).decode(errors="replace").strip()
-            os.close(self._descriptor)
-            raise StoreLockedError(
-                f"{root} is held by another run (process {holder or 'unknown'}); wait for it to end"
-            ) from error
+            raise ConfigError(f"--out {root}: can't be locked ({error.strerror}); choose another path") from error
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"{os.getpid()} on {os.uname().nodename}\n".encode(), 0)
 
     def release(self) -> None:
-        """Lets go of the store. The file stays: removing it would let two runs lock two files of one name."""
-        if self._descriptor >= 0:
-            os.ftruncate(self._descriptor, 0)
-            os.close(self._descriptor)
-            self._descriptor = -1
+        """Lets go of the store. The file stays, for the next holder."""
+        os.ftruncate(self._descriptor, 0)
+        os.close(self._descriptor)
+
+    def _take(self) -> int:
+        while True:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if self._is_in_place(descriptor):
+                    return descriptor
+            except BlockingIOError as error:
+                holder = os.pread(descriptor, 100, 0).decode(errors="replace").strip()
+                os.close(descriptor)
+                raise StoreLockedError(
+                    f"{self.path.parent} is held by another run (process {holder or 'unknown'}); wait for it to end"
+                ) from error
+            except OSError:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+
+    def _is_in_place(self, descriptor: int) -> bool:
+        """Whether the file that is locked has its name still; one that its last holder removed protects nothing."""
+        try:
+            return os.path.samestat(os.fstat(descriptor), os.stat(self.path))
+        except FileNotFoundError:
+            return False

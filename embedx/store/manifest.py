@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from embedx.config import fingerprint
-from embedx.errors import StoreError
+from embedx.errors import StoreError, StoreMismatchError
 from embedx.store.files import write_atomic
-from embedx.store.layout import MANIFEST
+from embedx.store.layout import MANIFEST, is_temporary
 from embedx.store.shards import FORMAT
+
+_ELSEWHERE = "choose another one (embedx writes into no other folder)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Manifest:
     """Sha256 of every index table, by its path in the store."""
     timings: dict[str, float] = dataclasses.field(default_factory=dict)
     """Seconds and rates of the run that completed the store."""
+    later_environments: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    """Those, other than the first, in which later runs went on."""
     format: int = FORMAT
 
     @property
@@ -71,6 +76,19 @@ class Manifest:
         return manifest
 
 
-def is_store(root: Path) -> bool:
-    """Whether `root` holds a manifest; nothing is said of what is in it."""
-    return (root / MANIFEST).is_file()
+def existing_store(root: Path) -> Manifest | None:
+    """The manifest of the store at `root`; None where there is no folder, or one with nothing of anybody's in it.
+
+    Raises:
+        StoreMismatchError: If something else is there.
+    """
+    if not root.is_dir():
+        return None
+    if os.path.lexists(root / MANIFEST):
+        try:
+            return Manifest.read(root)
+        except StoreError as error:
+            raise StoreMismatchError(f"--out {root} is not a store of embedx's ({error}); {_ELSEWHERE}") from error
+    if any(not is_temporary(path.name) for path in root.iterdir()):
+        raise StoreMismatchError(f"--out {root}: the folder is not empty and not a store; {_ELSEWHERE}")
+    return None

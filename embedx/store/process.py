@@ -16,8 +16,7 @@ import queue
 import signal
 import traceback
 from collections.abc import Callable
-from multiprocessing import resource_sharer
-from multiprocessing.connection import Connection
+from multiprocessing import connection, resource_sharer
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple, Self
 
@@ -32,6 +31,7 @@ _QUEUE_LENGTH = 8
 """Batches that may wait; beyond it `put` waits, so that a slow disk costs time and not memory."""
 _POLL_SECONDS = 0.2
 _ABORT_SECONDS = 2.0
+_LONGEST_SUMMARY = 2000
 
 
 class _Failure(NamedTuple):
@@ -43,6 +43,8 @@ class _Failure(NamedTuple):
     @classmethod
     def of(cls, error: BaseException) -> Self:
         summary = traceback.format_exception_only(error)[-1].strip()
+        if len(summary) > _LONGEST_SUMMARY:
+            summary = f"{summary[:_LONGEST_SUMMARY]}… ({len(summary):,} characters)"
         return cls(summary, "".join(traceback.format_exception(error)))
 
 
@@ -90,8 +92,12 @@ class WriterProcess:
             WriterError: If anything that was put is not committed.
         """
         self._send(None)
+        # The report is received before the child is waited for, which can't end while the pipe is full of it.
+        connection.wait([self._report, self._process.sentinel])
+        success = self._receive()
         self._process.join()
-        self._check(ended=True)
+        if not success or self._process.exitcode != 0:
+            raise self._gone()
         self._queue.close()
 
     def abort(self) -> None:
@@ -111,27 +117,39 @@ class WriterProcess:
             with contextlib.suppress(queue.Full):
                 return self._queue.put(item, timeout=_POLL_SECONDS)
 
-    def _check(self, *, ended: bool = False) -> None:
+    def _check(self) -> None:
         """Raises a WriterError if the process reported one, or is gone without a report."""
         alive = self._process.is_alive()  # before the report is looked for: it is sent before the end
-        report: _Failure | None = None
-        reported = False
-        if self._report.poll():
-            with contextlib.suppress(EOFError):
-                report = self._report.recv()
-                reported = True
-        if report is not None:
-            error = WriterError(
-                f"the writer process failed: {report.summary}; what it had committed stays, and once the cause "
-                "is gone, running again writes the rest"
-            )
-            error.add_note(f"in the writer process:\n{report.traceback}")
-            raise error
-        if (ended or not alive) and not (ended and reported and self._process.exitcode == 0):
-            raise WriterError(
-                f"the writer process {_cause_of_end(self._process.exitcode)} before all was written; what it "
-                "had committed stays, and running again writes the rest"
-            )
+        self._receive()
+        if not alive:
+            raise self._gone()
+
+    def _receive(self) -> bool:
+        """Takes the report, if there is one yet: True for success.
+
+        Raises:
+            WriterError: If the report tells of an error.
+        """
+        if not self._report.poll():
+            return False
+        try:
+            report: _Failure | None = self._report.recv()
+        except EOFError:  # the child died before it had sent all of it
+            return False
+        if report is None:
+            return True
+        error = WriterError(
+            f"the writer process failed: {report.summary}; what it had committed stays, and once the cause "
+            "is gone, running again writes the rest"
+        )
+        error.add_note(f"in the writer process:\n{report.traceback}")
+        raise error
+
+    def _gone(self) -> WriterError:
+        return WriterError(
+            f"the writer process {_cause_of_end(self._process.exitcode)} before all was written; what it "
+            "had committed stays, and running again writes the rest"
+        )
 
 
 def _cause_of_end(exitcode: int | None) -> str:
@@ -140,7 +158,9 @@ def _cause_of_end(exitcode: int | None) -> str:
     return f"ended with exit code {exitcode}"
 
 
-def _run(items: Any, report: Connection, terms: StoreTerms, buffer_factory: Callable[..., UnitBuffer]) -> None:
+def _run(
+    items: Any, report: connection.Connection, terms: StoreTerms, buffer_factory: Callable[..., UnitBuffer]
+) -> None:
     """The child's main function."""
     tie_to_parent("embedx-writer")
     return_large_blocks()

@@ -1,7 +1,7 @@
 """One run's hold of a store: lock it, find what is missing, clear away what is half, declare it complete.
 
-begin:   refuse what isn't ours → lock → (overwrite: work in a folder beside it) → compare recipe and plan
-         → remove what an interrupted run left → manifest with `complete: false`
+begin:   refuse what isn't ours → lock → compare recipe and plan → (overwrite: work in a folder beside it)
+         → find the units that are whole → manifest with `complete: false` → remove what an interrupted run left
 finish:  sum up the index tables → check inputs = rows + rejected → manifest with `complete: true`
          → (overwrite: exchange the two folders)
 """
@@ -9,22 +9,28 @@ finish:  sum up the index tables → check inputs = rows + rejected → manifest
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import hashlib
-import os
-import shutil
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from embedx.errors import ConfigError, StoreError, StoreMismatchError
 from embedx.store import layout
-from embedx.store.files import make_folder, sync_folder
+from embedx.store.files import make_folder
 from embedx.store.index import read_entry
 from embedx.store.layout import Unit
 from embedx.store.lock import StoreLock
-from embedx.store.manifest import Manifest, is_store
+from embedx.store.manifest import Manifest, existing_store
+from embedx.store.replacement import (
+    our_shards,
+    recover,
+    remove_empty_folders,
+    remove_store,
+    staging_folder,
+    take_place,
+)
 from embedx.store.units import StoreTerms
 
 Mode = Literal["create", "resume", "overwrite"]
@@ -33,15 +39,19 @@ Mode = Literal["create", "resume", "overwrite"]
 class StoreSession:
     """One run's hold of a store, from `begin` to `close`."""
 
-    def __init__(self, out: Path, root: Path, manifest: Manifest, locks: list[StoreLock]) -> None:
+    def __init__(self, out: Path, manifest: Manifest) -> None:
         self.out = out
-        self.root = root
+        self.root = out
+        """Where this run writes: `out`, or the folder beside it that will replace it."""
         self.manifest = manifest
         self.changes: list[tuple[str, Any, Any]] = []
         """What of the environment has changed since the store was begun: (name, then, now)."""
-        self._made_folder = False
-        self._locks = locks
-        self._committed = {(split, unit) for split, unit in layout.index_files(root)}
+        self._began = False
+        """Whether the store at `root` is of this session's making."""
+        self._made: list[Path] = []
+        """The folders that this session has made, parents first."""
+        self._locks = contextlib.ExitStack()
+        self._committed: set[tuple[str, int]] = set()
 
     @classmethod
     def begin(cls, out: Path, manifest: Manifest, mode: Mode) -> Self:
@@ -56,42 +66,21 @@ class StoreSession:
         Raises:
             StoreMismatchError: If `out` is not a store, or one of another recipe or plan; nothing is changed.
             StoreLockedError: If another run holds it.
-            ConfigError: If the folder can't be made or written.
+            ConfigError: If the folder can't be made or locked.
         """
-        refuse_unless_ours(out)
-        out = out.resolve()  # through a link, so that it is the folder itself that is replaced
-        existing = is_store(out)
-        if existing and mode == "create" and (Manifest.read(out).complete or layout.index_files(out)):
-            raise StoreMismatchError(f"{out} is a store already; choose another folder, or overwrite it")
-        before = Manifest.read(out) if existing and mode == "resume" else manifest
-        if before.complete or layout.index_files(out):  # else there is nothing in it to protect
-            _refuse_other(out, before, manifest)
-        made_folder = not out.exists()
+        existing_store(out)  # refuses a stranger's folder before anything is written into it
+        session = cls(out.resolve(), manifest)  # through a link, so that it is the folder itself that is replaced
         try:
-            make_folder(out)
-            locks = [StoreLock(out)]
-        except OSError as error:
-            raise ConfigError(f"--out {out}: can't be written ({error.strerror}); choose another path") from error
-        root = out
-        try:
-            if existing and mode == "overwrite":
-                root = _staging_folder(out)
-                # Without the inputs' identity, nothing tells whether what an earlier run left there is of these.
-                known = bool(manifest.plan["splits"]) and is_store(root)
-                if not (known and not _differences(Manifest.read(root), manifest)):
-                    shutil.rmtree(root, ignore_errors=True)
-                make_folder(root)
-                locks.append(StoreLock(root))
-            session = cls(out, root, Manifest.read(root) if is_store(root) else manifest, locks)
-            session._made_folder = made_folder
-            session.changes = list(_leaves_that_differ("", before.environment, manifest.environment))
-            if not session.manifest.complete:
-                session._remove_leftovers()
-                session.manifest = dataclasses.replace(manifest, complete=False)
-                session.manifest.write(root)
+            recover(session.out)
+            session._enter(session.out)
+            session._choose(mode)
+            session._take_stock()
+        except ConfigError:
+            session.discard()
+            session.close()
+            raise
         except BaseException:
-            for lock in locks:
-                lock.release()
+            session.close()
             raise
         return session
 
@@ -113,7 +102,7 @@ class StoreSession:
 
     def is_committed(self, unit: Unit) -> bool:
         """Whether the unit had been committed when this session began."""
-        return (layout.folder_name(unit.split), unit.number) in self._committed
+        return _place(unit) in self._committed
 
     def finish(self, timings: Mapping[str, float]) -> Manifest:
         """Declares the store complete, after checking that every input of the plan is in it exactly once.
@@ -142,45 +131,112 @@ class StoreSession:
         )
         self.manifest.write(self.root)
         if self.root != self.out:
-            _take_place(self.root, self.out)
+            take_place(self.root, self.out)
             self.root = self.out
         return self.manifest
 
     def discard(self) -> None:
-        """Takes the store back, where this session has made it and nothing was committed."""
-        if not layout.index_files(self.root):
+        """Takes back what this session has made, unless something was committed."""
+        if layout.index_files(self.root):
+            return
+        if self._began and self.root.is_dir():
+            self._remove_leftovers()
             (self.root / layout.MANIFEST).unlink(missing_ok=True)
-            for lock in self._locks:
-                lock.path.unlink(missing_ok=True)
-            if self._made_folder:
-                _remove_empty_folders(self.root, self.root.parent)
+            (self.root / layout.LOCK).unlink(missing_ok=True)
+        for folder in reversed(self._made):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
     def close(self) -> None:
         """Lets go of the store."""
-        for lock in self._locks:
-            lock.release()
+        self._locks.close()
+
+    def _enter(self, folder: Path) -> None:
+        """Makes the folder, if it isn't there, and locks it."""
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        self._made += reversed(missing)
+        try:
+            make_folder(folder)
+        except OSError as error:
+            raise ConfigError(f"--out {folder}: can't be made ({error.strerror}); choose another path") from error
+        lock = StoreLock(folder)
+        self._locks.callback(lock.release)
+
+    def _choose(self, mode: Mode) -> None:
+        """Decides by what is there where this run writes, and from which manifest it goes on."""
+        before = existing_store(self.out)  # this time for good, as no other run changes it now
+        self._began = before is None
+        if before is not None and mode == "overwrite":
+            self.root = staging_folder(self.out)
+            before = existing_store(self.root)
+            # Without the inputs' identity, nothing tells whether what an earlier run left there is of these.
+            if before is not None and (not self.manifest.plan["splits"] or _differences(before, self.manifest)):
+                remove_store(self.root)
+                before = None
+            self._began = before is None
+            self._enter(self.root)
+        if before is None or not (before.complete or layout.index_files(self.root)):
+            return  # nothing is there that had to be kept
+        if mode == "create":
+            raise StoreMismatchError(f"{self.out} is a store already; choose another folder, or overwrite it")
+        if differing := _differences(before, self.manifest):
+            raise StoreMismatchError(
+                f"{self.out} holds a store made otherwise:\n  " + "\n  ".join(differing) + "\nchoose another "
+                "folder, give the settings of then, or replace the store with --overwrite"
+            )
+        now = self.manifest.environment
+        self.changes = list(_leaves_that_differ("", before.environment, now))
+        later = before.later_environments
+        if self.changes and now not in later:
+            later = [*later, now]
+        self.manifest = dataclasses.replace(before, later_environments=later)
+
+    def _take_stock(self) -> None:
+        """Finds the units that are whole; if that is not all, declares the store unfinished and clears it up."""
+        found, planned = layout.index_files(self.root), self._planned_inputs()
+        self._committed = {place for place, path in found.items() if self._is_whole(path, planned.get(place))}
+        if self.manifest.complete and self._committed == found.keys() and self._committed >= planned.keys():
+            return
+        self.manifest = dataclasses.replace(self.manifest, complete=False, totals={}, index={}, timings={})
+        self.manifest.write(self.root)
+        for place in found.keys() - self._committed:
+            found[place].unlink()
+        self._remove_leftovers()
+
+    def _is_whole(self, index_table: Path, inputs: int | None) -> bool:
+        """Whether a unit has this recipe, so many inputs, and its shards in full length."""
+        try:
+            entry = read_entry(index_table)
+            sizes = [(self.root / shard.path).stat().st_size for shard in entry.shards]
+        except (StoreError, OSError):
+            return False
+        return (
+            entry.recipe == self.manifest.fingerprint
+            and inputs in (None, entry.inputs)
+            and sizes == [shard.bytes for shard in entry.shards]
+        )
+
+    def _planned_inputs(self) -> dict[tuple[str, int], int]:
+        """The inputs that every unit of the plan has; empty where the plan names no splits."""
+        plan = self.manifest.plan
+        size = plan["rows_per_unit"]
+        return {
+            _place(Unit(split, start // size)): min(size, planned["inputs"] - start)
+            for split, planned in plan["splits"].items()
+            for start in range(0, planned["inputs"], size)
+        }
 
     def _remove_leftovers(self) -> None:
         """Removes temporary files and shards of units that were never committed."""
-        for path in layout.temporary_files(self.root):
-            path.unlink()
-        for split, unit, path in layout.shard_files(self.root):
-            if (split, unit) not in self._committed:
+        committed = {path for *place, path in layout.shard_files(self.root) if tuple(place) in self._committed}
+        for path in [*layout.temporary_files(self.root), *our_shards(self.root)]:
+            if path not in committed:
                 path.unlink()
-                _remove_empty_folders(path.parent, self.root)
+                remove_empty_folders(path.parent, self.root)
 
 
-def refuse_unless_ours(out: Path) -> None:
-    """Refuses a folder with contents that are not a store's.
-
-    Raises:
-        StoreMismatchError: If `out` is one.
-    """
-    if out.is_dir() and not is_store(out) and any(path.name != layout.LOCK for path in out.iterdir()):
-        raise StoreMismatchError(
-            f"--out {out}: the folder is not empty and not a store; choose another one (embedx writes into no "
-            "other folder)"
-        )
+def _place(unit: Unit) -> tuple[str, int]:
+    return layout.folder_name(unit.split), unit.number
 
 
 def _no_totals() -> dict[str, int]:
@@ -188,12 +244,30 @@ def _no_totals() -> dict[str, int]:
 
 
 def _differences(old: Manifest, new: Manifest) -> list[str]:
-    """What differs in recipe and plan, as `field: old → new`."""
-    return [
-        f"{name}: {before} → {after}"
-        for part in ("recipe", "plan")
-        for name, before, after in _leaves_that_differ(part, getattr(old, part), getattr(new, part))
+    """What differs in recipe and plan, one phrase each."""
+    old_plan, new_plan = ({**one.plan, "splits": {}} for one in (old, new))
+    leaves = [
+        *_leaves_that_differ("recipe", old.recipe, new.recipe),
+        *_leaves_that_differ("plan", old_plan, new_plan),
     ]
+    return [
+        *(f"{name}: {_short(before)} → {_short(after)}" for name, before, after in leaves),
+        *_splits_that_differ(old.plan["splits"], new.plan["splits"]),
+    ]
+
+
+def _splits_that_differ(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    for split in dict.fromkeys([*old, *new]):
+        if split not in old:
+            yield f"split {split!r} is new"
+        elif split not in new:
+            yield f"split {split!r} is gone"
+        elif old[split]["inputs"] != new[split]["inputs"]:
+            yield f"inputs of split {split!r}: {old[split]['inputs']} → {new[split]['inputs']}"
+        elif old[split].get("names_sha256") != new[split].get("names_sha256"):
+            yield f"split {split!r} has as many inputs, but not the same names, groups and targets"
+        elif old[split] != new[split]:
+            yield f"input files of split {split!r} were written to since: a size or modification time is another"
 
 
 def _leaves_that_differ(name: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
@@ -204,61 +278,7 @@ def _leaves_that_differ(name: str, old: Any, new: Any) -> Iterator[tuple[str, An
         yield name, old, new
 
 
-def _refuse_other(out: Path, old: Manifest, new: Manifest) -> None:
-    if differing := _differences(old, new):
-        raise StoreMismatchError(
-            f"{out} holds a store made otherwise:\n  " + "\n  ".join(differing) + "\nchoose another folder, give "
-            "the settings of then, or replace the store with --overwrite"
-        )
-
-
-def _staging_folder(out: Path) -> Path:
-    return out.parent / f".{out.name}.embedx-new"
-
-
-def _take_place(new: Path, out: Path) -> None:
-    """Puts a complete new store in the old one's place, and removes what embedx wrote of the old one."""
-    old = new
-    if not _exchange(new, out):
-        # The file system can't exchange two names; between these two renames only `old` is readable.
-        old = new.with_name(new.name + "-old")
-        out.rename(old)
-        new.rename(out)
-    sync_folder(out.parent)
-    shards = [path for *_, path in layout.shard_files(old)]
-    for path in [*layout.index_files(old).values(), *shards, *layout.temporary_files(old)]:
-        path.unlink()
-    for path in (old / layout.MANIFEST, old / layout.LOCK):
-        path.unlink(missing_ok=True)
-    for path in sorted(old.rglob("*"), reverse=True):
-        _rescue(path, out / path.relative_to(old))
-    with contextlib.suppress(OSError):
-        old.rmdir()
-
-
-def _rescue(path: Path, destination: Path) -> None:
-    """Moves what embedx did not write into the new store, unless something is there; drops empty folders."""
-    with contextlib.suppress(OSError):
-        if path.is_dir() and not path.is_symlink():
-            path.rmdir()
-        elif not os.path.lexists(destination):
-            destination.parent.mkdir(parents=True, exist_ok=True)
-            path.rename(destination)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Exchanges two names in one step, by Linux's `renameat2`; False where that can't be done."""
-    at_working_directory, exchange = -100, 2
-    try:
-        renameat2 = ctypes.CDLL(None).renameat2
-    except (OSError, AttributeError):
-        return False
-    outcome: int = renameat2(at_working_directory, os.fsencode(one), at_working_directory, os.fsencode(other), exchange)
-    return outcome == 0
-
-
-def _remove_empty_folders(folder: Path, root: Path) -> None:
-    with contextlib.suppress(OSError):
-        while folder != root:
-            folder.rmdir()
-            folder = folder.parent
+def _short(value: Any) -> str:
+    text = str(value)
+    longest = 12 if re.fullmatch(r"[0-9a-f]{64}", text) else 80
+    return text if len(text) <= longest else f"{text[:longest]}…"

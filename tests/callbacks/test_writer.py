@@ -274,7 +274,7 @@ def test_a_store_is_refused_without_overwrite_and_replaced_with_it(written: Path
     assert np.array_equal(store.load("all").embeddings, expected(range(2)))
     assert (out / STRANGER).read_text() == "precious"
     assert sorted(files(out)) == [
-        ".lock",
+        ".embedx.lock",
         "all/shard-00000.safetensors",
         "index/all-00000.parquet",
         "manifest.json",
@@ -399,7 +399,7 @@ def test_a_batch_that_does_not_fit_is_a_clear_error_and_nothing_is_committed(
     with pytest.raises(ConfigError, match=said):
         loop.run_test(model, loaders, [EmbeddingsWriter(tmp_path / "out", **settings)])
     assert_let_go(tmp_path / "out")
-    assert sorted(files(tmp_path / "out")) == [".lock", "manifest.json"]
+    assert sorted(files(tmp_path / "out")) == [".embedx.lock", "manifest.json"]
     assert not embedx.open(tmp_path / "out").complete
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from embedx.errors import WriterError
 from embedx.store.index import UnitEntry
-from embedx.store.layout import index_files
+from embedx.store.layout import Unit, index_files
 from embedx.store.process import WriterProcess
 from embedx.store.session import StoreSession
 from embedx.store.units import UnitBatch, UnitBuffer
@@ -37,6 +37,13 @@ class RaisesInLastFlush(UnitBuffer):
     def commit(self) -> UnitEntry:
         if self.unit.number == 1:
             raise OSError(28, "No space left on device", "/some/disk")
+        return super().commit()
+
+
+class RaisesAtLength(UnitBuffer):
+    def commit(self) -> UnitEntry:
+        if self.unit.number == 1:
+            raise RuntimeError("x" * 200_000)
         return super().commit()
 
 
@@ -99,7 +106,10 @@ def test_all_that_is_put_is_committed(tmp_path: Path) -> None:
         write_all(writer, inputs=12)
         assert_ended(writer.pid)
         assert len(index_files(session.root)) == 2
-        writer = WriterProcess(session.terms)  # the rest of unit 1 never came, so it is not what was planned
+    with store_session(tmp_path / "store", inputs=14) as session:
+        assert session.is_committed(Unit("train", 0))
+        assert not session.is_committed(Unit("train", 1))  # half of what was planned for it
+        writer = WriterProcess(session.terms)
         writer.put(unit_batch(8, 14))
         writer.close()
         session.finish({})
@@ -111,6 +121,7 @@ def test_all_that_is_put_is_committed(tmp_path: Path) -> None:
     [
         (RaisesMidRun, "No space left on device", 1),
         (RaisesInLastFlush, "No space left on device", 1),
+        (RaisesAtLength, r"xxx… \(200,014 characters\)", 1),  # more than the pipe of the report holds
         (RaisesUnpicklable, "can't be pickled", 0),
         (KillsItself, "killed by SIGKILL", 1),
         (ExitsQuietly, "ended with exit code 0", 1),
