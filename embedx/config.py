@@ -112,6 +112,8 @@ class ExtractConfig:
 
 
 def _output_faults(out: Path) -> list[str]:
+    if re.search(r"[\0\n\r\ud800-\udfff]", str(out)):  # stdout is to tell it, in one line of text
+        return [f"--out {str(out)!r}: has bytes that are no text, or a line's end; choose another path"]
     existing = out.absolute()
     while not os.path.lexists(existing):
         existing = existing.parent

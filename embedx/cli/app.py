@@ -42,36 +42,30 @@ def main() -> NoReturn:
 
 def run() -> int:
     """Runs the command line; returns the exit code that the outcome has (see errors.py)."""
-    debug = "--debug" in sys.argv
     try:
         app(prog_name="embedx")
     except SystemExit as exit_of_app:  # with which the library ends every command, good or bad
         return exit_of_app.code if isinstance(exit_of_app.code, int) else 0
     except EmbedxError as error:
-        _report(str(error), error, debug=debug)
+        _report(str(error), error)
         return error.exit_code
-    except BrokenPipeError:
-        # The reader of stdout has gone, as `head` does; nothing more is to be written there.
-        sys.stdout = None
-        return 1
     except OSError as error:
-        _report(f"{error.strerror or error}: {error.filename or 'no file named'}", error, debug=debug)
+        _report(f"{error.strerror or error}: {error.filename or 'no file named'}", error)
         return 1
     except Exception as error:  # noqa: BLE001  (the boundary)
         _report(
             f"a fault of embedx itself: {type(error).__name__}: {error}\n"
             "run again with --debug for the traceback, and report it",
             error,
-            debug=debug,
         )
         return 1
     return 0
 
 
-def _report(message: str, error: BaseException, *, debug: bool) -> None:
-    if debug:
+def _report(message: str, error: BaseException) -> None:
+    STDERR.quiet = False
+    if STDERR.show_tracebacks:
         STDERR.print_exception()
         for note in getattr(error, "__notes__", ()):
             STDERR.print(escape(note))
-    STDERR.quiet = False
     STDERR.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)

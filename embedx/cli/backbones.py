@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
-from embedx.cli.output import print_json, print_line
+from embedx.cli.output import DebugOption, JsonOption, print_json, print_line
 
 
-def command(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with weights names.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
-) -> None:
-    """List the backbones."""
+def command(as_json: JsonOption = False, debug: DebugOption = False) -> None:
+    """List the backbones; as JSON, with their weights' names."""
     from embedx.models.backbones import backbone_names, weights_names
 
     if as_json:

@@ -14,7 +14,16 @@ import typer
 from rich.table import Table
 
 from embedx.cli.options import load_config_file, with_config_options
-from embedx.cli.output import STDERR, STDOUT, print_json, print_line, size_text
+from embedx.cli.output import (
+    STDERR,
+    STDOUT,
+    DebugOption,
+    JsonOption,
+    count_text,
+    print_json,
+    print_line,
+    size_text,
+)
 from embedx.config import ExtractConfig
 from embedx.errors import RunInterruptedError, RunTerminatedError, Terminated, TooManyRejectedError
 from embedx.processes import start_fork_server
@@ -38,9 +47,9 @@ def command(
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Nothing on stderr but errors.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: DebugOption = False,
 ) -> None:
     """Run a backbone over images and store the embeddings.
 
@@ -67,8 +76,8 @@ def command(
     STDERR.print(_outcome(summary), soft_wrap=True)
     if summary.rejected > config.max_errors:
         raise TooManyRejectedError(
-            f"{summary.rejected} inputs were rejected, and --max-errors allows {config.max_errors}; the store is "
-            f"complete, `embedx info {config.out} --rejected` lists them with their reasons"
+            f"{count_text(summary.rejected, 'input')} rejected, and --max-errors allows {config.max_errors}; the store "
+            f"is complete, `embedx info {config.out} --rejected` lists them with their reasons"
         )
 
 

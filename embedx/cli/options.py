@@ -65,10 +65,25 @@ def load_config_file(context: typer.Context, path: Path | None) -> Path | None:
         settings = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"--config {path}: can't be read ({error})") from error
-    settings = {name.replace("-", "_"): value for name, value in settings.items()}
-    ConfigError.check([f"--config {path}: {unknown('key', name, _FIELDS)}" for name in settings if name not in _FIELDS])
-    context.default_map = {**(context.default_map or {}), **settings}
+    options = _options_by_key(context.command)
+    ConfigError.check([f"--config {path}: {unknown('key', key, options)}" for key in settings if key not in options])
+    values = {}
+    for key, value in settings.items():
+        option = options[key]
+        values[option.name] = [value] if option.multiple and not isinstance(value, list) else value
+    context.default_map = {**(context.default_map or {}), **values}
     return path
+
+
+def _options_by_key(command: Any) -> dict[str, Any]:
+    """The options that a TOML file can set, by their flag's name: `batch-size`, or `batch_size`."""
+    keys: dict[str, Any] = {}
+    for option in command.params:
+        if option.name not in ("config_file", "help"):
+            for flag in option.opts:
+                if flag.startswith("--"):
+                    keys[flag[2:]] = keys[flag[2:].replace("-", "_")] = option
+    return keys
 
 
 def _option_type(hint: Any) -> Any:

@@ -3,15 +3,41 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 
-STDERR = Console(stderr=True, highlight=False)
+
+class Talk(Console):
+    """The console of stderr. A reader that goes away ends the talk, and not the run."""
+
+    show_tracebacks = False
+    """Whether an error is shown with its traceback."""
+
+    def on_broken_pipe(self) -> None:
+        """Sends all that is still to come nowhere; Rich itself would end the process, and close stdout."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+STDERR = Talk(stderr=True, highlight=False)
 """Notices, progress and errors."""
 STDOUT = Console(highlight=False)
 """Tables for people; plain data is printed by `print_line` and `print_json`, never wrapped or coloured."""
+
+
+def _show_tracebacks(wanted: bool) -> bool:
+    STDERR.show_tracebacks = wanted
+    return wanted
+
+
+DebugOption = Annotated[
+    bool, typer.Option("--debug", help="Show tracebacks.", callback=_show_tracebacks, is_eager=True)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def print_line(text: str) -> None:
@@ -22,6 +48,11 @@ def print_line(text: str) -> None:
 def print_json(value: Any, *, indent: int | None = 2) -> None:
     """Prints one JSON value."""
     print(json.dumps(value, indent=indent), file=sys.stdout, flush=True)
+
+
+def count_text(count: int, noun: str) -> str:
+    """A number of things, as `1 fault` or `2 faults`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def size_text(size: int) -> str:

@@ -8,12 +8,19 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from embedx.cli.output import STDERR, STDOUT, print_json, print_line, size_text
+from embedx.cli.output import (
+    STDERR,
+    STDOUT,
+    DebugOption,
+    JsonOption,
+    count_text,
+    print_json,
+    print_line,
+    size_text,
+)
 from embedx.errors import StoreError
 
 StoreArgument = Annotated[Path, typer.Argument(metavar="STORE", help="A folder that `embedx extract` wrote.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
 def info(
@@ -49,7 +56,10 @@ def verify(path: StoreArgument, as_json: JsonOption = False, debug: DebugOption 
     if as_json:
         print_json({"store": str(path), "ok": not faults, "faults": faults}, indent=None)
     if faults:
-        raise StoreError(f"{path} has {len(faults)} faults; `embedx extract --overwrite` makes it anew")
+        raise StoreError(
+            f"{path} has {count_text(len(faults), 'fault')}; remove the damaged "
+            "files and run the same `embedx extract` again, which writes what is missing"
+        )
     STDERR.print(f"{path} is whole", soft_wrap=True)
 
 

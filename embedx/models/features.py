@@ -52,7 +52,8 @@ class Embedder(nn.Module):
             images: [B, 3, H, W] uint8.
 
         Returns:
-            `embeddings` [B, D] first, then one entry per extra layer: [B, D], or unpooled.
+            `embeddings` [B, D] first, then one entry per extra layer: [B, D], or unpooled. Pooled and scaled in
+            float32, whatever the backbone computes in; half precision would lose or overflow their sums.
         """
         parameter = next(self.backbone.parameters())
         features = self.backbone(((images - self.mean) / self.std).to(parameter.dtype))
@@ -61,7 +62,9 @@ class Embedder(nn.Module):
         for name, value in features.items():
             if not isinstance(value, Tensor):
                 raise ConfigError(f"--layer {name} gives a {type(value).__name__}, no tensor; give a layer near it")
-        pooled = {name: pool_features(features[name], self.pool) for name in sorted(features, key="embeddings".__ne__)}
+        pooled = {
+            name: pool_features(features[name].float(), self.pool) for name in sorted(features, key="embeddings".__ne__)
+        }
         if self.normalize:
             return {name: functional.normalize(value, dim=channel_dim(value)) for name, value in pooled.items()}
         return pooled

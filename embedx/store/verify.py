@@ -26,7 +26,7 @@ def verify(path: str | Path) -> Iterator[str]:
     """
     store = Store.open(path)
     if not store.complete:
-        yield f"{layout.MANIFEST}: the store is not complete; run the same command again to finish it"
+        yield f"{layout.MANIFEST}: the store is not complete"
     known: set[Path] = set()
     totals: Counter[tuple[str, str]] = Counter()
     for index_path in layout.index_files(store.path).values():

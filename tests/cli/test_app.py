@@ -111,6 +111,15 @@ def test_a_config_file_gives_the_settings_and_flags_win(embedx, tmp_path: Path, 
     plan = json.loads(embedx("extract", "--config", config, "--batch-size", "4", "--dry-run", "--json").stdout)
     assert plan["batch_size"] == 4 and plan["preprocessing"]["exif"] is False
     assert list(plan["tensors"]) == ["embeddings", "stage2"] and plan["rows_per_unit"] < 256
+    config.write_text(
+        f'backbone = "{sample.BACKBONE}"\nweights = "sample"\nworkers = 0\ndata = "{few}"\nout = "{tmp_path}/store"\n'
+        "dry-run = true\njson = true\nquiet = true\ndebug = true\n"
+    )
+    dry = embedx("extract", "--config", config)
+    assert list(json.loads(dry.stdout)["splits"]) == ["all"] and dry.stderr == ""
+    failed = embedx("extract", "--config", config, "-b", "0")
+    assert failed.code == 2 and "Traceback" in failed.stderr
+    assert not (tmp_path / "store").exists()
     config.write_text('backbon = "resnet50"\n')
     wrong = embedx("extract", "--config", config)
     assert wrong.code == 2 and "did you mean backbone?" in wrong.stderr
@@ -160,7 +169,7 @@ def test_rejected_inputs_give_exit_code_3_unless_allowed(embedx, tmp_path: Path,
     arguments = ("extract", *SAMPLE, "--data", tmp_path / "images", "--out", tmp_path / "store")
     done = embedx(*arguments)
     assert done.code == 3 and done.stdout.endswith("manifest.json\n")
-    assert "1 inputs were rejected" in done.stderr and "--rejected" in done.stderr
+    assert "1 input rejected" in done.stderr and "--rejected" in done.stderr
     assert embedx(*arguments, "--max-errors", "1").code == 0
     listed = embedx("info", tmp_path / "store", "--rejected").stdout
     assert listed.startswith("all\t") and "broken.png" in listed
@@ -193,6 +202,8 @@ BAD_USAGE = {
     "unknown layer": ([*GOOD, "--layer", "stage9"], "did you mean stage"),
     "bad shard size": ([*GOOD, "--shard-size", "huge"], "is not a size"),
     "cls of a map": ([*GOOD, "--layer", "stage2", "--pool", "cls"], "needs tokens"),
+    "output of bytes that are no text": ([*GOOD, "--out", "{tmp}/caf\udce9"], "has bytes that are no text"),
+    "overwriting what others call manifest.json": ([*GOOD, "--out", "{tmp}/web", "--overwrite"], "not a store"),
     "no backbone": (["--out", "{tmp}/store"], "--backbone"),
 }
 """Arguments and a part of the message; `{tmp}` and `{few}` are filled in."""
@@ -204,6 +215,8 @@ def test_bad_usage_is_one_clear_message_and_writes_nothing(embedx, tmp_path: Pat
     (tmp_path / "file").touch()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "diary.txt").touch()
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "manifest.json").write_text('{"name": "app"}')
     arguments, message = BAD_USAGE[case]
     arguments = [argument.format(tmp=tmp_path, few=few) for argument in arguments]
     message = message.format(few=few)
@@ -220,6 +233,18 @@ def test_debug_shows_the_traceback(embedx, tmp_path: Path, few: Path) -> None:
         "extract", *SAMPLE, "--data", few, "--out", tmp_path / "s", "--on-error", "fail", "-b", "0", "--debug"
     )
     assert done.code == 2 and "Traceback" in done.stderr and "ConfigError" in done.stderr
+
+
+def test_a_reader_of_stderr_that_goes_away_ends_the_talk_and_not_the_run(tmp_path: Path, few: Path) -> None:
+    import os
+    import subprocess
+
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    arguments = [*runs.EMBEDX, "extract", *SAMPLE, "--data", str(few), "--out", "store"]
+    done = subprocess.run(arguments, stdout=subprocess.PIPE, stderr=write_end, text=True, timeout=60, cwd=tmp_path)
+    os.close(write_end)
+    assert (done.returncode, done.stdout) == (0, "store/manifest.json\n")
 
 
 def test_a_reader_of_stdout_that_goes_away_is_no_fault() -> None:

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
-from embedx.config import ExtractConfig
+from embedx.config import ExtractConfig, Preprocessing
 from embedx.errors import ConfigError
 from embedx.models.backbones import describe_backbone
 from embedx.models.features import Embedder
@@ -53,10 +54,27 @@ def test_a_rows_bits_depend_on_nothing_but_its_image(embedder: Embedder, images:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_is_close_to_full(embedder: Embedder, images: torch.Tensor, precision: str) -> None:
+def test_half_precision_is_close_to_full_and_pooled_and_scaled_in_full(
+    embedder: Embedder, images: torch.Tensor, precision: str
+) -> None:
     half, full = outputs(embedder, images, precision), outputs(embedder, images)
-    assert half.dtype == {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    assert functional.cosine_similarity(half.float(), full).min() > 0.99
+    assert half.dtype == torch.float32
+    assert functional.cosine_similarity(half, full).min() > 0.99
+    scaled = copy.deepcopy(embedder)
+    scaled.normalize = True
+    norms = outputs(scaled, images, precision).double().norm(dim=1)
+    torch.testing.assert_close(norms, torch.ones(len(images), dtype=torch.float64), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("pool", ["avg", "gem"])
+def test_pooling_large_values_in_half_precision_does_not_overflow(images: torch.Tensor, pool: str) -> None:
+    class Large(nn.Conv2d):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return torch.full_like(super().forward(pixels), 60_000.0)
+
+    plain = Preprocessing(resize=64, crop=64, interpolation="bilinear", mean=(0, 0, 0), std=(1, 1, 1))
+    result = outputs(Embedder(Large(3, 5, 1), plain, pool=pool, normalize=False), images, "fp16")
+    torch.testing.assert_close(result, torch.full((len(images), 5), 60_000.0))
 
 
 def test_the_cpu_is_always_there() -> None:
