@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from embedx.engine.loop import run_test as run_test
     from embedx.engine.state import TrainerState as TrainerState
     from embedx.errors import EmbedxError as EmbedxError
+    from embedx.store.reader import NO_GROUP as NO_GROUP
     from embedx.store.reader import Embeddings as Embeddings
     from embedx.store.reader import Store as Store
     from embedx.store.verify import verify as verify
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     open = Store.open
 
 _HOMES = {
+    "NO_GROUP": "store.reader",
     "Callback": "callbacks.base",
     "CallbackConnector": "engine.connectors",
     "DataConnector": "engine.connectors",

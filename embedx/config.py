@@ -26,6 +26,9 @@ OnError = Literal["reject", "fail"]
 RESERVED_SPLITS = frozenset({"index", "manifest.json"})
 """Names in a store that no split may take, in any case."""
 
+LOCK = ".embedx.lock"
+"""A file in every store, from its first moment on."""
+
 _SIZE_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
 
 

@@ -70,7 +70,9 @@ class Job:
             "splits": {
                 name: {
                     "inputs": len(split),
-                    "groups": split.inputs_per_group() if self.plan.group_key else {},
+                    "groups": [{"group": group, "inputs": inputs} for group, inputs in split.inputs_per_group().items()]
+                    if self.plan.group_key
+                    else [],
                     "units": len(split.unit_rows(self.rows_per_unit)),
                     "input_bytes": sum(size or 0 for size in split.table["size"].to_pylist()),
                     "output_bytes": len(split) * row_bytes,

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from embedx.callbacks.base import Callback
+from embedx.config import RESERVED_SPLITS
+from embedx.data.plan import rows_per_unit as rows_per_unit_of
 from embedx.engine.connectors import CallbackConnector
 from embedx.engine.loop import evaluation_mode, unpad
 from embedx.engine.state import Batch, Metrics, Outputs, TrainerState
@@ -25,8 +27,7 @@ from embedx.store.session import StoreSession
 from embedx.store.shards import EMBEDDINGS, INDEX, TARGETS
 from embedx.store.units import UNKNOWN_TARGET, UnitBatch
 
-_ROWS_PER_UNIT = 16_384
-"""128 MiB of 2048 float32 numbers per row."""
+_SHARD_SIZE = 128 * 1024**2
 
 
 class EmbeddingsWriter(Callback):
@@ -43,7 +44,8 @@ class EmbeddingsWriter(Callback):
         group_key: The metadata field that names a sub-folder per value.
         overwrite: Whether a store that is there is replaced, once the new one is complete, or refused.
         dtype: Type of the stored numbers; None keeps the outputs'.
-        rows_per_unit: Rows after which files are closed and committed.
+        rows_per_unit: Rows after which files are closed and committed; None: as many whole batches, by the size of
+            the first one's rows, as make shards of about 128 MiB.
         recipe: What is stored as the recipe of these embeddings; plain JSON values.
         session: A store that the caller has begun, and will close; `output_dir`, `overwrite`, `recipe` and
             `rows_per_unit` are then the session's.
@@ -59,7 +61,7 @@ class EmbeddingsWriter(Callback):
         overwrite: bool = True,
         *,
         dtype: torch.dtype | None = None,
-        rows_per_unit: int = _ROWS_PER_UNIT,
+        rows_per_unit: int | None = None,
         recipe: Mapping[str, Any] | None = None,
         session: StoreSession | None = None,
         test_connector: CallbackConnector | None = None,
@@ -79,7 +81,7 @@ class EmbeddingsWriter(Callback):
         self._last_index: dict[str, int] = {}
 
     def setup(self) -> None:
-        """Takes hold of the store and starts the writer process.
+        """Takes hold of the store, and starts the writer process if the size of the units is known.
 
         Raises:
             StoreMismatchError: If the folder is not a store, or one and `overwrite` is False.
@@ -92,10 +94,11 @@ class EmbeddingsWriter(Callback):
                 mode="overwrite" if self.overwrite else "create",
             )
         self._last_index.clear()
-        self._process = WriterProcess(self._session.terms)
+        if self._session.manifest.plan["rows_per_unit"] is not None:
+            self._process = WriterProcess(self._session.terms)
 
     def on_test_epoch_start(self, trainer_state: TrainerState, model: nn.Module) -> None:
-        """Checks that every dataloader has a split name of its own.
+        """Checks that every dataloader has a split name of its own, and one that a split can have.
 
         Raises:
             ConfigError: If not.
@@ -103,6 +106,8 @@ class EmbeddingsWriter(Callback):
         names = [self._split_name(trainer_state, index) for index in range(len(trainer_state["test_dataloader"] or ()))]
         if twice := sorted(name for name, count in Counter(names).items() if count > 1):
             raise ConfigError(f"two dataloaders have the split name {', '.join(twice)}; give each its own")
+        if reserved := [name for name in names if not name or name.lower() in RESERVED_SPLITS]:
+            raise ConfigError(f"a split can't be named {reserved[0]!r}; give its dataloader another name")
 
     def on_test_batch_end(
         self,
@@ -130,8 +135,14 @@ class EmbeddingsWriter(Callback):
         rows = rows_table(batch, split, self.group_key)
         tensors = _stored(outputs, len(rows), self.dtype)
         self._check_order(split, batch["index"])
-        if self._process is None:
+        if self._session is None:
             raise RuntimeError("EmbeddingsWriter.setup() has not been called")
+        if len(rows) == 0:
+            return
+        if self._process is None:
+            row_bytes = sum(tensor[:1].nbytes for tensor in tensors.values())
+            self._session.set_rows_per_unit(rows_per_unit_of(_SHARD_SIZE, row_bytes, len(rows)))
+            self._process = WriterProcess(self._session.terms)
         for unit, start, stop in self._units(split, batch["index"].tolist()):
             self._process.put(
                 UnitBatch(
@@ -148,10 +159,11 @@ class EmbeddingsWriter(Callback):
             WriterError: If anything could not be written.
             StoreError: If the store does not have every input exactly once.
         """
-        if self._process is None or self._session is None:
+        if self._session is None:
             raise RuntimeError("EmbeddingsWriter.setup() has not been called")
-        self._process.close()
-        self._process = None
+        if self._process is not None:
+            self._process.close()
+            self._process = None
         metrics = trainer_state.get("metrics", {})
         timings = {name.removeprefix("test/"): float(value) for name, value in metrics.items()}
         totals = self._session.finish(timings).totals

@@ -9,7 +9,7 @@ import sys
 from typing import NoReturn
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from embedx.cli import backbones, extract, stores
 from embedx.cli.output import STDERR
@@ -67,5 +67,5 @@ def _report(message: str, error: BaseException) -> None:
     if STDERR.show_tracebacks:
         STDERR.print_exception()
         for note in getattr(error, "__notes__", ()):
-            STDERR.print(escape(note))
-    STDERR.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+            STDERR.print(note)
+    STDERR.print(Text.assemble(("error:", "bold red"), " ", message), soft_wrap=True)

@@ -20,6 +20,7 @@ from embedx.cli.output import (
     DebugOption,
     JsonOption,
     count_text,
+    group_text,
     print_json,
     print_line,
     size_text,
@@ -118,6 +119,6 @@ def _print_plan(plan: dict[str, Any]) -> None:
     for name, split in plan["splits"].items():
         sizes = size_text(split["input_bytes"]), size_text(split["output_bytes"])
         table.add_row(name, "", str(split["inputs"]), str(split["units"]), *sizes)
-        for group, count in split["groups"].items():
-            table.add_row("", "none" if group is None else group, str(count), "", "", "")
+        for group in split["groups"]:
+            table.add_row("", group_text(group["group"]), str(group["inputs"]), "", "", "")
     STDOUT.print(table)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 
 class Talk(Console):
@@ -23,9 +24,10 @@ class Talk(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
-STDERR = Talk(stderr=True, highlight=False)
+# No markup: a name that looks like it is a name.
+STDERR = Talk(stderr=True, highlight=False, markup=False, emoji=False)
 """Notices, progress and errors."""
-STDOUT = Console(highlight=False)
+STDOUT = Console(highlight=False, markup=False, emoji=False)
 """Tables for people; plain data is printed by `print_line` and `print_json`, never wrapped or coloured."""
 
 
@@ -48,6 +50,16 @@ def print_line(text: str) -> None:
 def print_json(value: Any, *, indent: int | None = 2) -> None:
     """Prints one JSON value."""
     print(json.dumps(value, indent=indent), file=sys.stdout, flush=True)
+
+
+def one_line(text: str) -> str:
+    """The text with line ends, tabs and all else that can't be printed written as escapes."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def group_text(group: str | None) -> Text | str:
+    """A group's name for a table, set apart where there is none."""
+    return Text("no group", style="dim italic") if group is None else one_line(group)
 
 
 def count_text(count: int, noun: str) -> str:

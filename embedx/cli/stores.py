@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from embedx.cli.output import (
     STDERR,
@@ -14,6 +16,8 @@ from embedx.cli.output import (
     DebugOption,
     JsonOption,
     count_text,
+    group_text,
+    one_line,
     print_json,
     print_line,
     size_text,
@@ -65,16 +69,19 @@ def verify(path: StoreArgument, as_json: JsonOption = False, debug: DebugOption 
 
 def _description(store: Any) -> dict[str, Any]:
     """The manifest, with each split's totals and groups as they are on disk."""
+    manifest = store.manifest
     splits: dict[str, dict[str, Any]] = {}
+    groups: dict[str, Counter[str | None]] = {}
     for unit in store.units.values():
-        split = splits.setdefault(unit.split, {"inputs": 0, "rows": 0, "rejected": 0, "bytes": 0, "groups": {}})
+        split = splits.setdefault(unit.split, {"inputs": 0, "rows": 0, "rejected": 0, "bytes": 0})
         for name in ("inputs", "rows", "rejected"):
             split[name] += getattr(unit, name)
         for shard in unit.shards:
             split["bytes"] += shard.bytes
-            if shard.group is not None:
-                split["groups"][shard.group] = split["groups"].get(shard.group, 0) + shard.rows
-    manifest = store.manifest
+            if manifest.plan["group_key"] is not None:
+                groups.setdefault(unit.split, Counter())[shard.group] += shard.rows
+    for name, split in splits.items():
+        split["groups"] = [{"group": group, "rows": rows} for group, rows in groups.get(name, Counter()).items()]
     return {
         "path": str(store.path),
         "complete": manifest.complete,
@@ -100,14 +107,14 @@ def _print_summary(description: dict[str, Any]) -> None:
     }
     table = Table(show_header=False, box=None)
     for name, text in facts.items():
-        table.add_row(f"[bold]{name}[/]", text)
+        table.add_row(Text(name, style="bold"), text)
     STDOUT.print(table)
     table = Table("split", "group", "inputs", "rows", "rejected", "size")
     for name, split in description["splits"].items():
         numbers = [str(split[column]) for column in ("inputs", "rows", "rejected")]
         table.add_row(name, "", *numbers, size_text(split["bytes"]))
-        for group, rows in split["groups"].items():
-            table.add_row("", group, "", str(rows), "", "")
+        for group in split["groups"]:
+            table.add_row("", group_text(group["group"]), "", str(group["rows"]), "", "")
     STDOUT.print(table)
 
 
@@ -122,4 +129,4 @@ def _print_rejected(store: Any, *, as_json: bool) -> None:
         print_json(rows)
     else:
         for row in rows:
-            print_line("\t".join(str(row[name]) for name in ("split", "path", "reason")))
+            print_line("\t".join(one_line(str(row[name])) for name in ("split", "path", "reason")))

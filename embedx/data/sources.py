@@ -11,7 +11,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from embedx.config import RESERVED_SPLITS
+from embedx.config import LOCK, RESERVED_SPLITS
 from embedx.errors import ConfigError
 
 IMAGE_SUFFIXES = frozenset(
@@ -168,7 +168,7 @@ def _splits_below(root: Path) -> dict[str, Path]:
         children = [child for child in sorted(root.iterdir()) if not child.name.startswith(".")]
     except OSError as error:
         raise ConfigError(f"--data {root}: can't be listed ({error.strerror})") from error
-    folders = [child for child in children if child.is_dir()]
+    folders = [child for child in children if child.is_dir() and not (child / LOCK).exists()]
     images = [child for child in children if child.suffix.lower() in IMAGE_SUFFIXES and not child.is_dir()]
     if folders and not images and all(folder.name in SPLIT_FOLDERS for folder in folders):
         return {folder.name: folder for folder in folders}

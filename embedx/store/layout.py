@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from embedx.config import LOCK
+
 MANIFEST = "manifest.json"
 INDEX = "index"
-LOCK = ".embedx.lock"
 TEMPORARY_SUFFIX = ".embedx-tmp"
 
 _SAFE = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-. ")

@@ -6,8 +6,8 @@ import fcntl
 import os
 from pathlib import Path
 
+from embedx.config import LOCK
 from embedx.errors import ConfigError, StoreLockedError
-from embedx.store.layout import LOCK
 
 
 class StoreLock:

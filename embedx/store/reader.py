@@ -6,10 +6,11 @@ Shapes: N rows, D embedding dimension, T tokens.
 from __future__ import annotations
 
 import dataclasses
+import enum
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,11 +19,21 @@ from torch import Tensor
 
 from embedx.errors import StoreError, unknown
 from embedx.store import layout
-from embedx.store.index import OK, UnitEntry, read_entry, read_index
+from embedx.store.index import UnitEntry, read_entry, read_index
 from embedx.store.manifest import Manifest
 from embedx.store.shards import EMBEDDINGS, ShardEntry, open_shard
 
 Framework = Literal["numpy", "torch"]
+
+
+class _NoGroup(enum.Enum):
+    NO_GROUP = "no group"
+
+
+NO_GROUP: Final = _NoGroup.NO_GROUP
+"""Stands for the rows of a grouped store that have no group, where None stands for all rows."""
+
+Group = str | Literal[_NoGroup.NO_GROUP] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,10 +116,11 @@ class Store:
         found = dict.fromkeys(entry.split for entry in self.units.values())
         return list(dict.fromkeys([*self.manifest.plan["splits"], *found]))
 
-    def groups(self, split: str) -> list[str]:
-        """Names of a split's groups, in order; empty if the store has no group key."""
-        entries = (shard for _, shard in self._shards(split, None))
-        return list(dict.fromkeys(entry.group for entry in entries if entry.group is not None))
+    def groups(self, split: str) -> list[Group]:
+        """A split's groups, in order, NO_GROUP for rows without one; empty if the store has no group key."""
+        if self.manifest.plan["group_key"] is None:
+            return []
+        return list(dict.fromkeys(_group_of(entry) for _, entry in self._shards(split, None)))
 
     def index(self, split: str | None = None) -> pa.Table:
         """The index table of a split, or of all: one row per input, in plan order, rejected ones too."""
@@ -120,7 +132,7 @@ class Store:
     def load(
         self,
         split: str,
-        group: str | None = None,
+        group: Group = None,
         *,
         framework: Framework = "numpy",
         name: str = EMBEDDINGS,
@@ -129,7 +141,7 @@ class Store:
 
         Args:
             split: The split's name.
-            group: Only this group's rows.
+            group: Only this group's rows; NO_GROUP: those without one.
             framework: `numpy` or `torch`. As numpy has no bfloat16, those numbers become float32 there.
             name: Which tensor: `embeddings`, or an extra layer's name.
 
@@ -141,26 +153,26 @@ class Store:
         """
         self._require_split(split)
         if group is not None and group not in (groups := self.groups(split)):
-            raise StoreError(unknown("group", group, groups, hint=f"in split {split!r} of {self.path}"))
+            names = [name for name in groups if isinstance(name, str)]
+            raise StoreError(unknown("group", str(group), names, hint=f"in split {split!r} of {self.path}"))
         parts: list[Tensor] = []
         tables: list[pa.Table] = []
         for path, unit in self.units.items():
-            shards = [shard for shard in unit.shards if group is None or shard.group == group]
+            shards = [shard for shard in unit.shards if group in (None, _group_of(shard))]
             if unit.split != split or not shards:
                 continue
             table = read_index(path)
-            kept = pc.equal(table["status"], OK)
-            if group is not None:
-                kept = pc.and_(kept, pc.equal(table["group"], group))
+            kept = pc.is_in(table["shard"], pa.array([shard.path for shard in shards]))
             table = table.filter(kept)
             parts.append(self._gather(table, shards, name))
             tables.append(table)
         if not parts:
-            raise StoreError(f"split {split!r} of {self.path} has no rows")
+            rejected = sum(unit.rejected for unit in self.units.values() if unit.split == split)
+            raise StoreError(f"split {split!r} of {self.path} has no rows, and {rejected} rejected inputs")
         return Embeddings(_as(framework, torch.cat(parts)), pa.concat_tables(tables, promote_options="permissive"))
 
     def iter_shards(
-        self, split: str | None = None, group: str | None = None, *, framework: Framework = "numpy"
+        self, split: str | None = None, group: Group = None, *, framework: Framework = "numpy"
     ) -> Iterator[Shard]:
         """Goes through the shards, mapping each file instead of reading it whole.
 
@@ -194,16 +206,20 @@ class Store:
             raise StoreError(f"{self.path}: no shard to read from")
         return result
 
-    def _shards(self, split: str | None, group: str | None) -> Iterator[tuple[UnitEntry, ShardEntry]]:
+    def _shards(self, split: str | None, group: Group) -> Iterator[tuple[UnitEntry, ShardEntry]]:
         for unit in self.units.values():
             if split in (None, unit.split):
                 for entry in unit.shards:
-                    if group in (None, entry.group):
+                    if group in (None, _group_of(entry)):
                         yield unit, entry
 
     def _require_split(self, split: str) -> None:
         if split not in self.splits:
             raise StoreError(unknown("split", split, self.splits, hint=f"in {self.path}"))
+
+
+def _group_of(shard: ShardEntry) -> Group:
+    return NO_GROUP if shard.group is None else shard.group
 
 
 def _strings(table: pa.Table, column: str) -> list[str]:

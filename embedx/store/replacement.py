@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from embedx.config import LOCK
 from embedx.errors import StoreError
 from embedx.store import layout
 from embedx.store.files import sync_folder
@@ -53,7 +54,7 @@ def remove_store(root: Path, rescue_to: Path | None = None) -> None:
     tables = layout.index_files(root).values()
     for path in [*our_shards(root), *tables, *layout.temporary_files(root)]:
         path.unlink()
-    for name in (layout.MANIFEST, layout.LOCK):
+    for name in (layout.MANIFEST, LOCK):
         (root / name).unlink(missing_ok=True)
     for path in sorted(root.rglob("*"), reverse=True):
         with contextlib.suppress(OSError):

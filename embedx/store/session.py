@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from embedx.config import LOCK
 from embedx.errors import ConfigError, StoreError, StoreMismatchError
 from embedx.store import layout
 from embedx.store.files import make_folder
@@ -104,6 +105,11 @@ class StoreSession:
         """Whether the unit had been committed when this session began."""
         return _place(unit) in self._committed
 
+    def set_rows_per_unit(self, rows: int) -> None:
+        """States the size of the units, where it was not known when the store was begun."""
+        self.manifest = dataclasses.replace(self.manifest, plan={**self.manifest.plan, "rows_per_unit": rows})
+        self.manifest.write(self.root)
+
     def finish(self, timings: Mapping[str, float]) -> Manifest:
         """Declares the store complete, after checking that every input of the plan is in it exactly once.
 
@@ -142,7 +148,7 @@ class StoreSession:
         if self._began and self.root.is_dir():
             self._remove_leftovers()
             (self.root / layout.MANIFEST).unlink(missing_ok=True)
-            (self.root / layout.LOCK).unlink(missing_ok=True)
+            (self.root / LOCK).unlink(missing_ok=True)
         for folder in reversed(self._made):
             with contextlib.suppress(OSError):
                 folder.rmdir()

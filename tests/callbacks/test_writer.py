@@ -372,6 +372,7 @@ def test_an_error_in_the_writer_process_ends_the_run(tmp_path: Path) -> None:
         ),
         ({"a": [without(batch([0]), "keys")]}, {}, Pixels(), "the batch has no keys; it has images, index, metadata"),
         ({"a": [without(batch([0]), "index")]}, {}, Pixels(), "the batch has no index; it has images, keys, metadata"),
+        ({"Index": batches([0])}, {}, Pixels(), "a split can't be named 'Index'"),
         ({"a": batches([0], shard=str, key=str)}, {}, Pixels(), "metadata can't be named key, shard"),
         (
             {"a": batches([0])},
@@ -389,6 +390,7 @@ def test_an_error_in_the_writer_process_ends_the_run(tmp_path: Path) -> None:
         "rows-lost",
         "no-keys",
         "no-index",
+        "reserved-split",
         "reserved-metadata",
         "connector",
     ],
@@ -401,6 +403,19 @@ def test_a_batch_that_does_not_fit_is_a_clear_error_and_nothing_is_committed(
     assert_let_go(tmp_path / "out")
     assert sorted(files(tmp_path / "out")) == [".embedx.lock", "manifest.json"]
     assert not embedx.open(tmp_path / "out").complete
+
+
+def test_units_are_sized_by_the_first_batch_s_rows(tmp_path: Path) -> None:
+    """12 MiB and 8 bytes a row: ten rows would be a shard of 128 MiB; of whole batches of four, it is eight."""
+
+    class Wide(Pixels):
+        def forward(self, images: Tensor) -> Any:
+            return torch.ones(len(images), 3 * 1024**2)
+
+    loop.run_test(Wide(), {"all": batches(range(12))}, [EmbeddingsWriter(tmp_path / "out")])
+    store = embedx.open(tmp_path / "out")
+    assert store.manifest.plan["rows_per_unit"] == 8
+    assert [unit.inputs for unit in store.units.values()] == [8, 4]
 
 
 def test_outputs_without_embeddings_are_a_clear_error(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_quiet_leaves_stderr_empty_and_a_rerun_says_up_to_date(embedx, store: Pa
 def test_dry_run_prints_the_plan_and_writes_nothing(embedx, tmp_path: Path, few: Path) -> None:
     arguments = ("extract", *SAMPLE, "--data", f"mine={few}", "--out", tmp_path / "store", "--group-key", "class")
     plan = json.loads(embedx(*arguments, "--dry-run", "--json", "-b", "4", "--shard-size", "16KiB").stdout)
-    assert plan["splits"]["mine"]["inputs"] == 16 and plan["splits"]["mine"]["groups"]["star"] == 2
+    assert plan["splits"]["mine"]["inputs"] == 16 and {"group": "star", "inputs": 2} in plan["splits"]["mine"]["groups"]
     assert plan["rows_per_unit"] == 4 and plan["splits"]["mine"]["units"] == 4
     assert plan["splits"]["mine"]["input_bytes"] == sum(path.stat().st_size for path in few.rglob("*.*"))
     assert plan["splits"]["mine"]["output_bytes"] == 16 * (1024 * 4 + 8)
@@ -132,8 +132,27 @@ def test_info_shows_a_store(embedx, store: Path) -> None:
     assert all(word in text for word in (sample.BACKBONE, "sample", "star", "16", "yes"))
     described = json.loads(embedx("info", store, "--json").stdout)
     assert described["complete"] and described["splits"]["all"]["rows"] == 16
-    assert described["splits"]["all"]["groups"]["star"] == 2
+    assert {"group": "star", "rows": 2} in described["splits"]["all"]["groups"]
     assert embedx("info", store, "--rejected").stdout == ""
+
+
+def test_names_are_shown_as_they_are(embedx, tmp_path: Path, few: Path) -> None:
+    """Neither markup nor emoji codes nor line ends of a name do anything; an image in the root has no group."""
+    images = tmp_path / "[bold]images"
+    for name in ("[red]", ":smile:", "."):
+        (images / name).mkdir(parents=True, exist_ok=True)
+        (images / name / "1.png").write_bytes((few / "star").iterdir().__next__().read_bytes())
+    (images / "two\nlines.png").write_bytes(b"")
+    arguments = ("extract", *SAMPLE, "--data", images, "--out", tmp_path / "[store]", "--group-key", "class")
+    plan = embedx(*arguments, "--dry-run").stdout
+    assert all(name in plan for name in ("[red]", ":smile:", "no group"))
+    done = embedx(*arguments)
+    assert (done.code, done.stdout) == (3, f"{tmp_path}/[store]/manifest.json\n")
+    text = embedx("info", tmp_path / "[store]").stdout
+    assert all(name in text for name in ("[store]", "[red]", ":smile:", "no group"))
+    rejected = embedx("info", tmp_path / "[store]", "--rejected").stdout.splitlines()
+    assert len(rejected) == 1 and "two\\nlines.png" in rejected[0]
+    assert "[store] is whole" in embedx("verify", tmp_path / "[store]").stderr
 
 
 def test_verify_is_silent_on_stdout_or_names_what_is_wrong(embedx, store: Path, tmp_path: Path) -> None:

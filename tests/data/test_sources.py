@@ -8,6 +8,7 @@ import pytest
 
 from embedx.data.sources import COMMON_SCHEMA, FolderSource, parse_data
 from embedx.errors import ConfigError
+from embedx.store.lock import StoreLock
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -176,6 +177,14 @@ def test_anything_else_beside_the_split_folders_makes_it_one_split(tmp_path: Pat
     touch(tmp_path, "train/a.jpg", "val/b.jpg", besides)
     assert list(parse_data([str(tmp_path)])) == ["all"]
     assert len(column(tmp_path)) == 3
+
+
+def test_a_store_beside_the_split_folders_counts_as_nothing(tmp_path: Path) -> None:
+    touch(tmp_path, "train/1.jpg", "val/1.jpg")
+    (tmp_path / "store").mkdir()
+    assert list(parse_data([str(tmp_path)])) == ["all"]
+    StoreLock(tmp_path / "store").release()
+    assert list(parse_data([str(tmp_path)])) == ["train", "val"]
 
 
 def test_a_name_makes_one_split_of_a_folder_whatever_its_sub_folders(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -33,7 +34,7 @@ def unit_batch(
     *,
     split: str = "train",
     rejected: tuple[int, ...] = (),
-    groups: dict[int, str] | None = None,
+    groups: Mapping[int, str | None] | None = None,
 ) -> UnitBatch:
     rows = range(start, stop)
     table = pa.table(
@@ -55,12 +56,17 @@ def unit_batch(
 
 
 def build_store(
-    out: Path, inputs: int = 12, *, rejected: tuple[int, ...] = (2,), group_key: str | None = "class"
+    out: Path,
+    inputs: int = 12,
+    *,
+    rejected: tuple[int, ...] = (2,),
+    group_key: str | None = "class",
+    groups: Mapping[int, str | None] | None = None,
 ) -> Path:
     """A complete store of one split, train, written in this process."""
     session = StoreSession.begin(out, manifest({"train": inputs}, group_key=group_key), "create")
     for start in range(0, inputs, ROWS_PER_UNIT):
-        batch = unit_batch(start, min(start + ROWS_PER_UNIT, inputs), rejected=rejected)
+        batch = unit_batch(start, min(start + ROWS_PER_UNIT, inputs), rejected=rejected, groups=groups)
         buffer = UnitBuffer(session.terms, batch.unit)
         buffer.add(batch)
         buffer.commit()

@@ -35,6 +35,22 @@ def test_load_gives_a_group_and_torch(store: embedx.Store) -> None:
     assert store.splits == ["train"] and store.groups("train") == ["dog", "cat"]
 
 
+def test_rows_without_a_group_can_be_told_and_had(tmp_path: Path) -> None:
+    store = embedx.open(build_store(tmp_path / "store", inputs=8, rejected=(), groups={1: None, 6: None}))
+    assert store.groups("train") == ["dog", embedx.NO_GROUP, "cat"]
+    assert store.load("train", embedx.NO_GROUP).keys == ["key-1", "key-6"]
+    assert [shard.group for shard in store.iter_shards("train", embedx.NO_GROUP)] == [None]
+    assert len(store.load("train")) == 8
+    ungrouped = embedx.open(build_store(tmp_path / "ungrouped", group_key=None))
+    assert ungrouped.groups("train") == []
+
+
+def test_a_split_whose_inputs_are_all_rejected_says_so(tmp_path: Path) -> None:
+    store = embedx.open(build_store(tmp_path / "store", inputs=3, rejected=(0, 1, 2)))
+    with pytest.raises(StoreError, match="has no rows, and 3 rejected inputs"):
+        store.load("train")
+
+
 def test_iter_shards_maps_every_shard(store: embedx.Store) -> None:
     shards = list(store.iter_shards("train", framework="torch"))
     assert [(shard.group, len(shard.tensors["index"])) for shard in shards] == [
