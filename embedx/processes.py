@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Final
 
 START_METHOD: Final = "forkserver"
-"""Children fork from a server without threads or CUDA, which has imported torch once for all of them.
+"""Children fork from a server that has imported torch once for all of them, and done nothing else.
 
-A plain fork would copy the locks of this process's threads; a spawn would import torch in every child."""
+A plain fork would copy the locks of this process's threads, and its CUDA context; a spawn would import torch in every
+child. The server's own threads (allocators' helpers that the imports start) hold no lock while it waits for orders."""
 
 
 def start_fork_server() -> None:

@@ -199,7 +199,7 @@ def test_another_recipe_or_changed_inputs_are_refused_until_overwrite(tmp_path: 
     with pytest.raises(StoreMismatchError, match=r"recipe\.batch_size: 8 → 4"):
         extract(config(tmp_path / "store", batch_size=4, **settings))
     (images / "0.jpg").unlink()
-    with pytest.raises(StoreMismatchError, match=r"plan\.splits.all.inputs: 5 → 4"):
+    with pytest.raises(StoreMismatchError, match=r"inputs of split 'all': 5 → 4"):
         extract(config(tmp_path / "store", **settings))
     assert extract(config(tmp_path / "store", overwrite=True, **settings)).rows == 4
     assert list(verify(tmp_path / "store")) == []
@@ -239,8 +239,7 @@ def test_neighbours_in_the_sample_s_embeddings_are_of_the_same_class(tmp_path: P
         accuracy[weights] = nearest_class(embedx.open(tmp_path / weights))
     chance = 1 / len(list((sample.IMAGES / "val").iterdir()))
     assert accuracy["sample"] >= 0.95
-    assert accuracy["sample"] - accuracy["random"] > 0.2, accuracy
-    assert chance == 1 / 8
+    assert accuracy["sample"] > 2 * max(accuracy["random"], chance), (accuracy, chance)
 
 
 def test_every_fault_is_reported_at_once_and_nothing_is_written(tmp_path: Path, photographs: Path) -> None:

@@ -81,7 +81,7 @@ class EmbeddingsWriter(Callback):
         self._last_index: dict[str, int] = {}
 
     def setup(self) -> None:
-        """Takes hold of the store, and starts the writer process if the size of the units is known.
+        """Takes hold of the store.
 
         Raises:
             StoreMismatchError: If the folder is not a store, or one and `overwrite` is False.
@@ -94,8 +94,6 @@ class EmbeddingsWriter(Callback):
                 mode="overwrite" if self.overwrite else "create",
             )
         self._last_index.clear()
-        if self._session.manifest.plan["rows_per_unit"] is not None:
-            self._process = WriterProcess(self._session.terms)
 
     def on_test_epoch_start(self, trainer_state: TrainerState, model: nn.Module) -> None:
         """Checks that every dataloader has a split name of its own, and one that a split can have.
@@ -140,17 +138,12 @@ class EmbeddingsWriter(Callback):
         if len(rows) == 0:
             return
         if self._process is None:
-            row_bytes = sum(tensor[:1].nbytes for tensor in tensors.values())
-            self._session.set_rows_per_unit(rows_per_unit_of(_SHARD_SIZE, row_bytes, len(rows)))
-            self._process = WriterProcess(self._session.terms)
+            if self._session.manifest.plan["rows_per_unit"] is None:
+                row_bytes = sum(tensor[:1].nbytes for tensor in tensors.values())
+                self._session.set_rows_per_unit(rows_per_unit_of(_SHARD_SIZE, row_bytes, len(rows)))
+            self._process = WriterProcess(self._session.terms, tensors)
         for unit, start, stop in self._units(split, batch["index"].tolist()):
-            self._process.put(
-                UnitBatch(
-                    unit,
-                    {name: tensor[start:stop].contiguous() for name, tensor in tensors.items()},
-                    rows.slice(start, stop - start),
-                )
-            )
+            self._process.put(UnitBatch(unit, tensors, rows).part(start, stop))
 
     def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> Metrics:
         """Waits until all is written, and declares the store complete.
@@ -275,10 +268,7 @@ def _targets(batch: Batch, count: int) -> list[int | None]:
 
 
 def _stored(outputs: Any, count: int, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """The tensors to store, `embeddings` [n, D] and one entry per extra layer: copies of our own, on the CPU.
-
-    A copy always: what is handed over is read later, when the model may have filled its buffers anew.
-    """
+    """The tensors to store, `embeddings` [n, D] and one entry per extra layer, on the device they are on."""
     outputs = outputs if isinstance(outputs, Mapping) else {EMBEDDINGS: outputs}
     if EMBEDDINGS not in outputs:
         raise ConfigError(f"the outputs have no {EMBEDDINGS!r}, but {', '.join(outputs)}; give a test_connector")
@@ -287,4 +277,4 @@ def _stored(outputs: Any, count: int, dtype: torch.dtype | None) -> dict[str, Te
     for name, tensor in outputs.items():
         if len(tensor) != count:
             raise ConfigError(f"the output {name!r} has {len(tensor)} rows for {count} inputs")
-    return {name: tensor.detach().to("cpu", dtype or tensor.dtype, copy=True) for name, tensor in outputs.items()}
+    return {name: tensor.detach().to(dtype or tensor.dtype) for name, tensor in outputs.items()}

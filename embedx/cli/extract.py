@@ -73,8 +73,8 @@ def command(
             print_json(description) if as_json else _print_plan(description)
             return
         summary = extract(config, STDERR)
-    print_json(summary.to_json(), indent=None) if as_json else print_line(str(summary.manifest))
     STDERR.print(_outcome(summary), soft_wrap=True)
+    print_json(summary.to_json(), indent=None) if as_json else print_line(str(summary.manifest))
     if summary.rejected > config.max_errors:
         raise TooManyRejectedError(
             f"{count_text(summary.rejected, 'input')} rejected, and --max-errors allows {config.max_errors}; the store "

@@ -1,8 +1,9 @@
 """The writer process: disk never blocks the forward pass, and no failure of it goes unnoticed.
 
-Parent:  put(batch) ── bounded queue ──▶ child:  gather → commit each unit when the next one begins
-         close()    ── sentinel      ──▶         commit the last unit, report, exit 0
-         abort()    ── the feeder is cancelled, the child ended; the unit under way is dropped
+Parent:  put(batch) ── tensors in a ring of shared memory, identities in a bounded queue ──▶ child: gathers them,
+                       and commits each unit when the next one begins
+         close()    ── sentinel ──▶ child: commits the last unit, reports, exits with 0
+         abort()    ── the queue's feeder is cancelled, the child ended; the unit under way is dropped
 
 The report comes on a pipe of its own: `None` when all is written, else the error's text and traceback. `close()`
 believes only a report of success *and* an exit code of 0.
@@ -12,19 +13,22 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import pickle
 import queue
 import signal
 import traceback
-from collections.abc import Callable
-from multiprocessing import connection, resource_sharer
-from multiprocessing.reduction import ForkingPickler
+from collections.abc import Callable, Mapping
+from multiprocessing import connection
 from typing import Any, NamedTuple, Self
 
+import pyarrow as pa
 import torch
-import torch.multiprocessing  # which teaches ForkingPickler to move tensors to shared memory
+from torch import Tensor
 
-from embedx.errors import WriterError
+from embedx.errors import StoreError, WriterError
 from embedx.processes import START_METHOD, return_large_blocks, start_fork_server, tie_to_parent
+from embedx.store.layout import Unit
+from embedx.store.ring import SlotRing, TensorPlace, bytes_needed
 from embedx.store.units import StoreTerms, UnitBatch, UnitBuffer
 
 _QUEUE_LENGTH = 8
@@ -32,6 +36,14 @@ _QUEUE_LENGTH = 8
 _POLL_SECONDS = 0.2
 _ABORT_SECONDS = 2.0
 _LONGEST_SUMMARY = 2000
+
+
+class _Item(NamedTuple):
+    """What the queue carries of a batch."""
+
+    unit: Unit
+    places: dict[str, TensorPlace]
+    rows: pa.Table
 
 
 class _Failure(NamedTuple):
@@ -53,16 +65,24 @@ class WriterProcess:
 
     Args:
         terms: The store that is written.
+        first: The first batch's tensors; what is put later in one batch may be smaller or larger, but not its rows.
         buffer_factory: What gathers and commits a unit, in the child; picklable.
     """
 
-    def __init__(self, terms: StoreTerms, buffer_factory: Callable[..., UnitBuffer] = UnitBuffer) -> None:
+    def __init__(
+        self,
+        terms: StoreTerms,
+        first: Mapping[str, Tensor],
+        buffer_factory: Callable[..., UnitBuffer] = UnitBuffer,
+    ) -> None:
         start_fork_server()
         context = multiprocessing.get_context(START_METHOD)
+        self._ring = SlotRing(context, bytes_needed(first), _QUEUE_LENGTH)
         self._queue = context.Queue(maxsize=_QUEUE_LENGTH)
+        self._items = 0
         self._report, child_report = context.Pipe(duplex=False)
         self._process = context.Process(
-            target=_run, args=(self._queue, child_report, terms, buffer_factory), name="embedx-writer"
+            target=_run, args=(self._queue, self._ring, child_report, terms, buffer_factory), name="embedx-writer"
         )
         # The child dies with its parent by itself; `daemon` covers a parent that exits without close().
         self._process.daemon = True
@@ -75,15 +95,26 @@ class WriterProcess:
         return self._process.pid
 
     def put(self, batch: UnitBatch) -> None:
-        """Hands a batch over, waiting while the queue is full.
+        """Hands a batch over, waiting while the queue is full. Its tensors may be overwritten afterwards.
 
-        The batch is pickled here, its tensors moved to shared memory, and not in the queue's own thread, which
-        would drop what it can't pickle.
+        The identities are pickled here and not in the queue's own thread, which would drop what it can't pickle.
 
         Raises:
             WriterError: If the process has failed.
+            StoreError: If one row has more bytes than the whole first batch.
         """
-        self._send(bytes(ForkingPickler.dumps(batch)))
+        if bytes_needed(batch.tensors) <= self._ring.slot_bytes:
+            places = self._ring.write(self._items, batch.tensors)
+            self._send(pickle.dumps(_Item(batch.unit, places, batch.rows)))
+            self._items += 1
+        elif (half := len(batch.rows) // 2) > 0:
+            self.put(batch.part(0, half))
+            self.put(batch.part(half, len(batch.rows)))
+        else:
+            size = sum(tensor.nbytes for tensor in batch.tensors.values())
+            raise StoreError(
+                f"{batch.unit}: a row has {size} bytes, more than the whole first batch; all have one shape"
+            )
 
     def close(self) -> None:
         """Has the last unit committed and the process end.
@@ -104,8 +135,6 @@ class WriterProcess:
         """Ends the process without committing the unit under way. Safe to call at any time."""
         self._queue.cancel_join_thread()
         self._queue.close()
-        # The thread that hands out shared memory would complain of a child that ends in the middle of asking.
-        resource_sharer.stop(timeout=_ABORT_SECONDS)
         for stop in (self._process.terminate, self._process.kill):
             if self._process.is_alive():
                 stop()
@@ -159,14 +188,18 @@ def _cause_of_end(exitcode: int | None) -> str:
 
 
 def _run(
-    items: Any, report: connection.Connection, terms: StoreTerms, buffer_factory: Callable[..., UnitBuffer]
+    items: Any,
+    ring: SlotRing,
+    report: connection.Connection,
+    terms: StoreTerms,
+    buffer_factory: Callable[..., UnitBuffer],
 ) -> None:
     """The child's main function."""
     tie_to_parent("embedx-writer")
     return_large_blocks()
     torch.set_num_threads(1)
     try:
-        _write_units(items, terms, buffer_factory)
+        _write_units(items, ring, terms, buffer_factory)
     except BaseException as error:  # noqa: BLE001  (whatever it is, the parent must hear of it)
         # Texts always pass through the pipe; the error itself may not be picklable.
         report.send(_Failure.of(error))
@@ -174,14 +207,15 @@ def _run(
     report.send(None)
 
 
-def _write_units(items: Any, terms: StoreTerms, buffer_factory: Callable[..., UnitBuffer]) -> None:
+def _write_units(items: Any, ring: SlotRing, terms: StoreTerms, buffer_factory: Callable[..., UnitBuffer]) -> None:
     buffer: UnitBuffer | None = None
-    while (item := items.get()) is not None:
-        batch: UnitBatch = ForkingPickler.loads(item)
-        if buffer is not None and buffer.unit != batch.unit:
+    while (pickled := items.get()) is not None:
+        item: _Item = pickle.loads(pickled)
+        if buffer is not None and buffer.unit != item.unit:
             buffer.commit()
             buffer = None
-        buffer = buffer or buffer_factory(terms, batch.unit)
-        buffer.add(batch)
+        buffer = buffer or buffer_factory(terms, item.unit)
+        tensors = {name: ring.read(place) for name, place in item.places.items()}
+        buffer.add(UnitBatch(item.unit, tensors, item.rows))
     if buffer is not None:
         buffer.commit()

@@ -27,11 +27,12 @@ Framework = Literal["numpy", "torch"]
 
 
 class _NoGroup(enum.Enum):
+    """Stands for the rows of a grouped store that have no group, where None stands for all rows."""
+
     NO_GROUP = "no group"
 
 
 NO_GROUP: Final = _NoGroup.NO_GROUP
-"""Stands for the rows of a grouped store that have no group, where None stands for all rows."""
 
 Group = str | Literal[_NoGroup.NO_GROUP] | None
 

@@ -24,9 +24,14 @@ class UnitBatch(NamedTuple):
 
     unit: Unit
     tensors: dict[str, Tensor]
-    """`embeddings` [n, D] or [n, T, D], and one tensor [n, ...] per extra layer; contiguous, on the CPU."""
+    """`embeddings` [n, D] or [n, T, D], and one tensor [n, ...] per extra layer."""
     rows: pa.Table
     """The n inputs' identities, in the columns of `index.ROW_SCHEMA` and then the source's own."""
+
+    def part(self, start: int, stop: int) -> UnitBatch:
+        """The rows from `start` up to `stop`."""
+        tensors = {name: tensor[start:stop] for name, tensor in self.tensors.items()}
+        return self._replace(tensors=tensors, rows=self.rows.slice(start, stop - start))
 
 
 class StoreTerms(NamedTuple):

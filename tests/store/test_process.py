@@ -12,11 +12,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
-from embedx.errors import WriterError
+from embedx.errors import StoreError, WriterError
 from embedx.store.index import UnitEntry
 from embedx.store.layout import Unit, index_files
 from embedx.store.process import WriterProcess
+from embedx.store.reader import Store
 from embedx.store.session import StoreSession
 from embedx.store.units import UnitBatch, UnitBuffer
 from embedx.store.verify import verify
@@ -24,6 +26,8 @@ from tests.runs import assert_gone, assert_visible_units_are_whole
 from tests.store.builders import manifest, unit_batch
 
 pytestmark = pytest.mark.timeout(60)
+
+FIRST = unit_batch(0, 4).tensors
 
 
 class RaisesMidRun(UnitBuffer):
@@ -102,14 +106,14 @@ def assert_ended(*pids: int | None) -> None:
 
 def test_all_that_is_put_is_committed(tmp_path: Path) -> None:
     with store_session(tmp_path / "store", inputs=14) as session:
-        writer = WriterProcess(session.terms)
+        writer = WriterProcess(session.terms, FIRST)
         write_all(writer, inputs=12)
         assert_ended(writer.pid)
         assert len(index_files(session.root)) == 2
     with store_session(tmp_path / "store", inputs=14) as session:
         assert session.is_committed(Unit("train", 0))
         assert not session.is_committed(Unit("train", 1))  # half of what was planned for it
-        writer = WriterProcess(session.terms)
+        writer = WriterProcess(session.terms, FIRST)
         writer.put(unit_batch(8, 14))
         writer.close()
         session.finish({})
@@ -131,7 +135,7 @@ def test_a_failed_writer_ends_the_run_and_what_is_visible_is_whole(
     tmp_path: Path, fault: type[UnitBuffer], message: str, committed: int
 ) -> None:
     with store_session(tmp_path / "store") as session:
-        writer = WriterProcess(session.terms, fault)
+        writer = WriterProcess(session.terms, FIRST, fault)
         with pytest.raises(WriterError, match=message) as caught:
             write_all(writer)
         writer.abort()
@@ -143,9 +147,35 @@ def test_a_failed_writer_ends_the_run_and_what_is_visible_is_whole(
     assert_visible_units_are_whole(tmp_path / "store")
 
 
+def test_batches_larger_than_the_first_arrive_in_parts_and_rows_larger_than_it_do_not(tmp_path: Path) -> None:
+    with store_session(tmp_path / "store", inputs=16) as session:
+        writer = WriterProcess(session.terms, unit_batch(0, 1).tensors)
+        write_all(writer, batch=8)
+        session.finish({})
+    assert list(verify(tmp_path / "store")) == []
+    assert Store.open(tmp_path / "store").load("train").embeddings[:, 0].tolist() == list(range(16))
+    with store_session(tmp_path / "wide") as session:
+        writer = WriterProcess(session.terms, unit_batch(0, 1).tensors)
+        with pytest.raises(StoreError, match="a row has 400 bytes, more than the whole first batch"):
+            writer.put(unit_batch(0, 2)._replace(tensors={"embeddings": torch.ones(2, 100)}))
+        writer.abort()
+
+
+def test_what_is_put_may_be_overwritten_at_once(tmp_path: Path) -> None:
+    with store_session(tmp_path / "store") as session:
+        writer = WriterProcess(session.terms, FIRST, Slow)
+        for start in range(0, 16, 4):
+            batch = unit_batch(start, start + 4)
+            writer.put(batch)
+            batch.tensors["embeddings"].fill_(-1)
+        writer.close()
+        session.finish({})
+    assert Store.open(tmp_path / "store").load("train").embeddings[:, 0].tolist() == list(range(16))
+
+
 def test_abort_drops_the_unit_under_way(tmp_path: Path) -> None:
     with store_session(tmp_path / "store") as session:
-        writer = WriterProcess(session.terms, Slow)
+        writer = WriterProcess(session.terms, FIRST, Slow)
         for start in range(0, 8, 4):
             writer.put(unit_batch(start, start + 4))
         started = time.monotonic()
@@ -158,7 +188,7 @@ def test_abort_drops_the_unit_under_way(tmp_path: Path) -> None:
 
 def test_an_item_that_can_not_be_pickled_fails_in_put_and_not_silently(tmp_path: Path) -> None:
     with store_session(tmp_path / "store") as session:
-        writer = WriterProcess(session.terms)
+        writer = WriterProcess(session.terms, FIRST)
         with pytest.raises((TypeError, AttributeError)):
             writer.put(unit_batch(0, 4)._replace(rows=threading.Lock()))
         writer.abort()
@@ -168,7 +198,7 @@ def test_a_slow_disk_costs_time_and_not_memory(tmp_path: Path) -> None:
     """1 MiB per batch and unit, 100 of them: no more than a queue's worth of them is ever in memory."""
     with store_session(tmp_path / "store", inputs=1600) as session:
         terms = session.terms._replace(rows_per_unit=16)
-        writer = WriterProcess(terms, Slow)
+        writer = WriterProcess(terms, {"embeddings": torch.empty(16, 16 * 1024)}, Slow)
         family = [psutil.Process(), psutil.Process(writer.pid)]
         memory = []
         for number in range(100):
