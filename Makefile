@@ -1,7 +1,7 @@
 # Everything a fresh machine needs, from python3 (3.11 or later, with venv) and make.
 PYTHON ?= python3
 BIN := .venv/bin
-PYTEST_FLAGS ?=
+PYTEST_FLAGS ?= --numprocesses logical --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check format bench

@@ -405,12 +405,13 @@ def test_a_batch_that_does_not_fit_is_a_clear_error_and_nothing_is_committed(
     assert not embedx.open(tmp_path / "out").complete
 
 
-def test_units_are_sized_by_the_first_batch_s_rows(tmp_path: Path) -> None:
-    """12 MiB and 8 bytes a row: ten rows would be a shard of 128 MiB; of whole batches of four, it is eight."""
+def test_units_are_sized_by_the_first_batch_s_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """12 KiB a row: ten rows would be a shard of 128 KiB; of whole batches of four, it is eight."""
+    monkeypatch.setattr("embedx.callbacks.writer._SHARD_SIZE", 128 * 1024)
 
     class Wide(Pixels):
         def forward(self, images: Tensor) -> Any:
-            return torch.ones(len(images), 3 * 1024**2)
+            return torch.ones(len(images), 3 * 1024)
 
     loop.run_test(Wide(), {"all": batches(range(12))}, [EmbeddingsWriter(tmp_path / "out")])
     store = embedx.open(tmp_path / "out")
