@@ -11,7 +11,6 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from rich.table import Table
 
 from embedx.cli.options import load_config_file, with_config_options
 from embedx.cli.output import (
@@ -20,7 +19,9 @@ from embedx.cli.output import (
     DebugOption,
     JsonOption,
     count_text,
+    facts_table,
     group_text,
+    numbers_table,
     print_json,
     print_line,
     size_text,
@@ -84,10 +85,10 @@ def command(
 
 def _outcome(summary: Summary) -> str:
     if summary.up_to_date:
-        return f"up to date: {summary.rows} rows"
+        return f"up to date: {count_text(summary.rows, 'row')}"
     rate = summary.timings.get("images_per_second")
     pace = f", {rate:.0f} images/s" if rate else ""
-    return f"{summary.rows} rows, {summary.rejected} rejected, in {summary.seconds:.1f} s{pace}"
+    return f"{count_text(summary.rows, 'row')}, {summary.rejected} rejected, in {summary.seconds:.1f} s{pace}"
 
 
 @contextmanager
@@ -109,13 +110,13 @@ def _signals_as_errors() -> Iterator[None]:
 
 
 def _print_plan(plan: dict[str, Any]) -> None:
-    settings = Table(show_header=False, box=None)
+    facts = {}
     for name, value in plan.items():
         if name != "splits":
             text = ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else value
-            settings.add_row(name, str(text))
-    STDOUT.print(settings)
-    table = Table("split", "group", "inputs", "units", "input size", "output size")
+            facts[name] = str(text)
+    STDOUT.print(facts_table(facts))
+    table = numbers_table("split", "group", "inputs", "units", "input size", "output size")
     for name, split in plan["splits"].items():
         sizes = size_text(split["input_bytes"]), size_text(split["output_bytes"])
         table.add_row(name, "", str(split["inputs"]), str(split["units"]), *sizes)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Column, Table
 from rich.text import Text
 
 
@@ -50,6 +52,19 @@ def print_line(text: str) -> None:
 def print_json(value: Any, *, indent: int | None = 2) -> None:
     """Prints one JSON value."""
     print(json.dumps(value, indent=indent), file=sys.stdout, flush=True)
+
+
+def facts_table(facts: Mapping[str, str]) -> Table:
+    """Names and values for people; a value that is too long for the line goes on in the next one."""
+    table = Table(Column(style="bold"), Column(overflow="fold"), show_header=False, box=None)
+    for name, value in facts.items():
+        table.add_row(name, value)
+    return table
+
+
+def numbers_table(*columns: str) -> Table:
+    """A table with these columns, of names and numbers per split and group."""
+    return Table(*(Column(name, overflow="fold") for name in columns))
 
 
 def one_line(text: str) -> str:

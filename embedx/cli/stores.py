@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from embedx.cli.output import (
     STDERR,
@@ -16,7 +14,9 @@ from embedx.cli.output import (
     DebugOption,
     JsonOption,
     count_text,
+    facts_table,
     group_text,
+    numbers_table,
     one_line,
     print_json,
     print_line,
@@ -105,11 +105,8 @@ def _print_summary(description: dict[str, Any]) -> None:
         "numbers": " ".join(str(recipe[name]) for name in ("precision", "dtype", "device") if name in recipe),
         "rate": f"{description['timings'].get('images_per_second', 0):.0f} images/s",
     }
-    table = Table(show_header=False, box=None)
-    for name, text in facts.items():
-        table.add_row(Text(name, style="bold"), text)
-    STDOUT.print(table)
-    table = Table("split", "group", "inputs", "rows", "rejected", "size")
+    STDOUT.print(facts_table(facts))
+    table = numbers_table("split", "group", "inputs", "rows", "rejected", "size")
     for name, split in description["splits"].items():
         numbers = [str(split[column]) for column in ("inputs", "rows", "rejected")]
         table.add_row(name, "", *numbers, size_text(split["bytes"]))
