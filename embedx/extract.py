@@ -22,6 +22,7 @@ from embedx.callbacks.rejected import RejectedInputs
 from embedx.callbacks.throughput import Throughput
 from embedx.callbacks.writer import EmbeddingsWriter
 from embedx.config import ExtractConfig, Precision, Recipe
+from embedx.data.decode import ImageDecoder
 from embedx.data.loaders import SplitLoader, default_workers
 from embedx.data.plan import Plan, build_plan, rows_per_unit
 from embedx.data.sources import parse_data
@@ -220,7 +221,7 @@ def _loaders(job: Job, session: StoreSession) -> dict[str, SplitLoader]:
             loaders[name] = SplitLoader(
                 split,
                 missing,
-                job.spec.preprocessing,
+                ImageDecoder(job.spec.preprocessing),
                 batch_size=job.config.batch_size,
                 workers=default_workers() if job.config.workers is None else job.config.workers,
                 pin_memory=job.device.type == "cuda",

@@ -7,8 +7,6 @@ What has no defined way to 8-bit RGB, or is not whole, is rejected with its reas
 from __future__ import annotations
 
 import io
-import os
-import stat
 import warnings
 
 import numpy as np
@@ -20,6 +18,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from embedx.config import Preprocessing
+from embedx.data.files import RejectedInputError
 
 Image.init()
 _FORMATS: list[str] = [
@@ -39,25 +38,27 @@ _MAX_RESIZED_PIXELS = 178_956_970
 """Pillow's own limit for a decompression bomb, applied to the resized image too."""
 
 
-class RejectedInputError(Exception):
-    """This input gives no embedding; the message is the reason, fit for the index table."""
+class ImageDecoder:
+    """Images as rows of a uint8 batch."""
 
+    entry = "images"
+    """The batch's name for them."""
 
-def read_file(path: bytes) -> bytes:
-    """Reads a regular file whole.
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        self.preprocessing = preprocessing
 
-    Raises:
-        RejectedInputError: If it can't be read, or is something else (a FIFO would never end).
-    """
-    try:
-        # Not to block: opening a FIFO that nobody writes to would wait for ever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise RejectedInputError("not a regular file")
-            return file.read()
-    except OSError as error:
-        raise RejectedInputError(f"can't be read: {error.strerror}") from error
+    def empty(self, batch_size: int) -> Tensor:
+        """A batch to be filled: [B, 3, H, W] uint8, channels last in memory."""
+        size = self.preprocessing.crop
+        return torch.empty(batch_size, size, size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+
+    def fill(self, row: Tensor, data: bytes) -> None:
+        """Decodes an input's bytes into its row [3, H, W].
+
+        Raises:
+            RejectedInputError: If that can't be done; the row is undefined then.
+        """
+        row.copy_(preprocess(decode(data, exif=self.preprocessing.exif), self.preprocessing))
 
 
 def decode(data: bytes, *, exif: bool = True) -> Tensor:

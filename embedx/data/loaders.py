@@ -2,7 +2,8 @@
 
 A batch is a plain dict; B is the batch size, n ≤ B the number of its inputs:
 
-    images    [B, 3, H, W] uint8, channels last in memory; rows n to B are padding, rejected inputs are black
+    images    [B, 3, H, W] uint8, channels last in memory; or features [B, D] or [B, T, D], where the inputs are those.
+              Rows n to B are padding, and zero like those of rejected inputs
     index     [n] int64, each input's row in the split's plan
     keys, paths, groups, reasons, bytes, sha256   lists of n; a reason is None for an input that was decoded
     targets   [n] int64, -1 where unknown; left out if the split has none
@@ -16,17 +17,16 @@ import math
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from embedx.config import Preprocessing
-from embedx.data.decode import RejectedInputError, decode, preprocess, read_file
+from embedx.data.files import RejectedInputError
 from embedx.data.plan import SplitPlan
-from embedx.data.sources import as_text
+from embedx.data.sources.base import as_text
 from embedx.errors import EmbedxError
 from embedx.processes import START_METHOD, start_fork_server, tie_to_parent
 
@@ -40,12 +40,31 @@ class LoaderError(EmbedxError):
     """A worker process ended before its work was done."""
 
 
-class ImageBatches(Dataset[dict[str, Any]]):
+class Decoder(Protocol):
+    """Turns inputs' bytes into rows of a batch, in a worker process; picklable."""
+
+    entry: str
+    """The batch's name for them."""
+
+    def empty(self, batch_size: int) -> Tensor:
+        """A batch to be filled, of a fixed shape."""
+        ...
+
+    def fill(self, row: Tensor, data: bytes) -> None:
+        """Turns an input's bytes into its row.
+
+        Raises:
+            RejectedInputError: If that can't be done; the row is undefined then.
+        """
+        ...
+
+
+class Batches(Dataset[dict[str, Any]]):
     """The samples of one split as batches: `__getitems__(rows)` gives a whole batch."""
 
-    def __init__(self, plan: SplitPlan, preprocessing: Preprocessing, batch_size: int) -> None:
+    def __init__(self, plan: SplitPlan, decoder: Decoder, batch_size: int) -> None:
         self.plan = plan
-        self.preprocessing = preprocessing
+        self.decoder = decoder
         self.batch_size = batch_size
         self.has_targets = plan.table["target"].null_count < len(plan)
 
@@ -59,12 +78,15 @@ class ImageBatches(Dataset[dict[str, Any]]):
     def __getitems__(self, rows: Sequence[int]) -> dict[str, Any]:
         """Reads and decodes the samples of these rows of the plan into one batch."""
         samples = self.plan.table.take(pa.array(rows, pa.int64()))
-        images = _empty_images(self.batch_size, self.preprocessing.crop)
-        outcomes = [self._load(path, image) for path, image in zip(samples["path"].to_pylist(), images, strict=False)]
-        images[len(rows) :] = 0
+        inputs = self.decoder.empty(self.batch_size)
+        if get_worker_info() is not None:
+            inputs.share_memory_()  # type: ignore[no-untyped-call]  # now, so that no copy follows
+        places = zip(*(samples[name].to_pylist() for name in ("path", "offset", "size")), strict=True)
+        outcomes = [self._load(row, place) for row, place in zip(inputs, places, strict=False)]
+        inputs[len(rows) :] = 0
         reasons, sizes, digests = zip(*outcomes, strict=True)
         batch = {
-            "images": images,
+            self.decoder.entry: inputs,
             "index": torch.tensor(rows, dtype=torch.int64),
             "keys": samples["key"].to_pylist(),
             "paths": [as_text(path) for path in samples["path"].to_pylist()],
@@ -78,15 +100,17 @@ class ImageBatches(Dataset[dict[str, Any]]):
             batch["targets"] = torch.tensor(samples["target"].fill_null(-1).to_pylist(), dtype=torch.int64)
         return batch
 
-    def _load(self, path: bytes, image: Tensor) -> tuple[str | None, int | None, str | None]:
-        """Fills `image` [3, H, W]; returns (reason if rejected, bytes, sha256)."""
+    def _load(
+        self, row: Tensor, place: tuple[bytes, int | None, int | None]
+    ) -> tuple[str | None, int | None, str | None]:
+        """Fills a row of the batch; returns (reason if rejected, bytes, sha256)."""
         size, digest = None, None
         try:
-            data = read_file(path)
+            data = self.plan.reader.read(*place)
             size, digest = len(data), hashlib.sha256(data).hexdigest()
-            image.copy_(preprocess(decode(data, exif=self.preprocessing.exif), self.preprocessing))
+            self.decoder.fill(row, data)
         except RejectedInputError as error:
-            image.zero_()
+            row.zero_()
             return str(error), size, digest
         return None, size, digest
 
@@ -114,7 +138,7 @@ class SplitLoader:
         self,
         plan: SplitPlan,
         units: Sequence[range],
-        preprocessing: Preprocessing,
+        decoder: Decoder,
         *,
         batch_size: int,
         workers: int,
@@ -124,7 +148,7 @@ class SplitLoader:
         workers = min(workers, len(batches))
         self.inputs = sum(len(unit) for unit in units)
         self._loader = DataLoader(
-            ImageBatches(plan, preprocessing, batch_size),
+            Batches(plan, decoder, batch_size),
             batch_sampler=batches,
             collate_fn=_as_is,
             num_workers=workers,
@@ -172,11 +196,3 @@ def _start_worker(worker: int) -> None:
 
 def _as_is(batch: Any) -> Any:
     return batch
-
-
-def _empty_images(batch_size: int, size: int) -> Tensor:
-    """[B, 3, size, size] uint8, channels last; in a worker already in shared memory, so no copy follows."""
-    images = torch.empty(batch_size, size, size, 3, dtype=torch.uint8)
-    if get_worker_info() is not None:
-        images.share_memory_()  # type: ignore[no-untyped-call]
-    return images.permute(0, 3, 1, 2)

@@ -10,10 +10,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedx.data.sources import COMMON_SCHEMA, Source
+from embedx.data.files import FileReader
+from embedx.data.sources.base import COMMON_SCHEMA, TARGET, Features, Reader, Source
 from embedx.errors import ConfigError, unknown
 
-PLAN_COLUMNS = (*COMMON_SCHEMA.names, "group", "target")
+PLAN_COLUMNS = (*COMMON_SCHEMA.names, "group", TARGET)
 """Columns of a split's plan; the source's own metadata columns follow."""
 
 
@@ -24,6 +25,9 @@ class SplitPlan:
     name: str
     table: pa.Table
     """PLAN_COLUMNS, then the source's metadata; row i of it is the sample of index i."""
+    reader: Reader = dataclasses.field(default_factory=FileReader)
+    features: Features | None = None
+    """None for images."""
 
     def __len__(self) -> int:
         return len(self.table)
@@ -57,7 +61,7 @@ class Plan:
 
     splits: dict[str, SplitPlan]
     classes: list[str]
-    """Class names; a class's position is its target."""
+    """Class names; a class's position is its target. Empty where the sources give numbers, or nothing."""
     group_key: str | None
 
     def to_json(self, rows_per_unit: int) -> dict[str, Any]:
@@ -73,11 +77,12 @@ class Plan:
 def build_plan(sources: Mapping[str, Source], group_key: str | None) -> Plan:
     """Lists and orders the samples of every split.
 
-    The target is the class's position among the sorted class names of all splits taken together, so that a
-    class has one number (torchvision's ImageFolder rule, over all splits).
+    A target that is a name becomes its position among the sorted names of all splits taken together, so that a
+    class has one number (torchvision's ImageFolder rule, over all splits); one that is a number stays.
 
     Raises:
-        ConfigError: If a source is empty, the group key is not among the metadata, or a key is there twice.
+        ConfigError: If a source is empty, the group key is not among the metadata, a key is there twice, or targets
+            are names in one split and numbers in another.
     """
     faults: list[str] = []
     tables: dict[str, pa.Table] = {}
@@ -92,8 +97,11 @@ def build_plan(sources: Mapping[str, Source], group_key: str | None) -> Plan:
         if twice := _repeated(tables[split]["key"]):
             faults.append(f"split {split!r}: {len(twice)} keys stand there twice, such as {twice[0]!r}; rename those")
     ConfigError.check(faults)
-    classes = sorted({name for table in tables.values() for name in _values(table, "class") if name is not None})
-    splits = {split: _plan_split(split, table, classes, group_key) for split, table in tables.items()}
+    named = [table for table in tables.values() if pa.types.is_string(table[TARGET].type)]
+    classes = sorted({name for table in named for name in pc.unique(table[TARGET]).to_pylist() if name is not None})
+    if classes and (numbered := [split for split, table in tables.items() if pa.types.is_integer(table[TARGET].type)]):
+        raise ConfigError(f"targets are numbers in split {numbered[0]!r}, and names such as {classes[0]!r} in another")
+    splits = {split: _plan_split(split, source, tables[split], classes, group_key) for split, source in sources.items()}
     return Plan(splits, classes, group_key)
 
 
@@ -102,18 +110,18 @@ def rows_per_unit(shard_size: int, row_bytes: int, batch_size: int) -> int:
     return max(1, shard_size // (row_bytes * batch_size)) * batch_size
 
 
-def _plan_split(split: str, table: pa.Table, classes: Sequence[str], group_key: str | None) -> SplitPlan:
-    target = (
-        pc.index_in(table["class"], pa.array(classes, pa.string())).cast(pa.int64())
-        if "class" in table.column_names
-        else pa.nulls(len(table), pa.int64())
-    )
+def _plan_split(
+    split: str, source: Source, table: pa.Table, classes: Sequence[str], group_key: str | None
+) -> SplitPlan:
+    target = table[TARGET]
+    if pa.types.is_string(target.type):
+        target = pc.index_in(target, pa.array(classes, pa.string()))
     group = table[group_key].cast(pa.string()) if group_key else pa.nulls(len(table), pa.string())
-    metadata = table.column_names[len(COMMON_SCHEMA) :]
-    table = table.append_column("group", group).append_column("target", target)
+    table = table.drop(TARGET).append_column("group", group).append_column(TARGET, target.cast(pa.int64()))
     order = pc.sort_indices(table, sort_keys=[("group", "ascending")]) if group_key else None
     table = table.take(order) if order is not None else table
-    return SplitPlan(split, table.select([*PLAN_COLUMNS, *metadata]).combine_chunks())
+    table = table.select([*PLAN_COLUMNS, *source.metadata]).combine_chunks()
+    return SplitPlan(split, table, source.reader, source.features)
 
 
 def _repeated(column: pa.ChunkedArray) -> list[str]:
@@ -121,10 +129,6 @@ def _repeated(column: pa.ChunkedArray) -> list[str]:
         return []
     counts = pc.value_counts(column)
     return list(counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist())
-
-
-def _values(table: pa.Table, column: str) -> list[str | None]:
-    return list(pc.unique(table[column]).to_pylist()) if column in table.column_names else []
 
 
 def _digest(table: pa.Table) -> str:

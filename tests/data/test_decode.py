@@ -21,7 +21,8 @@ from PIL import Image, ImageOps, features
 from torchvision import models
 
 from embedx.config import Preprocessing
-from embedx.data.decode import RejectedInputError, decode, preprocess, read_file
+from embedx.data.decode import decode, preprocess
+from embedx.data.files import FileReader, RejectedInputError
 
 ORIENTATION = 0x0112
 PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "camera.png", "rocket.jpg", "retina.jpg")
@@ -306,14 +307,14 @@ def test_damaged_png_files_kill_nobody(photo: Image.Image, tmp_path: Path) -> No
 def test_a_regular_file_is_read_whole(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     path.write_bytes(bytes(range(256)) * 1000)
-    assert read_file(os.fsencode(path)) == path.read_bytes()
+    assert FileReader().read(os.fsencode(path)) == path.read_bytes()
 
 
 def test_a_name_that_is_not_utf8_is_read(tmp_path: Path) -> None:
     path = os.fsencode(tmp_path) + b"/\xff\n.jpg"
     with open(path, "wb") as file:
         file.write(b"x")
-    assert read_file(path) == b"x"
+    assert FileReader().read(path) == b"x"
 
 
 @pytest.mark.timeout(10)
@@ -331,9 +332,9 @@ def test_what_is_no_regular_file_is_rejected_and_nobody_waits_for_it(tmp_path: P
         ("a" * 300, "can't be read: File name too long"),
     ):
         with pytest.raises(RejectedInputError, match=reason):
-            read_file(os.fsencode(tmp_path / name))
+            FileReader().read(os.fsencode(tmp_path / name))
     with pytest.raises(RejectedInputError, match="not a regular file"):
-        read_file(b"/dev/zero")
+        FileReader().read(b"/dev/zero")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -342,7 +343,7 @@ def test_a_file_without_permission_is_rejected(tmp_path: Path) -> None:
     path.write_bytes(b"x")
     path.chmod(0)
     with pytest.raises(RejectedInputError, match="can't be read: Permission denied"):
-        read_file(os.fsencode(path))
+        FileReader().read(os.fsencode(path))
 
 
 @pytest.mark.parametrize("backbone", ["resnet50", "efficientnet_b0", "swin_t", "vit_b_16"])

@@ -14,12 +14,13 @@ import torch
 from PIL import Image
 
 from embedx.config import Preprocessing
-from embedx.data.decode import decode, preprocess
-from embedx.data.loaders import ImageBatches, LoaderError, SplitLoader, UnitBatches, default_workers
+from embedx.data.decode import ImageDecoder, decode, preprocess
+from embedx.data.loaders import Batches, LoaderError, SplitLoader, UnitBatches, default_workers
 from embedx.data.plan import SplitPlan, build_plan
-from embedx.data.sources import FolderSource
+from embedx.data.sources.folder import FolderSource
 
 STEPS = Preprocessing(resize=36, crop=32, interpolation="bilinear", mean=(0, 0, 0), std=(1, 1, 1))
+DECODER = ImageDecoder(STEPS)
 CLASSES = ("cat", "dog", "owl")
 
 
@@ -44,7 +45,7 @@ def plan_of(folder: Path) -> SplitPlan:
 
 
 def loader(plan: SplitPlan, *, workers: int = 0, batch_size: int = 4, rows_per_unit: int = 8) -> SplitLoader:
-    return SplitLoader(plan, plan.unit_rows(rows_per_unit), STEPS, batch_size=batch_size, workers=workers)
+    return SplitLoader(plan, plan.unit_rows(rows_per_unit), DECODER, batch_size=batch_size, workers=workers)
 
 
 def workers_alive() -> list[psutil.Process]:
@@ -151,7 +152,7 @@ def test_no_batch_reaches_over_the_end_of_a_unit(folder: Path) -> None:
     plan = plan_of(folder)
     batches = list(loader(plan, batch_size=4, rows_per_unit=6))
     assert [batch["index"].tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5], [6, 7, 8, 9], [10, 11], [12]]
-    some = SplitLoader(plan, [range(6, 12), range(12, 13)], STEPS, batch_size=4, workers=0)
+    some = SplitLoader(plan, [range(6, 12), range(12, 13)], DECODER, batch_size=4, workers=0)
     assert [batch["index"].tolist() for batch in some] == [[6, 7, 8, 9], [10, 11], [12]]
     assert (len(some), some.inputs) == (3, 7)
 
@@ -171,7 +172,7 @@ def test_without_classes_there_are_no_targets(folder: Path, tmp_path: Path) -> N
 
 
 def test_one_row_is_a_batch_too(folder: Path) -> None:
-    batch = ImageBatches(plan_of(folder), STEPS, batch_size=4)[2]
+    batch = Batches(plan_of(folder), DECODER, batch_size=4)[2]
     assert batch["index"].tolist() == [2]
     assert batch["images"].shape == (4, 3, 32, 32)
 
@@ -209,7 +210,7 @@ def test_workers_that_were_started_and_never_asked_end_with_their_loader(folder:
 def test_a_killed_worker_ends_the_run_with_an_error_and_leaves_no_process(folder: Path) -> None:
     plan = plan_of(folder)
     # The same units over and over: more than the workers decode ahead.
-    many = SplitLoader(plan, plan.unit_rows(1) * 20, STEPS, batch_size=1, workers=2)
+    many = SplitLoader(plan, plan.unit_rows(1) * 20, DECODER, batch_size=1, workers=2)
     with pytest.raises(LoaderError, match=r"a process that decodes images died .*give fewer --workers"):
         for number, _ in enumerate(many):
             if number == 1:

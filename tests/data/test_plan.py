@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.datasets import ImageFolder
 
+from embedx.data.files import FileReader
 from embedx.data.plan import PLAN_COLUMNS, Plan, SplitPlan, build_plan, rows_per_unit
-from embedx.data.sources import COMMON_SCHEMA, FolderSource
+from embedx.data.sources.base import COMMON_SCHEMA
+from embedx.data.sources.folder import FolderSource
 from embedx.errors import ConfigError
 
-SCHEMA = pa.schema([*COMMON_SCHEMA, ("class", pa.string())])
+SCHEMA = pa.schema([*COMMON_SCHEMA, ("target", pa.string()), ("class", pa.string())])
 texts = st.text(st.characters(codec="utf-8"), max_size=4)
 labels = st.lists(st.none() | texts, min_size=1, max_size=30)
 quick = settings(max_examples=50, deadline=None)
@@ -31,7 +33,7 @@ def folder(root: Path, *names: str) -> FolderSource:
 
 def table(classes: list[str | None]) -> pa.Table:
     rows = [
-        {"key": f"k{i}", "path": b"p%d" % i, "size": i, "mtime_ns": 10 * i, "class": name}
+        {"key": f"k{i}", "path": b"p%d" % i, "size": i, "mtime_ns": 10 * i, "target": name, "class": name}
         for i, name in enumerate(classes)
     ]
     return pa.Table.from_pylist(rows, schema=SCHEMA)
@@ -39,7 +41,7 @@ def table(classes: list[str | None]) -> pa.Table:
 
 def listed(content: pa.Table) -> Any:
     """A source whose samples are already known."""
-    return SimpleNamespace(metadata=("class",), scan=lambda: content)
+    return SimpleNamespace(metadata=("class",), reader=FileReader(), features=None, scan=lambda: content)
 
 
 def one_split(content: pa.Table, group_key: str | None = None) -> SplitPlan:
@@ -100,6 +102,18 @@ def test_the_order_is_by_group_and_within_one_that_of_the_source(tmp_path: Path)
     assert rows(build_plan({"all": source}, "parent"), "all", "group")[1] == ("a/x",)
 
 
+def test_targets_that_are_numbers_stay_and_names_beside_them_are_a_fault() -> None:
+    named = table(["a", "b"])
+    at = named.schema.get_field_index("target")
+    numbered = named.set_column(at, "target", pa.array([7, None], pa.int32()))
+    plan = build_plan({"all": listed(numbered)}, None)
+    assert plan.classes == [] and rows(plan, "all", "target") == [(7,), (None,)]
+    without = named.set_column(at, "target", pa.nulls(2))
+    assert rows(build_plan({"one": listed(named), "two": listed(without)}, None), "two", "target") == [(None,)] * 2
+    with pytest.raises(ConfigError, match="numbers in split 'two', and names such as 'a' in another"):
+        build_plan({"one": listed(named), "two": listed(numbered)}, None)
+
+
 @quick
 @given(labels)
 def test_sorting_by_group_is_stable_and_keeps_every_row_whole(classes: list[str | None]) -> None:
@@ -109,7 +123,9 @@ def test_sorting_by_group_is_stable_and_keeps_every_row_whole(classes: list[str 
     expected = sorted(enumerate(classes), key=lambda row: (row[1] is None, row[1] or "", row[0]))
     assert split.table["size"].to_pylist() == [i for i, _ in expected]
     assert split.table["group"].to_pylist() == [name for _, name in expected]
-    assert sorted(split.table.select(SCHEMA.names).to_pylist(), key=lambda row: row["size"]) == content.to_pylist()
+    kept = [name for name in SCHEMA.names if name != "target"]
+    ordered = sorted(split.table.select(kept).to_pylist(), key=lambda row: row["size"])
+    assert ordered == content.select(kept).to_pylist()
     assert plan.classes == sorted({name for name in classes if name is not None})
     assert split.table["target"].to_pylist() == [
         None if name is None else plan.classes.index(name) for _, name in expected

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from embedx.data.sources import COMMON_SCHEMA, FolderSource, parse_data
+from embedx.data.sources import parse_data
+from embedx.data.sources.base import COMMON_SCHEMA
+from embedx.data.sources.folder import FolderSource
 from embedx.errors import ConfigError
 from embedx.store.lock import StoreLock
 
@@ -41,13 +43,15 @@ def test_the_table_has_the_common_columns_and_tells_where_and_what_each_file_is(
     touch(tmp_path, "cat/one.jpg")
     table = FolderSource(tmp_path).scan()
     status = (tmp_path / "cat/one.jpg").stat()
-    assert table.schema.names == [*COMMON_SCHEMA.names, *FolderSource.metadata]
+    assert table.schema.names == [*COMMON_SCHEMA.names, "target", *FolderSource.metadata]
     assert table.to_pylist() == [
         {
             "key": "cat/one.jpg",
             "path": os.fsencode(tmp_path / "cat/one.jpg"),
+            "offset": None,
             "size": status.st_size,
             "mtime_ns": status.st_mtime_ns,
+            "target": "cat",
             "class": "cat",
             "parent": "cat",
         }

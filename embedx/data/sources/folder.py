@@ -1,17 +1,28 @@
-"""Sources: where inputs come from. A source lists its samples as a table; `parse_data` reads `--data`."""
+"""A folder of images."""
 
 from __future__ import annotations
 
 import difflib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
 
 import pyarrow as pa
 
-from embedx.config import LOCK, RESERVED_SPLITS
+from embedx.config import LOCK
+from embedx.data.files import FileReader
+from embedx.data.sources.base import (
+    COMMON_SCHEMA,
+    SINGLE_SPLIT,
+    TARGET,
+    Features,
+    Reader,
+    Source,
+    SourceKind,
+    SourceOptions,
+    as_text,
+)
 from embedx.errors import ConfigError
 
 IMAGE_SUFFIXES = frozenset(
@@ -19,27 +30,6 @@ IMAGE_SUFFIXES = frozenset(
     | {".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".tga"}
 )
 SPLIT_FOLDERS = frozenset({"train", "val", "valid", "validation", "test"})
-SINGLE_SPLIT = "all"
-
-COMMON_SCHEMA = pa.schema([("key", pa.string()), ("path", pa.binary()), ("size", pa.int64()), ("mtime_ns", pa.int64())])
-"""Columns of every source's table: the identity, where to read, and how to tell that it changed.
-
-`path` is bytes, as file systems have them; `size` and `mtime_ns` are null for what can't be asked."""
-
-
-class Source(Protocol):
-    """Where the inputs of one split come from."""
-
-    metadata: tuple[str, ...]
-    """Names of the columns behind the common ones; each can be a group key."""
-
-    def scan(self) -> pa.Table:
-        """Lists the samples in source order: the columns of COMMON_SCHEMA, then the metadata.
-
-        Raises:
-            ConfigError: If there is nothing there, or it can't be listed.
-        """
-        ...
 
 
 class FolderSource:
@@ -51,6 +41,8 @@ class FolderSource:
     """
 
     metadata: tuple[str, ...] = ("class", "parent")
+    reader: Reader = FileReader()
+    features: Features | None = None
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -59,7 +51,7 @@ class FolderSource:
         return str(self.root)
 
     def scan(self) -> pa.Table:
-        """Lists the images: COMMON_SCHEMA, then `class` and `parent`."""
+        """Lists the images; the target is the class."""
         found = sorted(self._walk(os.fsencode(self.root), ()))
         if not found:
             raise ConfigError(f"no images in {self.root}; looked for files named {' '.join(sorted(IMAGE_SUFFIXES))}")
@@ -67,16 +59,19 @@ class FolderSource:
         keys = [as_text(b"/".join(parts)) for parts in relative]
         folders = [[as_text(part) for part in parts[:-1]] for parts in relative]
         root = os.fsencode(self.root.absolute())
+        classes = [parts[0] if parts else None for parts in folders]
         return pa.table(
             {
                 "key": keys,
                 "path": [os.path.join(root, *parts) for parts in relative],
+                "offset": [None] * len(keys),
                 "size": sizes,
                 "mtime_ns": times,
-                "class": [parts[0] if parts else None for parts in folders],
+                TARGET: classes,
+                "class": classes,
                 "parent": ["/".join(parts) or None for parts in folders],
             },
-            schema=pa.schema([*COMMON_SCHEMA, ("class", pa.string()), ("parent", pa.string())]),
+            schema=pa.schema([*COMMON_SCHEMA, *((name, pa.string()) for name in (TARGET, *self.metadata))]),
         )
 
     def _walk(
@@ -109,50 +104,22 @@ class FolderSource:
                 yield (*below, entry.name), *size_and_time
 
 
-def as_text(name: bytes) -> str:
-    r"""A file's name as text; bytes that are not UTF-8 become `\xNN`."""
-    return name.decode("utf-8", "backslashreplace")
+def open_folder(name: str | None, location: str, options: SourceOptions) -> Mapping[str, Source]:
+    """The sources of a folder.
 
-
-def parse_data(specs: Sequence[str]) -> dict[str, Source]:
-    """Reads the values of `--data`, each `[NAME=]FOLDER`, into named sources.
-
-    A folder without a name whose sub-folders are all among train, val, valid, validation and test gives those
-    splits; any other one gives the split `all`.
+    Without a name, sub-folders that are all among train, val, valid, validation and test are the splits; any other
+    folder is the split `all`. A store among the sub-folders counts as nothing.
 
     Raises:
-        ConfigError: Naming every fault: a missing folder, a split name given twice, empty or reserved.
+        ConfigError: If there is no such folder.
     """
-    sources: dict[str, Source] = {}
-    faults: list[str] = []
-    for spec in specs:
-        name, path = _split_spec(spec)
-        try:
-            _check_folder(spec, path)
-            named = {name: path} if name is not None else _splits_below(path)
-        except ConfigError as error:
-            faults += error.faults
-            continue
-        for split, folder in named.items():
-            if split in sources:
-                faults.append(f"--data {spec}: the split {split!r} is given twice; name each source, as in NAME={path}")
-            elif not split or split.lower() in RESERVED_SPLITS:
-                faults.append(f"--data {spec}: a split can't be named {split!r}; choose another name")
-            sources[split] = FolderSource(folder)
-    ConfigError.check(faults)
-    return sources
-
-
-def _split_spec(spec: str) -> tuple[str | None, Path]:
-    name, equals, path = spec.partition("=")
-    if equals and "/" not in name and not os.path.exists(spec):
-        return name, Path(path)
-    return None, Path(spec)
+    path = Path(location)
+    _check_folder(location, path)
+    named = {name: path} if name is not None else _splits_below(path)
+    return {split: FolderSource(folder) for split, folder in named.items()}
 
 
 def _check_folder(spec: str, path: Path) -> None:
-    if not spec or (spec.endswith("=") and not os.path.exists(spec)):
-        raise ConfigError(f"--data {spec!r} names no folder; give NAME=FOLDER")
     if os.path.isdir(path):
         return
     if os.path.exists(path):
@@ -173,3 +140,6 @@ def _splits_below(root: Path) -> dict[str, Path]:
     if folders and not images and all(folder.name in SPLIT_FOLDERS for folder in folders):
         return {folder.name: folder for folder in folders}
     return {SINGLE_SPLIT: root}
+
+
+KIND = SourceKind(lambda location: True, open_folder)

@@ -1,0 +1,89 @@
+"""What every kind of source is: a table of samples, and a way to read their bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
+
+import pyarrow as pa
+
+SINGLE_SPLIT = "all"
+"""The split of a source that has no name and names none."""
+
+COMMON_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("path", pa.binary()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+        ("mtime_ns", pa.int64()),
+    ]
+)
+"""Columns of every source's table: the identity, where to read, and how to tell that it changed.
+
+`path` is bytes, as file systems have them, or a URL; `offset` is null, or where in it the input is; `size` and
+`mtime_ns` are null for what can't be asked."""
+
+TARGET = "target"
+"""The column behind those: strings, which become numbers, integers, or all null."""
+
+
+class Reader(Protocol):
+    """Reads the bytes of a source's inputs, in a worker process; picklable."""
+
+    def read(self, path: bytes, offset: int | None, size: int | None) -> bytes:
+        """The bytes of the input of these three columns.
+
+        Raises:
+            RejectedInputError: If it can't be read.
+        """
+        ...
+
+
+class Features(NamedTuple):
+    """What the inputs are, where they are no images but features that are ready."""
+
+    shape: tuple[int, ...]
+    """Of one input: (D,), or (T, D)."""
+    dtype: str
+    """As numpy names it, `float32`; an input's bytes are its numbers in this type, in C order."""
+
+
+class Source(Protocol):
+    """Where the inputs of one split come from."""
+
+    metadata: tuple[str, ...]
+    """Names of the columns behind the common ones and the target; each can be a group key."""
+    reader: Reader
+    features: Features | None
+    """None for images."""
+
+    def scan(self) -> pa.Table:
+        """Lists the samples in source order: the columns of COMMON_SCHEMA, `target`, then the metadata.
+
+        Raises:
+            ConfigError: If there is nothing there, or it can't be listed.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceOptions:
+    """How sources are to be read, beyond where they are."""
+
+
+class SourceKind(NamedTuple):
+    """One kind of source, as `parse_data` knows it."""
+
+    matches: Callable[[str], bool]
+    """Whether what follows `[NAME=]` in a `--data` is of this kind."""
+    open: Callable[[str | None, str, SourceOptions], Mapping[str, Source]]
+    """From the split's name (None if none is given), that text and the options to the sources by split.
+
+    Raises a ConfigError, with what to do about it, if there is no such thing."""
+
+
+def as_text(name: bytes) -> str:
+    r"""A file's name as text; bytes that are not UTF-8 become `\xNN`."""
+    return name.decode("utf-8", "backslashreplace")
