@@ -26,6 +26,7 @@ from embedx.data.decode import ImageDecoder
 from embedx.data.loaders import SplitLoader, default_workers
 from embedx.data.plan import Plan, build_plan, rows_per_unit
 from embedx.data.sources import parse_data
+from embedx.data.sources.base import SourceOptions
 from embedx.engine.loop import run_test
 from embedx.errors import ConfigError
 from embedx.models.backbones import BackboneSpec, describe_backbone
@@ -140,7 +141,7 @@ def prepare(config: ExtractConfig, *, download: bool = True) -> Job:
     attempt(lambda: existing_store(config.out))
     device = attempt(lambda: resolve_device(config.device))
     precision = attempt(lambda: resolve_precision(config.precision, device)) if device is not None else None
-    sources = attempt(lambda: parse_data(config.data or [str(sample.IMAGES)]))
+    sources = attempt(lambda: parse_data(config.data or [str(sample.IMAGES)], SourceOptions.of(config)))
     plan = attempt(lambda: build_plan(_required(sources), config.group_key)) if sources else None
     # Last, as it may have to fetch weights, which is not worth it for a run that can't be.
     spec = attempt(lambda: describe_backbone(config, download=download and not faults))

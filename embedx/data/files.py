@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from typing import BinaryIO
 
 
 class RejectedInputError(Exception):
@@ -33,3 +34,12 @@ class FileReader:
         if len(data) != size:
             raise RejectedInputError(f"the file ends after {len(data)} of the input's {size} bytes")
         return data
+
+
+def open_file(location: str) -> BinaryIO:
+    """Opens a file of inputs, such as a table or an archive, to be read at any place.
+
+    Raises:
+        OSError: If it can't be opened.
+    """
+    return open(location, "rb")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 import pyarrow as pa
+
+from embedx.config import ExtractConfig
 
 SINGLE_SPLIT = "all"
 """The split of a source that has no name and names none."""
@@ -70,7 +72,19 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class SourceOptions:
-    """How sources are to be read, beyond where they are."""
+    """How sources are to be read, beyond where they are; the fields are those of ExtractConfig."""
+
+    path_column: str | None = None
+    key_column: str | None = None
+    target_column: str | None = None
+    split_column: str | None = None
+    root: str | None = None
+    null: bool = False
+
+    @classmethod
+    def of(cls, config: ExtractConfig) -> Self:
+        """What the settings say of it."""
+        return cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(cls)})
 
 
 class SourceKind(NamedTuple):
