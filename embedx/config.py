@@ -140,8 +140,8 @@ def _output_faults(out: Path) -> list[str]:
 class Preprocessing:
     """From a decoded image to the backbone's input; the torchvision presets' steps, in uint8 until the last."""
 
-    resize: int
-    """The shorter side is resized to this many pixels, antialiased."""
+    resize: int | tuple[int, int]
+    """The shorter side is resized to this many pixels, or height and width to these, antialiased."""
     crop: int
     """Then a centred square of this many pixels is cut out."""
     interpolation: str
@@ -157,7 +157,13 @@ class Preprocessing:
         """The same steps for another input size; the share of the image that is cropped stays."""
         if size is None:
             return self
-        return dataclasses.replace(self, resize=round(self.resize * size / self.crop), crop=size)
+        resize = self.resize
+        scaled = (
+            round(resize * size / self.crop)
+            if isinstance(resize, int)
+            else (round(resize[0] * size / self.crop), round(resize[1] * size / self.crop))
+        )
+        return dataclasses.replace(self, resize=scaled, crop=size)
 
 
 @dataclasses.dataclass(frozen=True)

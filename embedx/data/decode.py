@@ -141,11 +141,13 @@ def preprocess(pixels: Tensor, steps: Preprocessing) -> Tensor:
         RejectedInputError: If the image is so elongated that resizing it would not fit in memory.
     """
     height, width = pixels.shape[-2:]
-    scale = steps.resize / min(height, width)
-    if height * scale * width * scale > _MAX_RESIZED_PIXELS:
-        raise RejectedInputError(f"too elongated to resize ({width}x{height} pixels)")
-    resized = transforms.resize(
-        pixels, [steps.resize], interpolation=InterpolationMode(steps.interpolation), antialias=True
-    )
+    if isinstance(steps.resize, int):
+        size = [steps.resize]
+        scale = steps.resize / min(height, width)
+        if height * scale * width * scale > _MAX_RESIZED_PIXELS:
+            raise RejectedInputError(f"too elongated to resize ({width}x{height} pixels)")
+    else:
+        size = list(steps.resize)
+    resized = transforms.resize(pixels, size, interpolation=InterpolationMode(steps.interpolation), antialias=True)
     cropped: Tensor = transforms.center_crop(resized, [steps.crop, steps.crop])
     return cropped

@@ -58,13 +58,13 @@ def find_weights(config: ExtractConfig, *, download: bool) -> tuple[Weights, Pre
     """
     enum = models.get_model_weights(config.backbone)
     if config.checkpoint is not None:
-        return _of_file("checkpoint", config.checkpoint), _preset(enum["DEFAULT"])
+        return of_file("checkpoint", config.checkpoint), _preset(enum["DEFAULT"])
     if config.weights == "random":
         return Weights("random", seed=config.seed), _preset(enum["DEFAULT"])
     if config.weights == "sample":
         if config.backbone != sample.BACKBONE:
             raise ConfigError(f"--weights sample are those of {sample.BACKBONE}; give --backbone {sample.BACKBONE}")
-        return _of_file("sample", sample.CHECKPOINT), _preset(enum["DEFAULT"])
+        return of_file("sample", sample.CHECKPOINT), _preset(enum["DEFAULT"])
     name = config.weights.removeprefix(f"{enum.__name__}.")
     if name not in enum.__members__:
         names = [*enum.__members__, "random", "sample"]
@@ -72,7 +72,7 @@ def find_weights(config: ExtractConfig, *, download: bool) -> tuple[Weights, Pre
     member = enum[name]
     path = _cached(member, download=download)
     full_name = f"{enum.__name__}.{member.name}"
-    return (_of_file(full_name, path) if path.is_file() else Weights(full_name)), _preset(member)
+    return (of_file(full_name, path) if path.is_file() else Weights(full_name)), _preset(member)
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -176,7 +176,12 @@ def _cached(member: WeightsEnum, *, download: bool) -> Path:
     return path
 
 
-def _of_file(name: str, path: Path) -> Weights:
+def of_file(name: str, path: Path) -> Weights:
+    """The weights that are in a file.
+
+    Raises:
+        CheckpointError: If it can't be read.
+    """
     try:
         with path.open("rb") as file:
             return Weights(name, path, hashlib.file_digest(file, "sha256").hexdigest())

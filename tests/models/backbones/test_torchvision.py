@@ -11,7 +11,8 @@ from torchvision.transforms.v2 import functional as transforms
 
 from embedx.config import ExtractConfig
 from embedx.errors import ConfigError
-from embedx.models.backbones import BackboneSpec, backbone_names, describe_backbone, weights_names
+from embedx.models.backbones import BackboneSpec, describe_backbone
+from embedx.models.backbones.torchvision import backbone_names, weights_names
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 HEADS = {"squeezenet1_1": "classifier.1", "shufflenet_v2_x0_5": "fc", "mobilenet_v3_small": "classifier.3"}

@@ -1,0 +1,95 @@
+"""What every kind of backbone is: a module that can be built, its weights, and the preprocessing they need."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from embedx.config import ExtractConfig, Preprocessing
+from embedx.models.checkpoints import Weights, fill, of_file, read_state_dict
+
+
+class Architecture(ABC):
+    """A backbone that was found, with its weights; nothing of it is loaded yet."""
+
+    name: str
+    """As it is given to `--backbone`."""
+    weights: Weights
+    preprocessing: Preprocessing | None
+    """The weights' own; None if nobody knows."""
+
+    @abstractmethod
+    def build(self) -> tuple[nn.Module, tuple[str, ...]]:
+        """Builds the module, without weights or with random ones.
+
+        Returns:
+            In evaluation mode, from normalised images [B, 3, H, W] to vectors [B, D], maps or tokens; and the names
+            of those of its parts, such as a classifier, that were taken out: a checkpoint may still have them.
+        """
+
+    def outline(self) -> nn.Module:
+        """The module with its parameters on the meta device, to tell names and shapes by."""
+        with parameters_on_meta():
+            return self.build()[0]
+
+    def load(self) -> nn.Module:
+        """The module with its weights, on the CPU.
+
+        Raises:
+            CheckpointError: If they do not fit.
+        """
+        if self.weights.path is None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.weights.seed)
+                return self.build()[0]
+        with parameters_on_meta():
+            model, removed = self.build()
+        fill(model, read_state_dict(self.weights.path), self.weights, ignored=removed)
+        return model
+
+
+class BackboneKind(NamedTuple):
+    """One kind of backbone, as `describe_backbone` knows it."""
+
+    matches: Callable[[str], bool]
+    """Whether what is given to `--backbone` is of this kind."""
+    find: Callable[[ExtractConfig, bool], Architecture]
+    """From the settings, and whether weights may be downloaded, to the architecture.
+
+    Raises a ConfigError, with what to do about it, if there is no such backbone, or its weights can't be had."""
+
+
+def given_weights(config: ExtractConfig) -> Weights | None:
+    """The weights that are the same for every kind: a checkpoint, or random ones; None for the backbone's own.
+
+    Raises:
+        CheckpointError: If the checkpoint can't be read.
+    """
+    if config.checkpoint is not None:
+        return of_file("checkpoint", config.checkpoint)
+    return Weights("random", seed=config.seed) if config.weights == "random" else None
+
+
+@contextlib.contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """While this lasts, new modules' parameters take no memory and no time to initialise; buffers are real.
+
+    A whole `torch.device("meta")` would take the buffers too, and with them what builders compute.
+    """
+    register = nn.Module.register_parameter
+
+    def register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None:
+            param = nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
+        register(self, name, param)
+
+    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
