@@ -66,7 +66,7 @@ def test_help_lists_the_commands_and_every_flag(embedx) -> None:
     flags = (
         "--backbone --weights --checkpoint --data --out --group-key --batch-size -b --workers -j --device --runtime "
         "--precision --dtype --layer --pool --image-size --shard-size --overwrite --on-error --max-errors --seed "
-        "--dry-run --json --quiet --debug --config --no-exif --normalize"
+        "--dry-run --json --quiet --debug --config --no-exif --normalize --resize --crop --mean --std --interpolation"
     )
     for flag in flags.split():
         assert flag in text, flag
@@ -106,9 +106,11 @@ def test_a_config_file_gives_the_settings_and_flags_win(embedx, tmp_path: Path, 
     config.write_text(
         f'backbone = "{sample.BACKBONE}"\nweights = "sample"\nbatch-size = 8\nworkers = 0\nexif = false\n'
         f'data = ["{few}"]\nout = "{tmp_path}/store"\nshard-size = "1MiB"\nlayer = ["stage2"]\n'
+        'resize = [240, 320]\nmean = "0.5,0.5,0.5"\nstd = [0.5, 0.5, 0.25]\n'
     )
     plan = json.loads(embedx("extract", "--config", config, "--batch-size", "4", "--dry-run", "--json").stdout)
     assert plan["batch_size"] == 4 and plan["preprocessing"]["exif"] is False
+    assert plan["preprocessing"]["resize"] == [240, 320] and plan["preprocessing"]["std"] == [0.5, 0.5, 0.25]
     assert list(plan["tensors"]) == ["embeddings", "stage2"] and plan["rows_per_unit"] < 256
     config.write_text(
         f'backbone = "{sample.BACKBONE}"\nweights = "sample"\nworkers = 0\ndata = "{few}"\nout = "{tmp_path}/store"\n'
@@ -219,6 +221,7 @@ BAD_USAGE = {
     "no such checkpoint": (["--backbone", "resnet50", "--checkpoint", "no.pth", *PLACES], "no such file"),
     "unknown layer": ([*GOOD, "--layer", "stage9"], "did you mean stage"),
     "bad shard size": ([*GOOD, "--shard-size", "huge"], "is not a size"),
+    "two numbers for three": ([*GOOD, "--mean", "0.5,0.5"], "write them like 0.485,0.456,0.406"),
     "cls of a map": ([*GOOD, "--layer", "stage2", "--pool", "cls"], "needs tokens"),
     "output of bytes that are no text": ([*GOOD, "--out", "{tmp}/caf\udce9"], "has bytes that are no text"),
     "overwriting what others call manifest.json": ([*GOOD, "--out", "{tmp}/web", "--overwrite"], "not a store"),

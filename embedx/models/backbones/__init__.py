@@ -14,6 +14,7 @@ from embedx.models.backbones import torchvision
 from embedx.models.backbones.base import Architecture
 from embedx.models.checkpoints import Weights
 from embedx.models.features import Embedder
+from embedx.models.preprocessing import resolve_preprocessing
 
 EMBEDDINGS = "embeddings"
 _RESERVED_TENSORS = {EMBEDDINGS, "index", "targets"}
@@ -64,7 +65,7 @@ def describe_backbone(config: ExtractConfig, *, download: bool = True) -> Backbo
             not take this image size.
     """
     architecture = next(kind for kind in _KINDS if kind.matches(config.backbone)).find(config, download)
-    preprocessing = _preprocessing(architecture, config)
+    preprocessing = resolve_preprocessing(architecture.preprocessing, config)
     spec = BackboneSpec(architecture, preprocessing, config.layer, config.pool, config.normalize, shapes={})
     model = architecture.outline()
     if faults := _layer_faults(model, config):
@@ -78,14 +79,6 @@ def describe_backbone(config: ExtractConfig, *, download: bool = True) -> Backbo
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ConfigError(f"{config.backbone} does not take images of {size}x{size}: {error}") from error
     return dataclasses.replace(spec, shapes={name: tuple(out.shape[1:]) for name, out in outputs.items()})
-
-
-def _preprocessing(architecture: Architecture, config: ExtractConfig) -> Preprocessing:
-    """The backbone's own, with what the settings change of it."""
-    own = architecture.preprocessing
-    if own is None:
-        raise ConfigError(f"nobody knows which preprocessing {architecture.name} needs")
-    return dataclasses.replace(own.with_image_size(config.image_size), exif=config.exif)
 
 
 def _embedder(model: nn.Module, spec: BackboneSpec) -> Embedder:
