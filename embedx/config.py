@@ -88,7 +88,12 @@ def setting(default: Any = dataclasses.MISSING, *, help: str, short: str = "", *
 class ExtractConfig:
     """What one `embedx extract` is asked to do."""
 
-    backbone: str = setting(help="Backbone by name; `embedx backbones` lists them.")
+    backbone: str = setting(
+        help="A model's name (see `embedx backbones`), a program's file, or package.module:factory."
+    )
+    backbone_arg: tuple[str, ...] = setting(
+        (), help="KEY=VALUE for the factory of --backbone package.module:factory, the value as JSON; repeatable."
+    )
     out: Path = setting(help="The store: the output folder, made if it isn't there.")
     data: tuple[str, ...] = setting(
         (), help="Inputs as [NAME=]SOURCE, such as a folder; repeatable. Without it: the bundled sample."
@@ -224,6 +229,7 @@ class Recipe:
     """All that determines an embedding's value (versions and hardware stand beside it, as environment)."""
 
     backbone: str
+    backbone_args: Mapping[str, Any]
     weights: Mapping[str, str | int]
     preprocessing: Preprocessing
     layers: tuple[str, ...]

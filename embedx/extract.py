@@ -233,6 +233,7 @@ def _loaders(job: Job, session: StoreSession) -> dict[str, SplitLoader]:
 def _job(config: ExtractConfig, plan: Plan, spec: BackboneSpec, device: torch.device, precision: Precision) -> Job:
     recipe = Recipe(
         backbone=spec.name,
+        backbone_args=dict(spec.architecture.arguments),
         weights=spec.weights.to_json(),
         preprocessing=spec.preprocessing,
         layers=spec.layers,

@@ -61,7 +61,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, few: Path) -> Path:
 
 def test_help_lists_the_commands_and_every_flag(embedx) -> None:
     top = embedx("--help")
-    assert top.code == 0 and all(name in top.stdout for name in ("extract", "info", "verify", "backbones"))
+    assert top.code == 0 and all(name in top.stdout for name in ("extract", "info", "verify", "backbones", "layers"))
     text = embedx("extract", "--help").stdout
     flags = (
         "--backbone --weights --checkpoint --data --out --group-key --batch-size -b --workers -j --device --runtime "
@@ -179,6 +179,19 @@ def test_backbones_lists_all_of_torchvision_s(embedx) -> None:
     assert len(names) >= 80 and {"resnet50", "vit_b_16", "convnext_tiny"} <= set(names)
     weights = {entry["name"]: entry["weights"] for entry in json.loads(embedx("backbones", "--json").stdout)}
     assert weights["resnet50"] == ["IMAGENET1K_V1", "IMAGENET1K_V2"]
+
+
+def test_layers_lists_names_and_shapes(embedx) -> None:
+    lines = [line.split("\t") for line in embedx("layers", "resnet18", "--image-size", "64").stdout.splitlines()]
+    assert ["layer4", "1x512x2x2"] in lines and all(len(line) == 2 for line in lines)
+    listed = json.loads(embedx("layers", "resnet18", "--json").stdout)
+    assert {"name": "layer4", "shape": [1, 512, 7, 7]} in listed
+    made = embedx("layers", "torchvision.models:resnet18", "--image-size", "64", "--backbone-arg", "num_classes=3")
+    assert "fc\t1x3" in made.stdout.splitlines()
+    unknown = embedx("layers", "resnet1")
+    assert unknown.code == 2 and "unknown backbone 'resnet1'" in unknown.stderr
+    unsized = embedx("layers", "torchvision.models:resnet18")
+    assert unsized.code == 2 and "give --image-size" in unsized.stderr
 
 
 def test_rejected_inputs_give_exit_code_3_unless_allowed(embedx, tmp_path: Path, few: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -22,6 +23,16 @@ class Architecture(ABC):
     weights: Weights
     preprocessing: Preprocessing | None
     """The weights' own; None if nobody knows."""
+    image_size: int | None = None
+    """Height and width of the only images it takes, if it says so."""
+    arguments: Mapping[str, Any] = MappingProxyType({})
+    """What else it was built with, as `--backbone-arg` gave it."""
+    outline_device = torch.device("meta")
+    """Where `outline` is."""
+    outline_batches: tuple[int, ...] = (1,)
+    """Batch sizes to try its outline with, until one works."""
+    opaque = False
+    """Whether nothing within it can be had: it has no layers."""
 
     @abstractmethod
     def build(self) -> tuple[nn.Module, tuple[str, ...]]:
@@ -62,6 +73,18 @@ class BackboneKind(NamedTuple):
     """From the settings, and whether weights may be downloaded, to the architecture.
 
     Raises a ConfigError, with what to do about it, if there is no such backbone, or its weights can't be had."""
+
+
+def fixed_precision_faults(config: ExtractConfig) -> list[str]:
+    """The fault of asking a backbone for another precision than the one that it was made in."""
+    if config.precision in ("bf16", "fp16"):
+        return [f"--precision {config.precision}: {config.backbone} computes as it was made; leave it out"]
+    return []
+
+
+def last_line(error: BaseException) -> str:
+    """What an error says in the end: TorchScript's begin with a whole traceback."""
+    return str(error).strip().rsplit("\n", 1)[-1]
 
 
 def given_weights(config: ExtractConfig) -> Weights | None:

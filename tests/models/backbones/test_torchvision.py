@@ -143,7 +143,7 @@ def test_unknown_layers_are_reported_at_once_with_the_nearest() -> None:
     with pytest.raises(ConfigError) as caught:
         describe("resnet50", layer=("layer9", "layer4", "avgpoll"))
     assert len(caught.value.faults) == 2
-    assert "unknown --layer 'layer9'; did you mean layer4? (in resnet50)" in caught.value.faults
+    assert "unknown --layer 'layer9'; did you mean layer4? (`embedx layers resnet50` lists them)" in caught.value.faults
     assert "did you mean avgpool?" in str(caught.value)
 
 
