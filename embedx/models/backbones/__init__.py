@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from embedx.config import ExtractConfig, Preprocessing
 from embedx.errors import ConfigError
-from embedx.models.backbones import factory, program, torchvision
+from embedx.models.backbones import dense, factory, program, quantized, torchvision
 from embedx.models.backbones.base import Architecture, last_line
 from embedx.models.checkpoints import Weights
 from embedx.models.features import Embedder
 from embedx.models.layers import layer_faults, layer_shapes, with_layers
 from embedx.models.preprocessing import resolve_preprocessing
 
-_KINDS = (program.KIND, factory.KIND, torchvision.KIND)
+_KINDS = (program.KIND, factory.KIND, dense.KIND, quantized.KIND, torchvision.KIND)
 """The first that matches is it; any text can be a torchvision model's name."""
 
 T = TypeVar("T")

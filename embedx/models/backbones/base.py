@@ -28,7 +28,7 @@ class Architecture(ABC):
     arguments: Mapping[str, Any] = MappingProxyType({})
     """What else it was built with, as `--backbone-arg` gave it."""
     outline_device = torch.device("meta")
-    """Where `outline` is."""
+    """Where `outline` is; on another one the module is built with all its weights."""
     outline_batches: tuple[int, ...] = (1,)
     """Batch sizes to try its outline with, until one works."""
     opaque = False
@@ -44,9 +44,13 @@ class Architecture(ABC):
         """
 
     def outline(self) -> nn.Module:
-        """The module with its parameters on the meta device, to tell names and shapes by."""
-        with parameters_on_meta():
+        """The module on `outline_device`, or its parameters at least, to tell names and shapes by."""
+        with self.building():
             return self.build()[0]
+
+    def building(self) -> contextlib.AbstractContextManager[None]:
+        """What to build in if the weights do not matter, or come later."""
+        return parameters_on_meta() if self.outline_device.type == "meta" else torch.random.fork_rng(devices=[])
 
     def load(self) -> nn.Module:
         """The module with its weights, on the CPU.
@@ -58,7 +62,7 @@ class Architecture(ABC):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.weights.seed)
                 return self.build()[0]
-        with parameters_on_meta():
+        with self.building():
             model, removed = self.build()
         fill(model, read_state_dict(self.weights.path), self.weights, ignored=removed)
         return model

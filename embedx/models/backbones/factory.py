@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from embedx.config import ExtractConfig, Preprocessing, parse_channels, parse_resize
 from embedx.errors import ConfigError, unknown
 from embedx.models.backbones.base import Architecture, BackboneKind, last_line
-from embedx.models.checkpoints import Weights, fill, of_file, read_state_dict
+from embedx.models.checkpoints import Weights, of_file
 from embedx.models.foreign import main_tensor
 
 _NAME = re.compile(r"(?!(?:timm|hf):)([\w.]+):(\w+)")
@@ -51,15 +51,9 @@ class Made(Architecture):
         """The module as the factory has returned it, but that it gives one tensor."""
         return self._module, ()
 
-    def outline(self) -> nn.Module:
-        """The module itself; not every one can be run on the meta device."""
-        return self._module
-
     def load(self) -> nn.Module:
         """The module, with the checkpoint's weights if there is one."""
-        if self.weights.path is not None:
-            fill(self._module, read_state_dict(self.weights.path), self.weights, ignored=())
-        return self._module
+        return self._module if self.weights.path is None else super().load()
 
 
 def find(config: ExtractConfig, download: bool) -> Made:

@@ -63,10 +63,6 @@ class Program(Architecture):
             return Opaque(self._program.module()), ()
         return Opaque(self._program), ()
 
-    def outline(self) -> nn.Module:
-        """The program itself; it can't be had without its weights."""
-        return self.build()[0]
-
     def load(self) -> nn.Module:
         """The program; an exported one where it is to run, as its graph names the device of new tensors."""
         device = resolve_device(self._device)
