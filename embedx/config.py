@@ -57,7 +57,7 @@ def setting(default: Any = dataclasses.MISSING, *, help: str, short: str = "", *
 class ExtractConfig:
     """What one `embedx extract` is asked to do."""
 
-    backbone: str = setting(help="Backbone by name; `embedx backbones` lists them.")
+    backbone: str = setting(help="Backbone by name; `embedx backbones` lists them. none: the inputs are features.")
     out: Path = setting(help="The store: the output folder, made if it isn't there.")
     data: tuple[str, ...] = setting(
         (), help="Inputs as [NAME=]SOURCE, such as a folder; repeatable. Without it: the bundled sample."
@@ -172,7 +172,7 @@ class Recipe:
 
     backbone: str
     weights: Mapping[str, str | int]
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None
     layers: tuple[str, ...]
     pooling: Pooling
     normalize: bool

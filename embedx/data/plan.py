@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedx.data.files import FileReader
-from embedx.data.sources.base import COMMON_SCHEMA, TARGET, Features, Reader, Source
+from embedx.data.sources.base import COMMON_SCHEMA, TARGET, Reader, Source
 from embedx.errors import ConfigError, unknown
 
 PLAN_COLUMNS = (*COMMON_SCHEMA.names, "group", TARGET)
@@ -26,8 +26,6 @@ class SplitPlan:
     table: pa.Table
     """PLAN_COLUMNS, then the source's metadata; row i of it is the sample of index i."""
     reader: Reader = dataclasses.field(default_factory=FileReader)
-    features: Features | None = None
-    """None for images."""
 
     def __len__(self) -> int:
         return len(self.table)
@@ -121,7 +119,7 @@ def _plan_split(
     order = pc.sort_indices(table, sort_keys=[("group", "ascending")]) if group_key else None
     table = table.take(order) if order is not None else table
     table = table.select([*PLAN_COLUMNS, *source.metadata]).combine_chunks()
-    return SplitPlan(split, table, source.reader, source.features)
+    return SplitPlan(split, table, source.reader)
 
 
 def _repeated(column: pa.ChunkedArray) -> list[str]:

@@ -37,7 +37,7 @@ class Weights:
     """A backbone's weights: what the recipe says of them, and the file they are in."""
 
     name: str
-    """A torchvision weights' full name, `checkpoint`, `sample` or `random`."""
+    """A torchvision weights' full name, `checkpoint`, `sample`, `random`, or `none` without a backbone."""
     path: Path | None = None
     """None for random weights, and for a file that has not been downloaded."""
     sha256: str | None = None
@@ -47,6 +47,8 @@ class Weights:
         """The recipe's entry."""
         if self.name == "random":
             return {"name": self.name, "seed": self.seed}
+        if self.name == "none":
+            return {"name": self.name}
         return {"name": self.name, "sha256": self.sha256 or "not in the cache"}
 
 

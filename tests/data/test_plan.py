@@ -41,7 +41,7 @@ def table(classes: list[str | None]) -> pa.Table:
 
 def listed(content: pa.Table) -> Any:
     """A source whose samples are already known."""
-    return SimpleNamespace(metadata=("class",), reader=FileReader(), features=None, scan=lambda: content)
+    return SimpleNamespace(metadata=("class",), reader=FileReader(), scan=lambda: content)
 
 
 def one_split(content: pa.Table, group_key: str | None = None) -> SplitPlan:

@@ -7,11 +7,11 @@ import re
 from collections.abc import Sequence
 
 from embedx.config import RESERVED_SPLITS
-from embedx.data.sources import folder
+from embedx.data.sources import features, folder
 from embedx.data.sources.base import Source, SourceOptions
 from embedx.errors import ConfigError
 
-_KINDS = (folder.KIND,)
+_KINDS = (features.KIND, folder.KIND)
 """The first that matches is it; any text can be a folder's name."""
 
 

@@ -43,23 +43,12 @@ class Reader(Protocol):
         ...
 
 
-class Features(NamedTuple):
-    """What the inputs are, where they are no images but features that are ready."""
-
-    shape: tuple[int, ...]
-    """Of one input: (D,), or (T, D)."""
-    dtype: str
-    """As numpy names it, `float32`; an input's bytes are its numbers in this type, in C order."""
-
-
 class Source(Protocol):
     """Where the inputs of one split come from."""
 
     metadata: tuple[str, ...]
     """Names of the columns behind the common ones and the target; each can be a group key."""
     reader: Reader
-    features: Features | None
-    """None for images."""
 
     def scan(self) -> pa.Table:
         """Lists the samples in source order: the columns of COMMON_SCHEMA, `target`, then the metadata.
@@ -80,6 +69,8 @@ class SourceOptions:
     split_column: str | None = None
     root: str | None = None
     null: bool = False
+    backbone: str = ""
+    """`none` where the inputs are features."""
 
     @classmethod
     def of(cls, config: ExtractConfig) -> Self:

@@ -26,7 +26,8 @@ class BackboneSpec:
     """A backbone, its weights and what is taken of it, fully determined, nothing of it loaded."""
 
     architecture: Architecture
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None
+    """None where the inputs are no images."""
     layers: tuple[str, ...]
     pool: str
     normalize: bool
