@@ -97,6 +97,7 @@ class ExtractConfig:
     )
     overwrite: bool = setting(False, help="Replace the store that is there.", flag="--overwrite")
     on_error: OnError = setting("reject", help="An unreadable input: list it as rejected, or stop.")
+    timeout: float = setting(300.0, help="Seconds after which an input that can't be read to its end is rejected.")
     max_errors: int = setting(0, help="Exit with 3 if more inputs than this were rejected.")
     seed: int = setting(0, help="Seed of --weights random.")
 
@@ -108,6 +109,8 @@ class ExtractConfig:
             if value is not None and value < lowest:
                 flag = "--" + name.replace("_", "-")
                 faults.append(f"{flag} is {value}; give a whole number of at least {lowest}")
+        if not 0 < self.timeout < 1e6:
+            faults.append(f"--timeout is {self.timeout:g}; give a number of seconds above 0, and below 1e6")
         if self.checkpoint is not None:
             if self.weights != "DEFAULT":
                 faults.append(f"--checkpoint and --weights {self.weights} both name the weights; give one of them")

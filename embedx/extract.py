@@ -229,6 +229,7 @@ def _loaders(job: Job, session: StoreSession) -> dict[str, SplitLoader]:
                 batch_size=job.config.batch_size,
                 workers=default_workers() if job.config.workers is None else job.config.workers,
                 pin_memory=job.device.type == "cuda",
+                timeout=job.config.timeout,
             )
     return loaders
 
