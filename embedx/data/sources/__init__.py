@@ -7,11 +7,11 @@ import re
 from collections.abc import Sequence
 
 from embedx.config import RESERVED_SPLITS
-from embedx.data.sources import features, folder
+from embedx.data.sources import features, folder, table
 from embedx.data.sources.base import Source, SourceKind, SourceOptions
 from embedx.errors import ConfigError
 
-_KINDS = (features.KIND, folder.KIND)
+_KINDS = (table.KIND, features.KIND, folder.KIND)
 """The first that matches is it; any text can be a folder's name."""
 
 
@@ -58,7 +58,7 @@ def _unused_options(options: SourceOptions, used: set[SourceKind]) -> list[str]:
     for name in sorted(frozenset[str]().union(*(kind.options for kind in _KINDS))):
         if getattr(options, name) != getattr(SourceOptions(), name) and not any(name in kind.options for kind in used):
             plurals = " and ".join(kind.plural for kind in _KINDS if name in kind.options)
-            faults.append(f"--{name.replace('_', '-')} is for {plurals}, and no source is one")
+            faults.append(f"--{name.replace('_', '-')} is for {plurals}, and no source is of that kind")
     return faults
 
 
