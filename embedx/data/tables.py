@@ -195,7 +195,7 @@ class EmbeddedImages:
         group = bisect_right(self._starts, row) - 1
         if group != self._group:
             with open_table_file(location) as file, pq.ParquetFile(file, metadata=self._metadata) as parquet:
-                self._images = parquet.read_row_group(group, columns=[self.column])[self.column]
+                self._images = parquet.read_row_group(group, columns=[self.column], use_threads=False)[self.column]
             self._group = group
         image: dict[str, Any] | None = self._images[row - self._starts[group]].as_py()
         return image or {}

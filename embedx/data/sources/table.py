@@ -156,12 +156,13 @@ def open_table(name: str | None, location: str, options: SourceOptions) -> Mappi
     embedded = roles.path in file.embedded
     ConfigError.check(
         [
-            f"--data {location}: {file.place(rows[0])} has no value in the column {column!r}; {len(rows)} such rows"
+            f"--data {location}: {file.place(rows[0])} has no value in the column {column!r} ({len(rows)} in all); "
+            "fill it in, or leave the row out"
             for column in roles.texts()
             if not (embedded and column == roles.path) and (rows := _rows_without(table[column]))
         ]
     )
-    samples = _samples(file, table, roles, root, embedded=embedded, target_asked=options.target_column is not None)
+    samples = _samples(file, table, roles, root, embedded=embedded)
     reader = EmbeddedReader(roles.path, root) if embedded else FileReader()
     if roles.split is None:
         return {name or SINGLE_SPLIT: TableSource(samples, reader)}
@@ -217,9 +218,7 @@ def _rows_without(column: pa.ChunkedArray) -> list[int]:
     return rows
 
 
-def _samples(
-    file: TableFile, table: pa.Table, roles: _Roles, root: Root, *, embedded: bool, target_asked: bool
-) -> pa.Table:
+def _samples(file: TableFile, table: pa.Table, roles: _Roles, root: Root, *, embedded: bool) -> pa.Table:
     """The columns `key`, `path`, `offset` and `target`, then the metadata."""
     count = len(table)
     if embedded:
