@@ -26,6 +26,11 @@ OnError = Literal["reject", "fail"]
 RESERVED_SPLITS = frozenset({"index", "manifest.json"})
 """Names in a store that no split may take, in any case."""
 
+RESERVED_COLUMNS = frozenset(
+    {"split", "index", "key", "path", "group", "target", "status", "reason", "bytes", "sha256", "shard", "row"}
+)
+"""The index tables' own columns, whose names no metadata may have."""
+
 LOCK = ".embedx.lock"
 """A file in every store, from its first moment on."""
 
