@@ -53,7 +53,8 @@ def download(repository: str, patterns: Sequence[str], *, advice: str) -> Path:
     import huggingface_hub
 
     try:
-        # Not hf_hub_download, which tries for half a minute where there is no network.
+        # Asked first, as the others take what is in the cache, or try for half a minute, where there is no network.
+        huggingface_hub.HfApi().model_info(repository, timeout=_TIMEOUT)
         folder = huggingface_hub.snapshot_download(repository, allow_patterns=list(patterns), etag_timeout=_TIMEOUT)
     except Exception as error:  # which ones depends on the version's HTTP library
         raise CheckpointError(

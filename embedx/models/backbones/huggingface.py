@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
@@ -22,7 +22,7 @@ from torchvision.transforms.v2 import functional as transforms
 from embedx.config import ExtractConfig, Preprocessing
 from embedx.errors import CheckpointError, ConfigError
 from embedx.models.backbones import hub
-from embedx.models.backbones.base import Architecture, BackboneKind, given_weights
+from embedx.models.backbones.base import Architecture, BackboneKind, given_weights, parameters_on_meta
 from embedx.models.checkpoints import Weights, read_state_dict
 
 _PREFIX = "hf:"
@@ -34,8 +34,7 @@ _WEIGHTS = (
 """One file, or an index of several, and those; the first that there are."""
 _INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
 """By Pillow's numbers, in which image processors give them."""
-_CLASSIFIER = "classifier"
-"""The part that transformers' image classifiers have and its AutoModel hasn't."""
+_INSTEAD = "load weights of your own with --checkpoint FILE, or try things out with --weights random"
 _CONVNEXT_SQUASHED = 384
 """Size from which ConvNeXt's image processor squashes images instead of cropping them."""
 _TOLERANCE = 3.0
@@ -70,44 +69,53 @@ class AutoModel(Architecture):
         name: As it is given to `--backbone`.
         folder: Where its config.json is.
         weights: Its own, whose path is the folder; a checkpoint's; or random ones.
-        tensors: Names in the weights; None if they are not known.
+        files: What the weights are in; none for random ones, and for those that have not been downloaded.
     """
 
-    def __init__(self, name: str, folder: Path, weights: Weights, tensors: set[str] | None) -> None:
+    def __init__(self, name: str, folder: Path, weights: Weights, files: Sequence[Path]) -> None:
         self.name = name
         self.weights = weights
         self.preprocessing = _preprocessing(folder)
-        self._folder = folder
         self._config = _config(name, folder)
-        # Weights of classifiers lack it, and AutoModel would then make up a random one.
-        self._without_pooler = tensors is not None and not any("pooler." in tensor for tensor in tensors)
+        self._files = files
+        # Weights of classifiers lack it, and transformers would make up a random one.
+        self._without_pooler = bool(files) and not any("pooler." in name for file in files for name in _tensors(file))
 
     def build(self) -> tuple[nn.Module, tuple[str, ...]]:
         """The model that the config describes."""
+        return self._features(self._create()), ()
+
+    def load(self) -> nn.Module:
+        """The model with its weights, which transformers matches: it knows what tensors were called before."""
+        if self.weights.path is None:
+            return super().load()
+        state: dict[str, Tensor] = {}
+        for file in self._files:
+            state |= read_state_dict(file)
+        with parameters_on_meta():
+            kind: Any = type(self._create())
+        try:
+            with _quiet(), torch.random.fork_rng(devices=[]):
+                model, report = kind.from_pretrained(
+                    None, config=self._config, state_dict=state, dtype=torch.float32, output_loading_info=True
+                )
+        except Exception as error:  # transformers has no errors of its own
+            raise CheckpointError(f"{self.weights.path} does not fit {self.name}: {error}") from error
+        features = self._features(model)
+        if missing := sorted(set(report["missing_keys"]) & features.state_dict().keys()):
+            message = f"{self.weights.path} does not fit {self.name}: it lacks {len(missing)} of the model's tensors"
+            raise CheckpointError(f"{message}, such as {missing[0]}")
+        return features
+
+    def _create(self) -> nn.Module:
         import transformers
 
         with _quiet():
-            return self._features(transformers.AutoModel.from_config(self._config)), (_CLASSIFIER,)
+            model: nn.Module = transformers.AutoModel.from_config(self._config)
+            return model
 
-    def load(self) -> nn.Module:
-        """The model with its weights; its own are read by transformers, in float32."""
-        if self.weights.path != self._folder:
-            return super().load()
-        import transformers
-
-        try:
-            with _quiet(), torch.random.fork_rng(devices=[]):
-                model, report = transformers.AutoModel.from_pretrained(
-                    self._folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
-                )
-        except Exception as error:  # transformers has no errors of its own, and what it reads may be damaged
-            raise CheckpointError(f"{self._folder}: transformers can't load its weights ({error})") from error
-        model = self._features(model)
-        if missing := sorted(set(report["missing_keys"]) & model.state_dict().keys()):
-            raise CheckpointError(f"{self._folder}: its weights lack {len(missing)} tensors, such as {missing[0]}")
-        return model
-
-    def _features(self, model: nn.Module) -> nn.Module:
+    def _features(self, model: Any) -> nn.Module:
+        """Makes a model of transformers one from images to features."""
         pooler = getattr(model, "pooler", None)
         if self._without_pooler and pooler is not None and any(True for _ in pooler.parameters()):
             model.pooler = None
@@ -116,7 +124,8 @@ class AutoModel(Architecture):
                 f"{self.name} is a {type(model).__name__}, which takes {model.main_input_name}, no images"
             )
         model.__class__ = type(type(model).__name__, (ImageFeatures, type(model)), {})
-        return model.eval()
+        features: nn.Module = model.eval()
+        return features
 
 
 def find(config: ExtractConfig, download: bool) -> AutoModel:
@@ -125,21 +134,17 @@ def find(config: ExtractConfig, download: bool) -> AutoModel:
     name = config.backbone.removeprefix(_PREFIX)
     folder = _folder(name, download=download)
     weights = given_weights(config)
-    if weights is None:
-        if config.weights != "DEFAULT":
-            raise ConfigError(f"--weights {config.weights}: {config.backbone} has but its own; give DEFAULT or random")
-        files = _weights_files(folder)
-        if not files and folder != Path(name) and download:
-            files = _download_weights(name, folder)
-        if not files and folder == Path(name):
-            raise CheckpointError(
-                f"{folder} has no weights ({' or '.join(choice[0] for choice in _WEIGHTS)}); "
-                "give others with --checkpoint FILE, or try things out with --weights random"
-            )
-        weights = Weights(config.backbone, folder, hub.digest(files)) if files else Weights(config.backbone)
-    else:
-        files = [weights.path] if weights.path else []
-    return AutoModel(config.backbone, folder, weights, {name for file in files for name in _tensors(file)} or None)
+    if weights is not None:
+        return AutoModel(config.backbone, folder, weights, [weights.path] if weights.path else [])
+    if config.weights != "DEFAULT":
+        raise ConfigError(f"--weights {config.weights}: {config.backbone} has but its own; give DEFAULT or random")
+    files = _weights_files(folder)
+    if not files and folder == Path(name):
+        raise CheckpointError(f"{folder} has no weights ({' or '.join(choice[0] for choice in _WEIGHTS)}); {_INSTEAD}")
+    if not files and download:
+        files = _download_weights(name)
+    weights = Weights(config.backbone, folder, hub.digest(files)) if files else Weights(config.backbone)
+    return AutoModel(config.backbone, folder, weights, files)
 
 
 def _folder(name: str, *, download: bool) -> Path:
@@ -165,19 +170,22 @@ def _weights_files(folder: Path) -> list[Path]:
     return []
 
 
-def _download_weights(repository: str, folder: Path) -> list[Path]:
-    advice = "or load weights of your own with --checkpoint FILE, or try things out with --weights random"
+def _download_weights(repository: str) -> list[Path]:
     for choice in _WEIGHTS:
-        if files := _weights_files(hub.download(repository, choice, advice=advice)):
+        if files := _weights_files(hub.download(repository, choice, advice=f"or {_INSTEAD}")):
             return files
-    raise CheckpointError(f"{repository} has no weights that PyTorch reads; give others with --checkpoint FILE")
+    raise CheckpointError(f"{repository} on the Hugging Face hub has no weights for PyTorch; {_INSTEAD}")
 
 
 def _tensors(path: Path) -> set[str]:
-    if path.suffix == ".safetensors":
+    """Names of the tensors in a file of weights."""
+    if path.suffix != ".safetensors":
+        return set(read_state_dict(path))
+    try:
         with safe_open(path, framework="pt") as file:
             return set(file.keys())
-    return set(read_state_dict(path))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a readable checkpoint ({error})") from error
 
 
 def _config(name: str, folder: Path) -> Any:

@@ -6,8 +6,9 @@ that timm itself does not pool.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -67,12 +68,15 @@ class TimmModel(Architecture):
             return model
         source = {"file": str(self.weights.path), "custom_load": False}
         try:
-            with torch.random.fork_rng(devices=[]):
-                return self._create(pretrained=True, pretrained_cfg_overlay=source)
+            with torch.random.fork_rng(devices=[]), _missing_tensors() as missing:
+                model = self._create(pretrained=True, pretrained_cfg_overlay=source)
         except Exception as error:  # timm has no errors of its own, and what it reads may be damaged
-            raise CheckpointError(
-                f"{self.weights.path}: timm can't load it as {self.weights.name} ({error})"
-            ) from error
+            message = f"{self.weights.path}: timm can't load it as {self.weights.name} ({error})"
+            raise CheckpointError(message) from error
+        if lacking := [name for name, _ in model.named_parameters() if name in missing]:
+            message = f"{self.weights.path}: is not {self.weights.name}; it lacks {len(lacking)} tensors of the model"
+            raise CheckpointError(f"{message}, such as {lacking[0]}; remove the file, and it is fetched again")
+        return model
 
     def _create(self, **options: Any) -> nn.Module:
         import timm
@@ -168,6 +172,23 @@ def _preprocessing(backbone: str, registered: Any) -> Preprocessing:
         mean=tuple(steps["mean"]),
         std=tuple(steps["std"]),
     )
+
+
+@contextlib.contextmanager
+def _missing_tensors() -> Iterator[set[str]]:
+    """Collects the names of tensors that a state dict lacks while this lasts: without its head timm loads any."""
+    load, missing = nn.Module.load_state_dict, set()
+
+    def load_and_note(self: nn.Module, *args: Any, **options: Any) -> Any:
+        result = load(self, *args, **options)
+        missing.update(result.missing_keys)
+        return result
+
+    nn.Module.load_state_dict = load_and_note  # type: ignore[method-assign]
+    try:
+        yield missing
+    finally:
+        nn.Module.load_state_dict = load  # type: ignore[method-assign]
 
 
 def _removed_part(model: nn.Module, classifier: str) -> str:
