@@ -229,14 +229,16 @@ def _steps(settings: Mapping[str, Any]) -> Preprocessing | None:
     scale = 255 * settings["rescale_factor"] if settings.get("do_rescale") else 255.0
     scale = 1.0 if math.isclose(scale, 1) else scale
     normalized = settings.get("do_normalize")
-    mean = settings["image_mean"] if normalized else (0.0, 0.0, 0.0)
-    std = settings["image_std"] if normalized else (1.0, 1.0, 1.0)
+    mean = [value / scale for value in (settings["image_mean"] if normalized else (0.0, 0.0, 0.0))]
+    std = [value / scale for value in (settings["image_std"] if normalized else (1.0, 1.0, 1.0))]
+    if len(mean) != 3 or len(std) != 3:
+        return None
     return Preprocessing(
         resize=geometry[0],
         crop=geometry[1],
         interpolation=interpolation,
-        mean=tuple(value / scale for value in mean),
-        std=tuple(value / scale for value in std),
+        mean=(mean[0], mean[1], mean[2]),
+        std=(std[0], std[1], std[2]),
     )
 
 
@@ -273,7 +275,7 @@ def _agree(steps: Preprocessing, processor: Any) -> bool:
     ours = transforms.center_crop(resized, [steps.crop, steps.crop])
     std = torch.tensor(steps.std).view(3, 1, 1)
     scaled = (theirs[0] * std + torch.tensor(steps.mean).view(3, 1, 1)) * 255
-    return scaled.shape == ours.shape and (scaled - ours).abs().max().item() <= _TOLERANCE
+    return scaled.shape == ours.shape and bool((scaled - ours).abs().max() <= _TOLERANCE)
 
 
 @contextlib.contextmanager

@@ -142,12 +142,12 @@ def _file(backbone: str, registered: Any, *, download: bool) -> Path | None:
             raise CheckpointError(f"{backbone}: put {registered.url} at\n{path},\nor {_INSTEAD}")
         return path if path.is_file() else None
     names = (registered.hf_hub_filename,) if registered.hf_hub_filename else _FILES
-    found = [path for name in names if (path := hub.cached(repository, name))]
+    found = [file for name in names if (file := hub.cached(repository, name))]
     if found or not download:
         return found[0] if found else None
     for name in names:
-        if (path := hub.download(repository, [name], advice=f"or {_INSTEAD}") / name).is_file():
-            return path
+        if (fetched := hub.download(repository, [name], advice=f"or {_INSTEAD}") / name).is_file():
+            return fetched
     raise CheckpointError(f"{repository} on the Hugging Face hub has no {' or '.join(names)}; {_INSTEAD}")
 
 

@@ -168,7 +168,7 @@ def test_a_checkpoint_and_random_weights_need_the_settings_alone(tmp_path: Path)
         next(describe(tmp_path, weights="random", seed=seed).load().backbone.parameters()) for seed in (1, 1, 2)
     )
     assert torch.equal(one, same) and not torch.equal(one, other)
-    with pytest.raises(ConfigError, match="--weights tag: hf:.* has but its own; give DEFAULT or random"):
+    with pytest.raises(ConfigError, match=r"--weights tag: hf:.* has but its own; give DEFAULT or random"):
         describe(tmp_path, weights="tag")
 
 
