@@ -10,14 +10,14 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 
 from embedx.config import ExtractConfig, Preprocessing
 from embedx.errors import ConfigError, unknown
-from embedx.models.backbones import torchvision
+from embedx.models.backbones import huggingface, timm, torchvision
 from embedx.models.backbones.base import Architecture
 from embedx.models.checkpoints import Weights
 from embedx.models.features import Embedder
 
 EMBEDDINGS = "embeddings"
 _RESERVED_TENSORS = {EMBEDDINGS, "index", "targets"}
-_KINDS = (torchvision.KIND,)
+_KINDS = (timm.KIND, huggingface.KIND, torchvision.KIND)
 """The first that matches is it; any text can be a torchvision model's name."""
 
 
