@@ -10,7 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import csv, parquet
+from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 import embedx
 from embedx import sample
@@ -84,16 +87,29 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
             place.mkdir(parents=True)
             for image in sorted(source.iterdir())[:2]:
                 (place / image.name).write_bytes(image.read_bytes())
+    images = sorted((folder / "photos").rglob("*.*"))
+    species = [image.parent.name for image in images]
+    names = [str(image.relative_to(folder)) for image in images]
+    csv.write_csv(pa.table({"id": range(len(names)), "file": names, "species": species}), folder / "images.csv")
+    embedded = [{"bytes": image.read_bytes(), "path": name} for image, name in zip(images, names, strict=True)]
+    parquet.write_table(pa.table({"image": embedded, "label": species}), folder / "images.parquet")
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    ViTModel(ViTConfig(**small)).save_pretrained(folder / "vit")
+    ViTImageProcessor().save_pretrained(folder / "vit")
     return folder
 
 
-COMMANDS = re.findall(r"^\|[^|]*\| `([^`]*)` \|$", README, re.MULTILINE)
+COMMANDS = [
+    command.replace(r"\|", "|")
+    for command in re.findall(r"^\|.*\| `([^`]*embedx extract [^`]*)` \|$", README, re.MULTILINE)
+]
 """Of the tables of sources and backbones, in order: some take up what those before them wrote."""
 
 
 def test_the_commands_of_the_tables_run(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, which has torch imported already; a pipe's last command gets what the others print."""
     monkeypatch.chdir(workplace)
+    assert len(COMMANDS) >= 9
     for command in COMMANDS:
         *others, last = command.split(" | ")
         program, *arguments = shlex.split(last)
