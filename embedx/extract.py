@@ -28,6 +28,7 @@ from embedx.data.sources import parse_data
 from embedx.engine.loop import run_test
 from embedx.errors import ConfigError
 from embedx.models.backbones import BackboneSpec, describe_backbone
+from embedx.models.matching import CheckpointMatch
 from embedx.models.runtime import EagerRuntime, resolve_device, resolve_precision
 from embedx.processes import keep_large_blocks
 from embedx.store.layout import MANIFEST, Unit
@@ -191,7 +192,12 @@ def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], conso
     next(iter(loaders.values())).start()  # its workers decode while the model is built
     if job.device.type == "cpu":
         keep_large_blocks()
-    model = EagerRuntime(job.spec.load(), job.device, job.precision)
+
+    def on_match(match: CheckpointMatch) -> None:
+        if job.config.checkpoint is not None:
+            console.print(f"{job.config.checkpoint}: {match}", markup=False, soft_wrap=True)
+
+    model = EagerRuntime(job.spec.load(on_match), job.device, job.precision)
     callbacks: list[Callback] = [
         ProgressBar(console, {split: loader.inputs for split, loader in loaders.items()}),
         RejectedInputs(job.config.on_error),

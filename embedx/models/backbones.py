@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,8 +19,9 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 
 from embedx.config import ExtractConfig, Preprocessing
 from embedx.errors import ConfigError, unknown
-from embedx.models.checkpoints import Weights, fill, find_weights, read_state_dict
+from embedx.models.checkpoints import Weights, find_weights, read_state_dict
 from embedx.models.features import Embedder
+from embedx.models.matching import CheckpointMatch, fill
 
 EMBEDDINGS = "embeddings"
 _RESERVED_TENSORS = {EMBEDDINGS, "index", "targets"}
@@ -48,8 +49,11 @@ class BackboneSpec:
     shapes: dict[str, tuple[int, ...]]
     """Shape of one row of every stored tensor, `embeddings` first: (D,), or (T, D) and (C, H, W) unpooled."""
 
-    def load(self) -> Embedder:
+    def load(self, on_match: Callable[[CheckpointMatch], None] | None = None) -> Embedder:
         """Builds the backbone with its weights, on the CPU, in evaluation mode.
+
+        Args:
+            on_match: Is told how the weights' file was matched, if there is one.
 
         Raises:
             CheckpointError: If the weights do not fit.
@@ -61,7 +65,10 @@ class BackboneSpec:
         else:
             with _parameters_on_meta():
                 model, head = _build(self.name, self.native_size)
-            fill(model, read_state_dict(self.weights.path), self.weights, ignored=(head, *_AUXILIARY))
+            path, key = self.weights.path, self.weights.key
+            match = fill(model, read_state_dict(path), source=path, heads=(head, *_AUXILIARY), key=key)
+            if on_match is not None:
+                on_match(match)
         return _embedder(model, self)
 
 
