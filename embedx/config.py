@@ -79,6 +79,9 @@ class ExtractConfig:
         "DEFAULT", help="DEFAULT (pretrained), a torchvision weights name, random, or sample (bundled)."
     )
     checkpoint: Path | None = setting(None, help="Load the backbone's weights from this file instead.")
+    checkpoint_key: str | None = setting(
+        None, help="Part of the checkpoint to take them from, as dotted keys, such as teacher."
+    )
     group_key: str | None = setting(
         None, help="Metadata field that names a sub-folder per value, such as class or parent."
     )
@@ -121,6 +124,8 @@ class ExtractConfig:
                 faults.append(f"--checkpoint and --weights {self.weights} both name the weights; give one of them")
             if not self.checkpoint.is_file():
                 faults.append(f"--checkpoint {self.checkpoint}: there is no such file")
+        elif self.checkpoint_key is not None:
+            faults.append(f"--checkpoint-key {self.checkpoint_key} is a part of a --checkpoint; give that too")
         if len(set(self.layer)) < len(self.layer):
             faults.append(f"--layer names a layer twice: {', '.join(self.layer)}")
         return faults + _output_faults(self.out)

@@ -197,6 +197,8 @@ def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], conso
     if job.device.type == "cpu":
         keep_large_blocks()
     model = EagerRuntime(job.spec.load(), job.device, job.precision)
+    if job.config.checkpoint is not None and (match := job.spec.architecture.match) is not None:
+        console.print(f"{job.config.checkpoint}: {match}", markup=False, soft_wrap=True)
     callbacks: list[Callback] = [
         ProgressBar(console, {split: loader.inputs for split, loader in loaders.items()}),
         RejectedInputs(job.config.on_error),

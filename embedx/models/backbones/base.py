@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from embedx.config import ExtractConfig, Preprocessing
-from embedx.models.checkpoints import Weights, fill, of_file, read_state_dict
+from embedx.models.checkpoints import Weights, read_state_dict
+from embedx.models.matching import CheckpointMatch, fill
 
 
 class Architecture(ABC):
@@ -22,6 +23,8 @@ class Architecture(ABC):
     weights: Weights
     preprocessing: Preprocessing | None
     """The weights' own; None if nobody knows."""
+    match: CheckpointMatch | None = None
+    """How a checkpoint was matched, once it is loaded."""
 
     @abstractmethod
     def build(self) -> tuple[nn.Module, tuple[str, ...]]:
@@ -49,8 +52,23 @@ class Architecture(ABC):
                 return self.build()[0]
         with parameters_on_meta():
             model, removed = self.build()
-        fill(model, read_state_dict(self.weights.path), self.weights, ignored=removed)
+        self.fill(model, removed)
         return model
+
+    def fill(self, model: nn.Module, removed: tuple[str, ...]) -> None:
+        """Sets every tensor of a module from the weights' file.
+
+        Args:
+            model: As `build` returns it; its parameters may be on the meta device.
+            removed: Names of the parts that were taken out of it.
+
+        Raises:
+            CheckpointError: If the file does not fit.
+        """
+        path = self.weights.path
+        if path is None:
+            raise ValueError(f"the weights {self.weights.name} are in no file")
+        self.match = fill(model, read_state_dict(path), source=path, heads=removed, key=self.weights.key)
 
 
 class BackboneKind(NamedTuple):
@@ -62,17 +80,6 @@ class BackboneKind(NamedTuple):
     """From the settings, and whether weights may be downloaded, to the architecture.
 
     Raises a ConfigError, with what to do about it, if there is no such backbone, or its weights can't be had."""
-
-
-def given_weights(config: ExtractConfig) -> Weights | None:
-    """The weights that are the same for every kind: a checkpoint, or random ones; None for the backbone's own.
-
-    Raises:
-        CheckpointError: If the checkpoint can't be read.
-    """
-    if config.checkpoint is not None:
-        return of_file("checkpoint", config.checkpoint)
-    return Weights("random", seed=config.seed) if config.weights == "random" else None
 
 
 @contextlib.contextmanager

@@ -22,8 +22,8 @@ from torchvision.transforms.v2 import functional as transforms
 from embedx.config import ExtractConfig, Preprocessing
 from embedx.errors import CheckpointError, ConfigError
 from embedx.models.backbones import hub
-from embedx.models.backbones.base import Architecture, BackboneKind, given_weights, parameters_on_meta
-from embedx.models.checkpoints import Weights, read_state_dict
+from embedx.models.backbones.base import Architecture, BackboneKind, parameters_on_meta
+from embedx.models.checkpoints import Weights, given_weights, read_state_dict
 
 _PREFIX = "hf:"
 _SETTINGS = ("config.json", "*processor_config.json")

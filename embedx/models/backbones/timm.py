@@ -19,8 +19,8 @@ from torch import nn
 from embedx.config import ExtractConfig, Preprocessing
 from embedx.errors import CheckpointError, ConfigError, unknown
 from embedx.models.backbones import hub
-from embedx.models.backbones.base import Architecture, BackboneKind, given_weights
-from embedx.models.checkpoints import Weights, fill, of_file, read_state_dict
+from embedx.models.backbones.base import Architecture, BackboneKind
+from embedx.models.checkpoints import Weights, given_weights, of_file
 
 _PREFIX = "timm:"
 _FILES = ("model.safetensors", "pytorch_model.bin")
@@ -64,7 +64,7 @@ class TimmModel(Architecture):
             return super().load()
         if self.weights.name == "checkpoint":
             model, removed = self.build()
-            fill(model, read_state_dict(self.weights.path), self.weights, ignored=removed)
+            self.fill(model, removed)
             return model
         source = {"file": str(self.weights.path), "custom_load": False}
         try:
