@@ -22,6 +22,8 @@ class Architecture(ABC):
     weights: Weights
     preprocessing: Preprocessing | None
     """The weights' own; None if nobody knows."""
+    libraries: tuple[str, ...] = ()
+    """What it is built with besides torchvision; a store's environment has their versions."""
 
     @abstractmethod
     def build(self) -> tuple[nn.Module, tuple[str, ...]]:
