@@ -263,7 +263,7 @@ def _job(config: ExtractConfig, plan: Plan, spec: BackboneSpec, device: torch.de
         dtype=config.dtype,
     )
     unit = rows_per_unit(config.shard_size, _row_bytes(spec, config), config.batch_size)
-    manifest = Manifest(recipe.to_json(), plan.to_json(unit), _environment(device))
+    manifest = Manifest(recipe.to_json(), plan.to_json(unit), _environment(device, spec.architecture.libraries))
     return Job(config, plan, spec, device, precision, unit, manifest)
 
 
@@ -272,10 +272,10 @@ def _row_bytes(spec: BackboneSpec, config: ExtractConfig) -> int:
     return int(sum(math.prod(shape) for shape in spec.shapes.values()) * item_bytes + _INDEX_BYTES)
 
 
-def _environment(device: torch.device) -> dict[str, Any]:
+def _environment(device: torch.device, libraries: tuple[str, ...]) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
-        **{package: version(package) for package in _PACKAGES},
+        **{package: version(package) for package in (*_PACKAGES, *libraries)},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -25,6 +25,8 @@ class Architecture(ABC):
     """The weights' own; None if nobody knows."""
     match: CheckpointMatch | None = None
     """How a checkpoint was matched, once it is loaded."""
+    libraries: tuple[str, ...] = ()
+    """What it is built with besides torchvision; a store's environment has their versions."""
 
     @abstractmethod
     def build(self) -> tuple[nn.Module, tuple[str, ...]]:

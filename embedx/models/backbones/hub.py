@@ -57,9 +57,10 @@ def download(repository: str, patterns: Sequence[str], *, advice: str) -> Path:
         huggingface_hub.HfApi().model_info(repository, timeout=_TIMEOUT)
         folder = huggingface_hub.snapshot_download(repository, allow_patterns=list(patterns), etag_timeout=_TIMEOUT)
     except Exception as error:  # which ones depends on the version's HTTP library
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise CheckpointError(
             f"{repository} is not in the Hugging Face cache ({huggingface_hub.constants.HF_HUB_CACHE}) and can't be "
-            f"downloaded ({str(error).splitlines()[0]}).\n"
+            f"downloaded ({reason}).\n"
             f"Fill the cache where there is a network, by `hf download {repository}`, {advice}"
         ) from error
     return Path(folder)

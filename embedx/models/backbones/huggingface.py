@@ -51,15 +51,17 @@ class ImageFeatures(nn.Module):
             [B, D], tokens [B, T, D] or a map [B, C, H, W].
         """
         features = getattr(self, "get_image_features", super().forward)
-        outputs: Mapping[str, Tensor | None] = features(pixel_values=images, return_dict=True)
+        try:
+            outputs: Mapping[str, Any] = features(pixel_values=images, return_dict=True)
+        except TypeError as error:
+            raise ConfigError(f"{type(self).__name__} needs more than images: {error}") from error
         if "mask" in outputs:
             raise ConfigError(f"{type(self).__name__} masks images at random, so it has no fixed embedding of them")
-        pooled, hidden = outputs.get("pooler_output"), outputs.get("last_hidden_state")
-        if pooled is not None:
-            return pooled.flatten(1)  # of some convolutional networks [B, D, 1, 1]
-        if hidden is None:
-            raise ConfigError(f"{type(self).__name__} gives {', '.join(outputs)}, none of which is an embedding")
-        return hidden
+        for name in ("pooler_output", "last_hidden_state"):
+            value = outputs.get(name)
+            if isinstance(value, Tensor):
+                return value.flatten(1) if value.shape[2:] == (1, 1) else value
+        raise ConfigError(f"{type(self).__name__} gives {', '.join(outputs)}, none of which is an embedding")
 
 
 class AutoModel(Architecture):
@@ -71,6 +73,8 @@ class AutoModel(Architecture):
         weights: Its own, whose path is the folder; a checkpoint's; or random ones.
         files: What the weights are in; none for random ones, and for those that have not been downloaded.
     """
+
+    libraries = ("transformers",)
 
     def __init__(self, name: str, folder: Path, weights: Weights, files: Sequence[Path]) -> None:
         self.name = name
@@ -111,7 +115,7 @@ class AutoModel(Architecture):
         import transformers
 
         with _quiet():
-            model: nn.Module = transformers.AutoModel.from_config(self._config)
+            model: nn.Module = transformers.AutoModel.from_config(self._config, dtype=torch.float32)
             return model
 
     def _features(self, model: Any) -> nn.Module:

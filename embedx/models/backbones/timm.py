@@ -38,6 +38,8 @@ class TimmModel(Architecture):
         image_size: Other than the model's own.
     """
 
+    libraries = ("timm",)
+
     def __init__(self, name: str, registered: Any, weights: Weights, image_size: int | None) -> None:
         self.name = name
         self.weights = weights
@@ -176,7 +178,7 @@ def _preprocessing(backbone: str, registered: Any) -> Preprocessing:
 
 @contextlib.contextmanager
 def _missing_tensors() -> Iterator[set[str]]:
-    """Collects the names of tensors that a state dict lacks while this lasts: without its head timm loads any."""
+    """While this lasts, collects the names of tensors that state dicts lack; timm would leave those at random."""
     load, missing = nn.Module.load_state_dict, set()
 
     def load_and_note(self: nn.Module, *args: Any, **options: Any) -> Any:

@@ -219,6 +219,7 @@ def test_large_images_for_convnext_are_squashed(tmp_path: Path) -> None:
     [
         (transformers.BertConfig(**TEXT), "is a BertModel, which takes input_ids, no images"),
         (transformers.ViTMAEConfig(**TRANSFORMER, **SQUARE), "ViTMAEModel masks images at random"),
+        (transformers.Siglip2VisionConfig(**TRANSFORMER), "Siglip2VisionModel needs more than images: "),
     ],
 )
 def test_models_without_an_embedding_of_images_are_a_fault(settings: Any, message: str, tmp_path: Path) -> None:
