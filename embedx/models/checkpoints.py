@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import pickle
 import re
 import shlex
@@ -198,7 +199,7 @@ def _shards(index: Path) -> dict[str, Path]:
     for file in shards.values():
         if PurePath(file).is_absolute() or ".." in PurePath(file).parts:
             raise CheckpointError(f"{index}: names the shard {file!r}, which is not in the index's own folder")
-        if not (index.parent / file).is_file():
+        if not os.path.isfile(index.parent / file):
             raise CheckpointError(f"{index}: its shard {file!r} is not there; put all its shards beside it")
     return {name: index.parent / file for name, file in shards.items()}
 

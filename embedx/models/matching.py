@@ -110,7 +110,7 @@ def match_tensors(
     if not under_key:
         tops = dict.fromkeys(name.partition(".")[0] for name in state)
         raise CheckpointError(
-            f"{source}: nothing is under --checkpoint-key {key}; the checkpoint's top-level keys are {listed(tops, 12)}"
+            f"{source}: nothing is under --checkpoint-key {key}; its top-level keys are {listed(tops, 12)}"
         )
     candidates = [_compare(prefix, wanted, under_key, heads) for prefix in _prefixes(wanted, under_key)]
     fitting = [candidate for candidate in candidates if candidate.fits]
