@@ -28,6 +28,11 @@ Interpolation = Literal["bilinear", "bicubic"]
 RESERVED_SPLITS = frozenset({"index", "manifest.json"})
 """Names in a store that no split may take, in any case."""
 
+RESERVED_COLUMNS = frozenset(
+    {"split", "index", "key", "path", "group", "target", "status", "reason", "bytes", "sha256", "shard", "row"}
+)
+"""The index tables' own columns, whose names no metadata may have."""
+
 LOCK = ".embedx.lock"
 """A file in every store, from its first moment on."""
 
@@ -88,9 +93,7 @@ def setting(default: Any = dataclasses.MISSING, *, help: str, short: str = "", *
 class ExtractConfig:
     """What one `embedx extract` is asked to do."""
 
-    backbone: str = setting(
-        help="A model's name (see `embedx backbones`), a program's file, or package.module:factory."
-    )
+    backbone: str = setting(help="What computes: a name, file or module:factory; `embedx backbones` lists them.")
     backbone_arg: tuple[str, ...] = setting(
         (), help="KEY=VALUE for the factory of --backbone package.module:factory, the value as JSON; repeatable."
     )
@@ -110,6 +113,9 @@ class ExtractConfig:
         "DEFAULT", help="DEFAULT (pretrained), a torchvision weights name, random, or sample (bundled)."
     )
     checkpoint: Path | None = setting(None, help="Load the backbone's weights from this file instead.")
+    checkpoint_key: str | None = setting(
+        None, help="Part of the checkpoint to take them from, as dotted keys, such as teacher."
+    )
     group_key: str | None = setting(
         None, help="Metadata field that names a sub-folder per value, such as class or parent."
     )
@@ -146,6 +152,7 @@ class ExtractConfig:
     )
     overwrite: bool = setting(False, help="Replace the store that is there.", flag="--overwrite")
     on_error: OnError = setting("reject", help="An unreadable input: list it as rejected, or stop.")
+    timeout: float = setting(300.0, help="Seconds after which an input that can't be read to its end is rejected.")
     max_errors: int = setting(0, help="Exit with 3 if more inputs than this were rejected.")
     seed: int = setting(0, help="Seed of --weights random.")
 
@@ -157,11 +164,15 @@ class ExtractConfig:
             if value is not None and value < lowest:
                 flag = "--" + name.replace("_", "-")
                 faults.append(f"{flag} is {value}; give a whole number of at least {lowest}")
+        if not 0 < self.timeout < 1e6:
+            faults.append(f"--timeout is {self.timeout:g}; give a number of seconds above 0, and below 1e6")
         if self.checkpoint is not None:
             if self.weights != "DEFAULT":
                 faults.append(f"--checkpoint and --weights {self.weights} both name the weights; give one of them")
             if not self.checkpoint.is_file():
                 faults.append(f"--checkpoint {self.checkpoint}: there is no such file")
+        elif self.checkpoint_key is not None:
+            faults.append(f"--checkpoint-key {self.checkpoint_key} is a part of a --checkpoint; give that too")
         if self.image_size is not None and self.crop is not None:
             faults.append("--image-size and --crop both say what the backbone gets; give one of them")
         if self.mean is not None and not all(0 <= value <= 1 for value in self.mean):
@@ -231,7 +242,7 @@ class Recipe:
     backbone: str
     backbone_args: Mapping[str, Any]
     weights: Mapping[str, str | int]
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None
     layers: tuple[str, ...]
     pooling: Pooling
     normalize: bool

@@ -23,13 +23,16 @@ from embedx.callbacks.throughput import Throughput
 from embedx.callbacks.writer import EmbeddingsWriter
 from embedx.config import ExtractConfig, Precision, Recipe
 from embedx.data.decode import ImageDecoder
-from embedx.data.loaders import SplitLoader, default_workers
+from embedx.data.features import FeatureDecoder, features_shape
+from embedx.data.loaders import Decoder, SplitLoader, default_workers
 from embedx.data.plan import Plan, build_plan, rows_per_unit
 from embedx.data.sources import parse_data
 from embedx.data.sources.base import SourceOptions
+from embedx.engine.connectors import DataConnector
 from embedx.engine.loop import run_test
 from embedx.errors import ConfigError
 from embedx.models.backbones import BackboneSpec, describe_backbone
+from embedx.models.backbones.none import NONE, FeatureSpec, describe_features
 from embedx.models.runtime import EagerRuntime, resolve_device, resolve_precision
 from embedx.processes import keep_large_blocks
 from embedx.store.layout import MANIFEST, Unit
@@ -60,7 +63,7 @@ class Job:
         return {
             "backbone": self.spec.name,
             "weights": self.spec.weights.to_json(),
-            "preprocessing": dataclasses.asdict(self.spec.preprocessing),
+            "preprocessing": self.manifest.recipe["preprocessing"],
             "tensors": {name: list(shape) for name, shape in self.spec.shapes.items()},
             "device": str(self.device),
             "precision": self.precision,
@@ -144,7 +147,7 @@ def prepare(config: ExtractConfig, *, download: bool = True) -> Job:
     sources = attempt(lambda: parse_data(config.data or [str(sample.IMAGES)], SourceOptions.of(config)))
     plan = attempt(lambda: build_plan(_required(sources), config.group_key)) if sources else None
     # Last, as it may have to fetch weights, which is not worth it for a run that can't be.
-    spec = attempt(lambda: describe_backbone(config, download=download and not faults))
+    spec = attempt(lambda: _describe(config, plan, download=download and not faults))
     ConfigError.check(faults)
     return _job(config, _required(plan), _required(spec), _required(device), _required(precision))
 
@@ -194,6 +197,8 @@ def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], conso
     if job.device.type == "cpu":
         keep_large_blocks()
     model = EagerRuntime(job.spec.load(), job.device, job.precision)
+    if job.config.checkpoint is not None and (match := job.spec.architecture.match) is not None:
+        console.print(f"{job.config.checkpoint}: {match}", markup=False, soft_wrap=True)
     callbacks: list[Callback] = [
         ProgressBar(console, {split: loader.inputs for split, loader in loaders.items()}),
         RejectedInputs(job.config.on_error),
@@ -206,7 +211,7 @@ def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], conso
             session=session,
         ),
     ]
-    run_test(model, loaders, callbacks)
+    run_test(model, loaders, callbacks, DataConnector({"images": _decoder(job.spec).entry}))
 
 
 def _loaders(job: Job, session: StoreSession) -> dict[str, SplitLoader]:
@@ -222,12 +227,25 @@ def _loaders(job: Job, session: StoreSession) -> dict[str, SplitLoader]:
             loaders[name] = SplitLoader(
                 split,
                 missing,
-                ImageDecoder(job.spec.preprocessing),
+                _decoder(job.spec),
                 batch_size=job.config.batch_size,
                 workers=default_workers() if job.config.workers is None else job.config.workers,
                 pin_memory=job.device.type == "cuda",
+                timeout=job.config.timeout,
             )
     return loaders
+
+
+def _describe(config: ExtractConfig, plan: Plan | None, *, download: bool) -> BackboneSpec:
+    if config.backbone != NONE:
+        return describe_backbone(config, download=download)
+    return describe_features(config, features_shape(plan) if plan is not None else (1,))
+
+
+def _decoder(spec: BackboneSpec) -> Decoder:
+    if isinstance(spec, FeatureSpec):
+        return FeatureDecoder(spec.input_shape)
+    return ImageDecoder(_required(spec.preprocessing))
 
 
 def _job(config: ExtractConfig, plan: Plan, spec: BackboneSpec, device: torch.device, precision: Precision) -> Job:
@@ -246,7 +264,7 @@ def _job(config: ExtractConfig, plan: Plan, spec: BackboneSpec, device: torch.de
         dtype=config.dtype,
     )
     unit = rows_per_unit(config.shard_size, _row_bytes(spec, config), config.batch_size)
-    manifest = Manifest(recipe.to_json(), plan.to_json(unit), _environment(device))
+    manifest = Manifest(recipe.to_json(), plan.to_json(unit), _environment(device, spec.architecture.libraries))
     return Job(config, plan, spec, device, precision, unit, manifest)
 
 
@@ -255,10 +273,10 @@ def _row_bytes(spec: BackboneSpec, config: ExtractConfig) -> int:
     return int(sum(math.prod(shape) for shape in spec.shapes.values()) * item_bytes + _INDEX_BYTES)
 
 
-def _environment(device: torch.device) -> dict[str, Any]:
+def _environment(device: torch.device, libraries: tuple[str, ...]) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
-        **{package: version(package) for package in _PACKAGES},
+        **{package: version(package) for package in (*_PACKAGES, *libraries)},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import skimage
 import torch
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision import models
@@ -119,6 +121,15 @@ def test_other_architectures_agree_with_torchvision_too(tmp_path: Path, photogra
     pixels = torch.stack([normalised(same_pixels(photographs / "ast" / key)) for key in rows.keys])
     reference = forward(model.eval(), pixels)
     assert (rows.embeddings - reference).abs().max() <= 1e-5 * reference.abs().max()
+
+
+def test_a_run_tells_how_the_checkpoint_was_matched(tmp_path: Path, photographs: Path, trained: nn.Module) -> None:
+    torch.save({"state_dict": {f"module.{name}": it for name, it in trained.state_dict().items()}}, tmp_path / "it.pth")
+    console = Console(file=io.StringIO(), width=40)
+    settings = {"weights": "DEFAULT", "checkpoint": tmp_path / "it.pth", "data": (str(photographs / "ast"),)}
+    extract(config(tmp_path / "store", **settings), console)
+    matched = f"{len(trained.state_dict())} tensors matched, prefix 'state_dict.module.' stripped, none ignored\n"
+    assert f"{tmp_path}/it.pth: {matched}" in console.file.getvalue()
 
 
 def test_the_same_bytes_with_any_number_of_workers(tmp_path: Path, photographs: Path) -> None:

@@ -85,15 +85,15 @@ STRIKES = [
     (kill_writer, 1, "killed by SIGKILL"),
     (interrupt, 130, "interrupted; what is committed stays"),
     (terminate, 143, "terminated; what is committed stays"),
-    (kill_loader, 1, "a process that decodes images died"),
+    (kill_loader, 0, "144 rows, 0 rejected"),  # another takes its place
 ]
 
 
-@pytest.mark.timeout(300)  # six whole runs
+@pytest.mark.timeout(300)  # five whole runs
 def test_a_run_that_is_struck_again_and_again_is_finished_with_the_same_bytes(
     tmp_path: Path, arguments: list[str], undisturbed: dict[str, str]
 ) -> None:
-    """Each strike hits the run that goes on from where the last one ended."""
+    """Each strike hits the run that goes on from where the last one ended; the last does not end it."""
     out = tmp_path / "store"
     for strike, exit_code, message in STRIKES:
         before = len(index_files(out))
@@ -108,12 +108,12 @@ def test_a_run_that_is_struck_again_and_again_is_finished_with_the_same_bytes(
             main.resume()
         stdout, stderr = process.communicate(timeout=20)
         assert process.returncode == exit_code, (strike, stderr)
-        assert stdout == "" and message in stderr and "Traceback" not in stderr, (strike, stderr)
+        assert message in stderr and "Traceback" not in stderr, (strike, stderr)
         assert_gone(family)
-        assert_visible_units_are_whole(out)
-        assert before + 2 <= len(index_files(out)) < UNITS
-    done = run(*arguments, "--out", out)
-    assert done.returncode == 0, done.stderr
+        if exit_code != 0:
+            assert stdout == ""
+            assert_visible_units_are_whole(out)
+            assert before + 2 <= len(index_files(out)) < UNITS
     assert digests(out) == undisturbed and list(verify(out)) == []
 
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import csv, parquet
+from transformers import ViTConfig, ViTImageProcessor, ViTModel
+
+import embedx
+from embedx import sample
+from embedx.cli.app import run
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BIN = Path(sys.executable).parent
@@ -66,6 +75,51 @@ def test_the_usual_call_runs_on_folders_of_one_s_own(session: tuple[Path, str]) 
     folder = session[0]
     (folder / "photos").symlink_to(Path(__file__).parent.parent / "embedx" / "sample" / "images")
     assert shell(f"{command} --dry-run", folder).count("star") == 2
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the inputs that the commands of the README's tables name."""
+    folder = tmp_path_factory.mktemp("workplace")
+    for split in ("train", "val"):
+        for source in sorted((sample.IMAGES / split).iterdir())[:2]:
+            place = folder / "photos" / split / source.name
+            place.mkdir(parents=True)
+            for image in sorted(source.iterdir())[:2]:
+                (place / image.name).write_bytes(image.read_bytes())
+    images = sorted((folder / "photos").rglob("*.*"))
+    species = [image.parent.name for image in images]
+    names = [str(image.relative_to(folder)) for image in images]
+    csv.write_csv(pa.table({"id": range(len(names)), "file": names, "species": species}), folder / "images.csv")
+    embedded = [{"bytes": image.read_bytes(), "path": name} for image, name in zip(images, names, strict=True)]
+    parquet.write_table(pa.table({"image": embedded, "label": species}), folder / "images.parquet")
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    ViTModel(ViTConfig(**small)).save_pretrained(folder / "vit")
+    ViTImageProcessor().save_pretrained(folder / "vit")
+    return folder
+
+
+COMMANDS = [
+    command.replace(r"\|", "|")
+    for command in re.findall(r"^\|.*\| `([^`]*embedx extract [^`]*)` \|$", README, re.MULTILINE)
+]
+"""Of the tables of sources and backbones, in order: some take up what those before them wrote."""
+
+
+def test_the_commands_of_the_tables_run(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, which has torch imported already; a pipe's last command gets what the others print."""
+    monkeypatch.chdir(workplace)
+    assert len(COMMANDS) >= 9
+    for command in COMMANDS:
+        *others, last = command.split(" | ")
+        program, *arguments = shlex.split(last)
+        assert program == "embedx"
+        piped = subprocess.run(" | ".join(others), shell=True, check=True, capture_output=True).stdout
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(piped)))
+        monkeypatch.setattr(sys, "argv", [program, *arguments, "--workers", "0", "--batch-size", "2"])
+        assert run() == 0, command
+        out = arguments[arguments.index("--out") + 1]
+        assert list(embedx.verify(out)) == [] and embedx.open(out).complete, command
 
 
 def test_make_knows_the_readme_s_targets() -> None:

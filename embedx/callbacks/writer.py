@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from embedx.callbacks.base import Callback
-from embedx.config import RESERVED_SPLITS
+from embedx.config import RESERVED_COLUMNS, RESERVED_SPLITS
 from embedx.data.plan import rows_per_unit as rows_per_unit_of
 from embedx.engine.connectors import CallbackConnector
 from embedx.engine.loop import evaluation_mode, unpad
 from embedx.engine.state import Batch, Metrics, Outputs, TrainerState
 from embedx.errors import ConfigError
-from embedx.store.index import OK, PLACE_SCHEMA, REJECTED, ROW_SCHEMA
+from embedx.store.index import OK, REJECTED, ROW_SCHEMA
 from embedx.store.layout import Unit
 from embedx.store.manifest import Manifest
 from embedx.store.process import WriterProcess
@@ -226,8 +226,7 @@ def rows_table(batch: Batch, split: str, group_key: str | None) -> pa.Table:
         raise ConfigError(
             f"the group key {group_key!r} is not in the batch's metadata, which has {', '.join(metadata) or 'nothing'}"
         )
-    taken = {*ROW_SCHEMA.names, *PLACE_SCHEMA.names}
-    if clashing := sorted(taken.intersection(metadata)):
+    if clashing := sorted(RESERVED_COLUMNS.intersection(metadata)):
         raise ConfigError(f"metadata can't be named {', '.join(clashing)}: the index table has columns of that name")
     count = len(batch["index"])
     nothing = [None] * count

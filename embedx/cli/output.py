@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from embedx.errors import EmbedxError
+
 
 class Talk(Console):
     """The console of stderr. A reader that goes away ends the talk, and not the run."""
@@ -45,13 +47,23 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def print_line(text: str) -> None:
-    """Prints one line of data."""
-    print(text, file=sys.stdout, flush=True)
+    """Prints one line of data.
+
+    Raises:
+        BrokenPipeError: If its reader has gone.
+        EmbedxError: If it can't be written for another reason.
+    """
+    try:
+        print(text, file=sys.stdout, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise EmbedxError(f"stdout can't be written ({error.strerror}); all else is done") from error
 
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:
     """Prints one JSON value."""
-    print(json.dumps(value, indent=indent), file=sys.stdout, flush=True)
+    print_line(json.dumps(value, indent=indent))
 
 
 def facts_table(facts: Mapping[str, str]) -> Table:

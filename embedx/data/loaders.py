@@ -17,6 +17,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -25,6 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from embedx.data.files import RejectedInputError
+from embedx.data.isolation import find_fatal_rows, time_limit
 from embedx.data.plan import SplitPlan
 from embedx.data.sources.base import as_text
 from embedx.errors import EmbedxError
@@ -33,7 +35,11 @@ from embedx.processes import START_METHOD, start_fork_server, tie_to_parent
 _PREFETCH_BATCHES = 4
 """Batches each worker decodes ahead of the forward pass."""
 
+_TIMEOUT = 300.0
+
 _WORKER_DIED = re.compile(r"DataLoader worker \(pid|Pin memory thread exited")
+_FRUITLESS_RESTARTS = 3
+"""Times that workers are started anew without a batch between, where none of the inputs is found to be at fault."""
 
 
 class LoaderError(EmbedxError):
@@ -62,11 +68,14 @@ class Decoder(Protocol):
 class Batches(Dataset[dict[str, Any]]):
     """The samples of one split as batches: `__getitems__(rows)` gives a whole batch."""
 
-    def __init__(self, plan: SplitPlan, decoder: Decoder, batch_size: int) -> None:
+    def __init__(self, plan: SplitPlan, decoder: Decoder, batch_size: int, timeout: float = _TIMEOUT) -> None:
         self.plan = plan
+        self.timeout = timeout
         self.decoder = decoder
         self.batch_size = batch_size
         self.has_targets = plan.table["target"].null_count < len(plan)
+        self.fatal: dict[int, str] = {}
+        """Rows that would end the process, with the reason; they are not touched."""
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -82,7 +91,10 @@ class Batches(Dataset[dict[str, Any]]):
         if get_worker_info() is not None:
             inputs.share_memory_()  # type: ignore[no-untyped-call]  # now, so that no copy follows
         places = zip(*(samples[name].to_pylist() for name in ("path", "offset", "size")), strict=True)
-        outcomes = [self._load(row, place) for row, place in zip(inputs, places, strict=False)]
+        outcomes = [
+            self._load(image, place) if row not in self.fatal else (self.fatal[row], None, None)
+            for row, image, place in zip(rows, inputs, places, strict=False)
+        ]
         inputs[len(rows) :] = 0
         reasons, sizes, digests = zip(*outcomes, strict=True)
         batch = {
@@ -106,9 +118,10 @@ class Batches(Dataset[dict[str, Any]]):
         """Fills a row of the batch; returns (reason if rejected, bytes, sha256)."""
         size, digest = None, None
         try:
-            data = self.plan.reader.read(*place)
-            size, digest = len(data), hashlib.sha256(data).hexdigest()
-            self.decoder.fill(row, data)
+            with time_limit(self.timeout):
+                data = self.plan.reader.read(*place)
+                size, digest = len(data), hashlib.sha256(data).hexdigest()
+                self.decoder.fill(row, data)
         except RejectedInputError as error:
             row.zero_()
             return str(error), size, digest
@@ -116,23 +129,37 @@ class Batches(Dataset[dict[str, Any]]):
 
 
 class UnitBatches(Sampler[list[int]]):
-    """Rows of the given units, batch by batch; no batch reaches over the end of a unit."""
+    """Rows of the given units, batch by batch, from batch `first` on; none reaches over the end of a unit."""
 
-    def __init__(self, units: Sequence[range], batch_size: int) -> None:
+    def __init__(self, units: Sequence[range], batch_size: int, first: int = 0) -> None:
         self.units = units
         self.batch_size = batch_size
+        self.first = first
 
     def __iter__(self) -> Iterator[list[int]]:
-        for unit in self.units:
-            for start in range(0, len(unit), self.batch_size):
-                yield list(unit[start : start + self.batch_size])
+        batches = (
+            unit[start : start + self.batch_size]
+            for unit in self.units
+            for start in range(0, len(unit), self.batch_size)
+        )
+        return map(list, islice(batches, self.first, None))
 
     def __len__(self) -> int:
-        return sum(math.ceil(len(unit) / self.batch_size) for unit in self.units)
+        return sum(math.ceil(len(unit) / self.batch_size) for unit in self.units) - self.first
 
 
 class SplitLoader:
-    """A DataLoader over some units of one split, whose workers can be started ahead of the first use."""
+    """A DataLoader over some units of one split, whose workers can be started ahead of the first use.
+
+    Args:
+        plan: The split.
+        units: The units, as ranges of its rows.
+        decoder: What turns an input's bytes into a row of a batch.
+        batch_size: Of every batch.
+        workers: Processes that read and decode; 0: none, and then an input that ends its process ends this one.
+        pin_memory: Whether batches come in memory that CUDA copies from by itself.
+        timeout: Seconds after which an input that a worker does not get done with is rejected.
+    """
 
     def __init__(
         self,
@@ -143,44 +170,73 @@ class SplitLoader:
         batch_size: int,
         workers: int,
         pin_memory: bool = False,
+        timeout: float = _TIMEOUT,
     ) -> None:
-        batches = UnitBatches(units, batch_size)
-        workers = min(workers, len(batches))
         self.inputs = sum(len(unit) for unit in units)
-        self._loader = DataLoader(
-            Batches(plan, decoder, batch_size),
-            batch_sampler=batches,
-            collate_fn=_as_is,
-            num_workers=workers,
-            prefetch_factor=_PREFETCH_BATCHES if workers else None,
-            multiprocessing_context=START_METHOD if workers else None,
-            worker_init_fn=_start_worker if workers else None,
-            pin_memory=pin_memory,
-        )
+        self._batches = UnitBatches(units, batch_size)
+        self._dataset = Batches(plan, decoder, batch_size, timeout)
+        self._workers = min(workers, len(self._batches))
+        self._pin_memory = pin_memory
         self._iterator: Iterator[dict[str, Any]] | None = None
         if workers:
             start_fork_server()
 
     def __len__(self) -> int:
-        return len(self._loader)
+        return len(self._batches)
 
     def start(self) -> None:
         """Starts the workers; they decode ahead while the caller does something else."""
         if self._iterator is None:
-            self._iterator = iter(self._loader)
+            self._iterator = iter(self._loader(0))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        iterator, self._iterator = self._iterator or iter(self._loader), None
-        try:
-            yield from iterator
-        except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
-            # The first is torch's own word; the others come of asking a dead worker for a batch's memory.
-            if isinstance(error, RuntimeError) and not _WORKER_DIED.search(str(error)):
-                raise
-            raise LoaderError(
-                f"a process that decodes images died ({error!r}); what is committed stays, and running again goes "
-                "on from there; if memory is short, give fewer --workers"
-            ) from error
+        """The batches in order. An input that ends its worker, or takes too long, is rejected; the rest goes on.
+
+        Raises:
+            LoaderError: If workers end again and again, and no input is at fault.
+        """
+        delivered, fruitless = 0, 0
+        iterator, self._iterator = self._iterator, None
+        while True:
+            iterator = iterator or iter(self._loader(delivered))
+            try:
+                for batch in iterator:
+                    yield batch
+                    delivered, fruitless = delivered + 1, 0
+                return
+            except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
+                # The first is torch's own word; the others come of asking a dead worker for a batch's memory.
+                if isinstance(error, RuntimeError) and not _WORKER_DIED.search(str(error)):
+                    raise
+                iterator = None  # and with it the other workers, before those that follow
+                found = find_fatal_rows(self._dataset, self._under_way(delivered))
+                self._dataset.fatal.update(found)
+                fruitless = 0 if found else fruitless + 1
+                if fruitless > _FRUITLESS_RESTARTS:
+                    raise LoaderError(
+                        f"processes that decode images die again and again ({error!r}), and no image by itself is the "
+                        "cause; what is committed stays, and running again goes on from there; if memory is short, "
+                        "give fewer --workers"
+                    ) from error
+
+    def _loader(self, first: int) -> DataLoader[dict[str, Any]]:
+        """A loader of the batches from the given one on."""
+        workers = self._workers
+        return DataLoader(
+            self._dataset,
+            batch_sampler=UnitBatches(self._batches.units, self._batches.batch_size, first),
+            collate_fn=_as_is,
+            num_workers=workers,
+            prefetch_factor=_PREFETCH_BATCHES if workers else None,
+            multiprocessing_context=START_METHOD if workers else None,
+            worker_init_fn=_start_worker if workers else None,
+            pin_memory=self._pin_memory,
+        )
+
+    def _under_way(self, delivered: int) -> list[int]:
+        """The rows that workers may have had in hand when so many batches were delivered."""
+        ahead = islice(self._batches, delivered, delivered + self._workers * _PREFETCH_BATCHES)
+        return [row for batch in ahead for row in batch if row not in self._dataset.fatal]
 
 
 def default_workers() -> int:

@@ -9,13 +9,17 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from embedx.config import RESERVED_COLUMNS
 from embedx.data.files import FileReader
-from embedx.data.sources.base import COMMON_SCHEMA, TARGET, Features, Reader, Source
+from embedx.data.sources.base import COMMON_SCHEMA, TARGET, Reader, Source
 from embedx.errors import ConfigError, unknown
 
 PLAN_COLUMNS = (*COMMON_SCHEMA.names, "group", TARGET)
 """Columns of a split's plan; the source's own metadata columns follow."""
+
+_TAKEN = RESERVED_COLUMNS.union(PLAN_COLUMNS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +30,6 @@ class SplitPlan:
     table: pa.Table
     """PLAN_COLUMNS, then the source's metadata; row i of it is the sample of index i."""
     reader: Reader = dataclasses.field(default_factory=FileReader)
-    features: Features | None = None
-    """None for images."""
 
     def __len__(self) -> int:
         return len(self.table)
@@ -81,19 +83,26 @@ def build_plan(sources: Mapping[str, Source], group_key: str | None) -> Plan:
     class has one number (torchvision's ImageFolder rule, over all splits); one that is a number stays.
 
     Raises:
-        ConfigError: If a source is empty, the group key is not among the metadata, a key is there twice, or targets
-            are names in one split and numbers in another.
+        ConfigError: If a source is empty, the group key is not among the metadata or no plain value, metadata can't be
+            stored, a key is there twice, or targets are names in one split and numbers in another.
     """
     faults: list[str] = []
     tables: dict[str, pa.Table] = {}
     for split, source in sources.items():
         if group_key is not None and group_key not in source.metadata:
             faults.append(unknown("--group-key", group_key, source.metadata, hint=f"(split {split!r})"))
+        if clashing := sorted(_TAKEN.intersection(source.metadata)):
+            faults.append(
+                f"split {split!r}: columns can't be named {', '.join(clashing)}, as the index table has its own "
+                "of that name; rename them, or say what they are, such as --split-column split"
+            )
+            continue
         try:
             tables[split] = source.scan()
         except ConfigError as error:
             faults += error.faults
             continue
+        faults += _unstorable(tables[split].select(source.metadata), split, group_key)
         if twice := _repeated(tables[split]["key"]):
             faults.append(f"split {split!r}: {len(twice)} keys stand there twice, such as {twice[0]!r}; rename those")
     ConfigError.check(faults)
@@ -110,6 +119,26 @@ def rows_per_unit(shard_size: int, row_bytes: int, batch_size: int) -> int:
     return max(1, shard_size // (row_bytes * batch_size)) * batch_size
 
 
+def _unstorable(metadata: pa.Table, split: str, group_key: str | None) -> list[str]:
+    """What Parquet can't hold of the metadata, and a group key that is no text and can't be written as one."""
+    faults = []
+    for field in metadata.schema:
+        try:
+            pq.write_table(
+                pa.table([metadata[field.name].slice(0, 0)], schema=pa.schema([field])), pa.MockOutputStream()
+            )
+        except pa.ArrowException as error:
+            faults.append(f"split {split!r}: the column {field.name!r} can't be stored: {error}")
+        if field.name == group_key:
+            try:
+                metadata[field.name].cast(pa.string())
+            except pa.ArrowException:
+                faults.append(
+                    f"--group-key {group_key}: split {split!r} has values of type {field.type}; give plain ones"
+                )
+    return faults
+
+
 def _plan_split(
     split: str, source: Source, table: pa.Table, classes: Sequence[str], group_key: str | None
 ) -> SplitPlan:
@@ -121,7 +150,7 @@ def _plan_split(
     order = pc.sort_indices(table, sort_keys=[("group", "ascending")]) if group_key else None
     table = table.take(order) if order is not None else table
     table = table.select([*PLAN_COLUMNS, *source.metadata]).combine_chunks()
-    return SplitPlan(split, table, source.reader, source.features)
+    return SplitPlan(split, table, source.reader)
 
 
 def _repeated(column: pa.ChunkedArray) -> list[str]:

@@ -5,6 +5,8 @@ Shapes: B images, C channels, D embedding dimension, T tokens.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -23,7 +25,7 @@ class Embedder(nn.Module):
 
     Args:
         backbone: [B, 3, H, W] → [B, D], or a dict of named features.
-        preprocessing: Whose mean and std normalise the images.
+        preprocessing: Whose mean and std normalise the images; None if there are none.
         pool: How maps and tokens become vectors.
         normalize: Whether vectors are scaled to unit L2 length.
     """
@@ -31,7 +33,7 @@ class Embedder(nn.Module):
     def __init__(
         self,
         backbone: nn.Module,
-        preprocessing: Preprocessing,
+        preprocessing: Preprocessing | None,
         *,
         pool: str,
         normalize: bool,
@@ -42,6 +44,8 @@ class Embedder(nn.Module):
         self.backbone = backbone
         self.pool = pool
         self.normalize = normalize
+        if preprocessing is None:
+            return
         # In units of the uint8 values, so that scaling to [0, 1] is no step of its own.
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1) * 255, persistent=False)
@@ -62,12 +66,16 @@ class Embedder(nn.Module):
         for name, value in features.items():
             if not isinstance(value, Tensor):
                 raise ConfigError(f"--layer {name} gives a {type(value).__name__}, no tensor; give a layer near it")
-        pooled = {
-            name: pool_features(features[name].float(), self.pool) for name in sorted(features, key="embeddings".__ne__)
-        }
-        if self.normalize:
-            return {name: functional.normalize(value, dim=channel_dim(value)) for name, value in pooled.items()}
-        return pooled
+        return finished(features, self.pool, normalize=self.normalize)
+
+
+def finished(features: Mapping[str, Tensor], pool: str, *, normalize: bool) -> dict[str, Tensor]:
+    """Pools features and scales them to unit length if asked to, in float32 throughout; `embeddings` come first."""
+    names = sorted(features, key="embeddings".__ne__)
+    pooled = {name: pool_features(features[name].float(), pool) for name in names}
+    if normalize:
+        return {name: functional.normalize(value, dim=channel_dim(value)) for name, value in pooled.items()}
+    return pooled
 
 
 def _input_dtype(backbone: nn.Module) -> torch.dtype:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -206,16 +207,62 @@ def test_workers_that_were_started_and_never_asked_end_with_their_loader(folder:
     assert wait_for(lambda: not workers_alive())
 
 
-@pytest.mark.timeout(60)
-def test_a_killed_worker_ends_the_run_with_an_error_and_leaves_no_process(folder: Path) -> None:
+class Fatal(ImageDecoder):
+    """Decodes, but what is named below ends its process, as a decoder's fault would, or does not end."""
+
+    def fill(self, row: torch.Tensor, data: bytes) -> None:
+        if data == b"segfault":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if data == b"endless":
+            while True:
+                pass
+        super().fill(row, data)
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_inputs_that_end_their_worker_or_never_end_are_rejected_and_no_other(folder: Path, workers: int) -> None:
+    others = [str(path) for path in folder.rglob("*.*")]
+    shutil.copytree(folder, folder.parent / f"fatal{workers}", symlinks=True)
+    for name, content in (("cat/0a.jpg", b"segfault"), ("cat/0b.jpg", b"endless"), ("owl/8a.jpg", b"segfault")):
+        (folder.parent / f"fatal{workers}" / name).write_bytes(content)
+    plan = plan_of(folder.parent / f"fatal{workers}")
+    struck = SplitLoader(plan, plan.unit_rows(8), Fatal(STEPS), batch_size=4, workers=workers, timeout=2)
+    batches = list(struck)
+    reasons = {key: reason for batch in batches for key, reason in zip(batch["keys"], batch["reasons"], strict=True)}
+    assert reasons.pop("cat/0a.jpg") == reasons.pop("owl/8a.jpg") == "decoder crashed: SIGSEGV"
+    assert reasons.pop("cat/0b.jpg") == "no end within --timeout"
+    assert len(reasons) == len(others) == 13 and sum(reason is not None for reason in reasons.values()) == 2
+    images = {key: image for batch in batches for key, image in zip(batch["keys"], batch["images"], strict=False)}
+    for batch in loader(plan_of(folder)):
+        for key, image in zip(batch["keys"], batch["images"], strict=False):
+            assert torch.equal(images[key], image)
+    assert wait_for(lambda: not workers_alive())
+
+
+@pytest.mark.timeout(90)
+def test_a_worker_that_somebody_killed_is_replaced(folder: Path) -> None:
     plan = plan_of(folder)
     # The same units over and over: more than the workers decode ahead.
     many = SplitLoader(plan, plan.unit_rows(1) * 20, DECODER, batch_size=1, workers=2)
-    with pytest.raises(LoaderError, match=r"a process that decodes images died .*give fewer --workers"):
-        for number, _ in enumerate(many):
-            if number == 1:
-                victim, *_ = workers_alive()
-                victim.send_signal(signal.SIGKILL)
+    rows = []
+    for number, batch in enumerate(many):
+        rows += batch["index"].tolist()
+        if number == 1:
+            victim, *_ = workers_alive()
+            victim.send_signal(signal.SIGKILL)
+    assert rows == list(range(len(plan))) * 20
+    assert wait_for(lambda: not workers_alive())
+
+
+@pytest.mark.timeout(90)
+def test_workers_that_die_whatever_they_do_end_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of(folder)
+    monkeypatch.setattr("embedx.data.loaders._FRUITLESS_RESTARTS", 1)
+    doomed = SplitLoader(plan, plan.unit_rows(8), DECODER, batch_size=4, workers=1)
+    monkeypatch.setattr("embedx.data.loaders._start_worker", os._exit)
+    with pytest.raises(LoaderError, match=r"die again and again .*give fewer --workers"):
+        list(doomed)
     assert wait_for(lambda: not workers_alive())
 
 

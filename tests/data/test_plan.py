@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.datasets import ImageFolder
 
+from embedx.config import RESERVED_COLUMNS
 from embedx.data.files import FileReader
 from embedx.data.plan import PLAN_COLUMNS, Plan, SplitPlan, build_plan, rows_per_unit
 from embedx.data.sources.base import COMMON_SCHEMA
 from embedx.data.sources.folder import FolderSource
 from embedx.errors import ConfigError
+from embedx.store.index import PLACE_SCHEMA, ROW_SCHEMA
 
 SCHEMA = pa.schema([*COMMON_SCHEMA, ("target", pa.string()), ("class", pa.string())])
 texts = st.text(st.characters(codec="utf-8"), max_size=4)
@@ -41,7 +43,7 @@ def table(classes: list[str | None]) -> pa.Table:
 
 def listed(content: pa.Table) -> Any:
     """A source whose samples are already known."""
-    return SimpleNamespace(metadata=("class",), reader=FileReader(), features=None, scan=lambda: content)
+    return SimpleNamespace(metadata=("class",), reader=FileReader(), scan=lambda: content)
 
 
 def one_split(content: pa.Table, group_key: str | None = None) -> SplitPlan:
@@ -157,6 +159,26 @@ def test_an_unknown_group_key_names_the_nearest(tmp_path: Path) -> None:
         build_plan({"all": folder(tmp_path, "a/1.jpg")}, "clas")
     with pytest.raises(ConfigError, match=r"unknown --group-key 'slide'; valid: class, parent"):
         build_plan({"all": folder(tmp_path, "a/1.jpg")}, "slide")
+
+
+def with_metadata(**columns: pa.Array) -> Any:
+    content = table(["a"])
+    for name, values in columns.items():
+        content = content.append_column(name, values)
+    return SimpleNamespace(metadata=("class", *columns), reader=FileReader(), scan=lambda: content)
+
+
+def test_metadata_that_could_not_be_stored_is_found_before_the_run() -> None:
+    assert {*ROW_SCHEMA.names, *PLACE_SCHEMA.names} == RESERVED_COLUMNS
+    for name in ("shard", "sha256", "size"):
+        with pytest.raises(ConfigError, match=f"columns can't be named {name}, .*rename them"):
+            build_plan({"all": with_metadata(**{name: pa.array(["x"])})}, None)
+    nested = with_metadata(box=pa.array([[1, 2]]), nothing=pa.array([{}], pa.struct([])), number=pa.array([1.5]))
+    with pytest.raises(ConfigError, match="the column 'nothing' can't be stored") as caught:
+        build_plan({"all": nested}, "box")
+    assert "--group-key box: split 'all' has values of type list<item: int64>" in str(caught.value)
+    plain = with_metadata(number=pa.array([1.5]))
+    assert build_plan({"all": plain}, "number").splits["all"].inputs_per_group() == {"1.5": 1}
 
 
 def test_every_fault_of_every_split_is_reported_at_once(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ import re
 from collections.abc import Sequence
 
 from embedx.config import RESERVED_SPLITS
-from embedx.data.sources import folder
-from embedx.data.sources.base import Source, SourceOptions
+from embedx.data.sources import dataset, features, folder, stdin, table
+from embedx.data.sources.base import Source, SourceKind, SourceOptions
 from embedx.errors import ConfigError
 
-_KINDS = (folder.KIND,)
+_KINDS = (stdin.KIND, dataset.KIND, table.KIND, features.KIND, folder.KIND)
 """The first that matches is it; any text can be a folder's name."""
 
 
@@ -19,18 +19,25 @@ def parse_data(specs: Sequence[str], options: SourceOptions | None = None) -> di
     """Reads the values of `--data`, each `[NAME=]SOURCE`, into named sources.
 
     Raises:
-        ConfigError: Naming every fault: a missing source, a split name given twice, empty or reserved.
+        ConfigError: Naming every fault: a missing source, a split name given twice, empty or reserved, an option that
+            is for no source there is.
     """
     options = options or SourceOptions()
     sources: dict[str, Source] = {}
     faults: list[str] = []
+    used: set[SourceKind] = set()
     for spec in specs:
         name, location = _split_spec(spec)
         if not location:
             faults.append(f"--data {spec!r} names no source; give NAME=SOURCE, such as a folder")
             continue
+        kind = next(kind for kind in _KINDS if kind.matches(location))
+        if kind.once and kind in used:
+            faults.append(f"--data {spec}: {location} can be read only once; give it to one split")
+            continue
+        used.add(kind)
         try:
-            named = next(kind for kind in _KINDS if kind.matches(location)).open(name, location, options)
+            named = kind.open(name, location, options)
         except ConfigError as error:
             faults += error.faults
             continue
@@ -42,8 +49,17 @@ def parse_data(specs: Sequence[str], options: SourceOptions | None = None) -> di
             elif not split or split.lower() in RESERVED_SPLITS:
                 faults.append(f"--data {spec}: a split can't be named {split!r}; choose another name")
             sources[split] = source
-    ConfigError.check(faults)
+    ConfigError.check(faults + _unused_options(options, used))
     return sources
+
+
+def _unused_options(options: SourceOptions, used: set[SourceKind]) -> list[str]:
+    faults = []
+    for name in sorted(frozenset[str]().union(*(kind.options for kind in _KINDS))):
+        if getattr(options, name) != getattr(SourceOptions(), name) and not any(name in kind.options for kind in used):
+            plurals = " and ".join(kind.plural for kind in _KINDS if name in kind.options)
+            faults.append(f"--{name.replace('_', '-')} is for {plurals}, and no source is of that kind")
+    return faults
 
 
 def _split_spec(spec: str) -> tuple[str | None, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol, Self
 
@@ -43,23 +44,12 @@ class Reader(Protocol):
         ...
 
 
-class Features(NamedTuple):
-    """What the inputs are, where they are no images but features that are ready."""
-
-    shape: tuple[int, ...]
-    """Of one input: (D,), or (T, D)."""
-    dtype: str
-    """As numpy names it, `float32`; an input's bytes are its numbers in this type, in C order."""
-
-
 class Source(Protocol):
     """Where the inputs of one split come from."""
 
     metadata: tuple[str, ...]
     """Names of the columns behind the common ones and the target; each can be a group key."""
     reader: Reader
-    features: Features | None
-    """None for images."""
 
     def scan(self) -> pa.Table:
         """Lists the samples in source order: the columns of COMMON_SCHEMA, `target`, then the metadata.
@@ -80,6 +70,8 @@ class SourceOptions:
     split_column: str | None = None
     root: str | None = None
     null: bool = False
+    backbone: str = ""
+    """`none` where the inputs are features."""
 
     @classmethod
     def of(cls, config: ExtractConfig) -> Self:
@@ -96,8 +88,23 @@ class SourceKind(NamedTuple):
     """From the split's name (None if none is given), that text and the options to the sources by split.
 
     Raises a ConfigError, with what to do about it, if there is no such thing."""
+    plural: str = ""
+    """What messages call several of this kind; needed where it has options."""
+    options: frozenset[str] = frozenset()
+    """Fields of SourceOptions for this kind alone: giving one where no source is of this kind is a fault."""
+    once: bool = False
+    """Whether a second source of this kind is a fault."""
 
 
 def as_text(name: bytes) -> str:
     r"""A file's name as text; bytes that are not UTF-8 become `\xNN`."""
     return name.decode("utf-8", "backslashreplace")
+
+
+def size_and_time(path: bytes) -> tuple[int | None, int | None]:
+    """A file's size in bytes and time of modification in ns; (None, None) for a URL, and if reading it will fail."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None, None
+    return status.st_size, status.st_mtime_ns

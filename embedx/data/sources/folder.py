@@ -16,7 +16,6 @@ from embedx.data.sources.base import (
     COMMON_SCHEMA,
     SINGLE_SPLIT,
     TARGET,
-    Features,
     Reader,
     Source,
     SourceKind,
@@ -29,11 +28,12 @@ IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"}
     | {".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".tga"}
 )
+FEATURE_SUFFIXES = frozenset({".npy", ".safetensors"})
 SPLIT_FOLDERS = frozenset({"train", "val", "valid", "validation", "test"})
 
 
 class FolderSource:
-    """A folder of images, searched recursively; hidden files and folders are left out.
+    """A folder of images, or of features one file each, searched recursively; hidden files and folders are left out.
 
     The key is the path below the folder. Metadata: `class`, the first folder below the root, and `parent`,
     the folders between root and file; both null for a file that lies in the root itself. Links are followed,
@@ -42,10 +42,10 @@ class FolderSource:
 
     metadata: tuple[str, ...] = ("class", "parent")
     reader: Reader = FileReader()
-    features: Features | None = None
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> None:
         self.root = root
+        self.suffixes = suffixes
 
     def __str__(self) -> str:
         return str(self.root)
@@ -54,7 +54,8 @@ class FolderSource:
         """Lists the images; the target is the class."""
         found = sorted(self._walk(os.fsencode(self.root), ()))
         if not found:
-            raise ConfigError(f"no images in {self.root}; looked for files named {' '.join(sorted(IMAGE_SUFFIXES))}")
+            what = "images" if self.suffixes is IMAGE_SUFFIXES else "features"
+            raise ConfigError(f"no {what} in {self.root}; looked for files named {' '.join(sorted(self.suffixes))}")
         relative, sizes, times = zip(*found, strict=True)
         keys = [as_text(b"/".join(parts)) for parts in relative]
         folders = [[as_text(part) for part in parts[:-1]] for parts in relative]
@@ -100,7 +101,7 @@ class FolderSource:
                     yield from self._walk(entry.path, (*ancestors, identity), (*below, entry.name))
                     continue
                 size_and_time = status.st_size, status.st_mtime_ns
-            if os.path.splitext(entry.name)[1].lower().decode("ascii", "replace") in IMAGE_SUFFIXES:
+            if os.path.splitext(entry.name)[1].lower().decode("ascii", "replace") in self.suffixes:
                 yield (*below, entry.name), *size_and_time
 
 
@@ -116,14 +117,15 @@ def open_folder(name: str | None, location: str, options: SourceOptions) -> Mapp
     path = Path(location)
     _check_folder(location, path)
     named = {name: path} if name is not None else _splits_below(path)
-    return {split: FolderSource(folder) for split, folder in named.items()}
+    suffixes = FEATURE_SUFFIXES if options.backbone == "none" else IMAGE_SUFFIXES
+    return {split: FolderSource(folder, suffixes) for split, folder in named.items()}
 
 
 def _check_folder(spec: str, path: Path) -> None:
     if os.path.isdir(path):
         return
     if os.path.exists(path):
-        raise ConfigError(f"--data {spec}: {path} is a file; give a folder of images")
+        raise ConfigError(f"--data {spec}: {path} is a file; give a folder of images, or a table such as .csv")
     siblings = os.listdir(path.parent) if os.path.isdir(path.parent) else []
     near = difflib.get_close_matches(path.name, siblings, n=1)
     hint = f"did you mean {path.parent / near[0]}?" if near else "give a folder of images, or NAME=FOLDER"

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from embedx.config import ExtractConfig, Preprocessing
 from embedx.errors import ConfigError
-from embedx.models.backbones import dense, factory, program, quantized, torchvision
+from embedx.models.backbones import dense, factory, huggingface, program, quantized, timm, torchvision
 from embedx.models.backbones.base import Architecture, last_line
 from embedx.models.checkpoints import Weights
 from embedx.models.features import Embedder
 from embedx.models.layers import layer_faults, layer_shapes, with_layers
 from embedx.models.preprocessing import resolve_preprocessing
 
-_KINDS = (program.KIND, factory.KIND, dense.KIND, quantized.KIND, torchvision.KIND)
+_KINDS = (timm.KIND, huggingface.KIND, program.KIND, factory.KIND, dense.KIND, quantized.KIND, torchvision.KIND)
 """The first that matches is it; any text can be a torchvision model's name."""
 
 T = TypeVar("T")
@@ -29,7 +29,8 @@ class BackboneSpec:
     """A backbone, its weights and what is taken of it, fully determined, nothing of it loaded."""
 
     architecture: Architecture
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None
+    """None where the inputs are no images."""
     layers: tuple[str, ...]
     pool: str
     normalize: bool

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from embedx.config import ExtractConfig, Preprocessing
-from embedx.models.checkpoints import Weights, fill, of_file, read_state_dict
+from embedx.models.checkpoints import Weights, read_state_dict
+from embedx.models.matching import CheckpointMatch, fill
 
 
 class Architecture(ABC):
@@ -33,6 +34,10 @@ class Architecture(ABC):
     """Batch sizes to try its outline with, until one works."""
     opaque = False
     """Whether nothing within it can be had: it has no layers."""
+    match: CheckpointMatch | None = None
+    """How a checkpoint was matched, once it is loaded."""
+    libraries: tuple[str, ...] = ()
+    """What it is built with besides torchvision; a store's environment has their versions."""
 
     @abstractmethod
     def build(self) -> tuple[nn.Module, tuple[str, ...]]:
@@ -64,8 +69,23 @@ class Architecture(ABC):
                 return self.build()[0]
         with self.building():
             model, removed = self.build()
-        fill(model, read_state_dict(self.weights.path), self.weights, ignored=removed)
+        self.fill(model, removed)
         return model
+
+    def fill(self, model: nn.Module, removed: tuple[str, ...]) -> None:
+        """Sets every tensor of a module from the weights' file.
+
+        Args:
+            model: As `build` returns it; its parameters may be on the meta device.
+            removed: Names of the parts that were taken out of it.
+
+        Raises:
+            CheckpointError: If the file does not fit.
+        """
+        path = self.weights.path
+        if path is None:
+            raise ValueError(f"the weights {self.weights.name} are in no file")
+        self.match = fill(model, read_state_dict(path), source=path, heads=removed, key=self.weights.key)
 
 
 class BackboneKind(NamedTuple):
@@ -89,17 +109,6 @@ def fixed_precision_faults(config: ExtractConfig) -> list[str]:
 def last_line(error: BaseException) -> str:
     """What an error says in the end: TorchScript's begin with a whole traceback."""
     return str(error).strip().rsplit("\n", 1)[-1]
-
-
-def given_weights(config: ExtractConfig) -> Weights | None:
-    """The weights that are the same for every kind: a checkpoint, or random ones; None for the backbone's own.
-
-    Raises:
-        CheckpointError: If the checkpoint can't be read.
-    """
-    if config.checkpoint is not None:
-        return of_file("checkpoint", config.checkpoint)
-    return Weights("random", seed=config.seed) if config.weights == "random" else None
 
 
 @contextlib.contextmanager

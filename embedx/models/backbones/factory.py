@@ -23,11 +23,10 @@ from torch import Tensor, nn
 from embedx.config import ExtractConfig, Preprocessing, parse_channels, parse_resize
 from embedx.errors import ConfigError, unknown
 from embedx.models.backbones.base import Architecture, BackboneKind, last_line
-from embedx.models.checkpoints import Weights, of_file
+from embedx.models.checkpoints import Weights, given_weights
 from embedx.models.foreign import main_tensor
 
-_NAME = re.compile(r"(?!(?:timm|hf):)([\w.]+):(\w+)")
-"""The prefixes are those of other kinds of backbones."""
+_NAME = re.compile(r"[\w.]+:\w+")
 _STEPS = {field.name for field in dataclasses.fields(Preprocessing)} - {"exif"}
 
 
@@ -41,11 +40,7 @@ class Made(Architecture):
         self.arguments = _parse_arguments(config.backbone_arg)
         self._module = _call(config.backbone, _factory(config.backbone), self.arguments, config.seed)
         self.preprocessing = _preprocessing(config.backbone, self._module)
-        self.weights = (
-            of_file("checkpoint", config.checkpoint)
-            if config.checkpoint is not None
-            else Weights("factory", sha256=_sha256(self._module.state_dict()))
-        )
+        self.weights = given_weights(config) or Weights("factory", sha256=_sha256(self._module.state_dict()))
 
     def build(self) -> tuple[nn.Module, tuple[str, ...]]:
         """The module as the factory has returned it, but that it gives one tensor."""

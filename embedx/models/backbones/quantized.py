@@ -73,6 +73,8 @@ def find(config: ExtractConfig, download: bool) -> Quantized:
     engine = models.get_model_weights(config.backbone)["DEFAULT"].meta["backend"]
     if engine not in (engines := torch.backends.quantized.supported_engines):
         faults.append(f"{config.backbone} needs the engine {engine}; this machine's torch has {', '.join(engines)}")
+    if config.checkpoint_key is not None:
+        faults.append(f"--checkpoint-key {config.checkpoint_key}: {config.backbone} takes whole state dicts only")
     ConfigError.check(faults)
     weights, member = find_weights(config, download=download)
     return Quantized(config.backbone, weights, preset(member))

@@ -32,8 +32,6 @@ def images() -> torch.Tensor:
     [
         ("mine:build", True),
         ("my.package.models:Build", True),
-        ("timm:resnet50", False),
-        ("hf:facebook", False),
         ("resnet50", False),
         ("a/b:c", False),
         ("C:\\x.pt2", False),

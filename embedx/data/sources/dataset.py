@@ -1,0 +1,202 @@
+"""torchvision's datasets by name: `torchvision:CIFAR10?root=data&train=false`."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import sys
+import typing
+from collections.abc import Mapping
+from typing import Any, Self
+from urllib.parse import parse_qsl, quote, urlencode
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+from torchvision import datasets
+
+from embedx.data.files import RejectedInputError
+from embedx.data.sources.base import COMMON_SCHEMA, SINGLE_SPLIT, TARGET, Reader, Source, SourceKind, SourceOptions
+from embedx.errors import ConfigError, unknown
+
+_PREFIX = "torchvision:"
+_LABELS = ("targets", "labels", "_labels", "y")
+"""Attributes in which torchvision's datasets have their targets."""
+_SAMPLES = ("samples", "_samples")
+"""Attributes in which they have pairs of file and target."""
+_MOST_READ = 100_000
+"""Items that are read for their targets, where no attribute has them."""
+_NOT_TEXT = frozenset({"self", "transform", "target_transform", "transforms", "loader", "is_valid_file"})
+"""Parameters whose values can't be written in a query."""
+
+
+class DatasetReader:
+    """Reads a dataset's items as encoded images, without loss: PPM of RGB and grey, PNG of others; picklable.
+
+    Each process opens the dataset when it first reads, and downloads nothing.
+    """
+
+    def __init__(self, name: str, arguments: Mapping[str, Any]) -> None:
+        self.name = name
+        self.arguments = {key: value for key, value in arguments.items() if key != "download"}
+        self._dataset: Any = None
+
+    def __str__(self) -> str:
+        query = urlencode(self.arguments, safe="/", quote_via=quote)
+        return f"{_PREFIX}{self.name}{'?' if query else ''}{query}"
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, Mapping[str, Any]]]:
+        return type(self), (self.name, self.arguments)
+
+    def read(self, path: bytes, offset: int | None, size: int | None) -> bytes:
+        """Item `offset`.
+
+        Raises:
+            RejectedInputError: If it can't be had, or is no image.
+        """
+        content = io.BytesIO()
+        try:
+            if self._dataset is None:
+                self._dataset = construct(self.name, self.arguments)
+            item = self._dataset[offset]
+            image = item[0] if isinstance(item, tuple) else item
+            if isinstance(image, Image.Image):
+                image.save(content, "PPM" if image.mode in ("RGB", "L") else "PNG")
+        except Exception as error:  # datasets raise almost anything
+            raise RejectedInputError(f"can't be read from the dataset: {type(error).__name__}: {error}") from error
+        if not isinstance(image, Image.Image):
+            raise RejectedInputError(f"the dataset's item is no image, but of type {type(image).__name__}")
+        return content.getvalue()
+
+
+class DatasetItems:
+    """A dataset's items in its order.
+
+    The key is the item's number. The target is the dataset's own, where that is one whole number per item. Metadata:
+    `class`, the target's name, where the dataset tells its classes' names.
+    """
+
+    def __init__(self, dataset: Any, reader: DatasetReader) -> None:
+        self.reader: Reader = reader
+        self.path = str(reader).encode()
+        self.count = len(dataset)
+        self.targets = _targets(dataset)
+        self.classes: list[str] = [str(name) for name in getattr(dataset, "classes", None) or ()]
+        self.metadata: tuple[str, ...] = ("class",) if self.classes and self.targets else ()
+
+    def scan(self) -> pa.Table:
+        """Lists the items."""
+        if self.count == 0:
+            raise ConfigError(f"--data {self.path.decode()}: the dataset has no items")
+        nothing = [None] * self.count
+        targets = self.targets or nothing
+        columns: dict[str, Any] = {
+            "key": [f"{number:08d}" for number in range(self.count)],
+            "path": [self.path] * self.count,
+            "offset": range(self.count),
+            "size": nothing,
+            "mtime_ns": nothing,
+            TARGET: targets,
+        }
+        if self.metadata:
+            names = dict(enumerate(self.classes))
+            columns["class"] = [None if target is None else names.get(target) for target in targets]
+        metadata = [(name, pa.string()) for name in self.metadata]
+        return pa.table(columns, schema=pa.schema([*COMMON_SCHEMA, (TARGET, pa.int64()), *metadata]))
+
+
+def construct(name: str, arguments: Mapping[str, Any]) -> Any:
+    """Makes a dataset; what it prints goes to stderr."""
+    with contextlib.redirect_stdout(sys.stderr):
+        return getattr(datasets, name)(**arguments)
+
+
+def open_dataset(name: str | None, location: str, options: SourceOptions) -> Mapping[str, Source]:
+    """The source of one dataset; it is downloaded only with `download=true`.
+
+    Raises:
+        ConfigError: If there is no such dataset, an argument is missing or unknown, or it can't be made of them.
+    """
+    dataset, _, query = location.removeprefix(_PREFIX).partition("?")
+    known = [key for key, value in vars(datasets).items() if _is_dataset(value)]
+    if dataset not in known:
+        raise ConfigError(f"--data {location}: {unknown('dataset of torchvision', dataset, known)}")
+    parameters = _parameters(getattr(datasets, dataset))
+    given = dict(parse_qsl(query.replace("+", "%2B"), keep_blank_values=True))
+    faults = [f"unknown argument {key!r}" for key in given if key not in parameters]
+    faults += [f"{key} is missing" for key, one in parameters.items() if one.default is one.empty and key not in given]
+    ConfigError.check([f"--data {location}: {fault}; {dataset} takes {', '.join(parameters)}" for fault in faults])
+    arguments = {key: _cast(value, parameters[key]) for key, value in given.items()}
+    try:
+        opened = construct(dataset, arguments)
+    except Exception as error:  # datasets raise almost anything
+        fetch = "add download=true or " if "download" in parameters and not arguments.get("download") else ""
+        advice = f"{fetch}mend its arguments ({', '.join(parameters)})"
+        raise ConfigError(f"--data {location}: {type(error).__name__}: {error}; {advice}") from error
+    return {name or SINGLE_SPLIT: DatasetItems(opened, DatasetReader(dataset, arguments))}
+
+
+def _is_dataset(value: Any) -> bool:
+    base = datasets.VisionDataset
+    return isinstance(value, type) and issubclass(value, base) and value is not base
+
+
+def _parameters(dataset: type[Any]) -> dict[str, inspect.Parameter]:
+    """What the constructor takes, by name; where it hands on what it does not know, what those behind it take."""
+    found: dict[str, inspect.Parameter] = {}
+    for cls in dataset.__mro__:
+        if "__init__" not in vars(cls):
+            continue
+        own = inspect.signature(vars(cls)["__init__"], eval_str=True).parameters
+        hands_on = any(one.kind is one.VAR_KEYWORD for one in own.values())
+        plain = {key: one for key, one in own.items() if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
+        found = {**plain, **found}
+        if not hands_on:
+            break
+    return {key: one for key, one in found.items() if key not in _NOT_TEXT}
+
+
+def _cast(text: str, parameter: inspect.Parameter) -> Any:
+    """The value that a query's text stands for: true, false and numbers, where the parameter is not text."""
+    annotation = parameter.annotation
+    if str in (annotation, *typing.get_args(annotation)):
+        return text
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
+
+
+def _targets(dataset: Any) -> list[int | None] | None:
+    """One number per item, null for an unknown one; None if the dataset has no such targets."""
+    count = len(dataset)
+    candidates = [getattr(dataset, name, None) for name in _LABELS]
+    for name in _SAMPLES:
+        with contextlib.suppress(TypeError, LookupError):
+            candidates.append([sample[-1] for sample in getattr(dataset, name, ())])
+    for candidate in candidates:
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):
+            labels = np.asarray(candidate)
+            if labels.shape == (count,) and labels.dtype.kind in "iu":
+                return [label if label >= 0 else None for label in labels.tolist()]
+    return _targets_of_items(dataset) if count <= _MOST_READ else None
+
+
+def _targets_of_items(dataset: Any) -> list[int | None] | None:
+    targets: list[int | None] = []
+    for number in range(len(dataset)):
+        try:
+            item = dataset[number]
+        except Exception:  # noqa: BLE001  (the reader will say so, and reject it)
+            targets.append(None)
+            continue
+        if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], int)):
+            return None
+        targets.append(item[1])
+    return targets
+
+
+KIND = SourceKind(lambda location: location.startswith(_PREFIX), open_dataset)

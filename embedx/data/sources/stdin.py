@@ -1,0 +1,82 @@
+"""Paths on stdin, as `find` prints them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+
+import pyarrow as pa
+
+from embedx.data.files import FileReader
+from embedx.data.sources.base import (
+    COMMON_SCHEMA,
+    SINGLE_SPLIT,
+    TARGET,
+    Reader,
+    Source,
+    SourceKind,
+    SourceOptions,
+    as_text,
+    size_and_time,
+)
+from embedx.errors import ConfigError
+
+STDIN = "-"
+
+
+class PathList:
+    """Files by their paths, in the order given; relative ones begin in the current folder.
+
+    The key is the path as given. Metadata: `parent`, the path without its last part, null if it has but one.
+    """
+
+    metadata: tuple[str, ...] = ("parent",)
+    reader: Reader = FileReader()
+
+    def __init__(self, paths: list[bytes]) -> None:
+        self.paths = paths
+
+    def scan(self) -> pa.Table:
+        """Adds what the file system says of the files."""
+        here = os.getcwdb()
+        whole = [path if b"://" in path else os.path.join(here, path) for path in self.paths]
+        sizes, times = zip(*map(size_and_time, whole), strict=True)
+        columns = {
+            "key": [as_text(path) for path in self.paths],
+            "path": whole,
+            "offset": [None] * len(whole),
+            "size": sizes,
+            "mtime_ns": times,
+            TARGET: [None] * len(whole),
+            "parent": [as_text(os.path.dirname(path)) or None for path in self.paths],
+        }
+        return pa.table(columns, schema=pa.schema([*COMMON_SCHEMA, (TARGET, pa.null()), ("parent", pa.string())]))
+
+
+def open_stdin(name: str | None, location: str, options: SourceOptions) -> Mapping[str, Source]:
+    r"""Reads the paths, one per line; with `--null` each ends in a NUL byte, so that it can have any other.
+
+    A line may end in `\r\n`. Empty ones are left out.
+
+    Raises:
+        ConfigError: If there are none, stdin is a terminal, or they end in NUL and that was not said.
+    """
+    if sys.stdin is None or sys.stdin.isatty():
+        raise ConfigError("--data -: stdin is no list of paths; pipe one in, as in find … | embedx extract --data -")
+    content = sys.stdin.buffer.read()
+    if options.null:
+        paths = content.split(b"\0")
+    elif b"\0" in content:
+        raise ConfigError("--data -: the paths on stdin end in NUL; add --null")
+    else:
+        paths = [line.removesuffix(b"\r") for line in content.split(b"\n")]
+    paths = [path for path in paths if path]
+    if not paths:
+        raise ConfigError("--data -: there are no paths on stdin; does the command that lists them find any?")
+    return {name or SINGLE_SPLIT: PathList(paths)}
+
+
+KIND = SourceKind(
+    lambda location: location == STDIN, open_stdin, plural="paths on stdin", options=frozenset({"null"}), once=True
+)

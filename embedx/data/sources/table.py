@@ -1,0 +1,279 @@
+"""A table that lists the images, or holds them: `.csv`, `.tsv`, `.jsonl` and `.parquet`."""
+
+from __future__ import annotations
+
+import os
+import re
+import zlib
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from embedx.config import RESERVED_COLUMNS
+from embedx.data.files import FileReader, RejectedInputError
+from embedx.data.sources.base import (
+    COMMON_SCHEMA,
+    SINGLE_SPLIT,
+    TARGET,
+    Reader,
+    Source,
+    SourceKind,
+    SourceOptions,
+    size_and_time,
+)
+from embedx.data.tables import EmbeddedImages, TableFile, table_format
+from embedx.errors import ConfigError
+
+_PATH_COLUMNS = ("path", "image", "file", "filename")
+_TARGET_COLUMNS = ("target", "label")
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+
+
+class TableSource:
+    """Rows of a table, in its order.
+
+    The key is the key column's value or else the path as the table has it; of an embedded image the path that stands
+    beside its bytes, if all rows have one of their own, or else the row's number. Metadata: all columns but those of
+    the path, the key and the split.
+
+    Args:
+        samples: The columns `key`, `path`, `offset` and `target`, then the metadata.
+        reader: Reads them.
+    """
+
+    def __init__(self, samples: pa.Table, reader: Reader) -> None:
+        self.samples = samples
+        self.reader = reader
+        self.metadata = tuple(samples.column_names[4:])
+
+    def scan(self) -> pa.Table:
+        """Adds what the file system says of the files; an embedded image has the time of the table."""
+        paths, offsets = self.samples["path"].to_pylist(), self.samples["offset"].to_pylist()
+        known = {path: size_and_time(path) for path in dict.fromkeys(paths)}
+        sizes = [known[path][0] if offset is None else None for path, offset in zip(paths, offsets, strict=True)]
+        times = [known[path][1] for path in paths]
+        key, path, offset, *others = self.samples.columns
+        columns = [key, path, offset, pa.array(sizes, pa.int64()), pa.array(times, pa.int64()), *others]
+        return pa.table(columns, names=[*COMMON_SCHEMA.names, TARGET, *self.metadata])
+
+
+class Root:
+    """Where relative paths begin.
+
+    Args:
+        folder: A path or a URL.
+        closed: Whether no path may lead out of it, as their text has it; links are not looked at.
+    """
+
+    def __init__(self, folder: str, *, closed: bool) -> None:
+        self.folder = _normal(folder if _URL.match(folder) else os.path.abspath(folder))
+        self.closed = closed
+
+    @classmethod
+    def of(cls, location: str, root: str | None) -> Root:
+        """The folder given as `--root`, or else that of the table.
+
+        Raises:
+            ConfigError: If there is no such folder.
+        """
+        if root is None:
+            return cls(location.rpartition("/")[0] if _URL.match(location) else os.path.dirname(location), closed=False)
+        if not _URL.match(root) and not os.path.isdir(root):
+            raise ConfigError(f"--root {root}: there is no such folder; give the one that the table's paths begin in")
+        return cls(root, closed=True)
+
+    def locate(self, path: str) -> str:
+        """The whole path, or URL, of what a table names.
+
+        Raises:
+            ValueError: If it leads out of a closed root, or is no path.
+        """
+        if "\0" in path:
+            raise ValueError(f"{path!r} has a NUL byte, as no path has")
+        whole = path if path.startswith("/") or _URL.match(path) else f"{self.folder.rstrip('/')}/{path}"
+        if not self.closed:
+            return whole
+        whole = _normal(whole)
+        if not whole.startswith(self.folder.rstrip("/") + "/"):
+            raise ValueError(f"{path!r} leads out of --root {self.folder}")
+        return whole
+
+
+class EmbeddedReader:
+    """Reads images that lie in a column of a Parquet file, or that it names where it has no bytes; picklable."""
+
+    def __init__(self, column: str, root: Root) -> None:
+        self.images = EmbeddedImages(column)
+        self.root = root
+
+    def read(self, path: bytes, offset: int | None, size: int | None) -> bytes:
+        """The image in row `offset`.
+
+        Raises:
+            RejectedInputError: If it can't be read, or the row has none.
+        """
+        try:
+            image = self.images.get(os.fsdecode(path), offset or 0)
+            if image.get("bytes") is not None:
+                return bytes(image["bytes"])
+            elsewhere = self.root.locate(image["path"]) if image.get("path") else None
+        except (OSError, EOFError, zlib.error, pa.ArrowException, IndexError, ValueError) as error:
+            raise RejectedInputError(f"can't be read: {error}") from error
+        if elsewhere is None:
+            raise RejectedInputError("the row has neither bytes nor a path")
+        return FileReader().read(os.fsencode(elsewhere))
+
+
+class _Roles(NamedTuple):
+    """Which column is what."""
+
+    path: str
+    key: str | None
+    target: str | None
+    split: str | None
+
+    def texts(self) -> list[str]:
+        """Those taken as they are written."""
+        return [name for name in (self.path, self.key, self.split) if name is not None]
+
+
+def open_table(name: str | None, location: str, options: SourceOptions) -> Mapping[str, Source]:
+    """The sources of a table: one per value of the split column, or one in all.
+
+    Raises:
+        ConfigError: If it can't be read, lacks a column, is empty, or a row lacks what it needs.
+    """
+    if not _URL.match(location):
+        location = os.path.abspath(location)
+    root = Root.of(location, options.root)
+    file = TableFile(location)
+    table = file.read()
+    roles = _roles(file, table, options)
+    if any(not pa.types.is_string(table[column].type) for column in roles.texts()):
+        table = _with_text(file.read(roles.texts()), location, roles)
+    embedded = roles.path in file.embedded
+    ConfigError.check(
+        [
+            f"--data {location}: {file.place(rows[0])} has no value in the column {column!r} ({len(rows)} in all); "
+            "fill it in, or leave the row out"
+            for column in roles.texts()
+            if not (embedded and column == roles.path) and (rows := _rows_without(table[column]))
+        ]
+    )
+    samples = _samples(file, table, roles, root, embedded=embedded)
+    reader = EmbeddedReader(roles.path, root) if embedded else FileReader()
+    if roles.split is None:
+        return {name or SINGLE_SPLIT: TableSource(samples, reader)}
+    splits = pc.unique(table[roles.split]).to_pylist()
+    if name is not None and name not in splits:
+        raise ConfigError(f"--data {name}={location}: {roles.split!r} names no such split; it has {', '.join(splits)}")
+    return {
+        split: TableSource(samples.filter(pc.equal(table[roles.split], split)), reader)
+        for split in splits
+        if name in (None, split)
+    }
+
+
+def _roles(file: TableFile, table: pa.Table, options: SourceOptions) -> _Roles:
+    names = table.column_names
+    faults = [f"two columns are named {name!r}; rename one" for name in dict.fromkeys(names) if names.count(name) > 1]
+    for option in ("path_column", "key_column", "target_column", "split_column"):
+        column = getattr(options, option)
+        if column is not None and column not in names:
+            faults.append(f"there is no --{option.replace('_', '-')} {column!r}; its columns are {', '.join(names)}")
+    # Bytes are surely the images, where beside them paths may be of anything.
+    candidates = sorted((name for name in _PATH_COLUMNS if name in names), key=lambda name: name not in file.embedded)
+    if options.path_column is None and not candidates:
+        faults.append(f"none of {', '.join(names)} is named {', '.join(_PATH_COLUMNS)}; choose one by --path-column")
+    if len(table) == 0:
+        faults.append("the table has no rows")
+    ConfigError.check([f"--data {file.location}: {fault}" for fault in faults])
+    targets = [name for name in _TARGET_COLUMNS if name in names and _as_target(table[name]) is not None]
+    return _Roles(
+        options.path_column or candidates[0],
+        options.key_column,
+        options.target_column or next(iter(targets), None),
+        options.split_column,
+    )
+
+
+def _with_text(table: pa.Table, location: str, roles: _Roles) -> pa.Table:
+    for column in roles.texts():
+        try:
+            text = table[column].cast(pa.string())
+        except pa.ArrowException as error:
+            kind = table[column].type
+            raise ConfigError(
+                f"--data {location}: the column {column!r} is {kind}, and can't be read as text"
+            ) from error
+        table = table.set_column(table.column_names.index(column), column, text)
+    return table
+
+
+def _rows_without(column: pa.ChunkedArray) -> list[int]:
+    missing = pc.fill_null(pc.equal(column, ""), True)
+    rows: list[int] = pc.indices_nonzero(missing).to_pylist()
+    return rows
+
+
+def _samples(file: TableFile, table: pa.Table, roles: _Roles, root: Root, *, embedded: bool) -> pa.Table:
+    """The columns `key`, `path`, `offset` and `target`, then the metadata."""
+    count = len(table)
+    if embedded:
+        paths, offsets = [file.location] * count, pa.array(range(count), pa.int64())
+    else:
+        paths, offsets = _located(file, table[roles.path].to_pylist(), root), pa.nulls(count, pa.int64())
+    key = table[roles.key or roles.path]
+    if roles.key is None and embedded and (_rows_without(key) or pc.count_distinct(key).as_py() < count):
+        key = pa.array([f"row-{row:07d}" for row in range(count)])
+    target = pa.nulls(count) if roles.target is None else _as_target(table[roles.target])
+    if target is None:
+        raise ConfigError(
+            f"--data {file.location}: --target-column {roles.target!r} is {table[str(roles.target)].type}; give one of "
+            "class names or whole numbers"
+        )
+    # A target is metadata too, so that inputs can be grouped by the names of classes.
+    used = {*roles.texts(), *({roles.target} & RESERVED_COLUMNS)}
+    metadata = table.drop([name for name in table.column_names if name in used])
+    columns = [key, pa.array([os.fsencode(path) for path in paths], pa.binary()), offsets, target]
+    return pa.table([*columns, *metadata.columns], names=["key", "path", "offset", TARGET, *metadata.column_names])
+
+
+def _located(file: TableFile, paths: list[str], root: Root) -> list[str]:
+    whole = []
+    for row, path in enumerate(paths):
+        try:
+            whole.append(root.locate(path))
+        except ValueError as error:
+            raise ConfigError(f"--data {file.location}: {file.place(row)}: the path {error}") from error
+    return whole
+
+
+def _as_target(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """Class names as strings, numbers as int64; None if it is neither."""
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return column.cast(pa.string())
+    if pa.types.is_integer(kind) or pa.types.is_null(kind):
+        try:
+            return column.cast(pa.int64())
+        except pa.ArrowInvalid:  # beyond 63 bits
+            return None
+    return None
+
+
+def _normal(location: str) -> str:
+    """Without `.`, `..` and doubled slashes."""
+    scheme = _URL.match(location)
+    begin = scheme.end() if scheme else 0
+    return location[:begin] + os.path.normpath(location[begin:])
+
+
+KIND = SourceKind(
+    lambda location: table_format(location) is not None and not os.path.isdir(location),
+    open_table,
+    plural="tables",
+    options=frozenset({"path_column", "key_column", "target_column", "split_column", "root"}),
+)

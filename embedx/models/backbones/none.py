@@ -1,0 +1,72 @@
+"""`--backbone none`: the inputs are features already, and nothing is computed but pooling and scaling."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from embedx.config import ExtractConfig
+from embedx.errors import ConfigError
+from embedx.models.backbones import BackboneSpec
+from embedx.models.backbones.base import Architecture
+from embedx.models.checkpoints import Weights
+from embedx.models.features import Embedder, finished
+from embedx.models.layers import EMBEDDINGS
+
+NONE = "none"
+_OF_BACKBONES = (
+    *("backbone_arg", "weights", "checkpoint", "layer"),
+    *("image_size", "resize", "crop", "mean", "std", "interpolation"),
+)
+"""Settings that say something of a backbone, or of its images."""
+
+
+class NoBackbone(Architecture):
+    """Gives back what it gets."""
+
+    name = NONE
+    weights = Weights(NONE)
+    preprocessing = None
+
+    def build(self) -> tuple[nn.Module, tuple[str, ...]]:
+        """The identity."""
+        return nn.Identity(), ()
+
+
+class Passthrough(Embedder):
+    """Takes features instead of images."""
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Pools and scales features [B, D] or [B, T, D]."""
+        return finished({EMBEDDINGS: images}, self.pool, normalize=self.normalize)
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureSpec(BackboneSpec):
+    """Features that are ready, of one shape."""
+
+    input_shape: tuple[int, ...] = ()
+
+    def load(self) -> Embedder:
+        """What pools and scales them."""
+        return Passthrough(nn.Identity(), None, pool=self.pool, normalize=self.normalize).eval()
+
+
+def describe_features(config: ExtractConfig, shape: tuple[int, ...]) -> FeatureSpec:
+    """What is made of features of this shape, (D,) or (T, D).
+
+    Raises:
+        ConfigError: If a setting is given that needs a backbone.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(ExtractConfig)}
+    needless = [
+        f"--{name.replace('_', '-')} needs a backbone, and there is none"
+        for name in _OF_BACKBONES
+        if getattr(config, name) != defaults[name]
+    ]
+    ConfigError.check(needless)
+    spec = FeatureSpec(NoBackbone(), None, (), config.pool, config.normalize, shapes={}, input_shape=shape)
+    outputs = spec.load()(torch.zeros(1, *shape))
+    return dataclasses.replace(spec, shapes={name: tuple(out.shape[1:]) for name, out in outputs.items()})

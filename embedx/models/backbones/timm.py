@@ -1,0 +1,205 @@
+"""timm's models as `timm:NAME` or `timm:NAME.TAG`, without their classifier.
+
+What they return is what timm's `create_model(NAME, num_classes=0)` does: pooled [B, D], or tokens of the few models
+that timm itself does not pool.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from torch import nn
+
+from embedx.config import ExtractConfig, Preprocessing
+from embedx.errors import CheckpointError, ConfigError, unknown
+from embedx.models.backbones import hub
+from embedx.models.backbones.base import Architecture, BackboneKind
+from embedx.models.checkpoints import Weights, given_weights, of_file
+
+_PREFIX = "timm:"
+_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Where a repository has its weights, unless its entry in timm's registry says otherwise."""
+_INSTEAD = "load weights of your own with --checkpoint FILE, or try things out with --weights random"
+
+
+class TimmModel(Architecture):
+    """A model of timm's registry.
+
+    Args:
+        name: As it is given to `--backbone`.
+        registered: Its entry in timm's registry.
+        weights: Its own, a checkpoint's, or random ones.
+        image_size: Other than the model's own.
+    """
+
+    libraries = ("timm",)
+
+    def __init__(self, name: str, registered: Any, weights: Weights, image_size: int | None) -> None:
+        self.name = name
+        self.weights = weights
+        self.preprocessing = _preprocessing(name, registered)
+        self._registered = registered
+        # Of models that are built for one size; the others take any.
+        self._options = {"img_size": image_size} if image_size and registered.fixed_input_size else {}
+
+    def build(self) -> tuple[nn.Module, tuple[str, ...]]:
+        """The model without its classifier."""
+        model = self._create()
+        classifiers = self._registered.classifier or ()
+        classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
+        return model, tuple(_removed_part(model, classifier) for classifier in classifiers)
+
+    def outline(self) -> nn.Module:
+        """The model, buffers and all, on the meta device: some of timm's models run parts of themselves to be built."""
+        with torch.device("meta"):
+            return self.build()[0]
+
+    def load(self) -> nn.Module:
+        """The model with its weights; timm's own are read, and fitted to the image size, by timm."""
+        if self.weights.path is None:
+            return super().load()
+        if self.weights.name == "checkpoint":
+            model, removed = self.build()
+            self.fill(model, removed)
+            return model
+        source = {"file": str(self.weights.path), "custom_load": False}
+        try:
+            with torch.random.fork_rng(devices=[]), _missing_tensors() as missing:
+                model = self._create(pretrained=True, pretrained_cfg_overlay=source)
+        except Exception as error:  # timm has no errors of its own, and what it reads may be damaged
+            message = f"{self.weights.path}: timm can't load it as {self.weights.name} ({error})"
+            raise CheckpointError(message) from error
+        if lacking := [name for name, _ in model.named_parameters() if name in missing]:
+            message = f"{self.weights.path}: is not {self.weights.name}; it lacks {len(lacking)} tensors of the model"
+            raise CheckpointError(f"{message}, such as {lacking[0]}; remove the file, and it is fetched again")
+        return model
+
+    def _create(self, **options: Any) -> nn.Module:
+        import timm
+
+        name = self.name.removeprefix(_PREFIX)
+        model: nn.Module = timm.create_model(name, num_classes=0, **self._options, **options)
+        return model.eval()
+
+
+def find(config: ExtractConfig, download: bool) -> TimmModel:
+    """Finds a model by its name in timm's registry."""
+    hub.require("timm", extra="timm", backbone=config.backbone)
+    registered = _registered(config.backbone)
+    weights = given_weights(config)
+    if weights is None:
+        if config.weights != "DEFAULT":
+            tags = [name.partition(".")[2] for name in _tagged(registered.architecture)]
+            raise ConfigError(
+                f"--weights {config.weights}: of {_PREFIX} models the name says which weights; give "
+                f"--backbone {_PREFIX}{registered.architecture}.TAG, where TAG is one of {', '.join(tags) or 'none'}"
+            )
+        weights = _own_weights(config.backbone, registered, download=download)
+    return TimmModel(config.backbone, registered, weights, config.image_size)
+
+
+def _registered(backbone: str) -> Any:
+    """A backbone's entry in timm's registry."""
+    import timm
+
+    name = backbone.removeprefix(_PREFIX)
+    architecture = name.partition(".")[0]
+    architectures = timm.list_models()
+    if architecture not in architectures:
+        raise ConfigError(unknown("backbone", backbone, [f"{_PREFIX}{known}" for known in architectures]))
+    try:
+        return timm.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError as error:
+        valid = [f"{_PREFIX}{known}" for known in _tagged(architecture)]
+        raise ConfigError(unknown("backbone", backbone, valid, hint=f"(or {_PREFIX}{architecture})")) from error
+
+
+def _tagged(architecture: str) -> list[str]:
+    """Names, with their tag, of an architecture's pretrained weights."""
+    import timm
+
+    return list(timm.list_models(f"{architecture}.*", pretrained=True))
+
+
+def _own_weights(backbone: str, registered: Any, *, download: bool) -> Weights:
+    if not registered.has_weights:
+        raise ConfigError(f"timm has no weights for {backbone}; {_INSTEAD}")
+    path = _file(backbone, registered, download=download)
+    name = f"timm/{registered.architecture}.{registered.tag}"
+    return of_file(name, path) if path else Weights(name)
+
+
+def _file(backbone: str, registered: Any, *, download: bool) -> Path | None:
+    """The file of a model's own weights; None if it is in no cache and not to be fetched."""
+    repository = registered.hf_hub_id
+    if not repository:
+        path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(registered.url).path).name
+        if not path.is_file() and download:
+            raise CheckpointError(f"{backbone}: put {registered.url} at\n{path},\nor {_INSTEAD}")
+        return path if path.is_file() else None
+    names = (registered.hf_hub_filename,) if registered.hf_hub_filename else _FILES
+    found = [file for name in names if (file := hub.cached(repository, name))]
+    if found or not download:
+        return found[0] if found else None
+    for name in names:
+        if (fetched := hub.download(repository, [name], advice=f"or {_INSTEAD}") / name).is_file():
+            return fetched
+    raise CheckpointError(f"{repository} on the Hugging Face hub has no {' or '.join(names)}; {_INSTEAD}")
+
+
+def _preprocessing(backbone: str, registered: Any) -> Preprocessing:
+    """The evaluation transform of timm's `create_transform`, in embedx's words."""
+    import timm.data
+
+    steps: Mapping[str, Any] = timm.data.resolve_data_config(pretrained_cfg=registered.to_dict())
+    _, height, width = steps["input_size"]
+    if height != width:
+        raise ConfigError(f"{backbone} takes images of {height}x{width}; embedx feeds square ones only")
+    if steps["crop_mode"] not in ("center", "squash"):
+        raise ConfigError(
+            f"{backbone} wants images with a border (crop mode {steps['crop_mode']}), which embedx does not add; "
+            "choose another backbone"
+        )
+    size = math.floor(height / steps["crop_pct"])
+    return Preprocessing(
+        resize=(size, size) if steps["crop_mode"] == "squash" else size,
+        crop=height,
+        interpolation=steps["interpolation"],
+        mean=tuple(steps["mean"]),
+        std=tuple(steps["std"]),
+    )
+
+
+@contextlib.contextmanager
+def _missing_tensors() -> Iterator[set[str]]:
+    """While this lasts, collects the names of tensors that state dicts lack; timm would leave those at random."""
+    load, missing = nn.Module.load_state_dict, set()
+
+    def load_and_note(self: nn.Module, *args: Any, **options: Any) -> Any:
+        result = load(self, *args, **options)
+        missing.update(result.missing_keys)
+        return result
+
+    nn.Module.load_state_dict = load_and_note  # type: ignore[method-assign]
+    try:
+        yield missing
+    finally:
+        nn.Module.load_state_dict = load  # type: ignore[method-assign]
+
+
+def _removed_part(model: nn.Module, classifier: str) -> str:
+    """The largest part around the classifier of which a model without it has nothing: its norm may be gone too."""
+    tensors = model.state_dict()
+    part = classifier
+    while (parent := part.rpartition(".")[0]) and not any(name.startswith(f"{parent}.") for name in tensors):
+        part = parent
+    return part
+
+
+KIND = BackboneKind(lambda name: name.startswith(_PREFIX), find)
