@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from embedx.errors import ConfigError, unknown
@@ -32,11 +33,8 @@ class TracedLayers(nn.Module):
 
     def __init__(self, backbone: nn.Module, nodes: Sequence[str], layers: Iterable[str]) -> None:
         super().__init__()
-        self.node_of = {EMBEDDINGS: nodes[-1]}
-        self.node_of |= {layer: [node for node in nodes if _is_within(node, layer)][-1] for layer in layers}
-        self.extractor = create_feature_extractor(
-            backbone, {node: node for node in self.node_of.values()}, suppress_diff_warning=True
-        )
+        self.node_of = {EMBEDDINGS: nodes[-1], **{layer: _last_within(layer, nodes) for layer in layers}}
+        self.extractor = _extractor(backbone, self.node_of.values())
         output = self.extractor.graph.output_node()
         for node in output.all_input_nodes:
             with self.extractor.graph.inserting_after(node):
@@ -114,19 +112,19 @@ def layer_shapes(backbone: nn.Module, images: Tensor) -> dict[str, tuple[int, ..
         images: [B, 3, H, W], to tell it by.
 
     Returns:
-        Shapes [B, …].
+        Shapes of one image's part: [D], [T, D], [C, H, W], … Outputs that have no such parts are left out.
     """
     nodes = _operations(backbone)
     names = _layer_names(backbone, nodes)
     if nodes is None:
         outputs = HookedLayers(backbone, names).run(images)
     else:
-        inner = [name for name in names if not _is_within(nodes[-1], name)]
-        outputs = TracedLayers(backbone, nodes, inner)(images)
+        of_nodes = _extractor(backbone, nodes)(images)
+        outputs = {name: of_nodes[_last_within(name, nodes)] for name in names if not _is_within(nodes[-1], name)}
     return {
-        name: tuple(value.shape)
+        name: tuple(value.shape[1:])
         for name, value in outputs.items()
-        if isinstance(value, Tensor) and value.ndim > 1 and name not in _RESERVED
+        if isinstance(value, Tensor) and value.ndim > 1 and len(value) == len(images) and name not in _RESERVED
     }
 
 
@@ -147,6 +145,17 @@ def _layer_names(backbone: nn.Module, nodes: Sequence[str] | None) -> list[str]:
         return [name for name, _ in backbone.named_modules() if name]
     last_first = (node.rsplit(".", depth)[0] for node in reversed(nodes) for depth in range(node.count("."), -1, -1))
     return list(dict.fromkeys(last_first))[::-1]
+
+
+def _extractor(backbone: nn.Module, nodes: Iterable[str]) -> GraphModule:
+    extractor: GraphModule = create_feature_extractor(
+        backbone, {node: node for node in nodes}, suppress_diff_warning=True
+    )
+    return extractor
+
+
+def _last_within(layer: str, nodes: Sequence[str]) -> str:
+    return next(node for node in reversed(nodes) if _is_within(node, layer))
 
 
 def _is_within(node: str, layer: str) -> bool:

@@ -184,11 +184,11 @@ def test_backbones_lists_all_of_torchvision_s(embedx) -> None:
 
 def test_layers_lists_names_and_shapes(embedx) -> None:
     lines = [line.split("\t") for line in embedx("layers", "resnet18", "--image-size", "64").stdout.splitlines()]
-    assert ["layer4", "1x512x2x2"] in lines and all(len(line) == 2 for line in lines)
+    assert ["layer4", "512x2x2"] in lines and all(len(line) == 2 for line in lines)
     listed = json.loads(embedx("layers", "resnet18", "--json").stdout)
-    assert {"name": "layer4", "shape": [1, 512, 7, 7]} in listed
+    assert {"name": "layer4", "shape": [512, 7, 7]} in listed
     made = embedx("layers", "torchvision.models:resnet18", "--image-size", "64", "--backbone-arg", "num_classes=3")
-    assert "fc\t1x3" in made.stdout.splitlines()
+    assert "fc\t3" in made.stdout.splitlines()
     unknown = embedx("layers", "resnet1")
     assert unknown.code == 2 and "unknown backbone 'resnet1'" in unknown.stderr
     unsized = embedx("layers", "torchvision.models:resnet18")

@@ -94,7 +94,7 @@ def test_of_what_can_not_be_traced_the_modules_are_layers() -> None:
 
 def test_layers_are_listed_in_order_with_their_shapes(resnet: nn.Module) -> None:
     shapes = layer_shapes(resnet.to("meta"), IMAGES.to("meta"))
-    assert next(iter(shapes)) == "conv1" and shapes["layer4"] == (2, 512, 2, 2)
+    assert next(iter(shapes)) == "conv1" and shapes["layer4"] == (512, 2, 2)
     names = list(shapes)
     assert names.index("layer1.0.bn2") < names.index("layer1.0") < names.index("layer1.1") < names.index("layer1")
     assert "fc" not in names and names[-1] == "flatten"
@@ -103,9 +103,9 @@ def test_layers_are_listed_in_order_with_their_shapes(resnet: nn.Module) -> None
 
 def test_of_modules_those_are_listed_that_run_and_give_a_tensor() -> None:
     assert layer_shapes(Branching().eval(), IMAGES) == {
-        "first": (2, 4, 8, 8),
-        "pair": (2, 4, 8, 8),
-        "relu": (2, 4, 8, 8),
+        "first": (4, 8, 8),
+        "pair": (4, 8, 8),
+        "relu": (4, 8, 8),
     }
 
 
@@ -130,8 +130,8 @@ def test_without_layers_a_backbone_is_left_as_it_is(resnet: nn.Module) -> None:
 
 def test_a_backbone_s_layers_need_no_weights() -> None:
     listed = describe_layers(ExtractConfig(backbone="vit_b_16", out=Path("store")))
-    assert listed["encoder.layers.encoder_layer_11"] == (1, 197, 768)
+    assert listed["encoder.layers.encoder_layer_11"] == (197, 768)
     smaller = describe_layers(ExtractConfig(backbone="resnet18", out=Path("store"), image_size=64))
-    assert smaller["layer4"] == (1, 512, 2, 2)
+    assert smaller["layer4"] == (512, 2, 2)
     with pytest.raises(ConfigError, match="vit_b_16 does not take images of 160x160"):
         describe_layers(ExtractConfig(backbone="vit_b_16", out=Path("store"), image_size=160))

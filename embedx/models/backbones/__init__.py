@@ -91,7 +91,7 @@ def describe_backbone(config: ExtractConfig, *, download: bool = True) -> Backbo
 
 
 def describe_layers(config: ExtractConfig) -> dict[str, tuple[int, ...]]:
-    """What can be given to `--layer` of a backbone, and the output's shape [B, …], mostly with B = 1.
+    """What can be given to `--layer` of a backbone, and the shape of its output for one image.
 
     Raises:
         ConfigError: If there is no such backbone, or it has no layers, or takes no images of this size.

@@ -30,8 +30,8 @@ class Architecture(ABC):
     """What else it was built with, as `--backbone-arg` gave it."""
     outline_device = torch.device("meta")
     """Where `outline` is; on another one the module is built with all its weights."""
-    outline_batches: tuple[int, ...] = (1,)
-    """Batch sizes to try its outline with, until one works."""
+    outline_batches: tuple[int, ...] = (2,)
+    """Batch sizes to try its outline with, until one works; in a batch of one, what is no row could look like one."""
     opaque = False
     """Whether nothing within it can be had: it has no layers."""
     match: CheckpointMatch | None = None
