@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.ao.nn.quantized import QFunctional
 from torch.fx import GraphModule
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
@@ -129,8 +130,11 @@ def layer_shapes(backbone: nn.Module, images: Tensor) -> dict[str, tuple[int, ..
 
 
 def _operations(backbone: nn.Module) -> list[str] | None:
-    """Names of its operations, the output last; None if it can't be traced, or has hooks, which tracing skips."""
-    if backbone._forward_hooks:
+    """Names of its operations, the output last; None if it can't be traced, or not as it runs.
+
+    Tracing skips hooks, and a graph of quantised additions lacks parts of them.
+    """
+    if backbone._forward_hooks or any(isinstance(module, QFunctional) for module in backbone.modules()):
         return None
     try:
         nodes: list[str] = get_graph_node_names(backbone, suppress_diff_warning=True)[1][1:]
@@ -163,4 +167,6 @@ def _is_within(node: str, layer: str) -> bool:
 
 
 def _copy(value: Any) -> Any:
-    return torch.clone(value) if isinstance(value, Tensor) else value
+    if not isinstance(value, Tensor):
+        return value
+    return value.dequantize() if value.is_quantized else value.clone()

@@ -11,7 +11,7 @@ from torchvision import models
 
 from embedx.config import ExtractConfig
 from embedx.errors import CheckpointError, ConfigError
-from embedx.models.backbones import BackboneSpec, describe_backbone, quantized
+from embedx.models.backbones import BackboneSpec, describe_backbone, describe_layers, quantized
 from embedx.models.runtime import EagerRuntime
 
 BACKBONE = "quantized_shufflenet_v2_x0_5"
@@ -55,6 +55,14 @@ def test_rows_are_those_of_torchvision_s_own_model(tmp_path: Path, monkeypatch: 
 def test_random_weights_follow_the_seed() -> None:
     one, same, other = (describe(seed=seed).load()(images())["embeddings"] for seed in (1, 1, 2))
     assert torch.equal(one, same) and not torch.equal(one, other)
+
+
+def test_its_layers_are_its_modules_whose_outputs_are_dequantised() -> None:
+    spec = describe(layer=("stage4",))
+    assert spec.shapes == {"embeddings": (1024,), "stage4": (192,)}
+    assert describe_layers(ExtractConfig(backbone="quantized_resnet18", out=Path("store")))["layer4"] == (512, 7, 7)
+    rows = spec.load()(images())["stage4"]
+    assert rows.dtype == torch.float32 and rows.abs().max() > 0
 
 
 @pytest.mark.parametrize("content", [{}, {"conv1.weight": torch.zeros(3)}, b"text"])
