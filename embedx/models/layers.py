@@ -10,7 +10,6 @@ import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.ao.nn.quantized import QFunctional
 from torch.fx import GraphModule
