@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torchvision import models
+from torchvision.transforms.v2 import functional as transforms
 
 from embedx.config import ExtractConfig
+from embedx.data.decode import preprocess
 from embedx.errors import CheckpointError, ConfigError
 from embedx.models.backbones import BackboneSpec, describe_backbone, describe_layers, quantized
 from embedx.models.runtime import EagerRuntime
@@ -50,6 +53,17 @@ def test_rows_are_those_of_torchvision_s_own_model(tmp_path: Path, monkeypatch: 
     assert rows.shape == expected.shape == (2, 1024)
     assert (rows - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert spec.weights.name.endswith("IMAGENET1K_FBGEMM_V1") and spec.weights.sha256
+
+
+def test_preprocessing_is_torchvision_s_own(photos: Path) -> None:
+    spec = describe(image_size=None)
+    picture = Image.open(photos / "astronaut.png").convert("RGB")
+    by_torchvision = models.get_model_weights(BACKBONE)["DEFAULT"].transforms()(picture)[None]
+    embedder = spec.load()
+    pixels = preprocess(transforms.pil_to_tensor(picture), spec.preprocessing)[None]
+    with torch.inference_mode():
+        rows, expected = embedder(pixels)["embeddings"], embedder.backbone(by_torchvision)
+    assert nn.functional.cosine_similarity(rows, expected) >= 0.999
 
 
 def test_random_weights_follow_the_seed() -> None:
