@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.ao.nn.quantized import QFunctional
-from torch.fx import GraphModule
-from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+from torch.fx import GraphModule, Node
+from torchvision.models.feature_extraction import NodePathTracer
 
 from embedx.errors import ConfigError, unknown
 
@@ -27,25 +27,25 @@ class TracedLayers(nn.Module):
 
     Args:
         backbone: [B, 3, H, W] → embeddings.
-        nodes: Its operations.
+        operations: Its operations by name, in their order; their graph becomes this module's.
         layers: Names of operations, or of modules, whose last operation is their output.
     """
 
-    def __init__(self, backbone: nn.Module, nodes: Sequence[str], layers: Iterable[str]) -> None:
+    def __init__(self, backbone: nn.Module, operations: dict[str, Node], layers: Iterable[str]) -> None:
         super().__init__()
-        self.node_of = {EMBEDDINGS: nodes[-1], **{layer: _last_within(layer, nodes) for layer in layers}}
-        self.extractor = _extractor(backbone, self.node_of.values())
-        output = self.extractor.graph.output_node()
-        for node in output.all_input_nodes:
-            with self.extractor.graph.inserting_after(node):
-                copy = self.extractor.graph.call_function(_copy, (node,))
-            output.replace_input_with(node, copy)
-        self.extractor.recompile()
+        graph = next(iter(operations.values())).graph
+        outputs = {EMBEDDINGS: operations[_last(operations)]}
+        for layer in layers:
+            node = operations[next(name for name in reversed(operations) if _is_within(name, layer))]
+            with graph.inserting_after(node):
+                outputs[layer] = graph.call_function(_copy, (node,))
+        graph.output_node().args = (outputs,)
+        self.traced = GraphModule(backbone, graph)
 
     def forward(self, images: Tensor) -> dict[str, Any]:
         """The embeddings, and what each layer gives, of images [B, 3, H, W]."""
-        outputs = self.extractor(images)
-        return {name: outputs[node] for name, node in self.node_of.items()}
+        outputs: dict[str, Any] = self.traced(images)
+        return outputs
 
 
 class HookedLayers(nn.Module):
@@ -85,21 +85,21 @@ def with_layers(backbone: nn.Module, layers: Sequence[str]) -> nn.Module:
     """The backbone, made to give these layers too, by name; itself if there are none."""
     if not layers:
         return backbone
-    nodes = _operations(backbone)
-    return HookedLayers(backbone, layers) if nodes is None else TracedLayers(backbone, nodes, layers)
+    operations = _operations(backbone)
+    return HookedLayers(backbone, layers) if operations is None else TracedLayers(backbone, operations, layers)
 
 
 def layer_faults(backbone: nn.Module, name: str, layers: Sequence[str]) -> list[str]:
     """What is wrong with these layers of the backbone of this name."""
     if not layers:
         return []
-    nodes = _operations(backbone)
-    valid = _layer_names(backbone, nodes)
+    operations = _operations(backbone)
+    valid = _layer_names(backbone, operations)
     faults = []
     for layer in layers:
         if layer not in valid or layer in _RESERVED:
             faults.append(unknown("--layer", layer, valid, hint=f"(`embedx layers {name}` lists them)"))
-        elif nodes is not None and _is_within(nodes[-1], layer):
+        elif operations is not None and _is_within(_last(operations), layer):
             faults.append(f"--layer {layer} gives the embeddings themselves, which are stored anyway; leave it out")
     return faults
 
@@ -114,13 +114,13 @@ def layer_shapes(backbone: nn.Module, images: Tensor) -> dict[str, tuple[int, ..
     Returns:
         Shapes of one image's part: [D], [T, D], [C, H, W], … Outputs that have no such parts are left out.
     """
-    nodes = _operations(backbone)
-    names = _layer_names(backbone, nodes)
-    if nodes is None:
+    operations = _operations(backbone)
+    names = _layer_names(backbone, operations)
+    if operations is None:
         outputs = HookedLayers(backbone, names).run(images)
     else:
-        of_nodes = _extractor(backbone, nodes)(images)
-        outputs = {name: of_nodes[_last_within(name, nodes)] for name in names if not _is_within(nodes[-1], name)}
+        inner = [name for name in names if not _is_within(_last(operations), name)]
+        outputs = TracedLayers(backbone, operations, inner)(images)
     return {
         name: tuple(value.shape[1:])
         for name, value in outputs.items()
@@ -128,41 +128,37 @@ def layer_shapes(backbone: nn.Module, images: Tensor) -> dict[str, tuple[int, ..
     }
 
 
-def _operations(backbone: nn.Module) -> list[str] | None:
-    """Names of its operations, the output last; None if it can't be traced, or not as it runs.
+def _operations(backbone: nn.Module) -> dict[str, Node] | None:
+    """Its operations by name, in the order in which they run; None if it can't be traced, or not as it runs.
 
     Tracing skips hooks, and a graph of quantised additions lacks parts of them.
     """
     if backbone._forward_hooks or any(isinstance(module, QFunctional) for module in backbone.modules()):
         return None
+    tracer = NodePathTracer()
     try:
-        nodes: list[str] = get_graph_node_names(backbone, suppress_diff_warning=True)[1][1:]
+        tracer.trace(backbone)
     except Exception:  # noqa: BLE001  (tracing runs the backbone's own code, whatever it is, on stand-ins)
         return None
-    return nodes
+    return {name: node for node, name in tracer.node_to_qualname.items() if node.op not in ("placeholder", "output")}
 
 
-def _layer_names(backbone: nn.Module, nodes: Sequence[str] | None) -> list[str]:
+def _layer_names(backbone: nn.Module, operations: dict[str, Node] | None) -> list[str]:
     """Operations, and the modules they are in, each behind its last operation; or all modules."""
-    if nodes is None:
+    if operations is None:
         return [name for name, _ in backbone.named_modules() if name]
-    last_first = (node.rsplit(".", depth)[0] for node in reversed(nodes) for depth in range(node.count("."), -1, -1))
+    last_first = (
+        name.rsplit(".", depth)[0] for name in reversed(operations) for depth in range(name.count("."), -1, -1)
+    )
     return list(dict.fromkeys(last_first))[::-1]
 
 
-def _extractor(backbone: nn.Module, nodes: Iterable[str]) -> GraphModule:
-    extractor: GraphModule = create_feature_extractor(
-        backbone, {node: node for node in nodes}, suppress_diff_warning=True
-    )
-    return extractor
+def _last(operations: dict[str, Node]) -> str:
+    return next(reversed(operations))
 
 
-def _last_within(layer: str, nodes: Sequence[str]) -> str:
-    return next(node for node in reversed(nodes) if _is_within(node, layer))
-
-
-def _is_within(node: str, layer: str) -> bool:
-    return f"{node}.".startswith(f"{layer}.")
+def _is_within(operation: str, layer: str) -> bool:
+    return f"{operation}.".startswith(f"{layer}.")
 
 
 def _copy(value: Any) -> Any:

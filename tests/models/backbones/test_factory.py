@@ -92,7 +92,7 @@ def test_layers_are_its_modules(factory: str) -> None:
     torch.testing.assert_close(outputs["conv.1"], before_relu, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(outputs["conv"], before_relu.relu(), rtol=1e-4, atol=1e-5)
     listed = describe_layers(ExtractConfig(backbone=f"{MODULE}:{factory}", out=Path("store"), image_size=SIZE))
-    assert list(listed) == ["conv.0", "conv.1", "conv.2", "conv", "head"] and listed["conv"] == (1, 8, 8, 8)
+    assert list(listed) == ["conv.0", "conv.1", "conv.2", "conv", "head"] and listed["conv"] == (8, 8, 8)
 
 
 @pytest.mark.parametrize(
