@@ -24,7 +24,7 @@ from embedx.store.layout import Unit
 from embedx.store.manifest import Manifest
 from embedx.store.process import WriterProcess
 from embedx.store.session import StoreSession
-from embedx.store.shards import EMBEDDINGS, INDEX, TARGETS
+from embedx.store.shards import EMBEDDINGS, INDEX, TARGETS, form
 from embedx.store.units import UNKNOWN_TARGET, UnitBatch
 
 _SHARD_SIZE = 128 * 1024**2
@@ -79,6 +79,9 @@ class EmbeddingsWriter(Callback):
         self._owns_session = session is None
         self._process: WriterProcess | None = None
         self._last_index: dict[str, int] = {}
+        self._forms: dict[str, str] = {}
+        if rows_per_unit is not None and rows_per_unit < 1:
+            raise ConfigError(f"rows_per_unit is {rows_per_unit}; give a whole number of at least 1, or None")
 
     def setup(self) -> None:
         """Takes hold of the store.
@@ -94,6 +97,7 @@ class EmbeddingsWriter(Callback):
                 mode="overwrite" if self.overwrite else "create",
             )
         self._last_index.clear()
+        self._forms.clear()
 
     def on_test_epoch_start(self, trainer_state: TrainerState, model: nn.Module) -> None:
         """Checks that every dataloader has a split name of its own, and one that a split can have.
@@ -133,6 +137,7 @@ class EmbeddingsWriter(Callback):
         rows = rows_table(batch, split, self.group_key)
         tensors = _stored(outputs, len(rows), self.dtype)
         self._check_order(split, batch["index"])
+        self._check_forms(tensors)
         if self._session is None:
             raise RuntimeError("EmbeddingsWriter.setup() has not been called")
         if len(rows) == 0:
@@ -193,6 +198,12 @@ class EmbeddingsWriter(Callback):
             )
         if len(index):
             self._last_index[split] = int(index[-1])
+
+    def _check_forms(self, tensors: Mapping[str, Tensor]) -> None:
+        forms = {name: form(tensor) for name, tensor in tensors.items()}
+        self._forms = self._forms or forms
+        if forms != self._forms:
+            raise ConfigError(f"a batch's outputs are {forms}, but the first batch's {self._forms}; give all one form")
 
     def _units(self, split: str, index: list[int]) -> Iterator[tuple[Unit, int, int]]:
         """Cuts a batch where one unit ends and the next begins: (unit, first position, position behind)."""
@@ -267,7 +278,10 @@ def _targets(batch: Batch, count: int) -> list[int | None]:
 
 
 def _stored(outputs: Any, count: int, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """The tensors to store, `embeddings` [n, D] and one entry per extra layer, on the device they are on."""
+    """The tensors to store, `embeddings` [n, D] and one entry per extra layer, on the device they are on.
+
+    Those of whole numbers keep their type, as another one may not hold them.
+    """
     outputs = outputs if isinstance(outputs, Mapping) else {EMBEDDINGS: outputs}
     if EMBEDDINGS not in outputs:
         raise ConfigError(f"the outputs have no {EMBEDDINGS!r}, but {', '.join(outputs)}; give a test_connector")
@@ -276,4 +290,9 @@ def _stored(outputs: Any, count: int, dtype: torch.dtype | None) -> dict[str, Te
     for name, tensor in outputs.items():
         if len(tensor) != count:
             raise ConfigError(f"the output {name!r} has {len(tensor)} rows for {count} inputs")
-    return {name: tensor.detach().to(dtype or tensor.dtype) for name, tensor in outputs.items()}
+    if outputs[EMBEDDINGS].ndim < 2:
+        raise ConfigError(f"the embeddings have shape {list(outputs[EMBEDDINGS].shape)}; give [n, D]")
+    return {
+        name: tensor.detach().to(dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype)
+        for name, tensor in outputs.items()
+    }

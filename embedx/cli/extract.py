@@ -60,7 +60,6 @@ def command(
     Exit codes: 0 complete, 1 failure, 2 usage, 3 more inputs rejected than --max-errors, 75 the store is held by
     another run, 130 and 143 interrupted.
     """
-    config.validate()
     STDERR.quiet = quiet
     with _signals_as_errors():
         # Both before torch is imported: threads that spin while they wait would steal the decoders' cores.

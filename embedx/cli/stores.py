@@ -50,6 +50,7 @@ def verify(path: StoreArgument, as_json: JsonOption = False, debug: DebugOption 
 
     Prints one line per fault, and exits with 1 if there is one.
     """
+    from embedx.store.verify import NOT_COMPLETE
     from embedx.store.verify import verify as faults_of
 
     faults = []
@@ -59,10 +60,12 @@ def verify(path: StoreArgument, as_json: JsonOption = False, debug: DebugOption 
             print_line(fault)
     if as_json:
         print_json({"store": str(path), "ok": not faults, "faults": faults}, indent=None)
+    if faults == [NOT_COMPLETE]:
+        raise StoreError(f"{path} has no damage, but the run that writes it has not come to its end")
     if faults:
         raise StoreError(
-            f"{path} has {count_text(len(faults), 'fault')}; remove the damaged "
-            "files and run the same `embedx extract` again, which writes what is missing"
+            f"{path} has {count_text(len(faults), 'fault')}; remove the damaged shards and index tables, and run the "
+            "same `embedx extract` again, which writes what is missing"
         )
     STDERR.print(f"{path} is whole", soft_wrap=True)
 

@@ -52,6 +52,11 @@ class ShardHeader(NamedTuple):
     """The recipe's fingerprint."""
 
 
+def form(tensor: Tensor) -> str:
+    """Type and shape, but for the number of rows, as in `float32 [N, 512]`: one for all tensors of a name."""
+    return f"{tensor.dtype} [{', '.join(['N', *map(str, tensor.shape[1:])])}]".removeprefix("torch.")
+
+
 def write_shard(root: Path, path: str, tensors: Mapping[str, Tensor], header: ShardHeader) -> ShardEntry:
     """Writes one shard, whole or not at all.
 

@@ -62,7 +62,7 @@ class TwoLayers(nn.Module):
 
 
 class Slipping(Pixels):
-    """Loses rows, or changes its width, from the second batch on."""
+    """Loses rows from the second batch on."""
 
     def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -321,11 +321,10 @@ def test_an_interrupted_run_leaves_whole_units_only_and_the_next_one_works(tmp_p
 
 
 def test_an_error_in_the_writer_process_ends_the_run(tmp_path: Path) -> None:
-    """The width changes within a unit, which only the writer process can see; the dataloader has no end."""
-    endless = (batch([row]) for row in itertools.count())
-    model = Slipping(lambda value: value[:, :1])
-    with pytest.raises(WriterError, match="'embeddings' of a batch of 1 rows has shape"):
-        loop.run_test(model, {"all": endless}, [EmbeddingsWriter(tmp_path / "out")])
+    """A column's type changes within a unit, which only the writer process can see; the dataloader has no end."""
+    endless = (batch([row], age=str if row % 2 else int) for row in itertools.count())
+    with pytest.raises(WriterError, match="Field age has incompatible types: int64 vs string"):
+        loop.run_test(Pixels(), {"all": endless}, [EmbeddingsWriter(tmp_path / "out", rows_per_unit=4)])
     assert_let_go(tmp_path / "out")
     assert embedx.open(tmp_path / "out").units == {}
     assert not embedx.open(tmp_path / "out").complete
@@ -497,6 +496,53 @@ def test_one_writer_can_be_used_for_a_second_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="dataloader 1"):
         loop.run_test(Pixels(), {"x": batches([0]), "y": batches([0])}, [writer])
     loop.run_test(Pixels(), {"x": batches([0])}, [writer])
+
+
+@pytest.mark.parametrize(
+    ("outputs", "said"),
+    [
+        (
+            [torch.ones(4, 3, dtype=torch.float16), torch.full((4, 3), 1e6)],
+            r"'float32 \[N, 3\]'}, but the first batch's {'embeddings': 'float16 \[N, 3\]'}",
+        ),
+        ([torch.ones(4, 3), torch.ones(4, 5)], r"'float32 \[N, 5\]'}, but the first batch's"),
+        ([torch.ones(4)], r"the embeddings have shape \[4\]; give \[n, D\]"),
+    ],
+    ids=["another type", "another width", "no vectors"],
+)
+def test_outputs_of_changing_or_no_form_are_a_clear_error(outputs: list[Tensor], said: str, tmp_path: Path) -> None:
+    """Across units too, each of which would be whole by itself."""
+
+    class Varying(Pixels):
+        def forward(self, images: Tensor) -> Any:
+            return outputs.pop(0)
+
+    with pytest.raises(ConfigError, match=said):
+        loop.run_test(Varying(), {"all": batches(range(8))}, [EmbeddingsWriter(tmp_path / "out", rows_per_unit=4)])
+    assert_let_go(tmp_path / "out")
+
+
+def test_numbers_that_are_whole_keep_their_type_and_scalars_are_layers_too(tmp_path: Path) -> None:
+    class Counting(Pixels):
+        def forward(self, images: Tensor) -> Any:
+            numbers = torch.arange(len(images)) + 100_001
+            return {"embeddings": images.flatten(1)[:, :3].double(), "number": numbers, "score": numbers * 1.0}
+
+    writer = EmbeddingsWriter(tmp_path / "out", dtype=torch.float16)
+    loop.run_test(Counting(), {"all": batches(range(4))}, [writer])
+    store = embedx.open(tmp_path / "out")
+    assert store.load("all").embeddings.dtype == np.float16
+    assert store.load("all", name="number").embeddings.tolist() == [100_001, 100_002, 100_003, 100_004]
+    assert [*embedx.verify(tmp_path / "out")] == [
+        f"{next(iter(store.iter_shards('all'))).path.relative_to(tmp_path / 'out')}: "
+        "4 rows of 'score' have NaN or infinity, first row 0 ['key-0']"
+    ]
+
+
+@pytest.mark.parametrize("rows", [0, -4])
+def test_units_have_at_least_one_row(rows: int, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"rows_per_unit is {rows}; give a whole number of at least 1"):
+        EmbeddingsWriter(tmp_path / "out", rows_per_unit=rows)
 
 
 @pytest.mark.parametrize("name", ["index", "targets"])

@@ -156,6 +156,13 @@ def test_names_are_shown_as_they_are(embedx, tmp_path: Path, few: Path) -> None:
     assert "[store] is whole" in embedx("verify", tmp_path / "[store]").stderr
 
 
+def test_all_faults_of_a_call_are_told_at_once(embedx, tmp_path: Path) -> None:
+    faulty = embedx("extract", "--backbone", "resnet51", "-b", "0", "--data", tmp_path / "no", "--out", tmp_path / "s")
+    assert faulty.code == 2 and not (tmp_path / "s").exists()
+    for part in ("--batch-size is 0", "there is no folder", "did you mean resnet50?"):
+        assert part in faulty.stderr
+
+
 def test_verify_is_silent_on_stdout_or_names_what_is_wrong(embedx, store: Path, tmp_path: Path) -> None:
     import shutil
 
@@ -170,6 +177,11 @@ def test_verify_is_silent_on_stdout_or_names_what_is_wrong(embedx, store: Path, 
     bad = embedx("verify", damaged)
     assert bad.code == 1 and bad.stdout.startswith("all/star/shard-00000.safetensors: the sha256")
     assert json.loads(embedx("verify", damaged, "--json").stdout)["ok"] is False
+    manifest = json.loads((store / "manifest.json").read_text())
+    shutil.copytree(store, tmp_path / "begun")
+    (tmp_path / "begun/manifest.json").write_text(json.dumps(manifest | {"complete": False}))
+    begun = embedx("verify", tmp_path / "begun")
+    assert begun.code == 1 and "has no damage" in begun.stderr and "remove" not in begun.stderr
     nowhere = embedx("info", tmp_path / "nowhere")
     assert nowhere.code == 1 and "is not a store" in nowhere.stderr
 

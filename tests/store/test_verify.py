@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 
@@ -77,6 +78,30 @@ def test_rows_that_are_nan_are_named(tmp_path: Path) -> None:
     session.close()
     found = faults(tmp_path / "store")
     assert "NaN" in found and "key-5" in found
+
+
+def test_units_that_do_not_go_together_are_found(tmp_path: Path) -> None:
+    """Each is whole by itself; the second has another type, and a key of the first."""
+    session = StoreSession.begin(tmp_path / "store", manifest({"train": 16}), "create")
+    for start in (0, 8):
+        batch = unit_batch(start, start + 8)
+        if start:
+            batch.tensors["embeddings"] = batch.tensors["embeddings"].half()
+            keys = pa.array(["key-3", *batch.rows["key"].to_pylist()[1:]])
+            batch = batch._replace(rows=batch.rows.set_column(2, "key", keys))
+        buffer = UnitBuffer(session.terms, batch.unit)
+        buffer.add(batch)
+        buffer.commit()
+    session.finish({})
+    session.close()
+    assert faults(tmp_path / "store").splitlines() == [
+        *(
+            f"train/{group}/shard-00001.safetensors: 'embeddings' is float16 [N, 3], "
+            "but float32 [N, 3] in train/dog/shard-00000.safetensors"
+            for group in ("dog", "cat")
+        ),
+        "split 'train': the key 'key-3' stands there more than once",
+    ]
 
 
 def test_an_unfinished_store_is_told(tmp_path: Path) -> None:
