@@ -71,7 +71,9 @@ class ExtractConfig:
         None, help="Of a table: where each input is. Default: the first of path, image, file, filename."
     )
     key_column: str | None = setting(None, help="Of a table: each input's unique name. Default: its path.")
-    target_column: str | None = setting(None, help="Of a table: class names or numbers. Default: target or label.")
+    target_column: str | None = setting(
+        None, help="Of a table or tar: class names or numbers. Default: target or label, in a tar first cls."
+    )
     split_column: str | None = setting(None, help="Of a table: the split of each input.")
     root: str | None = setting(None, help="Where a table's relative paths begin. Default: the table's folder.")
     null: bool = setting(False, help="Paths on stdin end in NUL, as of `find -print0`.", flag="--null", short="-0")

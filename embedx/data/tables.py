@@ -129,14 +129,8 @@ class TableFile:
         return self._parse_jsonl(dates) if dates else table
 
     def _parse_jsonl(self, text: Collection[str]) -> pa.Table:
-        options = pa.json.ParseOptions(explicit_schema=pa.schema([(name, pa.string()) for name in text]))
         try:
-            try:
-                return pa.json.read_json(pa.BufferReader(self._text), parse_options=options)
-            except pa.ArrowInvalid:
-                # Once more as one block: rows are counted within a block.
-                whole = pa.json.ReadOptions(block_size=min(len(self._text) + 1, _LARGEST_BLOCK), use_threads=False)
-                return pa.json.read_json(pa.BufferReader(self._text), read_options=whole, parse_options=options)
+            return parse_json_lines(self._text, text)
         except pa.ArrowInvalid as error:
             reason, _, row = str(error).removeprefix("JSON parse error: ").partition(" in row ")
             place = f"{self.place(int(row))}: " if re.fullmatch(r"\d+", row) else ""
@@ -202,6 +196,21 @@ class EmbeddedImages:
 
     def __reduce__(self) -> tuple[type[Self], tuple[str]]:
         return type(self), (self.column,)
+
+
+def parse_json_lines(content: bytes, text: Collection[str] = ()) -> pa.Table:
+    """A table of JSON objects, one a line; the columns `text` are taken for strings.
+
+    Raises:
+        pa.ArrowInvalid: If it is malformed; the message ends in the number of the row.
+    """
+    options = pa.json.ParseOptions(explicit_schema=pa.schema([(name, pa.string()) for name in text]))
+    try:
+        return pa.json.read_json(pa.BufferReader(content), parse_options=options)
+    except pa.ArrowInvalid:
+        # Once more as one block: rows are counted within a block.
+        whole = pa.json.ReadOptions(block_size=min(len(content) + 1, _LARGEST_BLOCK), use_threads=False)
+        return pa.json.read_json(pa.BufferReader(content), read_options=whole, parse_options=options)
 
 
 def open_table_file(location: str) -> BinaryIO:

@@ -7,11 +7,11 @@ import re
 from collections.abc import Sequence
 
 from embedx.config import RESERVED_SPLITS
-from embedx.data.sources import dataset, features, folder, stdin, table
+from embedx.data.sources import dataset, features, folder, stdin, table, tar
 from embedx.data.sources.base import Source, SourceKind, SourceOptions
 from embedx.errors import ConfigError
 
-_KINDS = (stdin.KIND, dataset.KIND, table.KIND, features.KIND, folder.KIND)
+_KINDS = (stdin.KIND, dataset.KIND, table.KIND, tar.KIND, features.KIND, folder.KIND)
 """The first that matches is it; any text can be a folder's name."""
 
 

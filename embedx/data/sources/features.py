@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import glob
 import io
 import os
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from embedx.data.files import RejectedInputError
+from embedx.data.patterns import find_files, short_names
 from embedx.data.sources.base import (
     COMMON_SCHEMA,
     SINGLE_SPLIT,
@@ -25,7 +24,6 @@ from embedx.data.sources.base import (
     Source,
     SourceKind,
     SourceOptions,
-    as_text,
 )
 from embedx.data.sources.folder import FEATURE_SUFFIXES
 from embedx.errors import ConfigError
@@ -122,18 +120,16 @@ class FeatureRows:
 
     def __init__(self, paths: list[str]) -> None:
         self.paths = [os.path.abspath(path) for path in paths]
-        self.root = os.path.commonpath([os.path.dirname(path) for path in self.paths])
         self.reader: Reader = RowReader()
 
     def scan(self) -> pa.Table:
         """Lists the rows; the target is the file's own, where it has one."""
-        tables = [self._scan_file(path) for path in self.paths]
-        return pa.concat_tables(tables)
+        names = short_names(self.paths)
+        return pa.concat_tables([self._scan_file(path, name) for path, name in zip(self.paths, names, strict=True)])
 
-    def _scan_file(self, path: str) -> pa.Table:
+    def _scan_file(self, path: str, name: str) -> pa.Table:
         file = FeatureFile(path)
         status = os.stat(path)
-        name = as_text(os.fsencode(os.path.relpath(path, self.root)))
         count, targets = file.rows, file.targets
         columns = {
             "key": [f"{name}/{row:08d}" for row in range(count)],
@@ -150,17 +146,14 @@ class FeatureRows:
 
 
 def open_rows(name: str | None, location: str, options: SourceOptions) -> Mapping[str, Source]:
-    """The rows of a file, or of all files of a pattern such as `features/*.npy`, in the order of their names.
+    """The rows of a file, or of all files of a pattern such as `features/*.npy`, by name, or of a list in braces.
 
     Raises:
         ConfigError: If there is no such file, or a backbone is to be run on it.
     """
     if options.backbone != "none":
         raise ConfigError(f"--data {location}: features need no backbone; give --backbone none")
-    paths = [location] if Path(location).is_file() else sorted(glob.glob(location))
-    if not paths:
-        raise ConfigError(f"--data {location}: there is no such file")
-    return {name or SINGLE_SPLIT: FeatureRows(paths)}
+    return {name or SINGLE_SPLIT: FeatureRows(find_files(location))}
 
 
 KIND = SourceKind(

@@ -27,7 +27,8 @@ from embedx.data.tables import EmbeddedImages, TableFile, table_format
 from embedx.errors import ConfigError
 
 _PATH_COLUMNS = ("path", "image", "file", "filename")
-_TARGET_COLUMNS = ("target", "label")
+TARGET_COLUMNS = ("target", "label")
+"""Columns that are the target where none is named, if they can be."""
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
@@ -190,7 +191,7 @@ def _roles(file: TableFile, table: pa.Table, options: SourceOptions) -> _Roles:
     if len(table) == 0:
         faults.append("the table has no rows")
     ConfigError.check([f"--data {file.location}: {fault}" for fault in faults])
-    targets = [name for name in _TARGET_COLUMNS if name in names and _as_target(table[name]) is not None]
+    targets = [name for name in TARGET_COLUMNS if name in names and as_target(table[name]) is not None]
     return _Roles(
         options.path_column or candidates[0],
         options.key_column,
@@ -228,7 +229,7 @@ def _samples(file: TableFile, table: pa.Table, roles: _Roles, root: Root, *, emb
     key = table[roles.key or roles.path]
     if roles.key is None and embedded and (_rows_without(key) or pc.count_distinct(key).as_py() < count):
         key = pa.array([f"row-{row:07d}" for row in range(count)])
-    target = pa.nulls(count) if roles.target is None else _as_target(table[roles.target])
+    target = pa.nulls(count) if roles.target is None else as_target(table[roles.target])
     if target is None:
         raise ConfigError(
             f"--data {file.location}: --target-column {roles.target!r} is {table[str(roles.target)].type}; give one of "
@@ -251,7 +252,7 @@ def _located(file: TableFile, paths: list[str], root: Root) -> list[str]:
     return whole
 
 
-def _as_target(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+def as_target(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
     """Class names as strings, numbers as int64; None if it is neither."""
     kind = column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
