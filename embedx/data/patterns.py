@@ -7,10 +7,13 @@ import os
 import re
 from collections.abc import Iterator
 
+from embedx.data.files import is_url, plain_name
 from embedx.data.sources.base import as_text
 from embedx.errors import ConfigError
 
 _BRACES = re.compile(r"\{([^{}]*,[^{}]*|\d+\.\.\d+)\}")
+
+_MOST_FILES = 100_000
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
@@ -34,20 +37,37 @@ def find_files(location: str) -> list[str]:
         return [location]
     found: dict[str, None] = {}
     for pattern in expand_braces(location):
-        matches = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern))
+        matches = _matches(pattern)
         if not matches:
             one = "such file" if pattern == location else f"file {pattern}"
             raise ConfigError(f"--data {location}: there is no {one}")
         if twice := found.keys() & matches:
             raise ConfigError(f"--data {location}: {min(twice)} is named twice; name it once")
         found |= dict.fromkeys(matches)
+        if len(found) > _MOST_FILES:
+            raise ConfigError(f"--data {location}: names more than {_MOST_FILES} files; give fewer, or larger ones")
     return list(found)
+
+
+def _matches(pattern: str) -> list[str]:
+    """The files of a pattern without braces; a URL without wildcards is taken at its word."""
+    if not is_url(pattern):
+        return [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern))
+    if not re.search(r"[*\[]", plain_name(pattern)):
+        return [pattern]
+    from embedx.data import remote
+
+    try:
+        return remote.find(pattern)
+    except OSError as error:
+        raise ConfigError(f"--data {pattern}: can't be listed ({error.strerror})") from error
 
 
 def short_names(paths: list[str]) -> list[str]:
     """Each file's name below the folder that all of them share."""
-    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
-    return [as_text(os.fsencode(os.path.relpath(path, folder))) for path in paths]
+    plain = [plain_name(path) for path in paths]
+    folder = os.path.commonpath([os.path.dirname(path) for path in plain])
+    return [as_text(os.fsencode(os.path.relpath(path, folder))) for path in plain]
 
 
 def _choices(braces: str) -> Iterator[str]:

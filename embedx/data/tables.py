@@ -19,7 +19,7 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from embedx.data.files import open_file
+from embedx.data.files import open_file, plain_name
 from embedx.errors import ConfigError
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -29,7 +29,7 @@ _LARGEST_BLOCK = 2**31 - 1
 
 def table_format(location: str) -> str | None:
     """The suffix that tells a table's format, that of compression aside; None if it is no table's."""
-    name = location.lower().removesuffix(".gz")
+    name = plain_name(location).lower().removesuffix(".gz")
     return next((suffix for suffix in _FORMATS if name.endswith(suffix)), None)
 
 
@@ -220,7 +220,7 @@ def open_table_file(location: str) -> BinaryIO:
         OSError, EOFError, zlib.error: If it can't be opened or decompressed.
     """
     file = open_file(location)
-    if not location.lower().endswith(".gz"):
+    if not plain_name(location).lower().endswith(".gz"):
         return file
     with file:
         return io.BytesIO(gzip.decompress(file.read()))

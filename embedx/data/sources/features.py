@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
-from collections.abc import Mapping
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from embedx.data.files import RejectedInputError
+from embedx.data.files import RejectedInputError, absolute, is_url, open_file, plain_name
 from embedx.data.patterns import find_files, short_names
 from embedx.data.sources.base import (
     COMMON_SCHEMA,
@@ -24,6 +27,7 @@ from embedx.data.sources.base import (
     Source,
     SourceKind,
     SourceOptions,
+    size_and_time,
 )
 from embedx.data.sources.folder import FEATURE_SUFFIXES
 from embedx.errors import ConfigError
@@ -42,7 +46,9 @@ class FeatureFile:
     def __init__(self, path: str) -> None:
         self.path = path
         try:
-            self.rows, *shape = self._shape()
+            with _as_file(path) as self._local:
+                self.size, self.mtime_ns = size_and_time(os.fsencode(self._local))
+                self.rows, *shape = self._shape()
         except (OSError, ValueError, SafetensorError) as error:
             raise ConfigError(f"{path}: no features can be read from it ({error})") from error
         if len(shape) not in (1, 2):
@@ -70,14 +76,14 @@ class FeatureFile:
 
     @cached_property
     def _array(self) -> np.ndarray[Any, Any] | None:
-        if not self.path.endswith(".npy"):
+        if not plain_name(self.path).endswith(".npy"):
             return None
-        array: np.ndarray[Any, Any] = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        array: np.ndarray[Any, Any] = np.load(self._local, mmap_mode="r", allow_pickle=False)
         return array
 
     @cached_property
     def _tensors(self) -> Any:
-        return safe_open(self.path, framework="pt")
+        return safe_open(self._local, framework="pt")
 
     @cached_property
     def _slice(self) -> Any:
@@ -85,6 +91,19 @@ class FeatureFile:
         if len(names) > 1 and _EMBEDDINGS not in names:
             raise ValueError(f"it has the tensors {', '.join(names)}, none of them named {_EMBEDDINGS!r}")
         return self._tensors.get_slice(_EMBEDDINGS if len(names) > 1 else names[0])
+
+
+@contextlib.contextmanager
+def _as_file(location: str) -> Iterator[str]:
+    """A path to a file, of a URL to a copy: what is mapped of it stays when that is gone."""
+    if not is_url(location):
+        yield location
+        return
+    with tempfile.NamedTemporaryFile(prefix="embedx-") as copy:
+        with open_file(location) as file:
+            shutil.copyfileobj(file, copy, 1 << 22)
+        copy.flush()
+        yield copy.name
 
 
 class RowReader:
@@ -119,7 +138,7 @@ class FeatureRows:
     metadata: tuple[str, ...] = ("file", "parent")
 
     def __init__(self, paths: list[str]) -> None:
-        self.paths = [os.path.abspath(path) for path in paths]
+        self.paths = [absolute(path) for path in paths]
         self.reader: Reader = RowReader()
 
     def scan(self) -> pa.Table:
@@ -129,14 +148,13 @@ class FeatureRows:
 
     def _scan_file(self, path: str, name: str) -> pa.Table:
         file = FeatureFile(path)
-        status = os.stat(path)
         count, targets = file.rows, file.targets
         columns = {
             "key": [f"{name}/{row:08d}" for row in range(count)],
             "path": [os.fsencode(path)] * count,
             "offset": range(count),
-            "size": [status.st_size // max(count, 1)] * count,
-            "mtime_ns": [status.st_mtime_ns] * count,
+            "size": [(file.size or 0) // max(count, 1)] * count,
+            "mtime_ns": [None if is_url(path) else file.mtime_ns] * count,
             TARGET: [None] * count if targets is None else [target if target >= 0 else None for target in targets],
             "file": [name] * count,
             "parent": [os.path.dirname(name) or None] * count,
@@ -157,5 +175,6 @@ def open_rows(name: str | None, location: str, options: SourceOptions) -> Mappin
 
 
 KIND = SourceKind(
-    lambda location: os.path.splitext(location)[1] in FEATURE_SUFFIXES and not os.path.isdir(location), open_rows
+    lambda location: os.path.splitext(plain_name(location))[1] in FEATURE_SUFFIXES and not os.path.isdir(location),
+    open_rows,
 )

@@ -7,12 +7,13 @@ import os
 import posixpath
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedx.config import RESERVED_COLUMNS
-from embedx.data.files import FileReader, RejectedInputError, open_file
+from embedx.data.files import FileReader, RejectedInputError, absolute, is_url, open_file, plain_name
 from embedx.data.patterns import find_files, short_names
 from embedx.data.sources.base import (
     COMMON_SCHEMA,
@@ -32,6 +33,8 @@ from embedx.data.tars import TEXTS, TarIndex
 from embedx.errors import ConfigError
 
 _NAME = re.compile(r"\.(tar(\.\w+)?|t[gbx]z2?|tzst)\}?$", re.IGNORECASE)
+_CONNECTIONS = 8
+"""Tars behind URLs that are indexed at a time."""
 _TAKEN = RESERVED_COLUMNS.union(COMMON_SCHEMA.names)
 """Names that no metadata may have; an entry of a `.json` gets `json.` before it then."""
 
@@ -78,16 +81,21 @@ def open_tars(name: str | None, location: str, options: SourceOptions) -> Mappin
     Raises:
         ConfigError: If one isn't there, is no whole tar, or is compressed; if samples are there twice, or none is.
     """
-    paths = [os.path.abspath(path) for path in find_files(location)]
+    paths = [absolute(path) for path in find_files(location)]
     suffixes = FEATURE_SUFFIXES if options.backbone == "none" else IMAGE_SUFFIXES
-    tables: list[pa.Table] = []
     faults: list[str] = []
-    for path, tar in zip(paths, short_names(paths), strict=True):
+
+    def attempt(path: str, tar: str) -> pa.Table | None:
         try:
-            tables.append(_scan(path, tar, suffixes))
+            return _scan(path, tar, suffixes)
         except ConfigError as error:
-            faults += error.faults
-    ConfigError.check(faults)
+            faults.extend(error.faults)
+            return None
+
+    # Of files one thread takes all that Python can do; of URLs most of the time goes into waiting.
+    with ThreadPoolExecutor(_CONNECTIONS if is_url(location) else 1) as pool:
+        tables = list(pool.map(attempt, paths, short_names(paths)))
+    ConfigError.check(sorted(faults))
     samples = pa.concat_tables(tables)
     if samples["offset"].null_count == len(samples):
         what = "images" if suffixes is IMAGE_SUFFIXES else "features"
@@ -98,7 +106,7 @@ def open_tars(name: str | None, location: str, options: SourceOptions) -> Mappin
 def _scan(path: str, tar: str, suffixes: frozenset[str]) -> pa.Table:
     """One tar's samples: the columns of COMMON_SCHEMA, `tar`, `parent`, and what members of TEXTS hold."""
     try:
-        with open_file(path) as file:
+        with open_file(path, in_parts=True) as file:
             index = TarIndex(file, suffixes)
     except OSError as error:
         raise ConfigError(f"{path} can't be read ({error.strerror or error})") from error
@@ -177,7 +185,7 @@ def _entries(samples: pa.Table) -> dict[str, pa.ChunkedArray]:
 
 
 KIND = SourceKind(
-    lambda location: _NAME.search(location) is not None and not os.path.isdir(location),
+    lambda location: _NAME.search(plain_name(location)) is not None and not os.path.isdir(location),
     open_tars,
     plural="tars",
     options=frozenset({"target_column"}),

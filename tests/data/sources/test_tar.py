@@ -25,7 +25,6 @@ from embedx.data.sources.base import COMMON_SCHEMA, Source, SourceOptions
 from embedx.errors import ConfigError
 from embedx.extract import extract
 from embedx.store.verify import verify
-from tests.runs import run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -157,9 +156,8 @@ def test_a_sample_without_an_image_is_rejected_and_moves_no_other(tmp_path: Path
     first, second, *_ = sorted(images.rglob("*.*"))
     members = {"a.png": first.read_bytes(), "b.cls": "1", "c.png": second.read_bytes()[:99], "d.png": b""}
     tar = pack(tmp_path / "t.tar", members)
-    done = run("extract", "--backbone", sample.BACKBONE, "--weights", "sample", "-j", 0, "-b", 2,
-               "--data", tar, "--out", tmp_path / "store")  # fmt: skip
-    assert done.returncode == 3, done.stderr
+    summary = extract(config(tmp_path / "store", str(tar)))
+    assert (summary.rows, summary.rejected) == (1, 3)
     rows = embedx.open(tmp_path / "store").index().sort_by("index").to_pylist()
     assert [row["status"] for row in rows] == ["ok", "rejected", "rejected", "rejected"]
     assert "the sample has no image" in rows[1]["reason"] and rows[3]["reason"] == "the file is empty"
