@@ -172,10 +172,10 @@ def _attempt(url: str, step: Callable[[Any, str], T]) -> T:
         try:
             return step(*_file_system(url))
         except Exception as error:
-            final = _final(error)
+            last = _cause(error)
+            final = _final(last)
             if final is not None:
                 raise final from error
-            last = error
     raise OSError(errno.EIO, f"{_words(last)}, at each of {_ATTEMPTS} attempts") from last
 
 
@@ -196,7 +196,14 @@ def _file_system(url: str) -> tuple[Any, str]:
     return fs, path
 
 
-def _final(error: Exception) -> OSError | None:
+def _cause(error: BaseException) -> BaseException:
+    """The error itself, or that of HTTP for which fsspec says that a file is not there, whatever it is."""
+    cause = error.__cause__
+    behind = isinstance(cause, TimeoutError) or type(cause).__module__.startswith("aiohttp")
+    return cause if cause is not None and behind and isinstance(error, FileNotFoundError) else error
+
+
+def _final(error: BaseException) -> OSError | None:
     """What to raise for an error that will not pass; None for one that may."""
     status = _status(error)
     if status in (401, 403) or isinstance(error, PermissionError):
@@ -227,9 +234,6 @@ def _status(error: BaseException | None) -> int | None:
 
 def _words(error: BaseException) -> str:
     """An error in words, without queries of URLs; by its status, if it has one."""
-    cause = error.__cause__
-    if isinstance(error, FileNotFoundError) and cause is not None:  # fsspec's word for whatever a server says
-        return _words(cause)
     if isinstance(status := getattr(error, "status", None), int):
         return f"{status} {getattr(error, 'message', '')}".strip()
     text = getattr(error, "strerror", None) or str(error)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from embedx.data import remote
@@ -60,10 +61,10 @@ def test_what_fails_for_a_while_is_read_in_the_end(server: HttpServer, failures:
 
 def test_a_file_is_read_at_any_place_though_requests_fail(server: HttpServer) -> None:
     with server as url:
-        server.failures = [503]
+        server.failures = [0, 0, 503, 503]
         with open_file(f"{url}/file", in_parts=True) as file:
             assert file.seek(0, 2) == len(CONTENT)
-            server.failures = [500, 503]
+            server.failures = [500, 0, 503]
             file.seek(300)
             assert file.read(100) == CONTENT[300:400]
             file.seek(-10, 2)
@@ -89,6 +90,17 @@ def test_what_can_not_be_read_is_rejected_with_the_reason_and_without_the_query(
             read(f"{url}/file?token=secret")
         assert str(caught.value) == f"can't be read: {reason}"
         assert server.requests == [("GET", "/file?token=secret")] * requests
+
+
+def test_files_in_memory_are_listed_and_read() -> None:
+    """Of one process, as all that has no server."""
+    fsspec.filesystem("memory").pipe({"/lake/a.jpg": CONTENT, "/lake/b/c.png": b"c"})
+    files = remote.list_files("memory://lake")
+    assert [(file.below, file.size) for file in files] == [("a.jpg", len(CONTENT)), ("b/c.png", 1)]
+    assert [read(file.url) for file in files] == [CONTENT, b"c"]
+    assert remote.find("memory://lake/*.jpg") == [files[0].url]
+    with pytest.raises(RejectedInputError, match="can't be read: not found"):
+        read("memory://lake/d.jpg")
 
 
 def test_a_server_that_is_not_there_and_an_unknown_scheme_are_reasons_too() -> None:

@@ -265,6 +265,19 @@ def test_unknown_schemes_are_faults_wherever_they_stand(tmp_path: Path, monkeypa
     assert "unknown scheme 'sss'" in faults("-")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("x,y\n1,2\n", "none of x, y is named path, image, file, filename"),
+        ("", "the table is empty"),
+        ("path\n", "the table has no rows"),
+        ("path\na.jpg\na.jpg\n", "1 keys stand there twice, such as 'a.jpg'"),
+    ],
+)
+def test_a_bad_remote_table_is_told(s3: Any, content: str, message: str) -> None:
+    assert message in faults(put(s3, "lists/bad.csv", content))
+
+
 @pytest.mark.parametrize("path", ["../x.jpg", "a/../../x.jpg", "s3://other/x.jpg", "/etc/x.jpg"])
 def test_no_path_leads_out_of_a_remote_root(s3: Any, path: str) -> None:
     table = put(s3, "lists/bad.csv", f"path\na.jpg\n{path}\n")
