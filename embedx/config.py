@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -22,6 +23,7 @@ StoredDtype = Literal["float32", "float16", "bfloat16"]
 Pooling = Literal["avg", "max", "gem", "cls", "none"]
 RuntimeName = Literal["auto", "eager"]
 OnError = Literal["reject", "fail"]
+Interpolation = Literal["bilinear", "bicubic"]
 
 RESERVED_SPLITS = frozenset({"index", "manifest.json"})
 """Names in a store that no split may take, in any case."""
@@ -53,6 +55,35 @@ def parse_size(text: str | int) -> int:
     return size
 
 
+def parse_resize(value: str | int | Sequence[int]) -> int | tuple[int, int]:
+    """Reads `232`, the length of the shorter side, or `240x320`, height and width.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if isinstance(value, str | int):
+        match = re.fullmatch(r"(\d+)(?:x(\d+))?", str(value).strip())
+        sides = [int(side) for side in match.groups() if side] if match else []
+    else:
+        sides = list(value)
+    if not 1 <= len(sides) <= 2 or min(sides) < 1:
+        raise ValueError(f"{value!r} is no size; write 232 for the shorter side, or 240x320 for height and width")
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
+
+
+def parse_channels(value: str | Sequence[float]) -> tuple[float, float, float]:
+    """Reads three numbers, one for each of red, green and blue, as `0.485,0.456,0.406`.
+
+    Raises:
+        ValueError: If they are not three.
+    """
+    try:
+        red, green, blue = (float(part) for part in (value.split(",") if isinstance(value, str) else value))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{value!r} is not three numbers; write them like 0.485,0.456,0.406") from error
+    return red, green, blue
+
+
 def setting(default: Any = dataclasses.MISSING, *, help: str, short: str = "", **extra: Any) -> Any:
     """Declares one field of `ExtractConfig`, with what the command line and its help need to know of it."""
     return dataclasses.field(default=default, metadata={"help": help, "short": short, **extra})
@@ -62,7 +93,10 @@ def setting(default: Any = dataclasses.MISSING, *, help: str, short: str = "", *
 class ExtractConfig:
     """What one `embedx extract` is asked to do."""
 
-    backbone: str = setting(help="Backbone by name; `embedx backbones` lists them. none: the inputs are features.")
+    backbone: str = setting(help="What computes: a name, file or module:factory; `embedx backbones` lists them.")
+    backbone_arg: tuple[str, ...] = setting(
+        (), help="KEY=VALUE for the factory of --backbone package.module:factory, the value as JSON; repeatable."
+    )
     out: Path = setting(help="The store: the output folder, made if it isn't there.")
     data: tuple[str, ...] = setting(
         (),
@@ -104,7 +138,20 @@ class ExtractConfig:
     layer: tuple[str, ...] = setting((), help="Store this layer's output too, as a tensor of its name; repeatable.")
     pool: Pooling = setting("avg", help="How a layer's map or tokens become one vector; none: they don't.")
     normalize: bool = setting(False, help="Scale each vector to unit L2 length.", flag="--normalize")
-    image_size: int | None = setting(None, help="Height and width fed to the backbone. Default: its own.")
+    image_size: int | None = setting(
+        None, help="Height and width fed to the backbone; the share that is cropped stays. Default: its own."
+    )
+    resize: int | tuple[int, int] | None = setting(
+        None, help="Shorter side, or HxW, to resize to. Default: the weights' own.", parser=parse_resize, metavar="SIZE"
+    )
+    crop: int | None = setting(None, help="Side of the centred square that is cut out. Default: the weights' own.")
+    mean: tuple[float, float, float] | None = setting(
+        None, help="Subtracted from R,G,B in [0, 1]. Default: the weights' own.", parser=parse_channels, metavar="R,G,B"
+    )
+    std: tuple[float, float, float] | None = setting(
+        None, help="R,G,B are divided by it. Default: the weights' own.", parser=parse_channels, metavar="R,G,B"
+    )
+    interpolation: Interpolation | None = setting(None, help="Of resizing. Default: the weights' own.")
     exif: bool = setting(True, help="Rotate images as their EXIF orientation says.", flag="--exif/--no-exif")
     shard_size: int = setting(
         128 * 1024**2, help="Size to aim at per shard.", parser=parse_size, metavar="SIZE", shown="128MiB"
@@ -118,7 +165,7 @@ class ExtractConfig:
     def faults(self) -> list[str]:
         """Everything wrong with the settings themselves, one message each; empty if nothing is."""
         faults = []
-        for name, lowest in (("batch_size", 1), ("workers", 0), ("image_size", 1), ("max_errors", 0)):
+        for name, lowest in (("batch_size", 1), ("workers", 0), ("image_size", 1), ("crop", 1), ("max_errors", 0)):
             value = getattr(self, name)
             if value is not None and value < lowest:
                 flag = "--" + name.replace("_", "-")
@@ -132,6 +179,12 @@ class ExtractConfig:
                 faults.append(f"--checkpoint {self.checkpoint}: there is no such file")
         elif self.checkpoint_key is not None:
             faults.append(f"--checkpoint-key {self.checkpoint_key} is a part of a --checkpoint; give that too")
+        if self.image_size is not None and self.crop is not None:
+            faults.append("--image-size and --crop both say what the backbone gets; give one of them")
+        if self.mean is not None and not all(0 <= value <= 1 for value in self.mean):
+            faults.append(f"--mean is {_channels_text(self.mean)}; it is of values in [0, 1]: divide by 255")
+        if self.std is not None and not all(0 < value < math.inf for value in self.std):
+            faults.append(f"--std is {_channels_text(self.std)}; give three numbers above 0")
         if len(set(self.layer)) < len(self.layer):
             faults.append(f"--layer names a layer twice: {', '.join(self.layer)}")
         return faults + _output_faults(self.out)
@@ -139,6 +192,10 @@ class ExtractConfig:
     def validate(self) -> None:
         """Raises one ConfigError naming every fault of the settings."""
         ConfigError.check(self.faults())
+
+
+def _channels_text(values: Sequence[float]) -> str:
+    return ",".join(f"{value:g}" for value in values)
 
 
 def _output_faults(out: Path) -> list[str]:
@@ -163,8 +220,7 @@ class Preprocessing:
     """The shorter side is resized to this many pixels, or height and width to these, antialiased."""
     crop: int
     """Then a centred square of this many pixels is cut out."""
-    interpolation: str
-    """`bilinear` or `bicubic`."""
+    interpolation: Interpolation
     mean: tuple[float, float, float]
     """Subtracted from the values in [0, 1], per channel."""
     std: tuple[float, float, float]
@@ -190,6 +246,7 @@ class Recipe:
     """All that determines an embedding's value (versions and hardware stand beside it, as environment)."""
 
     backbone: str
+    backbone_args: Mapping[str, Any]
     weights: Mapping[str, str | int]
     preprocessing: Preprocessing | None
     layers: tuple[str, ...]

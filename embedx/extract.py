@@ -251,6 +251,7 @@ def _decoder(spec: BackboneSpec) -> Decoder:
 def _job(config: ExtractConfig, plan: Plan, spec: BackboneSpec, device: torch.device, precision: Precision) -> Job:
     recipe = Recipe(
         backbone=spec.name,
+        backbone_args=dict(spec.architecture.arguments),
         weights=spec.weights.to_json(),
         preprocessing=spec.preprocessing,
         layers=spec.layers,

@@ -2,10 +2,19 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from embedx.config import ExtractConfig, Preprocessing, canonical_json, fingerprint, parse_size
+from embedx.config import (
+    ExtractConfig,
+    Preprocessing,
+    canonical_json,
+    fingerprint,
+    parse_channels,
+    parse_resize,
+    parse_size,
+)
 from embedx.errors import ConfigError
 
 
@@ -21,6 +30,38 @@ def test_sizes_are_read(text: str | int, size: int) -> None:
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a size"):
         parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("value", "read"), [("232", 232), (232, 232), ("240x320", (240, 320)), ([240, 320], (240, 320)), ([232], 232)]
+)
+def test_what_is_resized_to_is_read(value: Any, read: Any) -> None:
+    assert parse_resize(value) == read
+
+
+@pytest.mark.parametrize("value", ["", "0", "x240", "240x", "240x320x3", "-1", [], [1, 2, 3], [0, 2]])
+def test_what_can_not_be_resized_to_is_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match="write 232 for the shorter side, or 240x320"):
+        parse_resize(value)
+
+
+@pytest.mark.parametrize("value", ["0.5, 0.25,0", [0.5, 0.25, 0]])
+def test_three_numbers_are_read(value: Any) -> None:
+    assert parse_channels(value) == (0.5, 0.25, 0.0)
+
+
+@pytest.mark.parametrize("value", ["", "0.5", "1,2", "1,2,3,4", "a,b,c", [1, 2], 0.5])
+def test_what_are_not_three_numbers_is_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match="is not three numbers; write them like"):
+        parse_channels(value)
+
+
+def test_all_faults_of_the_preprocessing_are_reported_at_once(tmp_path: Path) -> None:
+    settings = {"image_size": 64, "crop": 0, "mean": (123.7, 0.5, 0.5), "std": (1.0, 0.0, 1.0)}
+    faults = ExtractConfig(backbone="resnet50", out=tmp_path, **settings).faults()
+    assert len(faults) == 4
+    for part in ("--crop is 0", "--image-size and --crop", "--mean is 123.7,0.5,0.5", "--std is 1,0,1"):
+        assert any(part in fault for fault in faults), part
 
 
 def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import torch
 from pyarrow import csv, parquet
+from torchvision import models
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 import embedx
@@ -103,9 +105,24 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     ViTModel(ViTConfig(**small)).save_pretrained(folder / "vit")
     ViTImageProcessor().save_pretrained(folder / "vit")
+    resnet = models.resnet18(weights=None).eval()
+    state = {f"model.{name}": tensor for name, tensor in resnet.state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3}, folder / "last.ckpt")
+    batch = {0: torch.export.Dim("batch")}
+    program = torch.export.export(resnet, (torch.zeros(2, 3, 64, 64),), dynamic_shapes=(batch,))
+    torch.export.save(program, folder / "model.pt2")
+    (folder / "mine.py").write_text(FACTORY)
     return folder
 
 
+FACTORY = """
+from torch import nn
+
+def build(width):
+    model = nn.Sequential(nn.Conv2d(3, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model.preprocessing = {"resize": 72, "crop": 64, "interpolation": "bilinear", "mean": [0.5] * 3, "std": [0.5] * 3}
+    return model
+"""
 COMMANDS = [
     command.replace(r"\|", "|")
     for command in re.findall(r"^\|.*\| `([^`]*embedx extract [^`]*)` \|$", README, re.MULTILINE)
@@ -122,7 +139,7 @@ def s3() -> Iterator[Any]:
 def test_the_commands_of_the_tables_run(workplace: Path, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, which has torch imported already; a pipe's last command gets what the others print."""
     monkeypatch.chdir(workplace)
-    assert len(COMMANDS) >= 11
+    assert len(COMMANDS) >= 17
     upload(s3, "lake", workplace / "photos", "photos/")
     for command in COMMANDS:
         *others, last = command.split(" | ")

@@ -11,7 +11,7 @@ from typing import NoReturn
 import typer
 from rich.text import Text
 
-from embedx.cli import backbones, extract, stores
+from embedx.cli import backbones, extract, layers, stores
 from embedx.cli.output import STDERR
 from embedx.errors import EmbedxError
 
@@ -27,6 +27,7 @@ app.command("extract")(extract.command)
 app.command("info")(stores.info)
 app.command("verify")(stores.verify)
 app.command("backbones")(backbones.command)
+app.command("layers")(layers.command)
 
 
 def main() -> NoReturn:

@@ -6,7 +6,11 @@ from embedx.cli.output import DebugOption, JsonOption, print_json, print_line
 
 
 def command(as_json: JsonOption = False, debug: DebugOption = False) -> None:
-    """List the backbones; as JSON, with their weights' names."""
+    """List torchvision's backbones; as JSON, with their weights' names.
+
+    --backbone also takes timm:NAME, hf:NAME-or-folder, a program's file (.pt2, or TorchScript: .pt, .ts, .jit,
+    .torchscript), the user's own code as package.module:factory, and none, if the inputs are features.
+    """
     from embedx.models.backbones.torchvision import backbone_names, weights_names
 
     if as_json:

@@ -29,7 +29,7 @@ def with_config_options(command: Callable[..., None]) -> Callable[..., None]:
         inspect.Parameter(
             name,
             inspect.Parameter.KEYWORD_ONLY,
-            annotation=Annotated[_option_type(hints[name]), _option(field)],
+            annotation=Annotated[_option_type(hints[name], field), _option(field)],
             default=_default(field),
         )
         for name, field in _FIELDS.items()
@@ -86,8 +86,13 @@ def _options_by_key(command: Any) -> dict[str, Any]:
     return keys
 
 
-def _option_type(hint: Any) -> Any:
-    """Typer's word for a field's type: it takes lists where the dataclass, being frozen, holds tuples."""
+def _option_type(hint: Any, field: dataclasses.Field[Any]) -> Any:
+    """Typer's word for a field's type: it takes lists where the dataclass, being frozen, holds tuples.
+
+    Of a field that has a parser it asks no type.
+    """
+    if "parser" in field.metadata:
+        return Any
     return list[str] if get_origin(hint) is tuple else hint
 
 

@@ -77,7 +77,8 @@ def run_test_epoch(
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Brings a model into evaluation mode, and afterwards each of its modules back into the mode it was in."""
-    modes = {module: module.training for module in model.modules()}
+    # Frozen TorchScript has no modes.
+    modes = {module: module.training for module in model.modules() if hasattr(module, "training")}
     model.eval()
     try:
         yield

@@ -26,7 +26,7 @@ from torchvision import models
 from torchvision.models import WeightsEnum
 
 from embedx import sample
-from embedx.config import ExtractConfig, Preprocessing
+from embedx.config import ExtractConfig
 from embedx.errors import CheckpointError, ConfigError, unknown
 from embedx.models.matching import listed
 
@@ -97,19 +97,19 @@ def given_weights(config: ExtractConfig) -> Weights | None:
     return Weights("random", seed=config.seed) if config.weights == "random" else None
 
 
-def find_weights(config: ExtractConfig, *, download: bool) -> tuple[Weights, Preprocessing]:
-    """Finds the weights' file, and the preprocessing of the preset that goes with it.
+def find_weights(config: ExtractConfig, *, download: bool) -> tuple[Weights, WeightsEnum]:
+    """Finds the weights' file, and the torchvision weights whose preprocessing goes with it.
 
     Raises:
         ConfigError: If the weights' name is unknown, or they can't be had.
     """
     enum = models.get_model_weights(config.backbone)
     if (given := given_weights(config)) is not None:
-        return given, _preset(enum["DEFAULT"])
+        return given, enum["DEFAULT"]
     if config.weights == "sample":
         if config.backbone != sample.BACKBONE:
             raise ConfigError(f"--weights sample are those of {sample.BACKBONE}; give --backbone {sample.BACKBONE}")
-        return of_file("sample", sample.CHECKPOINT), _preset(enum["DEFAULT"])
+        return of_file("sample", sample.CHECKPOINT), enum["DEFAULT"]
     name = config.weights.removeprefix(f"{enum.__name__}.")
     if name not in enum.__members__:
         names = [*enum.__members__, "random", "sample"]
@@ -117,7 +117,7 @@ def find_weights(config: ExtractConfig, *, download: bool) -> tuple[Weights, Pre
     member = enum[name]
     path = _cached(member, download=download)
     full_name = f"{enum.__name__}.{member.name}"
-    return (of_file(full_name, path) if path.is_file() else Weights(full_name)), _preset(member)
+    return (of_file(full_name, path) if path.is_file() else Weights(full_name)), member
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -210,12 +210,14 @@ def _cached(member: WeightsEnum, *, download: bool) -> Path:
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
     if path.is_file() or not download:
         return path
-    hash_prefix = name.rsplit("-", 1)[-1].partition(".")[0]
+    hash_prefix = re.search(r"-([0-9a-f]{8,})\.", name)  # some quantised weights' names have none
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(member.url, str(path), hash_prefix, progress=sys.stderr.isatty())
+        torch.hub.download_url_to_file(
+            member.url, str(path), hash_prefix and hash_prefix[1], progress=sys.stderr.isatty()
+        )
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         raise CheckpointError(
             f"{type(member).__name__}.{member.name} is not in torch's cache and can't be downloaded ({error}).\n"
@@ -250,14 +252,3 @@ def _sha256(path: Path) -> str:
 def _file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _preset(member: WeightsEnum) -> Preprocessing:
-    steps = member.transforms()
-    return Preprocessing(
-        resize=steps.resize_size[0],
-        crop=steps.crop_size[0],
-        interpolation=steps.interpolation.value,
-        mean=tuple(steps.mean),
-        std=tuple(steps.std),
-    )

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from embedx.config import Preprocessing
 from embedx.errors import ConfigError
+from embedx.models.foreign import Opaque
 
 _GEM_POWER = 3.0
 """p of generalised-mean pooling; the value of Radenović et al., Fine-tuning CNN Image Retrieval (2018)."""
@@ -59,8 +60,7 @@ class Embedder(nn.Module):
             `embeddings` [B, D] first, then one entry per extra layer: [B, D], or unpooled. Pooled and scaled in
             float32, whatever the backbone computes in; half precision would lose or overflow their sums.
         """
-        parameter = next(self.backbone.parameters())
-        features = self.backbone(((images - self.mean) / self.std).to(parameter.dtype))
+        features = self.backbone(((images - self.mean) / self.std).to(_input_dtype(self.backbone)))
         if isinstance(features, Tensor):
             features = {"embeddings": features}
         for name, value in features.items():
@@ -76,6 +76,13 @@ def finished(features: Mapping[str, Tensor], pool: str, *, normalize: bool) -> d
     if normalize:
         return {name: functional.normalize(value, dim=channel_dim(value)) for name, value in pooled.items()}
     return pooled
+
+
+def _input_dtype(backbone: nn.Module) -> torch.dtype:
+    """What it computes in; quantised ones and programs, which may hold no parameters, take float32."""
+    if isinstance(backbone, Opaque):
+        return torch.float32
+    return next((parameter.dtype for parameter in backbone.parameters()), torch.float32)
 
 
 def pool_features(features: Tensor, how: str) -> Tensor:

@@ -78,7 +78,8 @@ def fill(
     match = match_tensors(wanted, state, source=source, heads=heads, key=key)
     # Contiguous, so that the kernels chosen, and with them the embeddings' bits, follow from the values alone.
     own = {name: tensor.to(wanted[name].dtype).contiguous() for name, tensor in match.tensors.items()}
-    model.load_state_dict(own, strict=False, assign=True)
+    wanted.update(own)  # which keeps the version that models such as MNASNet ask for
+    model.load_state_dict(wanted, assign=True)
     return match
 
 

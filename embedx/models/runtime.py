@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from embedx.config import Precision
 from embedx.errors import ConfigError
 from embedx.models.features import Embedder
+from embedx.models.foreign import Opaque
 
 _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class EagerRuntime(nn.Module):
-    """PyTorch as it is, in channels-last layout.
+    """PyTorch as it is, in channels-last layout, but for programs, which are left as they were made.
 
     Args:
         embedder: What to run.
@@ -35,8 +36,9 @@ class EagerRuntime(nn.Module):
             torch.backends.cudnn.allow_tf32 = precision == "tf32"
         self.device = device
         self.embedder = embedder.requires_grad_(False).to(device)
-        self.embedder.backbone.to(_DTYPES[precision])
-        self.embedder.backbone.to(memory_format=torch.channels_last)
+        if not isinstance(self.embedder.backbone, Opaque):
+            self.embedder.backbone.to(_DTYPES[precision])
+            self.embedder.backbone.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Computes [B, D] features of [B, 3, H, W] uint8 images."""

@@ -61,12 +61,12 @@ def store(tmp_path_factory: pytest.TempPathFactory, few: Path) -> Path:
 
 def test_help_lists_the_commands_and_every_flag(embedx) -> None:
     top = embedx("--help")
-    assert top.code == 0 and all(name in top.stdout for name in ("extract", "info", "verify", "backbones"))
+    assert top.code == 0 and all(name in top.stdout for name in ("extract", "info", "verify", "backbones", "layers"))
     text = embedx("extract", "--help").stdout
     flags = (
         "--backbone --weights --checkpoint --data --out --group-key --batch-size -b --workers -j --device --runtime "
         "--precision --dtype --layer --pool --image-size --shard-size --overwrite --on-error --max-errors --seed "
-        "--dry-run --json --quiet --debug --config --no-exif --normalize"
+        "--dry-run --json --quiet --debug --config --no-exif --normalize --resize --crop --mean --std --interpolation"
     )
     for flag in flags.split():
         assert flag in text, flag
@@ -106,9 +106,11 @@ def test_a_config_file_gives_the_settings_and_flags_win(embedx, tmp_path: Path, 
     config.write_text(
         f'backbone = "{sample.BACKBONE}"\nweights = "sample"\nbatch-size = 8\nworkers = 0\nexif = false\n'
         f'data = ["{few}"]\nout = "{tmp_path}/store"\nshard-size = "1MiB"\nlayer = ["stage2"]\n'
+        'resize = [240, 320]\nmean = "0.5,0.5,0.5"\nstd = [0.5, 0.5, 0.25]\n'
     )
     plan = json.loads(embedx("extract", "--config", config, "--batch-size", "4", "--dry-run", "--json").stdout)
     assert plan["batch_size"] == 4 and plan["preprocessing"]["exif"] is False
+    assert plan["preprocessing"]["resize"] == [240, 320] and plan["preprocessing"]["std"] == [0.5, 0.5, 0.25]
     assert list(plan["tensors"]) == ["embeddings", "stage2"] and plan["rows_per_unit"] < 256
     config.write_text(
         f'backbone = "{sample.BACKBONE}"\nweights = "sample"\nworkers = 0\ndata = "{few}"\nout = "{tmp_path}/store"\n'
@@ -174,9 +176,23 @@ def test_verify_is_silent_on_stdout_or_names_what_is_wrong(embedx, store: Path, 
 
 def test_backbones_lists_all_of_torchvision_s(embedx) -> None:
     names = embedx("backbones").stdout.split()
-    assert len(names) >= 80 and {"resnet50", "vit_b_16", "convnext_tiny"} <= set(names)
+    of_each_kind = {"resnet50", "vit_b_16", "fcn_resnet50", "ssd300_vgg16", "quantized_resnet50"}
+    assert len(names) >= 110 and of_each_kind <= set(names)
     weights = {entry["name"]: entry["weights"] for entry in json.loads(embedx("backbones", "--json").stdout)}
     assert weights["resnet50"] == ["IMAGENET1K_V1", "IMAGENET1K_V2"]
+
+
+def test_layers_lists_names_and_shapes(embedx) -> None:
+    lines = [line.split("\t") for line in embedx("layers", "resnet18", "--image-size", "64").stdout.splitlines()]
+    assert ["layer4", "512x2x2"] in lines and all(len(line) == 2 for line in lines)
+    listed = json.loads(embedx("layers", "resnet18", "--json").stdout)
+    assert {"name": "layer4", "shape": [512, 7, 7]} in listed
+    made = embedx("layers", "torchvision.models:resnet18", "--image-size", "64", "--backbone-arg", "num_classes=3")
+    assert "fc\t3" in made.stdout.splitlines()
+    unknown = embedx("layers", "resnet1")
+    assert unknown.code == 2 and "unknown backbone 'resnet1'" in unknown.stderr
+    unsized = embedx("layers", "torchvision.models:resnet18")
+    assert unsized.code == 2 and "give --image-size" in unsized.stderr
 
 
 def test_rejected_inputs_give_exit_code_3_unless_allowed(embedx, tmp_path: Path, few: Path) -> None:
@@ -219,6 +235,7 @@ BAD_USAGE = {
     "no such checkpoint": (["--backbone", "resnet50", "--checkpoint", "no.pth", *PLACES], "no such file"),
     "unknown layer": ([*GOOD, "--layer", "stage9"], "did you mean stage"),
     "bad shard size": ([*GOOD, "--shard-size", "huge"], "is not a size"),
+    "two numbers for three": ([*GOOD, "--mean", "0.5,0.5"], "write them like 0.485,0.456,0.406"),
     "cls of a map": ([*GOOD, "--layer", "stage2", "--pool", "cls"], "needs tokens"),
     "output of bytes that are no text": ([*GOOD, "--out", "{tmp}/caf\udce9"], "has bytes that are no text"),
     "overwriting what others call manifest.json": ([*GOOD, "--out", "{tmp}/web", "--overwrite"], "not a store"),

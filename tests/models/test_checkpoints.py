@@ -55,9 +55,10 @@ def load(path: Path, backbone: str = SMALL, **options: Any) -> Embedder:
 
 
 def load_and_match(path: Path) -> tuple[Embedder, CheckpointMatch]:
-    found: list[CheckpointMatch] = []
-    embedder = describe_backbone(settings(checkpoint=path)).load(found.append)
-    return embedder, found[0]
+    spec = describe_backbone(settings(checkpoint=path))
+    embedder = spec.load()
+    assert spec.architecture.match is not None
+    return embedder, spec.architecture.match
 
 
 def saved(path: Path, state: Any) -> Path:

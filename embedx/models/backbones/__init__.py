@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
-from torch import nn
-from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+from torch import Tensor, nn
 
 from embedx.config import ExtractConfig, Preprocessing
-from embedx.errors import ConfigError, unknown
-from embedx.models.backbones import huggingface, timm, torchvision
-from embedx.models.backbones.base import Architecture
+from embedx.errors import ConfigError
+from embedx.models.backbones import dense, factory, huggingface, program, quantized, timm, torchvision
+from embedx.models.backbones.base import Architecture, last_line
 from embedx.models.checkpoints import Weights
 from embedx.models.features import Embedder
+from embedx.models.layers import layer_faults, layer_shapes, with_layers
+from embedx.models.preprocessing import resolve_preprocessing
 
-EMBEDDINGS = "embeddings"
-_RESERVED_TENSORS = {EMBEDDINGS, "index", "targets"}
-_KINDS = (timm.KIND, huggingface.KIND, torchvision.KIND)
+_KINDS = (timm.KIND, huggingface.KIND, program.KIND, factory.KIND, dense.KIND, quantized.KIND, torchvision.KIND)
 """The first that matches is it; any text can be a torchvision model's name."""
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,50 +67,80 @@ def describe_backbone(config: ExtractConfig, *, download: bool = True) -> Backbo
         ConfigError: If there is no such backbone, layer or weights, or they can't be had, or the backbone does
             not take this image size.
     """
-    architecture = next(kind for kind in _KINDS if kind.matches(config.backbone)).find(config, download)
-    preprocessing = _preprocessing(architecture, config)
+    architecture = _find(config, download)
+    if config.backbone_arg and not architecture.arguments:
+        raise ConfigError("--backbone-arg is for backbones given as package.module:factory; leave it out")
+    preprocessing = resolve_preprocessing(architecture.preprocessing, config, fixed_size=architecture.image_size)
     spec = BackboneSpec(architecture, preprocessing, config.layer, config.pool, config.normalize, shapes={})
+    if config.layer:
+        _check_has_layers(architecture)
     model = architecture.outline()
-    if faults := _layer_faults(model, config):
-        raise ConfigError(faults)
+    ConfigError.check(layer_faults(model, config.backbone, config.layer))
+    embedder = _embedder(model, spec).to(architecture.outline_device)
     size = preprocessing.crop
-    try:
-        with torch.no_grad():
-            outputs = _embedder(model, spec).to("meta")(torch.empty(1, 3, size, size, dtype=torch.uint8, device="meta"))
-    except ConfigError:
-        raise
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"{config.backbone} does not take images of {size}x{size}: {error}") from error
-    return dataclasses.replace(spec, shapes={name: tuple(out.shape[1:]) for name, out in outputs.items()})
+
+    def row_shapes(batch: int) -> dict[str, tuple[int, ...]]:
+        outputs = embedder(_images(architecture, batch, size, torch.uint8))
+        for rows in {len(output) for output in outputs.values()} - {batch}:
+            raise ValueError(
+                f"it gives {rows} rows for a batch of {batch}; if it takes batches of {rows}, give --batch-size {rows}"
+            )
+        return {name: tuple(output.shape[1:]) for name, output in outputs.items()}
+
+    return dataclasses.replace(spec, shapes=_try_out(architecture, row_shapes, size))
 
 
-def _preprocessing(architecture: Architecture, config: ExtractConfig) -> Preprocessing:
-    """The backbone's own, with what the settings change of it."""
+def describe_layers(config: ExtractConfig) -> dict[str, tuple[int, ...]]:
+    """What can be given to `--layer` of a backbone, and the shape of its output for one image.
+
+    Raises:
+        ConfigError: If there is no such backbone, or it has no layers, or takes no images of this size.
+    """
+    architecture = _find(config, download=False)
+    _check_has_layers(architecture)
     own = architecture.preprocessing
-    if own is None:
-        raise ConfigError(f"nobody knows which preprocessing {architecture.name} needs")
-    return dataclasses.replace(own.with_image_size(config.image_size), exif=config.exif)
+    size = config.image_size or (own.crop if own else architecture.image_size)
+    if size is None:
+        raise ConfigError(f"nobody knows which images {config.backbone} takes; give --image-size")
+    model = architecture.outline().to(architecture.outline_device)
+    return _try_out(
+        architecture, lambda batch: layer_shapes(model, _images(architecture, batch, size, torch.float32)), size
+    )
+
+
+def _find(config: ExtractConfig, download: bool) -> Architecture:
+    return next(kind for kind in _KINDS if kind.matches(config.backbone)).find(config, download)
+
+
+def _check_has_layers(architecture: Architecture) -> None:
+    if architecture.opaque:
+        raise ConfigError(f"{architecture.name} is a program, in which no layers can be told; leave --layer out")
+
+
+def _images(architecture: Architecture, batch: int, size: int, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(batch, 3, size, size, dtype=dtype, device=architecture.outline_device)
+
+
+def _try_out(architecture: Architecture, run: Callable[[int], dict[str, T]], size: int) -> dict[str, T]:
+    """What a run gives, of the first batch size that works.
+
+    Raises:
+        ConfigError: If none does.
+    """
+    faults = []
+    for batch in architecture.outline_batches:
+        try:
+            with torch.no_grad():
+                return run(batch)
+        except ConfigError:
+            raise
+        except Exception as error:  # noqa: BLE001  (it may be anyone's code)
+            faults.append(error)
+    raise ConfigError(
+        f"{architecture.name} does not take images of {size}x{size}: {last_line(faults[-1])}"
+    ) from faults[-1]
 
 
 def _embedder(model: nn.Module, spec: BackboneSpec) -> Embedder:
-    features = model
-    if spec.layers:
-        *_, last = get_graph_node_names(model)[1]
-        features = create_feature_extractor(
-            model, {last: EMBEDDINGS, **dict(zip(spec.layers, spec.layers, strict=True))}
-        )
+    features = with_layers(model, spec.layers)
     return Embedder(features, spec.preprocessing, pool=spec.pool, normalize=spec.normalize).eval()
-
-
-def _layer_faults(model: nn.Module, config: ExtractConfig) -> list[str]:
-    if not config.layer:
-        return []
-    _image, *nodes = get_graph_node_names(model)[1]
-    prefixes = {node.rsplit(".", depth)[0] for node in nodes for depth in range(node.count(".") + 1)}
-    faults = []
-    for layer in config.layer:
-        if layer not in prefixes or layer in _RESERVED_TENSORS:
-            faults.append(unknown("--layer", layer, prefixes, hint=f"(in {config.backbone})"))
-        elif f"{nodes[-1]}.".startswith(f"{layer}."):
-            faults.append(f"--layer {layer} gives the embeddings themselves, which are stored anyway; leave it out")
-    return faults

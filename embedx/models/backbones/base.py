@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -23,6 +24,16 @@ class Architecture(ABC):
     weights: Weights
     preprocessing: Preprocessing | None
     """The weights' own; None if nobody knows."""
+    image_size: int | None = None
+    """Height and width of the only images it takes, if it says so."""
+    arguments: Mapping[str, Any] = MappingProxyType({})
+    """What else it was built with, as `--backbone-arg` gave it."""
+    outline_device = torch.device("meta")
+    """Where `outline` is; on another one the module is built with all its weights."""
+    outline_batches: tuple[int, ...] = (2,)
+    """Batch sizes to try its outline with, until one works; in a batch of one, what is no row could look like one."""
+    opaque = False
+    """Whether nothing within it can be had: it has no layers."""
     match: CheckpointMatch | None = None
     """How a checkpoint was matched, once it is loaded."""
     libraries: tuple[str, ...] = ()
@@ -38,9 +49,13 @@ class Architecture(ABC):
         """
 
     def outline(self) -> nn.Module:
-        """The module with its parameters on the meta device, to tell names and shapes by."""
-        with parameters_on_meta():
+        """The module on `outline_device`, or its parameters at least, to tell names and shapes by."""
+        with self.building():
             return self.build()[0]
+
+    def building(self) -> contextlib.AbstractContextManager[None]:
+        """What to build in if the weights do not matter, or come later."""
+        return parameters_on_meta() if self.outline_device.type == "meta" else torch.random.fork_rng(devices=[])
 
     def load(self) -> nn.Module:
         """The module with its weights, on the CPU.
@@ -52,7 +67,7 @@ class Architecture(ABC):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.weights.seed)
                 return self.build()[0]
-        with parameters_on_meta():
+        with self.building():
             model, removed = self.build()
         self.fill(model, removed)
         return model
@@ -82,6 +97,18 @@ class BackboneKind(NamedTuple):
     """From the settings, and whether weights may be downloaded, to the architecture.
 
     Raises a ConfigError, with what to do about it, if there is no such backbone, or its weights can't be had."""
+
+
+def fixed_precision_faults(config: ExtractConfig) -> list[str]:
+    """The fault of asking a backbone for another precision than the one that it was made in."""
+    if config.precision in ("bf16", "fp16"):
+        return [f"--precision {config.precision}: {config.backbone} computes as it was made; leave it out"]
+    return []
+
+
+def last_line(error: BaseException) -> str:
+    """What an error says in the end: TorchScript's begin with a whole traceback."""
+    return str(error).strip().rsplit("\n", 1)[-1]
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from embedx.config import ExtractConfig, Preprocessing
+from embedx.config import ExtractConfig, Interpolation, Preprocessing
 from embedx.errors import CheckpointError, ConfigError
 from embedx.models.backbones import hub
 from embedx.models.backbones.base import Architecture, BackboneKind, parameters_on_meta
@@ -32,7 +32,7 @@ _WEIGHTS = (
     ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"),
 )
 """One file, or an index of several, and those; the first that there are."""
-_INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
+_INTERPOLATIONS: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
 """By Pillow's numbers, in which image processors give them."""
 _INSTEAD = "load weights of your own with --checkpoint FILE, or try things out with --weights random"
 _CONVNEXT_SQUASHED = 384

@@ -9,12 +9,18 @@ from torch import Tensor, nn
 
 from embedx.config import ExtractConfig
 from embedx.errors import ConfigError
-from embedx.models.backbones import EMBEDDINGS, BackboneSpec
+from embedx.models.backbones import BackboneSpec
 from embedx.models.backbones.base import Architecture
 from embedx.models.checkpoints import Weights
 from embedx.models.features import Embedder, finished
+from embedx.models.layers import EMBEDDINGS
 
 NONE = "none"
+_OF_BACKBONES = (
+    *("backbone_arg", "weights", "checkpoint", "layer"),
+    *("image_size", "resize", "crop", "mean", "std", "interpolation"),
+)
+"""Settings that say something of a backbone, or of its images."""
 
 
 class NoBackbone(Architecture):
@@ -57,7 +63,7 @@ def describe_features(config: ExtractConfig, shape: tuple[int, ...]) -> FeatureS
     defaults = {field.name: field.default for field in dataclasses.fields(ExtractConfig)}
     needless = [
         f"--{name.replace('_', '-')} needs a backbone, and there is none"
-        for name in ("weights", "checkpoint", "layer", "image_size")
+        for name in _OF_BACKBONES
         if getattr(config, name) != defaults[name]
     ]
     ConfigError.check(needless)

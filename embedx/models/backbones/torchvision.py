@@ -10,19 +10,21 @@ from typing import Any
 
 from torch import nn
 from torchvision import models
+from torchvision.models import WeightsEnum
 
 from embedx.config import ExtractConfig, Preprocessing
 from embedx.errors import ConfigError, unknown
 from embedx.models.backbones.base import Architecture, BackboneKind
 from embedx.models.checkpoints import Weights, find_weights
 
-_AUXILIARY = ("AuxLogits", "aux1", "aux2")
+AUXILIARY = ("AuxLogits", "aux1", "aux2")
 """Classifiers that Inception and GoogLeNet have for their training alone."""
-_BUILD_OPTIONS: dict[str, dict[str, Any]] = {
+BUILD_OPTIONS: dict[str, dict[str, Any]] = {
     # As the builders set them for pretrained weights: those take input normalised in another way.
     name: {"transform_input": True, "aux_logits": False, "init_weights": True}
     for name in ("googlenet", "inception_v3")
 }
+"""Of models by their names."""
 
 
 class Classification(Architecture):
@@ -36,7 +38,7 @@ class Classification(Architecture):
     def build(self) -> tuple[nn.Module, tuple[str, ...]]:
         """The model without its classifier."""
         vision_transformer = self.name.startswith("vit_")
-        options = {"image_size": self.preprocessing.crop} if vision_transformer else _BUILD_OPTIONS.get(self.name, {})
+        options = {"image_size": self.preprocessing.crop} if vision_transformer else BUILD_OPTIONS.get(self.name, {})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # GoogLeNet's and Inception's, on their initialisation
             model: nn.Module = models.get_model(self.name, weights=None, **options)
@@ -46,12 +48,13 @@ class Classification(Architecture):
             if isinstance(layer, nn.Linear | nn.Conv2d)  # a convolution in SqueezeNet
         ][-1]
         model.set_submodule(head, nn.Identity())
-        return model.eval(), (head, *_AUXILIARY)
+        return model.eval(), (head, *AUXILIARY)
 
 
 def backbone_names() -> list[str]:
-    """Every torchvision classification model."""
-    return list(models.list_models(module=models))
+    """Every torchvision model that is a backbone: for classification, segmentation, detection, and quantised."""
+    modules = (models, models.segmentation, models.detection, models.quantization)
+    return [name for module in modules for name in models.list_models(module=module)]
 
 
 def weights_names(backbone: str) -> list[str]:
@@ -63,7 +66,20 @@ def find(config: ExtractConfig, download: bool) -> Classification:
     """Finds a model by its name."""
     if config.backbone not in (names := backbone_names()):
         raise ConfigError(unknown("backbone", config.backbone, names, hint="(`embedx backbones` lists them)"))
-    return Classification(config.backbone, *find_weights(config, download=download))
+    weights, member = find_weights(config, download=download)
+    return Classification(config.backbone, weights, preset(member))
+
+
+def preset(weights: WeightsEnum) -> Preprocessing:
+    """The preprocessing of classification or segmentation weights; the latter cut nothing off a square image."""
+    steps = weights.transforms()
+    return Preprocessing(
+        resize=steps.resize_size[0],
+        crop=getattr(steps, "crop_size", steps.resize_size)[0],
+        interpolation=steps.interpolation.value,
+        mean=tuple(steps.mean),
+        std=tuple(steps.std),
+    )
 
 
 KIND = BackboneKind(lambda name: True, find)

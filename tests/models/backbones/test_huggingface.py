@@ -19,7 +19,7 @@ from embedx.config import ExtractConfig
 from embedx.data.decode import decode, preprocess
 from embedx.errors import CheckpointError, ConfigError
 from embedx.extract import extract
-from embedx.models.backbones import BackboneSpec, describe_backbone
+from embedx.models.backbones import BackboneSpec, describe_backbone, describe_layers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ("astronaut.png", "coffee.png", "rocket.jpg", "chelsea.png")
@@ -126,6 +126,21 @@ def test_rows_equal_transformers_own_forward_pass(kind: str, images: Path, tmp_p
     own, other = (nn.functional.cosine_similarity(rows.embeddings, theirs.roll(shift, 0)) for shift in (0, 1))
     assert own.min() >= 0.999
     assert (own > other).all()
+
+
+def test_its_layers_are_its_modules(tmp_path: Path) -> None:
+    settings, processor, _ = MODELS["vit"]
+    model = save(tmp_path / "model", settings, processor)
+    spec = describe(tmp_path / "model", layer=("layers.0",))
+    size = spec.preprocessing.crop
+    pixels = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+    with torch.inference_mode():
+        embedder = spec.load()
+        rows = embedder(pixels)["layers.0"]
+        tokens = model((pixels - embedder.mean) / embedder.std, output_hidden_states=True).hidden_states[1]
+    torch.testing.assert_close(rows, tokens.mean(1))
+    listed = describe_layers(ExtractConfig(backbone=f"hf:{tmp_path / 'model'}", out=Path("store")))
+    assert listed["layers.0"] == tokens.shape[1:]
 
 
 def test_a_checkpoint_in_shards_is_one_set_of_weights(tmp_path: Path) -> None:

@@ -156,6 +156,20 @@ def test_layers_are_stored_beside_the_embeddings() -> None:
     assert describe("timm:test_resnet", layer=("layer2",)).shapes == {"embeddings": (96,), "layer2": (48,)}
 
 
+def test_layers_of_what_torch_fx_can_not_trace_are_stored_too() -> None:
+    spec = describe("timm:test_vit", layer=("blocks.1",), pool="cls")
+    model = reference("test_vit")
+    kept: list[Tensor] = []
+    model.blocks[1].register_forward_hook(lambda module, inputs, output: kept.append(output[:, 0]))
+    pixels = torch.randint(0, 256, (2, 3, spec.preprocessing.crop, spec.preprocessing.crop), dtype=torch.uint8)
+    with torch.inference_mode():
+        embedder = spec.load()
+        rows = embedder(pixels)
+        expected = model((pixels - embedder.mean) / embedder.std)
+    torch.testing.assert_close(rows["embeddings"], expected)
+    torch.testing.assert_close(rows["blocks.1"], kept[0])
+
+
 def test_pretrained_weights_are_those_in_the_cache(cache: Path) -> None:
     model = timm.create_model("test_vit", pretrained=False)
     file = cached_weights(cache, "timm/test_vit.r160_in1k", model.state_dict())

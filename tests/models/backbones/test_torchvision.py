@@ -48,13 +48,14 @@ def images(size: int = 64) -> torch.Tensor:
     return torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
-def test_every_backbone_gives_one_vector_per_image() -> None:
-    names = backbone_names()
-    assert len(names) >= 80
-    shapes = {name: describe(name).shapes for name in names}
-    assert {name: shape for name, shape in shapes.items() if [len(s) for s in shape.values()] != [1]} == {}
-    assert {name: list(shape) for name, shape in shapes.items() if list(shape) != ["embeddings"]} == {}
-    assert {name: shapes[name]["embeddings"] for name in KNOWN} == {name: (dim,) for name, dim in KNOWN.items()}
+@pytest.mark.parametrize("backbone", KNOWN)
+def test_embeddings_are_what_the_classifier_would_see(backbone: str) -> None:
+    assert describe(backbone).shapes == {"embeddings": (KNOWN[backbone],)}
+
+
+def test_backbones_of_every_kind_are_listed() -> None:
+    for module in (models, models.segmentation, models.detection, models.quantization):
+        assert set(models.list_models(module=module)) < set(backbone_names())
 
 
 def test_preprocessing_is_that_of_the_default_weights() -> None:
@@ -143,7 +144,7 @@ def test_unknown_layers_are_reported_at_once_with_the_nearest() -> None:
     with pytest.raises(ConfigError) as caught:
         describe("resnet50", layer=("layer9", "layer4", "avgpoll"))
     assert len(caught.value.faults) == 2
-    assert "unknown --layer 'layer9'; did you mean layer4? (in resnet50)" in caught.value.faults
+    assert "unknown --layer 'layer9'; did you mean layer4? (`embedx layers resnet50` lists them)" in caught.value.faults
     assert "did you mean avgpool?" in str(caught.value)
 
 

@@ -1,0 +1,37 @@
+"""`embedx layers`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from embedx.cli.output import DebugOption, JsonOption, print_json, print_line
+from embedx.config import ExtractConfig
+
+
+def command(
+    backbone: Annotated[str, typer.Argument(metavar="BACKBONE", help="As `embedx extract --backbone` takes it.")],
+    image_size: Annotated[
+        int | None, typer.Option("--image-size", min=1, help="Height and width of the image. Default: the backbone's.")
+    ] = None,
+    backbone_arg: Annotated[
+        list[str] | None, typer.Option("--backbone-arg", help="KEY=VALUE for the backbone's factory; repeatable.")
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """List what can be given to --layer, each with the shape of its output for one image.
+
+    They stand in the order in which they are computed; no weights are needed.
+    """
+    from embedx.models.backbones import describe_layers
+
+    config = ExtractConfig(backbone=backbone, out=Path(), image_size=image_size, backbone_arg=tuple(backbone_arg or ()))
+    shapes = describe_layers(config)
+    if as_json:
+        print_json([{"name": name, "shape": list(shape)} for name, shape in shapes.items()])
+    else:
+        for name, shape in shapes.items():
+            print_line(f"{name}\t{'x'.join(map(str, shape))}")

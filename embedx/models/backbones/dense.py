@@ -1,0 +1,108 @@
+"""torchvision's segmentation and detection models: the body in front of their heads.
+
+What they give is the body's deepest map [B, C, H, W], before any feature pyramid; of SSD and SSDlite the last of
+their maps. Images are centre squares, resized to the length that the model resizes an image's shorter side to.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision import models
+from torchvision.models import WeightsEnum
+
+from embedx.config import ExtractConfig, Preprocessing
+from embedx.models.backbones.base import Architecture, BackboneKind
+from embedx.models.backbones.torchvision import preset
+from embedx.models.checkpoints import Weights, find_weights
+
+_SEGMENTATION = frozenset(models.list_models(module=models.segmentation))
+_DETECTION = frozenset(models.list_models(module=models.detection))
+_RUN_WHEN_BUILT = ("ssdlite320_mobilenet_v3_large",)
+"""Models whose builder runs their body, which it can't with parameters on the meta device."""
+_WITHOUT_EPSILON = (
+    models.detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1,
+    models.detection.MaskRCNN_ResNet50_FPN_Weights.COCO_V1,
+    models.detection.KeypointRCNN_ResNet50_FPN_Weights.COCO_V1,
+    models.detection.RetinaNet_ResNet50_FPN_Weights.COCO_V1,
+)
+"""Weights that were trained with batch normalisation that adds nothing to the variance; so torchvision uses them."""
+
+
+class DeepestMap(nn.Module):
+    """A model's body, under the name that it has there, so that the model's weights fit it.
+
+    Args:
+        path: That name.
+        body: [B, 3, H, W] → dict of maps, the deepest last.
+    """
+
+    def __init__(self, path: str, body: nn.Module) -> None:
+        super().__init__()
+        self.path = path
+        holder: nn.Module = self
+        *parents, name = path.split(".")
+        for parent in parents:
+            holder.add_module(parent, nn.Module())
+            holder = holder.get_submodule(parent)
+        holder.add_module(name, body)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The deepest map [B, C, H, W] of images [B, 3, H, W]."""
+        maps: list[Tensor] = list(self.get_submodule(self.path)(images).values())
+        return maps[-1]
+
+
+class Dense(Architecture):
+    """A segmentation or detection model by its name."""
+
+    def __init__(self, name: str, weights: Weights, member: WeightsEnum) -> None:
+        self.name = name
+        self.weights = weights
+        self._without_epsilon = weights.name == f"{type(member).__name__}.{member.name}" and member in _WITHOUT_EPSILON
+        if name in _RUN_WHEN_BUILT:
+            self.outline_device = torch.device("cpu")
+        self.preprocessing: Preprocessing = preset(member) if name in _SEGMENTATION else self._of_detection()
+
+    def build(self) -> tuple[nn.Module, tuple[str, ...]]:
+        """The body without what follows it."""
+        model = self._whole()
+        path = "backbone.body" if hasattr(model.backbone, "body") else "backbone"
+        body = model.get_submodule(path)
+        if self._without_epsilon:
+            for module in body.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eps = 0.0
+        return DeepestMap(path, body).eval(), (
+            "classifier",
+            "aux_classifier",
+            "rpn",
+            "roi_heads",
+            "head",
+            "backbone.fpn",
+        )
+
+    def _whole(self) -> Any:
+        return models.get_model(self.name, weights=None, weights_backbone=None)
+
+    def _of_detection(self) -> Preprocessing:
+        """What the model itself does to images."""
+        with self.building():
+            steps = self._whole().transform
+        return Preprocessing(
+            resize=steps.min_size[-1],
+            crop=steps.min_size[-1],
+            interpolation="bilinear",
+            mean=tuple(steps.image_mean),
+            std=tuple(steps.image_std),
+        )
+
+
+def find(config: ExtractConfig, download: bool) -> Dense:
+    """Finds a model by its name."""
+    return Dense(config.backbone, *find_weights(config, download=download))
+
+
+KIND = BackboneKind(lambda name: name in _SEGMENTATION | _DETECTION, find)

@@ -1,0 +1,151 @@
+"""The user's own code: `package.module:factory`, called with what `--backbone-arg` gives.
+
+The factory returns an nn.Module from normalised images [B, 3, H, W] to features; of several tensors `main_tensor`
+takes one. Its weights are those that the module comes with, or a checkpoint's. If it has an attribute
+`preprocessing`, a dict of resize, crop, interpolation, mean and std, that is its preprocessing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import inspect
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from embedx.config import ExtractConfig, Preprocessing, parse_channels, parse_resize
+from embedx.errors import ConfigError, unknown
+from embedx.models.backbones.base import Architecture, BackboneKind, last_line
+from embedx.models.checkpoints import Weights, given_weights
+from embedx.models.foreign import main_tensor
+
+_NAME = re.compile(r"[\w.]+:\w+")
+_STEPS = {field.name for field in dataclasses.fields(Preprocessing)} - {"exif"}
+
+
+class Made(Architecture):
+    """A module that a factory has returned."""
+
+    outline_device = torch.device("cpu")
+
+    def __init__(self, config: ExtractConfig) -> None:
+        self.name = config.backbone
+        self.arguments = _parse_arguments(config.backbone_arg)
+        self._module = _call(config.backbone, _factory(config.backbone), self.arguments, config.seed)
+        self.preprocessing = _preprocessing(config.backbone, self._module)
+        self.weights = given_weights(config) or Weights("factory", sha256=_sha256(self._module.state_dict()))
+
+    def build(self) -> tuple[nn.Module, tuple[str, ...]]:
+        """The module as the factory has returned it, but that it gives one tensor."""
+        return self._module, ()
+
+    def load(self) -> nn.Module:
+        """The module, with the checkpoint's weights if there is one."""
+        return self._module if self.weights.path is None else super().load()
+
+
+def find(config: ExtractConfig, download: bool) -> Made:
+    """Calls the factory."""
+    if config.weights != "DEFAULT":
+        raise ConfigError(
+            f"--weights {config.weights}: the weights of {config.backbone} are the factory's; leave it out, "
+            "or give --checkpoint FILE"
+        )
+    return Made(config)
+
+
+def _parse_arguments(pairs: Sequence[str]) -> dict[str, Any]:
+    arguments = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier() or key in arguments:
+            raise ConfigError(f"--backbone-arg {pair}: give each argument once, as key=value")
+        try:
+            arguments[key] = json.loads(value)
+        except json.JSONDecodeError:
+            arguments[key] = value
+    return arguments
+
+
+def _factory(name: str) -> Callable[..., Any]:
+    module_name, _, attribute = name.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # the current folder, as `python -m` has it
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise ConfigError(
+            f"--backbone {name}: {module_name} can't be imported ({type(error).__name__}: {last_line(error)}); it is "
+            "looked for in the current folder and among the installed packages"
+        ) from error
+    if not callable(factory := getattr(module, attribute, None)):
+        functions = [each for each, value in vars(module).items() if callable(value) and not each.startswith("_")]
+        raise ConfigError(unknown("factory", attribute, functions, hint=f"(in {module_name})"))
+    found: Callable[..., Any] = factory
+    return found
+
+
+def _call(name: str, factory: Callable[..., Any], arguments: Mapping[str, Any], seed: int) -> nn.Module:
+    """What the factory returns, in evaluation mode; what it draws at random follows the seed."""
+    try:
+        inspect.signature(factory).bind(**arguments)
+    except TypeError as error:
+        raise ConfigError(f"--backbone {name}: {error}; give its arguments with --backbone-arg key=value") from error
+    except ValueError:
+        pass  # it has no signature
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = factory(**arguments)
+    except Exception as error:
+        raise ConfigError(
+            f"--backbone {name}: the factory raised {type(error).__name__}: {last_line(error)} (--debug shows where)"
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise ConfigError(f"--backbone {name}: the factory returned a {type(module).__name__}, no nn.Module")
+    module.register_forward_hook(lambda module, inputs, output: main_tensor(output))
+    return module.eval()
+
+
+def _preprocessing(name: str, module: nn.Module) -> Preprocessing | None:
+    steps = getattr(module, "preprocessing", None)
+    if steps is None:
+        return None
+    if (
+        not isinstance(steps, Mapping)
+        or steps.keys() != _STEPS
+        or steps["interpolation"] not in ("bilinear", "bicubic")
+    ):
+        raise ConfigError(
+            f"--backbone {name}: its attribute `preprocessing` is {steps!r}; "
+            f"give a dict of {', '.join(sorted(_STEPS))}, the interpolation bilinear or bicubic"
+        )
+    try:
+        return Preprocessing(
+            resize=parse_resize(steps["resize"]),
+            crop=int(steps["crop"]),
+            interpolation=steps["interpolation"],
+            mean=parse_channels(steps["mean"]),
+            std=parse_channels(steps["std"]),
+        )
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"--backbone {name}: its attribute `preprocessing`: {error}") from error
+
+
+def _sha256(state: Mapping[str, Tensor]) -> str:
+    """Of all the tensors: names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+KIND = BackboneKind(lambda name: _NAME.fullmatch(name) is not None, find)

@@ -1,0 +1,95 @@
+"""torchvision's quantised classification models, which run on CPUs alone, without their classifier.
+
+Random weights are quantised with the ranges of one random image, as torchvision's builder does it.
+"""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torchvision import models
+
+from embedx.config import ExtractConfig, Preprocessing
+from embedx.errors import CheckpointError, ConfigError, unknown
+from embedx.models.backbones.base import Architecture, BackboneKind, fixed_precision_faults, last_line
+from embedx.models.backbones.torchvision import AUXILIARY, BUILD_OPTIONS, backbone_names, preset
+from embedx.models.checkpoints import Weights, find_weights
+from embedx.models.runtime import resolve_device
+
+_PREFIX = "quantized_"
+
+
+class Quantized(Architecture):
+    """A quantised model by its name."""
+
+    outline_device = torch.device("cpu")
+
+    def __init__(self, name: str, weights: Weights, preprocessing: Preprocessing) -> None:
+        self.name = name
+        self.weights = weights
+        self.preprocessing: Preprocessing = preprocessing
+
+    def build(self) -> tuple[nn.Module, tuple[str, ...]]:
+        """The model without its classifier, quantised."""
+        options = BUILD_OPTIONS.get(self.name.removeprefix(_PREFIX), {})
+        with _deprecations_ignored():
+            model: nn.Module = models.get_model(self.name, weights=None, quantize=True, **options)
+        head = [name for name, layer in model.named_modules() if isinstance(layer, torch.ao.nn.quantized.Linear)][-1]
+        model.set_submodule(head, nn.Identity())
+        return model.eval(), (head, *AUXILIARY)
+
+    def load(self) -> nn.Module:
+        """The model with its weights, whose packed tensors are for its own modules to unpack."""
+        if self.weights.path is None:
+            return super().load()
+        model, removed = self.build()
+        try:
+            with _deprecations_ignored():
+                state = torch.load(self.weights.path, map_location="cpu", weights_only=True)
+            kept = {
+                name: value for name, value in state.items() if not name.startswith(tuple(f"{p}." for p in removed))
+            }
+            model.load_state_dict(kept)
+        except (pickle.UnpicklingError, OSError, RuntimeError, LookupError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{self.weights.path} does not fit {self.name}, or can't be read; it takes what torch.save wrote of "
+                f"the quantised model's state_dict() ({last_line(error)})"
+            ) from error
+        return model
+
+
+def find(config: ExtractConfig, download: bool) -> Quantized:
+    """Finds a model by its name."""
+    if config.backbone not in (names := backbone_names()):
+        raise ConfigError(unknown("backbone", config.backbone, names, hint="(`embedx backbones` lists them)"))
+    faults = fixed_precision_faults(config)
+    if resolve_device(config.device).type != "cpu":
+        faults.append(f"--device {config.device}: {config.backbone} runs on CPUs alone; give --device cpu")
+    engine = models.get_model_weights(config.backbone)["DEFAULT"].meta["backend"]
+    if engine not in (engines := torch.backends.quantized.supported_engines):
+        faults.append(f"{config.backbone} needs the engine {engine}; this machine's torch has {', '.join(engines)}")
+    if config.checkpoint_key is not None:
+        faults.append(f"--checkpoint-key {config.checkpoint_key}: {config.backbone} takes whole state dicts only")
+    ConfigError.check(faults)
+    weights, member = find_weights(config, download=download)
+    return Quantized(config.backbone, weights, preset(member))
+
+
+@contextmanager
+def _deprecations_ignored() -> Iterator[None]:
+    """While this lasts, torch says nothing of what is old in the quantisation that torchvision uses."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"\s*torch\.ao\.quantization is deprecated", DeprecationWarning)
+        warnings.filterwarnings("ignore", r"torch\.quantize_per_tensor", UserWarning)
+        warnings.filterwarnings("ignore", r"TypedStorage is deprecated", UserWarning)
+        # Of layers whose output is the same for all of the one image that torchvision calibrates with.
+        warnings.filterwarnings("ignore", r"must run observer before calling calculate_qparams", UserWarning)
+        yield
+
+
+KIND = BackboneKind(lambda name: name.startswith(_PREFIX), find)

@@ -1,0 +1,83 @@
+"""A small network, as the files and the code that backbones can be given as."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SIZE = 32
+HALVES = (0.5, 0.5, 0.5)
+STEPS = {"mean": HALVES, "std": (0.25, 0.25, 0.25), "image_size": SIZE}
+
+
+class Small(nn.Module):
+    """A convolution and a linear layer on its flattened map, whose view needs one memory layout."""
+
+    def __init__(self, batch: int = -1, *, as_dict: bool = False) -> None:
+        super().__init__()
+        self.batch = batch
+        self.as_dict = as_dict
+        self.conv = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
+        self.head = nn.Linear(8 * 8 * 8, 6)
+
+    def forward(self, images: Tensor) -> Any:
+        maps = self.conv(images)
+        features = self.head(maps.reshape(self.batch, 8 * 8 * 8))
+        return {"maps": maps, "features": features} if self.as_dict else features
+
+
+def small(*arguments: Any, **options: Any) -> Small:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Small(*arguments, **options).eval()
+
+
+def export(path: Path, *, batch: int = 8, dynamic: bool = False) -> Path:
+    shapes = ({0: torch.export.Dim("batch", max=64)},) if dynamic else None
+    program = torch.export.export(small(as_dict=True), (torch.zeros(batch, 3, SIZE, SIZE),), dynamic_shapes=shapes)
+    torch.export.save(program, path)
+    return path
+
+
+def script(path: Path, model: nn.Module, *, freeze: bool = False) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # it is deprecated, and in use
+        program = torch.jit.trace(model, torch.zeros(8, 3, SIZE, SIZE), strict=False)
+        torch.jit.save(torch.jit.freeze(program) if freeze else program, path)
+    return path
+
+
+def build(*, batch: int = -1, as_dict: bool = False, told: bool = True) -> Small:
+    """A factory of it, which tells its preprocessing if that is wanted."""
+    model = Small(batch, as_dict=as_dict)
+    if told:
+        model.preprocessing = {"resize": 36, "crop": SIZE, "interpolation": "bicubic", "mean": HALVES, "std": HALVES}
+    return model
+
+
+def untraceable() -> nn.Module:
+    """A module that looks at its input's values, which torch.fx can't follow."""
+
+    class Looking(Small):
+        def forward(self, images: Tensor) -> Any:
+            return super().forward(images if images.sum() > 0 else -images)
+
+    return Looking()
+
+
+def text() -> str:
+    return "no module"
+
+
+def failing() -> nn.Module:
+    raise LookupError("no such thing")
+
+
+def ill_told() -> nn.Module:
+    model = Small()
+    model.preprocessing = {"resize": 36}
+    return model

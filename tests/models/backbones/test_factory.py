@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from embedx.config import ExtractConfig
+from embedx.errors import CheckpointError, ConfigError
+from embedx.models.backbones import BackboneSpec, describe_backbone, describe_layers
+from embedx.models.backbones.factory import KIND
+from tests.models.backbones.programs import HALVES, SIZE, STEPS, small
+from tests.runs import run
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+MODULE = "tests.models.backbones.programs"
+
+
+def describe(factory: str = "build", **settings: Any) -> BackboneSpec:
+    settings = {"out": Path("store"), **settings}
+    return describe_backbone(ExtractConfig(backbone=f"{MODULE}:{factory}", **settings))
+
+
+def images() -> torch.Tensor:
+    pixels = torch.randint(0, 256, (4, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(1))
+    return pixels.to(torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_factory"),
+    [
+        ("mine:build", True),
+        ("my.package.models:Build", True),
+        ("resnet50", False),
+        ("a/b:c", False),
+        ("C:\\x.pt2", False),
+    ],
+)
+def test_factories_are_told_by_their_form(name: str, is_factory: bool) -> None:
+    assert KIND.matches(name) is is_factory
+
+
+@pytest.mark.parametrize("arguments", [(), ("as_dict=true",), ("told=true", "batch=-1")])
+def test_rows_are_what_the_module_gives(arguments: tuple[str, ...]) -> None:
+    spec = describe(backbone_arg=arguments)
+    assert spec.shapes == {"embeddings": (6,)}
+    with torch.inference_mode():
+        rows = spec.load()(images())["embeddings"]
+        expected = small()((images() / 255 - 0.5) / 0.5)
+    assert (rows - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_the_module_tells_its_preprocessing_or_it_is_asked_for() -> None:
+    steps = describe().preprocessing
+    assert (steps.resize, steps.crop, steps.interpolation, steps.mean) == (36, SIZE, "bicubic", HALVES)
+    assert describe(resize=40).preprocessing.resize == 40
+    with pytest.raises(
+        ConfigError, match=r"nobody knows which preprocessing .*:build needs; give --image-size and --me"
+    ):
+        describe(backbone_arg=("told=false",))
+    assert describe(backbone_arg=("told=false",), **STEPS).preprocessing.resize == SIZE
+
+
+def test_the_recipe_tells_weights_and_arguments() -> None:
+    spec, same = describe(backbone_arg=("told=true",)), describe()
+    assert spec.architecture.arguments == {"told": True}
+    assert spec.weights == same.weights != describe(seed=1).weights
+    assert spec.weights.to_json().keys() == {"name", "sha256"} and len(spec.weights.sha256 or "") == 64
+
+
+def test_a_checkpoint_fills_it(tmp_path: Path) -> None:
+    other = describe(seed=5).load().backbone.state_dict()
+    torch.save(other, tmp_path / "weights.pth")
+    spec = describe(checkpoint=tmp_path / "weights.pth")
+    assert spec.weights.name == "checkpoint"
+    assert all(torch.equal(tensor, other[name]) for name, tensor in spec.load().backbone.state_dict().items())
+    del other["head.bias"]
+    torch.save(other, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=r"head\.bias"):
+        describe(checkpoint=tmp_path / "weights.pth").load()
+
+
+@pytest.mark.parametrize("factory", ["build", "untraceable"])
+def test_layers_are_its_modules(factory: str) -> None:
+    spec = describe(factory, layer=("conv.1", "conv"), pool="none", **STEPS)
+    assert spec.shapes == {"embeddings": (6,), "conv.1": (8, 8, 8), "conv": (8, 8, 8)}
+    model = small()
+    with torch.inference_mode():
+        outputs = spec.load()(images())
+        before_relu = model.conv[:2]((images() / 255 - 0.5) / 0.25)
+    torch.testing.assert_close(outputs["conv.1"], before_relu, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(outputs["conv"], before_relu.relu(), rtol=1e-4, atol=1e-5)
+    listed = describe_layers(ExtractConfig(backbone=f"{MODULE}:{factory}", out=Path("store"), image_size=SIZE))
+    assert list(listed) == ["conv.0", "conv.1", "conv.2", "conv", "head"] and listed["conv"] == (8, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "settings", "message"),
+    [
+        ("no_such_module:build", {}, "no_such_module can't be imported .ModuleNotFoundError: No module named"),
+        (f"{MODULE}:biuld", {}, r"unknown factory 'biuld'; did you mean build\? .in tests"),
+        (f"{MODULE}:build", {"backbone_arg": ("size=3",)}, "unexpected keyword argument 'size'; give its arguments"),
+        (f"{MODULE}:build", {"backbone_arg": ("told",)}, "--backbone-arg told: give each argument once, as key=value"),
+        (f"{MODULE}:build", {"backbone_arg": ("a=1", "a=2")}, "--backbone-arg a=2: give each argument once"),
+        (f"{MODULE}:build", {"weights": "random"}, "--weights random: the weights of .* are the factory's"),
+        (f"{MODULE}:text", {}, r"the factory returned a str, no nn\.Module"),
+        (f"{MODULE}:failing", {}, r"the factory raised LookupError: no such thing .--debug shows where"),
+        (f"{MODULE}:ill_told", {}, "its attribute `preprocessing` is .* give a dict of crop, interpolation, mean"),
+        (f"{MODULE}:build", {"image_size": 40}, "does not take images of 40x40: shape"),
+        ("resnet18", {"backbone_arg": ("a=1",), "weights": "random"}, "--backbone-arg is for backbones given as"),
+    ],
+)
+def test_what_can_not_be_had_is_one_clear_message(backbone: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        describe_backbone(ExtractConfig(backbone=backbone, out=Path("store"), **settings))
+
+
+def test_code_of_the_current_folder_is_found(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "def build(width, name):\n"
+        "    assert name == 'plain text'\n"
+        "    return nn.Sequential(nn.Conv2d(3, width, 8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+    )
+    arguments = "--backbone mine:build --image-size 32 --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5 -j 0 --out store"
+    named = ("--backbone-arg", "width=5", "--backbone-arg", "name=plain text")
+    done = run("extract", *arguments.split(), *named, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    import embedx
+
+    store = embedx.open(tmp_path / "store")
+    assert store.manifest.recipe["backbone_args"] == {"width": 5, "name": "plain text"}
+    assert store.load("val").embeddings.shape[1] == 5

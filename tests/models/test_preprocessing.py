@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embedx.config import ExtractConfig, Preprocessing
+from embedx.errors import ConfigError
+from embedx.models.preprocessing import resolve_preprocessing
+
+OWN = Preprocessing(232, 224, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALVES = (0.5, 0.5, 0.5)
+
+
+def settings(**given: Any) -> ExtractConfig:
+    return ExtractConfig(backbone="mine", out=Path("store"), **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "changed"),
+    [
+        ({}, {}),
+        ({"image_size": 112}, {"resize": 116, "crop": 112}),
+        ({"image_size": 112, "resize": 120}, {"resize": 120, "crop": 112}),
+        ({"crop": 160}, {"crop": 160}),
+        ({"resize": (240, 320)}, {"resize": (240, 320)}),
+        ({"mean": HALVES, "std": HALVES}, {"mean": HALVES, "std": HALVES}),
+        ({"interpolation": "bicubic", "exif": False}, {"interpolation": "bicubic", "exif": False}),
+    ],
+)
+def test_each_setting_changes_one_step(given: dict[str, Any], changed: dict[str, Any]) -> None:
+    assert resolve_preprocessing(OWN, settings(**given)) == dataclasses.replace(OWN, **changed)
+
+
+def test_a_preprocessing_that_nobody_knows_is_asked_for() -> None:
+    with pytest.raises(ConfigError, match="nobody knows which preprocessing mine needs; give --image-size and --mean"):
+        resolve_preprocessing(None, settings())
+    with pytest.raises(ConfigError, match=r"needs; give --std \(and"):
+        resolve_preprocessing(None, settings(image_size=64, mean=HALVES))
+
+
+@pytest.mark.parametrize("size", [{"image_size": 64}, {"crop": 64}])
+def test_one_that_is_told_resizes_to_what_is_cropped_bilinearly(size: dict[str, int]) -> None:
+    steps = resolve_preprocessing(None, settings(mean=HALVES, std=HALVES, **size))
+    assert steps == Preprocessing(64, 64, "bilinear", HALVES, HALVES)
+    more = resolve_preprocessing(None, settings(mean=HALVES, std=HALVES, resize=72, interpolation="bicubic", **size))
+    assert more == Preprocessing(72, 64, "bicubic", HALVES, HALVES)
+
+
+def test_a_backbone_that_takes_one_size_alone_gives_it() -> None:
+    told = {"mean": HALVES, "std": HALVES}
+    assert resolve_preprocessing(None, settings(**told), fixed_size=96).crop == 96
+    with pytest.raises(ConfigError, match="mine takes images of 96x96, not 64x64; give --image-size 96"):
+        resolve_preprocessing(None, settings(image_size=64, **told), fixed_size=96)
+
+
+@pytest.mark.parametrize("given", [{"resize": 200}, {"resize": (300, 200)}, {"crop": 300}])
+def test_nothing_is_cut_out_of_what_is_smaller(given: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"resized to \d+ pixels are too small to cut \d+ out of them; give --resize"):
+        resolve_preprocessing(OWN, settings(**given))
