@@ -99,15 +99,21 @@ class ExtractConfig:
     )
     out: Path = setting(help="The store: the output folder, made if it isn't there.")
     data: tuple[str, ...] = setting(
-        (), help="Inputs as [NAME=]SOURCE, such as a folder; repeatable. Without it: the bundled sample."
+        (),
+        help="Inputs as [NAME=]SOURCE: a folder, table, tar or feature file, all also as a URL such as s3://…, "
+        "torchvision:DATASET, or - for paths on stdin; repeatable. Without it: the bundled sample.",
     )
     path_column: str | None = setting(
         None, help="Of a table: where each input is. Default: the first of path, image, file, filename."
     )
     key_column: str | None = setting(None, help="Of a table: each input's unique name. Default: its path.")
-    target_column: str | None = setting(None, help="Of a table: class names or numbers. Default: target or label.")
+    target_column: str | None = setting(
+        None, help="Of a table or tar: class names or numbers. Default: target or label, in a tar first cls."
+    )
     split_column: str | None = setting(None, help="Of a table: the split of each input.")
-    root: str | None = setting(None, help="Where a table's relative paths begin. Default: the table's folder.")
+    root: str | None = setting(
+        None, help="Where a table's relative paths begin, as a path or URL. Default: the table's folder."
+    )
     null: bool = setting(False, help="Paths on stdin end in NUL, as of `find -print0`.", flag="--null", short="-0")
     weights: str = setting(
         "DEFAULT", help="DEFAULT (pretrained), a torchvision weights name, random, or sample (bundled)."

@@ -8,7 +8,10 @@ import re
 import shlex
 import subprocess
 import sys
+import tarfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -20,6 +23,7 @@ from transformers import ViTConfig, ViTImageProcessor, ViTModel
 import embedx
 from embedx import sample
 from embedx.cli.app import run
+from tests.servers import s3_server, upload
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BIN = Path(sys.executable).parent
@@ -95,6 +99,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     csv.write_csv(pa.table({"id": range(len(names)), "file": names, "species": species}), folder / "images.csv")
     embedded = [{"bytes": image.read_bytes(), "path": name} for image, name in zip(images, names, strict=True)]
     parquet.write_table(pa.table({"image": embedded, "label": species}), folder / "images.parquet")
+    for number, split in enumerate(("train", "val")):
+        with tarfile.open(folder / f"shard-{number:06d}.tar", "w") as archive:
+            archive.add(folder / "photos" / split, split)
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     ViTModel(ViTConfig(**small)).save_pretrained(folder / "vit")
     ViTImageProcessor().save_pretrained(folder / "vit")
@@ -123,10 +130,17 @@ COMMANDS = [
 """Of the tables of sources and backbones, in order: some take up what those before them wrote."""
 
 
-def test_the_commands_of_the_tables_run(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def s3() -> Iterator[Any]:
+    with s3_server() as client:
+        yield client
+
+
+def test_the_commands_of_the_tables_run(workplace: Path, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, which has torch imported already; a pipe's last command gets what the others print."""
     monkeypatch.chdir(workplace)
-    assert len(COMMANDS) >= 15
+    assert len(COMMANDS) >= 17
+    upload(s3, "lake", workplace / "photos", "photos/")
     for command in COMMANDS:
         *others, last = command.split(" | ")
         program, *arguments = shlex.split(last)

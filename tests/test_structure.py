@@ -80,6 +80,6 @@ def test_public_names_are_all_there_and_documented() -> None:
 
 @pytest.mark.parametrize("code", ["import embedx", "import embedx.cli.app", "from embedx import ExtractConfig"])
 def test_importing_is_quick_because_nothing_heavy_is_imported(code: str) -> None:
-    heavy = "{'torch', 'torchvision', 'numpy', 'pyarrow', 'PIL', 'safetensors', 'timm', 'transformers'}"
+    heavy = "{'torch', 'torchvision', 'numpy', 'pyarrow', 'PIL', 'safetensors', 'timm', 'transformers', 'fsspec'}"
     check = f"{code}; import sys; heavy = {heavy} & set(sys.modules); sys.exit(', '.join(heavy) or 0)"
     subprocess.run([sys.executable, "-c", check], check=True)

@@ -19,7 +19,7 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from embedx.data.files import open_file
+from embedx.data.files import open_file, plain_name
 from embedx.errors import ConfigError
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -29,7 +29,7 @@ _LARGEST_BLOCK = 2**31 - 1
 
 def table_format(location: str) -> str | None:
     """The suffix that tells a table's format, that of compression aside; None if it is no table's."""
-    name = location.lower().removesuffix(".gz")
+    name = plain_name(location).lower().removesuffix(".gz")
     return next((suffix for suffix in _FORMATS if name.endswith(suffix)), None)
 
 
@@ -129,14 +129,8 @@ class TableFile:
         return self._parse_jsonl(dates) if dates else table
 
     def _parse_jsonl(self, text: Collection[str]) -> pa.Table:
-        options = pa.json.ParseOptions(explicit_schema=pa.schema([(name, pa.string()) for name in text]))
         try:
-            try:
-                return pa.json.read_json(pa.BufferReader(self._text), parse_options=options)
-            except pa.ArrowInvalid:
-                # Once more as one block: rows are counted within a block.
-                whole = pa.json.ReadOptions(block_size=min(len(self._text) + 1, _LARGEST_BLOCK), use_threads=False)
-                return pa.json.read_json(pa.BufferReader(self._text), read_options=whole, parse_options=options)
+            return parse_json_lines(self._text, text)
         except pa.ArrowInvalid as error:
             reason, _, row = str(error).removeprefix("JSON parse error: ").partition(" in row ")
             place = f"{self.place(int(row))}: " if re.fullmatch(r"\d+", row) else ""
@@ -204,6 +198,21 @@ class EmbeddedImages:
         return type(self), (self.column,)
 
 
+def parse_json_lines(content: bytes, text: Collection[str] = ()) -> pa.Table:
+    """A table of JSON objects, one a line; the columns `text` are taken for strings.
+
+    Raises:
+        pa.ArrowInvalid: If it is malformed; the message ends in the number of the row.
+    """
+    options = pa.json.ParseOptions(explicit_schema=pa.schema([(name, pa.string()) for name in text]))
+    try:
+        return pa.json.read_json(pa.BufferReader(content), parse_options=options)
+    except pa.ArrowInvalid:
+        # Once more as one block: rows are counted within a block.
+        whole = pa.json.ReadOptions(block_size=min(len(content) + 1, _LARGEST_BLOCK), use_threads=False)
+        return pa.json.read_json(pa.BufferReader(content), read_options=whole, parse_options=options)
+
+
 def open_table_file(location: str) -> BinaryIO:
     """Opens a table's file, decompressed.
 
@@ -211,7 +220,7 @@ def open_table_file(location: str) -> BinaryIO:
         OSError, EOFError, zlib.error: If it can't be opened or decompressed.
     """
     file = open_file(location)
-    if not location.lower().endswith(".gz"):
+    if not plain_name(location).lower().endswith(".gz"):
         return file
     with file:
         return io.BytesIO(gzip.decompress(file.read()))

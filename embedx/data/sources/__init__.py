@@ -7,11 +7,12 @@ import re
 from collections.abc import Sequence
 
 from embedx.config import RESERVED_SPLITS
-from embedx.data.sources import dataset, features, folder, stdin, table
+from embedx.data.files import check_urls
+from embedx.data.sources import dataset, features, folder, stdin, table, tar
 from embedx.data.sources.base import Source, SourceKind, SourceOptions
 from embedx.errors import ConfigError
 
-_KINDS = (stdin.KIND, dataset.KIND, table.KIND, features.KIND, folder.KIND)
+_KINDS = (stdin.KIND, dataset.KIND, table.KIND, tar.KIND, features.KIND, folder.KIND)
 """The first that matches is it; any text can be a folder's name."""
 
 
@@ -30,6 +31,11 @@ def parse_data(specs: Sequence[str], options: SourceOptions | None = None) -> di
         name, location = _split_spec(spec)
         if not location:
             faults.append(f"--data {spec!r} names no source; give NAME=SOURCE, such as a folder")
+            continue
+        try:
+            check_urls([location])
+        except ConfigError as error:
+            faults += error.faults
             continue
         kind = next(kind for kind in _KINDS if kind.matches(location))
         if kind.once and kind in used:

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol, Self
 import pyarrow as pa
 
 from embedx.config import ExtractConfig
+from embedx.data.files import is_url
 
 SINGLE_SPLIT = "all"
 """The split of a source that has no name and names none."""
@@ -103,6 +104,8 @@ def as_text(name: bytes) -> str:
 
 def size_and_time(path: bytes) -> tuple[int | None, int | None]:
     """A file's size in bytes and time of modification in ns; (None, None) for a URL, and if reading it will fail."""
+    if is_url(path):
+        return None, None
     try:
         status = os.stat(path)
     except OSError:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import glob
+import contextlib
 import io
 import os
-from collections.abc import Mapping
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from embedx.data.files import RejectedInputError
+from embedx.data.files import RejectedInputError, absolute, is_url, open_file, plain_name
+from embedx.data.patterns import find_files, short_names
 from embedx.data.sources.base import (
     COMMON_SCHEMA,
     SINGLE_SPLIT,
@@ -25,7 +27,7 @@ from embedx.data.sources.base import (
     Source,
     SourceKind,
     SourceOptions,
-    as_text,
+    size_and_time,
 )
 from embedx.data.sources.folder import FEATURE_SUFFIXES
 from embedx.errors import ConfigError
@@ -44,7 +46,9 @@ class FeatureFile:
     def __init__(self, path: str) -> None:
         self.path = path
         try:
-            self.rows, *shape = self._shape()
+            with _as_file(path) as self._local:
+                self.size, self.mtime_ns = size_and_time(os.fsencode(self._local))
+                self.rows, *shape = self._shape()
         except (OSError, ValueError, SafetensorError) as error:
             raise ConfigError(f"{path}: no features can be read from it ({error})") from error
         if len(shape) not in (1, 2):
@@ -72,14 +76,14 @@ class FeatureFile:
 
     @cached_property
     def _array(self) -> np.ndarray[Any, Any] | None:
-        if not self.path.endswith(".npy"):
+        if not plain_name(self.path).endswith(".npy"):
             return None
-        array: np.ndarray[Any, Any] = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        array: np.ndarray[Any, Any] = np.load(self._local, mmap_mode="r", allow_pickle=False)
         return array
 
     @cached_property
     def _tensors(self) -> Any:
-        return safe_open(self.path, framework="pt")
+        return safe_open(self._local, framework="pt")
 
     @cached_property
     def _slice(self) -> Any:
@@ -87,6 +91,19 @@ class FeatureFile:
         if len(names) > 1 and _EMBEDDINGS not in names:
             raise ValueError(f"it has the tensors {', '.join(names)}, none of them named {_EMBEDDINGS!r}")
         return self._tensors.get_slice(_EMBEDDINGS if len(names) > 1 else names[0])
+
+
+@contextlib.contextmanager
+def _as_file(location: str) -> Iterator[str]:
+    """A path to a file, of a URL to a copy: what is mapped of it stays when that is gone."""
+    if not is_url(location):
+        yield location
+        return
+    with tempfile.NamedTemporaryFile(prefix="embedx-") as copy:
+        with open_file(location) as file:
+            shutil.copyfileobj(file, copy, 1 << 22)
+        copy.flush()
+        yield copy.name
 
 
 class RowReader:
@@ -121,26 +138,23 @@ class FeatureRows:
     metadata: tuple[str, ...] = ("file", "parent")
 
     def __init__(self, paths: list[str]) -> None:
-        self.paths = [os.path.abspath(path) for path in paths]
-        self.root = os.path.commonpath([os.path.dirname(path) for path in self.paths])
+        self.paths = [absolute(path) for path in paths]
         self.reader: Reader = RowReader()
 
     def scan(self) -> pa.Table:
         """Lists the rows; the target is the file's own, where it has one."""
-        tables = [self._scan_file(path) for path in self.paths]
-        return pa.concat_tables(tables)
+        names = short_names(self.paths)
+        return pa.concat_tables([self._scan_file(path, name) for path, name in zip(self.paths, names, strict=True)])
 
-    def _scan_file(self, path: str) -> pa.Table:
+    def _scan_file(self, path: str, name: str) -> pa.Table:
         file = FeatureFile(path)
-        status = os.stat(path)
-        name = as_text(os.fsencode(os.path.relpath(path, self.root)))
         count, targets = file.rows, file.targets
         columns = {
             "key": [f"{name}/{row:08d}" for row in range(count)],
             "path": [os.fsencode(path)] * count,
             "offset": range(count),
-            "size": [status.st_size // max(count, 1)] * count,
-            "mtime_ns": [status.st_mtime_ns] * count,
+            "size": [(file.size or 0) // max(count, 1)] * count,
+            "mtime_ns": [None if is_url(path) else file.mtime_ns] * count,
             TARGET: [None] * count if targets is None else [target if target >= 0 else None for target in targets],
             "file": [name] * count,
             "parent": [os.path.dirname(name) or None] * count,
@@ -150,19 +164,17 @@ class FeatureRows:
 
 
 def open_rows(name: str | None, location: str, options: SourceOptions) -> Mapping[str, Source]:
-    """The rows of a file, or of all files of a pattern such as `features/*.npy`, in the order of their names.
+    """The rows of a file, or of all files of a pattern such as `features/*.npy`, by name, or of a list in braces.
 
     Raises:
         ConfigError: If there is no such file, or a backbone is to be run on it.
     """
     if options.backbone != "none":
         raise ConfigError(f"--data {location}: features need no backbone; give --backbone none")
-    paths = [location] if Path(location).is_file() else sorted(glob.glob(location))
-    if not paths:
-        raise ConfigError(f"--data {location}: there is no such file")
-    return {name or SINGLE_SPLIT: FeatureRows(paths)}
+    return {name or SINGLE_SPLIT: FeatureRows(find_files(location))}
 
 
 KIND = SourceKind(
-    lambda location: os.path.splitext(location)[1] in FEATURE_SUFFIXES and not os.path.isdir(location), open_rows
+    lambda location: os.path.splitext(plain_name(location))[1] in FEATURE_SUFFIXES and not os.path.isdir(location),
+    open_rows,
 )

@@ -7,11 +7,12 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import pyarrow as pa
 
 from embedx.config import LOCK
-from embedx.data.files import FileReader
+from embedx.data.files import FileReader, is_url
 from embedx.data.sources.base import (
     COMMON_SCHEMA,
     SINGLE_SPLIT,
@@ -24,12 +25,19 @@ from embedx.data.sources.base import (
 )
 from embedx.errors import ConfigError
 
+if TYPE_CHECKING:
+    from embedx.data.remote import Listed
+
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"}
     | {".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".tga"}
 )
 FEATURE_SUFFIXES = frozenset({".npy", ".safetensors"})
 SPLIT_FOLDERS = frozenset({"train", "val", "valid", "validation", "test"})
+
+
+_Found: TypeAlias = tuple[tuple[bytes, ...], int | None, int | None, bytes]
+"""Path below the folder in parts, size, modification time in ns, and the whole path or URL."""
 
 
 class FolderSource:
@@ -52,19 +60,18 @@ class FolderSource:
 
     def scan(self) -> pa.Table:
         """Lists the images; the target is the class."""
-        found = sorted(self._walk(os.fsencode(self.root), ()))
+        found = sorted(self._found())
         if not found:
             what = "images" if self.suffixes is IMAGE_SUFFIXES else "features"
-            raise ConfigError(f"no {what} in {self.root}; looked for files named {' '.join(sorted(self.suffixes))}")
-        relative, sizes, times = zip(*found, strict=True)
+            raise ConfigError(f"no {what} in {self}; looked for files named {' '.join(sorted(self.suffixes))}")
+        relative, sizes, times, paths = zip(*found, strict=True)
         keys = [as_text(b"/".join(parts)) for parts in relative]
         folders = [[as_text(part) for part in parts[:-1]] for parts in relative]
-        root = os.fsencode(self.root.absolute())
         classes = [parts[0] if parts else None for parts in folders]
         return pa.table(
             {
                 "key": keys,
-                "path": [os.path.join(root, *parts) for parts in relative],
+                "path": paths,
                 "offset": [None] * len(keys),
                 "size": sizes,
                 "mtime_ns": times,
@@ -74,6 +81,11 @@ class FolderSource:
             },
             schema=pa.schema([*COMMON_SCHEMA, *((name, pa.string()) for name in (TARGET, *self.metadata))]),
         )
+
+    def _found(self) -> Iterator[_Found]:
+        root = os.fsencode(self.root.absolute())
+        for parts, size, time in self._walk(os.fsencode(self.root), ()):
+            yield parts, size, time, os.path.join(root, *parts)
 
     def _walk(
         self, folder: bytes, ancestors: tuple[tuple[int, int], ...], below: tuple[bytes, ...] = ()
@@ -101,8 +113,32 @@ class FolderSource:
                     yield from self._walk(entry.path, (*ancestors, identity), (*below, entry.name))
                     continue
                 size_and_time = status.st_size, status.st_mtime_ns
-            if os.path.splitext(entry.name)[1].lower().decode("ascii", "replace") in self.suffixes:
+            if _suffix(entry.name) in self.suffixes:
                 yield (*below, entry.name), *size_and_time
+
+
+class RemoteFolder(FolderSource):
+    """A folder behind a URL, by the same rules.
+
+    Args:
+        url: Of the folder.
+        files: Those in it.
+        suffixes: Of those that count.
+    """
+
+    def __init__(self, url: str, files: list[Listed], suffixes: frozenset[str]) -> None:
+        self.url = url
+        self.files = files
+        self.suffixes = suffixes
+
+    def __str__(self) -> str:
+        return self.url
+
+    def _found(self) -> Iterator[_Found]:
+        for file in self.files:
+            parts = tuple(os.fsencode(file.below).split(b"/"))
+            if _suffix(parts[-1]) in self.suffixes and not any(part.startswith(b".") for part in parts):
+                yield parts, file.size, file.mtime_ns, os.fsencode(file.url)
 
 
 def open_folder(name: str | None, location: str, options: SourceOptions) -> Mapping[str, Source]:
@@ -112,13 +148,46 @@ def open_folder(name: str | None, location: str, options: SourceOptions) -> Mapp
     folder is the split `all`. A store among the sub-folders counts as nothing.
 
     Raises:
-        ConfigError: If there is no such folder.
+        ConfigError: If there is no such folder, or a URL's can't be listed.
     """
+    suffixes = FEATURE_SUFFIXES if options.backbone == "none" else IMAGE_SUFFIXES
+    if is_url(location):
+        return _open_remote(name, location, suffixes)
     path = Path(location)
     _check_folder(location, path)
     named = {name: path} if name is not None else _splits_below(path)
-    suffixes = FEATURE_SUFFIXES if options.backbone == "none" else IMAGE_SUFFIXES
     return {split: FolderSource(folder, suffixes) for split, folder in named.items()}
+
+
+def _open_remote(name: str | None, url: str, suffixes: frozenset[str]) -> Mapping[str, Source]:
+    from embedx.data import remote
+
+    try:
+        files = remote.list_files(url)
+    except OSError as error:
+        raise ConfigError(
+            f"--data {url}: can't be listed ({error.strerror}); check its name, and what you have access to"
+        ) from error
+    parts = {file.below.split("/")[0] for file in files if "/" in file.below and not file.below.startswith(".")}
+    images = any("/" not in file.below and _suffix(os.fsencode(file.below)) in IMAGE_SUFFIXES for file in files)
+    if name is not None or not parts or images or not parts <= SPLIT_FOLDERS:
+        return {name or SINGLE_SPLIT: RemoteFolder(url, files, suffixes)}
+    return {
+        part: RemoteFolder(
+            f"{url.rstrip('/')}/{part}",
+            [
+                file._replace(below=below)
+                for file in files
+                if (below := file.below.removeprefix(f"{part}/")) != file.below
+            ],
+            suffixes,
+        )
+        for part in sorted(parts)
+    }
+
+
+def _suffix(name: bytes) -> str:
+    return os.path.splitext(name)[1].lower().decode("ascii", "replace")
 
 
 def _check_folder(spec: str, path: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
-from embedx.data.files import FileReader
+from embedx.data.files import FileReader, check_urls, is_url
 from embedx.data.sources.base import (
     COMMON_SCHEMA,
     SINGLE_SPLIT,
@@ -26,7 +26,7 @@ STDIN = "-"
 
 
 class PathList:
-    """Files by their paths, in the order given; relative ones begin in the current folder.
+    """Files by their paths or URLs, in the order given; relative paths begin in the current folder.
 
     The key is the path as given. Metadata: `parent`, the path without its last part, null if it has but one.
     """
@@ -40,7 +40,7 @@ class PathList:
     def scan(self) -> pa.Table:
         """Adds what the file system says of the files."""
         here = os.getcwdb()
-        whole = [path if b"://" in path else os.path.join(here, path) for path in self.paths]
+        whole = [path if is_url(path) else os.path.join(here, path) for path in self.paths]
         sizes, times = zip(*map(size_and_time, whole), strict=True)
         columns = {
             "key": [as_text(path) for path in self.paths],
@@ -60,7 +60,8 @@ def open_stdin(name: str | None, location: str, options: SourceOptions) -> Mappi
     A line may end in `\r\n`. Empty ones are left out.
 
     Raises:
-        ConfigError: If there are none, stdin is a terminal, or they end in NUL and that was not said.
+        ConfigError: If there are none, stdin is a terminal, they end in NUL and that was not said, or a URL is of no
+            scheme that can be read.
     """
     if sys.stdin is None or sys.stdin.isatty():
         raise ConfigError("--data -: stdin is no list of paths; pipe one in, as in find … | embedx extract --data -")
@@ -74,6 +75,7 @@ def open_stdin(name: str | None, location: str, options: SourceOptions) -> Mappi
     paths = [path for path in paths if path]
     if not paths:
         raise ConfigError("--data -: there are no paths on stdin; does the command that lists them find any?")
+    check_urls(map(as_text, paths))
     return {name or SINGLE_SPLIT: PathList(paths)}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import zlib
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -12,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedx.config import RESERVED_COLUMNS
-from embedx.data.files import FileReader, RejectedInputError
+from embedx.data.files import FileReader, RejectedInputError, absolute, check_urls, is_url, plain_name
 from embedx.data.sources.base import (
     COMMON_SCHEMA,
     SINGLE_SPLIT,
@@ -27,8 +26,8 @@ from embedx.data.tables import EmbeddedImages, TableFile, table_format
 from embedx.errors import ConfigError
 
 _PATH_COLUMNS = ("path", "image", "file", "filename")
-_TARGET_COLUMNS = ("target", "label")
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+TARGET_COLUMNS = ("target", "label")
+"""Columns that are the target where none is named, if they can be."""
 
 
 class TableSource:
@@ -68,7 +67,7 @@ class Root:
     """
 
     def __init__(self, folder: str, *, closed: bool) -> None:
-        self.folder = _normal(folder if _URL.match(folder) else os.path.abspath(folder))
+        self.folder = _normal(absolute(folder))
         self.closed = closed
 
     @classmethod
@@ -79,8 +78,9 @@ class Root:
             ConfigError: If there is no such folder.
         """
         if root is None:
-            return cls(location.rpartition("/")[0] if _URL.match(location) else os.path.dirname(location), closed=False)
-        if not _URL.match(root) and not os.path.isdir(root):
+            return cls(os.path.dirname(plain_name(location)), closed=False)
+        check_urls([root])
+        if not is_url(root) and not os.path.isdir(root):
             raise ConfigError(f"--root {root}: there is no such folder; give the one that the table's paths begin in")
         return cls(root, closed=True)
 
@@ -92,11 +92,12 @@ class Root:
         """
         if "\0" in path:
             raise ValueError(f"{path!r} has a NUL byte, as no path has")
-        whole = path if path.startswith("/") or _URL.match(path) else f"{self.folder.rstrip('/')}/{path}"
+        whole = path if path.startswith("/") or is_url(path) else f"{self.folder.rstrip('/')}/{path}"
         if not self.closed:
-            return whole
+            # Of URLs no server takes `..` for the folder above.
+            return _normal(whole) if is_url(self.folder) and not is_url(path) and ".." in path.split("/") else whole
         whole = _normal(whole)
-        if not whole.startswith(self.folder.rstrip("/") + "/"):
+        if not _normal(plain_name(whole)).startswith(plain_name(self.folder).rstrip("/") + "/"):
             raise ValueError(f"{path!r} leads out of --root {self.folder}")
         return whole
 
@@ -145,8 +146,7 @@ def open_table(name: str | None, location: str, options: SourceOptions) -> Mappi
     Raises:
         ConfigError: If it can't be read, lacks a column, is empty, or a row lacks what it needs.
     """
-    if not _URL.match(location):
-        location = os.path.abspath(location)
+    location = absolute(location)
     root = Root.of(location, options.root)
     file = TableFile(location)
     table = file.read()
@@ -190,7 +190,7 @@ def _roles(file: TableFile, table: pa.Table, options: SourceOptions) -> _Roles:
     if len(table) == 0:
         faults.append("the table has no rows")
     ConfigError.check([f"--data {file.location}: {fault}" for fault in faults])
-    targets = [name for name in _TARGET_COLUMNS if name in names and _as_target(table[name]) is not None]
+    targets = [name for name in TARGET_COLUMNS if name in names and as_target(table[name]) is not None]
     return _Roles(
         options.path_column or candidates[0],
         options.key_column,
@@ -228,7 +228,7 @@ def _samples(file: TableFile, table: pa.Table, roles: _Roles, root: Root, *, emb
     key = table[roles.key or roles.path]
     if roles.key is None and embedded and (_rows_without(key) or pc.count_distinct(key).as_py() < count):
         key = pa.array([f"row-{row:07d}" for row in range(count)])
-    target = pa.nulls(count) if roles.target is None else _as_target(table[roles.target])
+    target = pa.nulls(count) if roles.target is None else as_target(table[roles.target])
     if target is None:
         raise ConfigError(
             f"--data {file.location}: --target-column {roles.target!r} is {table[str(roles.target)].type}; give one of "
@@ -248,10 +248,11 @@ def _located(file: TableFile, paths: list[str], root: Root) -> list[str]:
             whole.append(root.locate(path))
         except ValueError as error:
             raise ConfigError(f"--data {file.location}: {file.place(row)}: the path {error}") from error
+    check_urls(whole)
     return whole
 
 
-def _as_target(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+def as_target(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
     """Class names as strings, numbers as int64; None if it is neither."""
     kind = column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
@@ -266,8 +267,7 @@ def _as_target(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
 
 def _normal(location: str) -> str:
     """Without `.`, `..` and doubled slashes."""
-    scheme = _URL.match(location)
-    begin = scheme.end() if scheme else 0
+    begin = location.index("://") + 3 if is_url(location) else 0
     return location[:begin] + os.path.normpath(location[begin:])
 
 

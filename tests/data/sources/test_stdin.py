@@ -16,6 +16,7 @@ import pytest
 
 import embedx
 from embedx import ExtractConfig, sample
+from embedx.data.plan import build_plan
 from embedx.data.sources import parse_data
 from embedx.data.sources.base import SourceOptions
 from embedx.errors import ConfigError
@@ -82,6 +83,12 @@ def test_stdin_without_paths_is_a_fault(stdin: Any, content: bytes, null: bool, 
     stdin(content)
     with pytest.raises(ConfigError, match=message):
         rows(null=null)
+
+
+def test_a_path_that_is_there_twice_is_a_fault(stdin: Any) -> None:
+    stdin(b"a.jpg\nb.jpg\na.jpg\n")
+    with pytest.raises(ConfigError, match=r"1 keys stand there twice, such as 'a\.jpg'"):
+        build_plan(parse_data(["-"]), None)
 
 
 def test_stdin_is_read_once_and_null_is_for_it_alone(stdin: Any, images: Path) -> None:

@@ -1,0 +1,276 @@
+"""URLs, read by fsspec; imported only where there is one.
+
+Each process opens its own connections when it first reads: fsspec's don't survive a fork.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import random
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from typing import Any, BinaryIO, NamedTuple, TypeVar
+from urllib.parse import unquote
+
+import fsspec
+from fsspec.core import url_to_fs
+
+from embedx.errors import ConfigError, unknown
+
+_ATTEMPTS = 4
+_FIRST_DELAY = 0.5
+"""Seconds before the second attempt; each further delay is twice the one before."""
+_BUFFER = 4 << 20
+"""Bytes that are fetched at a time of a file that is read piece by piece."""
+_EXTRA = frozenset({"s3", "s3a", "http", "https"})
+"""Schemes whose packages the extra `cloud` brings."""
+_TIMES = ("LastModified", "updated", "mtime", "modified", "last_modified")
+"""Where file systems tell when a file was modified."""
+
+T = TypeVar("T")
+
+
+class Listed(NamedTuple):
+    """A file, as a listing tells of it."""
+
+    url: str
+    below: str
+    """Its name below the folder that was listed."""
+    size: int | None
+    mtime_ns: int | None
+
+
+def check_schemes(urls: Mapping[str, str]) -> None:
+    """Checks that schemes can be read; of each a URL is given, to name it.
+
+    Raises:
+        ConfigError: Naming those that are unknown, or need a package that is not there.
+    """
+    faults = []
+    for scheme, url in urls.items():
+        if scheme not in fsspec.available_protocols():
+            faults.append(f"{_bare(url)}: {unknown('scheme', scheme, fsspec.available_protocols())}")
+            continue
+        try:
+            fsspec.get_filesystem_class(scheme)
+        except ImportError as error:
+            advice = "pip install 'embedx[cloud]'" if scheme in _EXTRA else error
+            faults.append(f"{_bare(url)}: {scheme}:// needs a package that is not installed: {advice}")
+    ConfigError.check(faults)
+
+
+def read(url: str, offset: int | None = None, size: int | None = None) -> bytes:
+    """The `size` bytes from `offset` on, or all if that is None.
+
+    Raises:
+        OSError: If they can't be read, after some attempts where that may help.
+    """
+    if offset is None:
+        return _attempt(url, lambda fs, path: bytes(fs.cat_file(path)))
+    end = offset + (size or 0)
+    data = _attempt(url, lambda fs, path: bytes(fs.cat_file(path, start=offset, end=end)))
+    if len(data) > end - offset:
+        raise OSError(errno.EIO, "its server sends no parts of files, only whole ones; download it")
+    return data
+
+
+def open_url(url: str, *, in_parts: bool) -> BinaryIO:
+    """Opens a file, to be read at any place.
+
+    Args:
+        url: Of the file.
+        in_parts: Whether the server must be able to send parts; else a whole file is held in memory, if need be.
+
+    Raises:
+        OSError: If it can't be opened.
+    """
+    size = _attempt(url, lambda fs, path: fs.info(path)["size"])
+    if in_parts:
+        read(url, 0, 1)
+    if size is None:
+        return io.BytesIO(read(url))
+    return io.BufferedReader(_RemoteFile(url, size), _BUFFER)
+
+
+def list_files(url: str) -> list[Listed]:
+    """All files below a folder.
+
+    Raises:
+        OSError: If it can't be listed.
+    """
+    return _attempt(url, lambda fs, path: list(_files(fs, path)))
+
+
+def find(pattern: str) -> list[str]:
+    """The URLs of the files that a pattern with wildcards means, by name.
+
+    Raises:
+        OSError: If they can't be listed.
+    """
+    return _attempt(pattern, lambda fs, path: sorted(fs.unstrip_protocol(name) for name in fs.glob(path)))
+
+
+class _RemoteFile(io.RawIOBase):
+    """A file that is read by ranges."""
+
+    def __init__(self, url: str, size: int) -> None:
+        self._url = url
+        self._size = size
+        self._whole: bytes | None = None
+        """All of it, where the server sends nothing less."""
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = offset + (0, self._position, self._size)[whence]
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def readall(self) -> bytes:
+        return self._read(self._size)
+
+    def _read(self, length: int) -> bytes:
+        start, end = self._position, min(self._position + length, self._size)
+        if start >= end:
+            return b""
+        if self._whole is None:
+            data = _attempt(self._url, lambda fs, path: bytes(fs.cat_file(path, start=start, end=end)))
+            if len(data) == self._size != end - start:
+                self._whole = data
+            elif len(data) != end - start:
+                raise OSError(errno.EIO, f"its server sent {len(data)} bytes where {end - start} were asked for")
+        if self._whole is not None:
+            data = self._whole[start:end]
+        self._position = end
+        return data
+
+
+def _attempt(url: str, step: Callable[[Any, str], T]) -> T:
+    """Does something with the URL's file system, and once more after a while where an error may pass.
+
+    Raises:
+        OSError: With the reason; no part of a URL's query is in it.
+    """
+    for attempt in range(_ATTEMPTS):
+        if attempt:
+            time.sleep(_FIRST_DELAY * 2 ** (attempt - 1) * random.uniform(0.5, 1))
+        try:
+            return step(*_file_system(url))
+        except Exception as error:
+            last = _cause(error)
+            final = _final(last)
+            if final is not None:
+                raise final from error
+    raise OSError(errno.EIO, f"{_words(last)}, at each of {_ATTEMPTS} attempts") from last
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    scheme = url.partition("://")[0]
+    options: dict[str, Any] = {}
+    if scheme in ("s3", "s3a"):
+        # One request per object, and no attempts but those that are made here.
+        options = {"max_concurrency": 1, "config_kwargs": {"retries": {"total_max_attempts": 1}}}
+    elif scheme in ("http", "https"):
+        import aiohttp
+
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=30)
+        options = {"client_kwargs": {"timeout": timeout, "trust_env": True}}
+    fs, path = url_to_fs(url, **options)
+    if scheme in ("s3", "s3a"):
+        fs.retries = 1
+    return fs, path
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The error itself, or that of HTTP for which fsspec says that a file is not there, whatever it is."""
+    cause = error.__cause__
+    behind = isinstance(cause, TimeoutError) or type(cause).__module__.startswith("aiohttp")
+    return cause if cause is not None and behind and isinstance(error, FileNotFoundError) else error
+
+
+def _final(error: BaseException) -> OSError | None:
+    """What to raise for an error that will not pass; None for one that may."""
+    status = _status(error)
+    if status in (401, 403) or isinstance(error, PermissionError):
+        return PermissionError(errno.EACCES, f"no access ({_words(error)})")
+    if status in (404, 410) or (status is None and isinstance(error, FileNotFoundError)):
+        return FileNotFoundError(errno.ENOENT, "not found")
+    if type(error).__name__ == "NoCredentialsError":
+        return PermissionError(errno.EACCES, f"{error}; for what is public set FSSPEC_S3='{{\"anon\": true}}'")
+    passing = (408, 425, 429)
+    if (status is not None and 400 <= status < 500 and status not in passing) or isinstance(
+        error, (ValueError, TypeError, NotImplementedError, ImportError, IsADirectoryError)
+    ):
+        return OSError(errno.EIO, _words(error))
+    return None
+
+
+def _status(error: BaseException | None) -> int | None:
+    """The HTTP status that is behind an error, if one is."""
+    while error is not None:
+        response = getattr(error, "response", None)  # of botocore
+        status = response["ResponseMetadata"].get("HTTPStatusCode") if isinstance(response, dict) else None
+        status = status or getattr(error, "status", None)  # of aiohttp
+        if isinstance(status, int):
+            return status
+        error = error.__cause__
+    return None
+
+
+def _words(error: BaseException) -> str:
+    """An error in words, without queries of URLs; by its status, if it has one."""
+    if isinstance(status := getattr(error, "status", None), int):
+        return f"{status} {getattr(error, 'message', '')}".strip()
+    text = getattr(error, "strerror", None) or str(error)
+    text = re.sub(r"(\w://[^\s?'\"]*)\?[^\s'\"]*", r"\1", text)
+    if isinstance(error, OSError) and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _bare(url: str) -> str:
+    return url.partition("?")[0]
+
+
+def _files(fs: Any, folder: str) -> Iterator[Listed]:
+    if "http" in fs.protocol:
+        yield from _linked(fs, re.split("[?#]", folder)[0].rstrip("/"), "")
+        return
+    folder = folder.rstrip("/")
+    for name, info in fs.find(folder, detail=True).items():
+        below = name.removeprefix(folder).lstrip("/")
+        yield Listed(fs.unstrip_protocol(name), below, info.get("size"), _time_ns(info))
+
+
+def _linked(fs: Any, root: str, below: str) -> Iterator[Listed]:
+    """Files that a server's page on a folder has links to, and those of the folders below."""
+    for info in fs.ls(f"{root}/{below}", detail=True):
+        name = info["name"].removeprefix(f"{root}/")
+        if name.endswith("/"):
+            if not {".", ".."}.intersection(name.split("/")):
+                yield from _linked(fs, root, name)
+        else:
+            yield Listed(info["name"], unquote(name), info["size"], None)
+
+
+def _time_ns(info: Mapping[str, Any]) -> int | None:
+    value = next((info[name] for name in _TIMES if name in info), None)
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    seconds = value.timestamp() if isinstance(value, datetime) else value
+    return int(seconds * 1e9) if isinstance(seconds, (int, float)) else None

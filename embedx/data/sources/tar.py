@@ -1,0 +1,192 @@
+"""Tar files in WebDataset's layout: `shard-{000000..000009}.tar`, read in place, never unpacked."""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from embedx.config import RESERVED_COLUMNS
+from embedx.data.files import FileReader, RejectedInputError, absolute, is_url, open_file, plain_name
+from embedx.data.patterns import find_files, short_names
+from embedx.data.sources.base import (
+    COMMON_SCHEMA,
+    SINGLE_SPLIT,
+    TARGET,
+    Reader,
+    Source,
+    SourceKind,
+    SourceOptions,
+    as_text,
+    size_and_time,
+)
+from embedx.data.sources.folder import FEATURE_SUFFIXES, IMAGE_SUFFIXES
+from embedx.data.sources.table import TARGET_COLUMNS, as_target
+from embedx.data.tables import parse_json_lines
+from embedx.data.tars import TEXTS, TarIndex
+from embedx.errors import ConfigError
+
+_NAME = re.compile(r"\.(tar(\.\w+)?|t[gbx]z2?|tzst)\}?$", re.IGNORECASE)
+_CONNECTIONS = 8
+"""Tars behind URLs that are indexed at a time."""
+_TAKEN = RESERVED_COLUMNS.union(COMMON_SCHEMA.names)
+"""Names that no metadata may have; an entry of a `.json` gets `json.` before it then."""
+
+
+class TarReader(FileReader):
+    """Reads images where they lie in their tar."""
+
+    def read(self, path: bytes, offset: int | None = None, size: int | None = None) -> bytes:
+        """The `size` bytes from `offset` on.
+
+        Raises:
+            RejectedInputError: If they can't be read, or the sample has no image.
+        """
+        if offset is None:
+            raise RejectedInputError("the sample has no image: none of its members is one, or a link to one in the tar")
+        return super().read(path, offset, size)
+
+
+class TarSource:
+    """The samples of some tars, tar by tar, in the order of their members.
+
+    Members that share their base name are one sample. Its key is `TAR/BASE`, the tar's name below the folder that all
+    tars share. Metadata: `tar`, that name, `parent`, the folders in the tar, null if there are none, then what `.cls`,
+    `.json` and `.txt` members hold.
+
+    Args:
+        samples: The columns of COMMON_SCHEMA, the target, then the metadata.
+    """
+
+    reader: Reader = TarReader()
+
+    def __init__(self, samples: pa.Table) -> None:
+        self.samples = samples
+        self.metadata: tuple[str, ...] = tuple(samples.column_names[len(COMMON_SCHEMA) + 1 :])
+
+    def scan(self) -> pa.Table:
+        """The samples, as they were found when the tars were opened."""
+        return self.samples
+
+
+def open_tars(name: str | None, location: str, options: SourceOptions) -> Mapping[str, Source]:
+    """The samples of a tar, or of all that a pattern names; each tar is read once, from header to header.
+
+    Raises:
+        ConfigError: If one isn't there, is no whole tar, or is compressed; if samples are there twice, or none is.
+    """
+    paths = [absolute(path) for path in find_files(location)]
+    suffixes = FEATURE_SUFFIXES if options.backbone == "none" else IMAGE_SUFFIXES
+    faults: list[str] = []
+
+    def attempt(path: str, tar: str) -> pa.Table | None:
+        try:
+            return _scan(path, tar, suffixes)
+        except ConfigError as error:
+            faults.extend(error.faults)
+            return None
+
+    # Of files one thread takes all that Python can do; of URLs most of the time goes into waiting.
+    with ThreadPoolExecutor(_CONNECTIONS if is_url(location) else 1) as pool:
+        tables = list(pool.map(attempt, paths, short_names(paths)))
+    ConfigError.check(sorted(faults))
+    samples = pa.concat_tables(tables)
+    if samples["offset"].null_count == len(samples):
+        what = "images" if suffixes is IMAGE_SUFFIXES else "features"
+        raise ConfigError(f"--data {location}: no {what} in it; looked for members named {' '.join(sorted(suffixes))}")
+    return {name or SINGLE_SPLIT: TarSource(_with_columns(location, samples, options.target_column))}
+
+
+def _scan(path: str, tar: str, suffixes: frozenset[str]) -> pa.Table:
+    """One tar's samples: the columns of COMMON_SCHEMA, `tar`, `parent`, and what members of TEXTS hold."""
+    try:
+        with open_file(path, in_parts=True) as file:
+            index = TarIndex(file, suffixes)
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read ({error.strerror or error})") from error
+    except ConfigError as error:
+        raise ConfigError([f"{path} {fault}" for fault in error.faults]) from error
+    bases = [as_text(base.encode("utf-8", "surrogateescape")) for base in index.bases]
+    count = len(bases)
+    columns = {
+        "key": [f"{tar}/{base}" for base in bases],
+        "path": [os.fsencode(path)] * count,
+        "offset": [image and image.offset for image in index.images],
+        "size": [image and image.size for image in index.images],
+        "mtime_ns": [size_and_time(os.fsencode(path))[1]] * count,
+        "tar": [tar] * count,
+        "parent": [posixpath.dirname(base) or None for base in bases],
+        **index.texts,
+    }
+    metadata = [(name, pa.string()) for name in ("tar", "parent", *TEXTS)]
+    return pa.table(columns, schema=pa.schema([*COMMON_SCHEMA, *metadata]))
+
+
+def _with_columns(location: str, samples: pa.Table, target_column: str | None) -> pa.Table:
+    """Turns what members hold into the target and columns of metadata."""
+    metadata = {"tar": samples["tar"], "parent": samples["parent"]}
+    for name in ("cls", "txt"):
+        if samples[name].null_count < len(samples):
+            metadata[name] = _numbers_if_all_are(samples[name]) if name == "cls" else samples[name]
+    entries = _entries(samples)
+    for name, column in entries.items():
+        while name in metadata or name in _TAKEN:
+            name = f"json.{name}"
+        metadata[name] = column
+    candidates = {**entries, **metadata}
+    if target_column is not None and target_column not in candidates:
+        names = ", ".join(candidates)
+        raise ConfigError(f"--data {location}: there is no --target-column {target_column!r}; its columns are {names}")
+    usable = (
+        name for name in ("cls", *TARGET_COLUMNS) if name in candidates and as_target(candidates[name]) is not None
+    )
+    chosen = target_column or next(usable, None)
+    target = pa.nulls(len(samples)) if chosen is None else as_target(candidates[chosen])
+    if target is None and target_column is not None:
+        kind = candidates[target_column].type
+        raise ConfigError(
+            f"--data {location}: --target-column {target_column!r} is {kind}; give one of class names or whole numbers"
+        )
+    common = [samples[name] for name in COMMON_SCHEMA.names]
+    return pa.table([*common, target, *metadata.values()], names=[*COMMON_SCHEMA.names, TARGET, *metadata])
+
+
+def _numbers_if_all_are(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    return texts.cast(pa.int64()) if pc.all(pc.match_substring_regex(texts, r"^-?\d{1,18}$")).as_py() else texts
+
+
+def _entries(samples: pa.Table) -> dict[str, pa.ChunkedArray]:
+    """A column per entry of the samples' `.json` objects, with types as of JSON lines."""
+    if samples["json"].null_count == len(samples):
+        return {}
+    keys = samples["key"]
+    lines = bytearray()
+    for row, content in enumerate(samples["json"]):
+        try:
+            entries = json.loads(content.as_py() or "{}")
+        except ValueError as error:
+            raise ConfigError(f"{keys[row]}: its .json can't be read ({error}); mend it") from error
+        if not isinstance(entries, dict):
+            raise ConfigError(f'{keys[row]}: its .json holds no object; give one, such as {{"label": 3}}')
+        lines += json.dumps(entries).encode() + b"\n"
+    try:
+        table = parse_json_lines(bytes(lines))
+    except pa.ArrowInvalid as error:
+        reason, _, number = str(error).removeprefix("JSON parse error: ").partition(" in row ")
+        place = f"{keys[int(number)]}: its .json: " if number.isdigit() else "its .json members: "
+        raise ConfigError(f"{place}{reason}; mend it") from error
+    return dict(zip(table.column_names, table.columns, strict=True))
+
+
+KIND = SourceKind(
+    lambda location: _NAME.search(plain_name(location)) is not None and not os.path.isdir(location),
+    open_tars,
+    plural="tars",
+    options=frozenset({"target_column"}),
+)

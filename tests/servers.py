@@ -1,0 +1,127 @@
+"""Servers on the loopback interface: one of S3, by moto, and one of HTTP that fails when it is told to."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import threading
+import urllib.request
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import boto3
+import pytest
+import s3fs
+from moto.server import ThreadedMotoServer
+
+
+@contextlib.contextmanager
+def s3_server() -> Iterator[Any]:
+    """A server of S3 that the environment leads to while this lasts; yields a client."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    _, port = server.get_host_and_port()
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("no_proxy", "127.0.0.1")
+        yield boto3.client("s3")
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+@contextlib.contextmanager
+def no_access() -> Iterator[None]:
+    """While this lasts, the server of S3 refuses keys that it does not know, which is all of them."""
+    address = f"{os.environ['AWS_ENDPOINT_URL']}/moto-api/reset-auth"
+
+    def allow(requests: bytes) -> None:
+        urllib.request.urlopen(urllib.request.Request(address, requests, {"Content-Type": "text/plain"})).close()
+
+    allow(b"0")
+    try:
+        yield
+    finally:
+        allow(b"inf")
+
+
+def upload(client: Any, bucket: str, folder: Path, prefix: str = "") -> None:
+    """Puts the files below a folder into a bucket, which is made if it isn't there."""
+    client.create_bucket(Bucket=bucket)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            client.put_object(Bucket=bucket, Key=f"{prefix}{path.relative_to(folder)}", Body=path.read_bytes())
+
+
+class HttpServer:
+    """Serves a folder by HTTP.
+
+    Args:
+        folder: What it serves.
+        ranges: Whether it sends parts of files.
+    """
+
+    def __init__(self, folder: Path, *, ranges: bool = True) -> None:
+        self.folder = folder
+        self.ranges = ranges
+        self.failures: list[int] = []
+        """Statuses with which the next requests fail, 0 for a connection that is reset."""
+        self.requests: list[tuple[str, str]] = []
+        """Method and target of those that there were."""
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+
+    def __enter__(self) -> str:
+        self._thread.start()
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer.requests.append((self.command, self.path))
+                if outer.failures:
+                    if (status := outer.failures.pop(0)) != 0:
+                        self.send_error(status)
+                    return
+                path = outer.folder / unquote(urlsplit(self.path).path).strip("/")
+                if not path.exists():
+                    self.send_error(404)
+                    return
+                data = _page(path) if path.is_dir() else path.read_bytes()
+                wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")) if outer.ranges else None
+                self.send_response(206 if wanted else 200)
+                part = data[int(wanted[1]) : int(wanted[2]) + 1] if wanted else data
+                self.send_header("Content-Type", "text/html" if path.is_dir() else "application/octet-stream")
+                self.send_header("Content-Length", str(len(part)))
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(part)
+
+            do_HEAD = do_GET
+
+            def log_message(self, *_: object) -> None:
+                """Says nothing."""
+
+        return Handler
+
+
+def _page(folder: Path) -> bytes:
+    names = [f"{path.name}/" if path.is_dir() else path.name for path in sorted(folder.iterdir())]
+    links = "".join(f'<a href="{urllib.request.quote(name)}">{name}</a>' for name in ["../", *names])
+    return f'<html><a href="?C=N;O=D">sort</a>{links}</html>'.encode()
