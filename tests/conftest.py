@@ -7,6 +7,9 @@ import os
 # Before torch is imported: threads that spin while they wait would steal each other's cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Before gcsfs is imported: it asks by gRPC, which the tests' server of Google's storage has not.
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
+
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -14,8 +15,10 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import boto3
+import gcsfs
 import pytest
 import s3fs
+from gcp_storage_emulator.server import create_server
 from moto.server import ThreadedMotoServer
 
 
@@ -37,6 +40,24 @@ def s3_server() -> Iterator[Any]:
         yield boto3.client("s3")
     s3fs.S3FileSystem.clear_instance_cache()
     server.stop()
+
+
+@contextlib.contextmanager
+def gcs_server(bucket: str) -> Iterator[Any]:
+    """A server of Google's storage that the environment leads to while this lasts; yields a file system of it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = create_server("127.0.0.1", port, in_memory=True, default_bucket=bucket)
+    gcsfs.GCSFileSystem.clear_instance_cache()
+    with contextlib.ExitStack() as stack:
+        server.start()
+        stack.callback(server.stop)
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+        patch.setenv("no_proxy", "127.0.0.1")
+        yield gcsfs.GCSFileSystem(token="anon")
+    gcsfs.GCSFileSystem.clear_instance_cache()
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ _FIRST_DELAY = 0.5
 """Seconds before the second attempt; each further delay is twice the one before."""
 _BUFFER = 4 << 20
 """Bytes that are fetched at a time of a file that is read piece by piece."""
-_EXTRA = frozenset({"s3", "s3a", "http", "https"})
+_EXTRA = frozenset({"s3", "s3a", "gs", "gcs", "http", "https"})
 """Schemes whose packages the extra `cloud` brings."""
 _TIMES = ("LastModified", "updated", "mtime", "modified", "last_modified")
 """Where file systems tell when a file was modified."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from fsspec.registry import _registry
 
 from embedx.data import remote
 from embedx.data.files import FileReader, RejectedInputError, check_urls, is_url, open_file, plain_name
@@ -128,16 +129,16 @@ def test_a_part_that_is_cut_short_is_rejected(server: HttpServer) -> None:
         read(f"{url}/file", len(CONTENT) - 40, 100)
 
 
-def test_schemes_that_can_not_be_read_are_told_all_at_once_without_the_query() -> None:
+def test_schemes_that_can_not_be_read_are_told_all_at_once_without_the_query(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    monkeypatch.delitem(_registry, "gs", raising=False)
     with pytest.raises(ConfigError) as caught:
-        check_urls(["/a", "htps://h/x?token=secret", "htps://h/y", "s3://b/x", "gs://b/x"])
-    unknown, missing = caught.value.faults
+        check_urls(["/a", "htps://h/x?token=secret", "htps://h/y", "s3://b/x", "gs://b/x", "oss://b/x"])
+    unknown, missing, other = caught.value.faults
     assert unknown.startswith("htps://h/") and "unknown scheme 'htps'; did you mean https?" in unknown
     assert "secret" not in unknown
-    assert (
-        missing
-        == "gs://b/x: gs:// needs a package that is not installed: Please install gcsfs to access Google Storage"
-    )
+    assert missing == "gs://b/x: gs:// needs a package that is not installed: pip install 'embedx[cloud]'"
+    assert other.startswith("oss://b/x: oss:// needs a package that is not installed: ") and "ossfs" in other
 
 
 def test_paths_alone_import_nothing_of_it(tmp_path: Path) -> None:
@@ -145,6 +146,6 @@ def test_paths_alone_import_nothing_of_it(tmp_path: Path) -> None:
     program = (
         "import sys; from embedx.data.files import FileReader, open_file; "
         f"FileReader().read({bytes(tmp_path / 'a.jpg')!r}); open_file({str(tmp_path / 'a.jpg')!r}).close(); "
-        "sys.exit(' '.join({'fsspec', 'aiohttp', 's3fs'} & set(sys.modules)) or 0)"
+        "sys.exit(' '.join({'fsspec', 'aiohttp', 'gcsfs', 's3fs'} & set(sys.modules)) or 0)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -27,7 +27,7 @@ from embedx.extract import extract
 from embedx.store.verify import verify
 from tests.data.sources.test_tar import pack
 from tests.runs import run
-from tests.servers import HttpServer, no_access, s3_server, upload
+from tests.servers import HttpServer, gcs_server, no_access, s3_server, upload
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -123,6 +123,19 @@ def test_a_prefix_in_a_bucket_gives_the_folder_s_embeddings(
     index = embedx.open(tmp_path / "store").index().sort_by("index").to_pylist()
     assert [row["path"] for row in index] == [f"s3://lake/photos/{key}" for key in rows.keys]
     assert all(row["bytes"] == (images / row["key"]).stat().st_size for row in index)
+
+
+def test_google_s_storage_gives_the_folder_s_embeddings(
+    tmp_path: Path, images: Path, reference: embedx.Embeddings
+) -> None:
+    with gcs_server("lake") as fs:
+        for path in images.glob("*/*"):
+            fs.pipe(f"lake/photos/{path.relative_to(images)}", path.read_bytes())
+        rows = stored(tmp_path / "store", "gs://lake/photos")
+        assert rows.keys == reference.keys and np.array_equal(rows.embeddings, reference.embeddings)
+        index = embedx.open(tmp_path / "store").index()
+        assert set(index["path"].to_pylist()) == {f"gs://lake/photos/{key}" for key in rows.keys}
+        assert "gs://lack/photos: can't be listed (not found); check its name" in faults("gs://lack/photos")
 
 
 def test_a_listing_has_the_folder_s_columns(s3: Any, images: Path) -> None:
