@@ -1,10 +1,10 @@
 # Everything a fresh machine needs, from python3 (3.11 or later, with venv) and make.
 PYTHON ?= python3
 BIN := .venv/bin
-PYTEST_FLAGS ?= --numprocesses logical --maxprocesses 4 --dist loadfile
+PYTEST_FLAGS ?= --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format bench
+.PHONY: help install demo test soak check format bench
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,6 +23,9 @@ demo: install ## Embed the bundled sample images into demo/ and show what is the
 
 test: install ## Run the tests
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+soak: install ## Run the tests that take minutes each
+	$(BIN)/python -m pytest -m soak --numprocesses auto
 
 check: install ## Lint, formatting and types
 	$(BIN)/ruff check .

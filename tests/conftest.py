@@ -17,6 +17,18 @@ import pytest
 import skimage
 import torch
 
+LONGEST = {"test_faults.py", "test_walk.py", "test_readme.py", "test_extract.py", "test_app.py", "test_loaders.py"}
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One more than the cores, as many tests wait for processes; more of them would but take memory."""
+    return min((os.cpu_count() or 1) + 1, 6)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no worker is left with one while the others have nothing to do."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 @pytest.fixture(scope="session")
 def photos() -> Path:
