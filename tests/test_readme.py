@@ -68,12 +68,18 @@ def test_the_session_is_what_the_readme_shows(session: tuple[Path, str]) -> None
     assert without_rates(session[1]) == without_rates("".join(blocks("console")))
 
 
-def test_the_programs_run(session: tuple[Path, str]) -> None:
-    programs = blocks("python")
-    assert len(programs) == 4
-    for number, program in enumerate(programs):
-        (session[0] / f"program_{number}.py").write_text(program)
-        assert shell(f"python program_{number}.py", session[0]).strip()
+def test_the_programs_run(
+    session: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process, but for the one whose file the writer process imports."""
+    *programs, with_processes = blocks("python")
+    assert len(programs) == 3
+    monkeypatch.chdir(session[0])
+    for program in programs:
+        exec(program, {})
+        assert capsys.readouterr().out.strip(), program
+    Path("program.py").write_text(with_processes)
+    assert shell("python program.py", session[0]).strip()
 
 
 def test_the_usual_call_runs_on_folders_of_one_s_own(session: tuple[Path, str]) -> None:

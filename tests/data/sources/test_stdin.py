@@ -21,7 +21,7 @@ from embedx.data.sources import parse_data
 from embedx.data.sources.base import SourceOptions
 from embedx.errors import ConfigError
 from embedx.extract import extract
-from tests.runs import EMBEDX, OFFLINE, run
+from tests.runs import EMBEDX, OFFLINE
 
 NAMES = ("a/1.png", "a/two words.png", "b/line\nbreak.png")
 
@@ -134,9 +134,9 @@ def test_what_find_prints_gives_the_folder_s_embeddings(tmp_path: Path, images: 
         assert np.array_equal(by_key[f"./{key}"], embedding), key
 
 
-def test_a_folder_among_the_paths_is_rejected(tmp_path: Path, images: Path) -> None:
-    arguments = ("extract", "--backbone", sample.BACKBONE, "--weights", "sample", "-j", "0", "--data", "-")
-    done = run(*arguments, "--out", tmp_path / "store", input=f"{images}/a\n{images}/a/1.png\ngone.png\n")
-    assert done.returncode == 3, done.stderr
+def test_a_folder_among_the_paths_is_rejected(tmp_path: Path, images: Path, stdin: Any) -> None:
+    stdin(f"{images}/a\n{images}/a/1.png\ngone.png\n".encode())
+    settings = {"backbone": sample.BACKBONE, "weights": "sample", "workers": 0, "batch_size": 4}
+    assert extract(ExtractConfig(**settings, out=tmp_path / "store", data=("-",))).rejected == 2
     reasons = [row["reason"] for row in embedx.open(tmp_path / "store").index().sort_by("index").to_pylist()]
     assert reasons == ["can't be read: Is a directory", None, "can't be read: No such file or directory"]

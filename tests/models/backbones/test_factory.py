@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 import torch
 
+import embedx
 from embedx.config import ExtractConfig
 from embedx.errors import CheckpointError, ConfigError
+from embedx.extract import extract
 from embedx.models.backbones import BackboneSpec, describe_backbone, describe_layers
 from embedx.models.backbones.factory import KIND
 from tests.models.backbones.programs import HALVES, SIZE, STEPS, small
-from tests.runs import run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 MODULE = "tests.models.backbones.programs"
@@ -116,19 +117,16 @@ def test_what_can_not_be_had_is_one_clear_message(backbone: str, settings: dict[
         describe_backbone(ExtractConfig(backbone=backbone, out=Path("store"), **settings))
 
 
-def test_code_of_the_current_folder_is_found(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(
+def test_code_of_the_current_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ours.py").write_text(
         "from torch import nn\n"
         "def build(width, name):\n"
         "    assert name == 'plain text'\n"
         "    return nn.Sequential(nn.Conv2d(3, width, 8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
     )
-    arguments = "--backbone mine:build --image-size 32 --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5 -j 0 --out store"
-    named = ("--backbone-arg", "width=5", "--backbone-arg", "name=plain text")
-    done = run("extract", *arguments.split(), *named, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    import embedx
-
+    monkeypatch.chdir(tmp_path)
+    arguments = ("width=5", "name=plain text")
+    extract(ExtractConfig(backbone="ours:build", backbone_arg=arguments, workers=0, out=tmp_path / "store", **STEPS))
     store = embedx.open(tmp_path / "store")
     assert store.manifest.recipe["backbone_args"] == {"width": 5, "name": "plain text"}
     assert store.load("val").embeddings.shape[1] == 5
