@@ -74,7 +74,7 @@ class Dense(Architecture):
         if self._without_epsilon:
             for module in body.modules():
                 if isinstance(module, nn.BatchNorm2d):
-                    module.eps = 0.0
+                    module.eps = torch.finfo(torch.float32).tiny  # not 0, which torch 2.11 refuses
         return DeepestMap(path, body).eval(), (
             "classifier",
             "aux_classifier",

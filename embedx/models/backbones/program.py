@@ -115,7 +115,8 @@ def _read(path: Path) -> nn.Module | torch.export.ExportedProgram:
     try:
         with path.open("rb") as file, warnings.catch_warnings():
             # That it is deprecated, or not supported from Python 3.14 on: programs of that kind are there all the same.
-            warnings.filterwarnings("ignore", r"`torch\.jit\.load` is ", FutureWarning)
+            warnings.filterwarnings("ignore", r"`torch\.jit\.load` is ")
+            warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)  # nor written to
             if entries & _OF_EXPORT:
                 return torch.export.load(file)  # not by its path, whose suffix would matter
             script: nn.Module = torch.jit.load(file, map_location="cpu")  # type: ignore[no-untyped-call]

@@ -45,7 +45,7 @@ def export(path: Path, *, batch: int = 8, dynamic: bool = False) -> Path:
 
 def script(path: Path, model: nn.Module, *, freeze: bool = False) -> Path:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # it is deprecated, and in use
+        warnings.filterwarnings("ignore", r"`torch\.jit\.")  # it is deprecated, and in use
         program = torch.jit.trace(model, torch.zeros(8, 3, SIZE, SIZE), strict=False)
         torch.jit.save(torch.jit.freeze(program) if freeze else program, path)
     return path
