@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import psutil
@@ -43,6 +44,12 @@ def start(*arguments: str | Path, **options) -> subprocess.Popen[str]:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **options,
     )
+
+
+def memory_of(processes: Iterable[psutil.Process]) -> int:
+    """Bytes that these processes hold together; libraries' files, which they share with strangers, do not count."""
+    texts = [Path(f"/proc/{process.pid}/smaps_rollup").read_text() for process in processes if process.is_running()]
+    return 1024 * sum(int(size) for text in texts for size in re.findall(r"^Pss_(?:Anon|Shmem): +(\d+)", text, re.M))
 
 
 def wait_for_units(store: Path, count: int, process: subprocess.Popen[str]) -> None:

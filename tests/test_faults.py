@@ -23,6 +23,7 @@ from tests.runs import (
     assert_visible_units_are_whole,
     descendants,
     digests,
+    memory_of,
     run,
     start,
     wait_for_units,
@@ -166,7 +167,7 @@ def test_a_disk_that_stands_still_stops_the_run_and_its_memory_and_a_second_run_
     memory = []
     for _ in range(12):
         time.sleep(0.25)
-        memory.append(sum(member.memory_full_info().pss for member in family if member.is_running()))
+        memory.append(memory_of(family))
     assert abs(statistics.median(memory[6:]) - statistics.median(memory[:6])) < 8 * 1024**2, memory
     assert len(index_files(out)) < UNITS and process.poll() is None
     second = run(*arguments, "--out", out)

@@ -247,7 +247,7 @@ BAD_USAGE = {
     "no such checkpoint": (["--backbone", "resnet50", "--checkpoint", "no.pth", *PLACES], "no such file"),
     "unknown layer": ([*GOOD, "--layer", "stage9"], "did you mean stage"),
     "bad shard size": ([*GOOD, "--shard-size", "huge"], "is not a size"),
-    "two numbers for three": ([*GOOD, "--mean", "0.5,0.5"], "write them like 0.485,0.456,0.406"),
+    "two numbers for three": ([*GOOD, "--mean", "0.5,0.5"], "is not three numbers"),
     "cls of a map": ([*GOOD, "--layer", "stage2", "--pool", "cls"], "needs tokens"),
     "output of bytes that are no text": ([*GOOD, "--out", "{tmp}/caf\udce9"], "has bytes that are no text"),
     "overwriting what others call manifest.json": ([*GOOD, "--out", "{tmp}/web", "--overwrite"], "not a store"),

@@ -22,7 +22,7 @@ from embedx.store.reader import Store
 from embedx.store.session import StoreSession
 from embedx.store.units import UnitBatch, UnitBuffer
 from embedx.store.verify import verify
-from tests.runs import assert_gone, assert_visible_units_are_whole
+from tests.runs import assert_gone, assert_visible_units_are_whole, memory_of
 from tests.store.builders import manifest, unit_batch
 
 pytestmark = pytest.mark.timeout(60)
@@ -208,7 +208,7 @@ def test_a_slow_disk_costs_time_and_not_memory(tmp_path: Path) -> None:
             tensors = {"embeddings": batch.tensors["embeddings"][:, :1].repeat(1, 16 * 1024)}
             writer.put(batch._replace(unit=unit, tensors=tensors))
             if number % 10 == 9:
-                memory.append(sum(process.memory_full_info().pss for process in family))
+                memory.append(memory_of(family))
         writer.close()
     early, late = max(memory[1:5]), max(memory[-4:])
     assert late < early + 24 * 1024**2, [size // 1024**2 for size in memory]
