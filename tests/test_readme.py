@@ -82,11 +82,15 @@ def test_the_programs_run(
     assert shell("python program.py", session[0]).strip()
 
 
-def test_the_usual_call_runs_on_folders_of_one_s_own(session: tuple[Path, str]) -> None:
+def test_the_usual_call_runs_on_folders_of_one_s_own(
+    session: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (command,) = (line for block in blocks("sh") for line in block.splitlines() if line.startswith("embedx extract"))
     folder = session[0]
     (folder / "photos").symlink_to(Path(__file__).parent.parent / "embedx" / "sample" / "images")
-    assert shell(f"{command} --dry-run", folder).count("star") == 2
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", [*shlex.split(command), "--dry-run"])
+    assert run() == 0 and capsys.readouterr().out.count("star") == 2
 
 
 @pytest.fixture(scope="module")

@@ -127,8 +127,10 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor], 
     return state, load(path)(IMAGES)["embeddings"]
 
 
-@pytest.mark.parametrize("suffix", SAVE)
-@pytest.mark.parametrize("keys", WRAPPINGS, ids=".".join)
+@pytest.mark.parametrize(
+    ("keys", "suffix"),
+    [*((keys, ".pth") for keys in WRAPPINGS), (("state_dict",), ".safetensors"), ((), ".safetensors")],
+)
 def test_wrapped_and_prefixed_weights_give_the_same_embeddings(
     tmp_path: Path, plain: tuple[dict[str, Tensor], Tensor], suffix: str, keys: tuple[str, ...]
 ) -> None:
