@@ -29,7 +29,8 @@ RESERVED_SPLITS = frozenset({"index", "manifest.json"})
 """Names in a store that no split may take, in any case."""
 
 RESERVED_COLUMNS = frozenset(
-    {"split", "index", "key", "path", "group", "target", "status", "reason", "bytes", "sha256", "shard", "row"}
+    {"split", "index", "key", "path", "offset", "group", "target", "status", "reason"}
+    | {"shard", "row", "bytes", "mtime_ns", "sha256"}
 )
 """The index tables' own columns, whose names no metadata may have."""
 
@@ -192,6 +193,11 @@ class ExtractConfig:
     def validate(self) -> None:
         """Raises one ConfigError naming every fault of the settings."""
         ConfigError.check(self.faults())
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as plain JSON values, with the folder in which their relative paths begin."""
+        settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(self).items()}
+        return {**cast(dict[str, Any], json.loads(json.dumps(settings))), "working_directory": os.getcwd()}
 
 
 def _channels_text(values: Sequence[float]) -> str:

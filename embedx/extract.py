@@ -264,7 +264,8 @@ def _job(config: ExtractConfig, plan: Plan, spec: BackboneSpec, device: torch.de
         dtype=config.dtype,
     )
     unit = rows_per_unit(config.shard_size, _row_bytes(spec, config), config.batch_size)
-    manifest = Manifest(recipe.to_json(), plan.to_json(unit), _environment(device, spec.architecture.libraries))
+    environment = _environment(device, spec.architecture.libraries)
+    manifest = Manifest(recipe.to_json(), plan.to_json(unit), environment, config.to_json())
     return Job(config, plan, spec, device, precision, unit, manifest)
 
 

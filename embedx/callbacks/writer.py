@@ -33,8 +33,9 @@ _SHARD_SIZE = 128 * 1024**2
 class EmbeddingsWriter(Callback):
     """Writes embeddings to a store, in a separate process, so that the forward pass never waits for a disk.
 
-    The batch must have `index` [n] int64, rising within a dataloader, and `keys`; `paths`, `targets`,
-    `metadata`, `reasons`, `bytes` and `sha256` are taken where they are there. A row with a reason is rejected.
+    The batch must have `index` [n] int64, rising within a dataloader, and `keys`; `paths`, `offsets`, `targets`,
+    `metadata`, `reasons`, `bytes`, `mtime_ns` and `sha256` are taken where they are there. A row with a reason is
+    rejected.
 
     Args:
         output_dir: The store.
@@ -247,11 +248,13 @@ def rows_table(batch: Batch, split: str, group_key: str | None) -> pa.Table:
         "index": batch["index"].tolist(),
         "key": batch["keys"],
         "path": batch.get("paths", nothing),
+        "offset": batch.get("offsets", nothing),
         "group": pc.cast(_array(metadata[group_key]), pa.string()) if group_key is not None else nothing,
         "target": _targets(batch, count),
         "status": [OK if reason is None else REJECTED for reason in reasons],
         "reason": reasons,
         "bytes": batch.get("bytes", nothing),
+        "mtime_ns": batch.get("mtime_ns", nothing),
         "sha256": batch.get("sha256", nothing),
     }
     try:

@@ -5,7 +5,7 @@ A batch is a plain dict; B is the batch size, n ≤ B the number of its inputs:
     images    [B, 3, H, W] uint8, channels last in memory; or features [B, D] or [B, T, D], where the inputs are those.
               Rows n to B are padding, and zero like those of rejected inputs
     index     [n] int64, each input's row in the split's plan
-    keys, paths, groups, reasons, bytes, sha256   lists of n; a reason is None for an input that was decoded
+    keys, paths, offsets, mtime_ns, groups, reasons, bytes, sha256   lists of n; a reason is None for what was decoded
     targets   [n] int64, -1 where unknown; left out if the split has none
     metadata  the source's own columns, by name, as n-row arrow arrays
 """
@@ -102,6 +102,8 @@ class Batches(Dataset[dict[str, Any]]):
             "index": torch.tensor(rows, dtype=torch.int64),
             "keys": samples["key"].to_pylist(),
             "paths": [as_text(path) for path in samples["path"].to_pylist()],
+            "offsets": samples["offset"].to_pylist(),
+            "mtime_ns": samples["mtime_ns"].to_pylist(),
             "groups": samples["group"].to_pylist(),
             "reasons": list(reasons),
             "bytes": list(sizes),

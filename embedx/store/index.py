@@ -25,15 +25,20 @@ ROW_SCHEMA = pa.schema(
         ("index", pa.int64()),
         ("key", pa.string()),
         ("path", pa.string()),
+        ("offset", pa.int64()),
         ("group", pa.string()),
         ("target", pa.int64()),
         ("status", pa.string()),
         ("reason", pa.string()),
         ("bytes", pa.int64()),
+        ("mtime_ns", pa.int64()),
         ("sha256", pa.string()),
     ]
 )
-"""The columns of every input's row; the source's own columns follow them."""
+"""The columns of every input's row; the source's own columns follow them.
+
+`offset` is where in the file at `path` the input is, null where it is all of it; `bytes` and `sha256` are of what was
+read, and `mtime_ns` is when the file was last written to, by its own clock, as it was listed."""
 
 PLACE_SCHEMA = pa.schema([("shard", pa.string()), ("row", pa.int64())])
 """Where an input's embedding stands: the shard's path in the store, and the row in it; null if rejected."""

@@ -27,6 +27,8 @@ class Manifest:
     """What cuts the inputs into units: group key, rows per unit, and per split its inputs and their sha256."""
     environment: dict[str, Any]
     """Versions and hardware; a change here is a notice, not a refusal."""
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What `embedx extract` was asked to do when the store was begun, and where; only to find the inputs again."""
     complete: bool = False
     """Written last of all."""
     totals: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)

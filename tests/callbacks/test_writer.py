@@ -181,7 +181,8 @@ def test_extra_layers_are_extra_tensors(written: Path) -> None:
 def test_the_index_table_has_every_input_with_typed_metadata(written: Path) -> None:
     table = embedx.open(written).index("train")
     assert table.column_names == [
-        *("split", "index", "key", "path", "group", "target", "status", "reason", "shard", "row", "bytes", "sha256"),
+        *("split", "index", "key", "path", "offset", "group", "target", "status", "reason"),
+        *("shard", "row", "bytes", "mtime_ns", "sha256"),
         *("site", "age", "seen"),
     ]
     assert [table.schema.field(name).type for name in ("site", "age", "seen")] == [
