@@ -21,7 +21,7 @@ from embedx.errors import ConfigError, StoreError, StoreMismatchError
 from embedx.store import layout
 from embedx.store.files import make_folder
 from embedx.store.index import read_entry
-from embedx.store.layout import Unit
+from embedx.store.layout import StoreTerms, Unit
 from embedx.store.lock import StoreLock
 from embedx.store.manifest import Manifest, existing_store
 from embedx.store.replacement import (
@@ -32,7 +32,6 @@ from embedx.store.replacement import (
     staging_folder,
     take_place,
 )
-from embedx.store.units import StoreTerms
 
 Mode = Literal["create", "resume", "overwrite"]
 

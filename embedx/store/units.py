@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from embedx.errors import StoreError
 from embedx.store.index import OK, UnitEntry, write_index
-from embedx.store.layout import Unit, shard_path
+from embedx.store.layout import StoreTerms, Unit, shard_path
 from embedx.store.shards import FORMAT, INDEX, TARGETS, ShardEntry, ShardHeader, write_shard
 
 UNKNOWN_TARGET = -1
@@ -32,17 +31,6 @@ class UnitBatch(NamedTuple):
         """The rows from `start` up to `stop`."""
         tensors = {name: tensor[start:stop] for name, tensor in self.tensors.items()}
         return self._replace(tensors=tensors, rows=self.rows.slice(start, stop - start))
-
-
-class StoreTerms(NamedTuple):
-    """What is the same for every unit of a store."""
-
-    root: Path
-    recipe: str
-    """The recipe's fingerprint."""
-    grouped: bool
-    """Whether groups become sub-folders."""
-    rows_per_unit: int
 
 
 class UnitBuffer:
