@@ -7,13 +7,14 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
+from torch import nn
 
 from embedx import sample
 from embedx.callbacks.base import Callback
@@ -24,13 +25,13 @@ from embedx.callbacks.writer import EmbeddingsWriter
 from embedx.config import ExtractConfig, Precision, Recipe
 from embedx.data.decode import ImageDecoder
 from embedx.data.features import FeatureDecoder, features_shape
-from embedx.data.loaders import Decoder, SplitLoader, default_workers
-from embedx.data.plan import Plan, build_plan, rows_per_unit
+from embedx.data.loaders import Decoder, NoDecoder, SplitLoader, default_workers
+from embedx.data.plan import Plan, SplitPlan, build_plan, rows_per_unit
 from embedx.data.sources import parse_data
 from embedx.data.sources.base import SourceOptions
 from embedx.engine.connectors import DataConnector
 from embedx.engine.loop import run_test
-from embedx.errors import ConfigError
+from embedx.errors import ConfigError, StoreMismatchError
 from embedx.models.backbones import BackboneSpec, describe_backbone
 from embedx.models.backbones.none import NONE, FeatureSpec, describe_features
 from embedx.models.runtime import EagerRuntime, resolve_device, resolve_precision
@@ -38,6 +39,7 @@ from embedx.processes import keep_large_blocks
 from embedx.store.layout import MANIFEST, Unit
 from embedx.store.manifest import Manifest, existing_store
 from embedx.store.session import StoreSession
+from embedx.update import Layout, compare, lay_out
 
 _INDEX_BYTES = 8
 _PACKAGES = ("embedx", "torch", "torchvision", "pillow", "numpy", "pyarrow", "safetensors")
@@ -96,6 +98,8 @@ class Summary:
     """Per split: inputs, rows, rejected, units, shards, bytes."""
     up_to_date: bool
     """Whether there was nothing to do."""
+    changes: dict[str, int] | None
+    """What was different from the store that was there, as counts of inputs, where it was brought up to date."""
     seconds: float
     timings: dict[str, float]
 
@@ -116,6 +120,7 @@ class Summary:
             "up_to_date": self.up_to_date,
             "rows": self.rows,
             "rejected": self.rejected,
+            "changes": self.changes,
             "seconds": round(self.seconds, 3),
             "splits": self.totals,
             "timings": self.timings,
@@ -174,14 +179,13 @@ def extract(config: ExtractConfig, console: Console | None = None) -> Summary:
     _notices(job, console)
     session = StoreSession.begin(config.out, job.manifest, mode="overwrite" if config.overwrite else "resume")
     try:
-        loaders = _loaders(job, session)
+        update = _update(job, session, console)
+        loaders = _loaders(job, session, update)
         for name, then, now in session.changes if loaders else ():
             console.print(f"the store was begun with {name} {then}, and goes on with {now}", markup=False)
         up_to_date = session.is_finished and not loaders
-        if loaders:
+        if not up_to_date:
             _run(job, session, loaders, console)
-        elif not up_to_date:
-            session.finish(session.manifest.timings)
     except ConfigError:
         session.discard()
         raise
@@ -189,16 +193,58 @@ def extract(config: ExtractConfig, console: Console | None = None) -> Summary:
         session.close()
     manifest = session.manifest
     seconds = time.perf_counter() - started
-    return Summary(config.out / MANIFEST, manifest.totals, up_to_date, seconds, manifest.timings)
+    changes = update.counts if update is not None else None
+    return Summary(config.out / MANIFEST, manifest.totals, up_to_date, changes, seconds, manifest.timings)
+
+
+def _update(job: Job, session: StoreSession, console: Console) -> Layout | None:
+    """Where the plan does not tell what is missing, finds out; None where there is nothing to be updated.
+
+    Raises:
+        StoreMismatchError: If the inputs have changed, and `--update` is not given.
+    """
+    config = job.config
+    retry = config.retry_rejected and session.has_rejected
+    if not session.needs_comparison and not retry:
+        return None
+
+    def sha256_of(split: SplitPlan, rows: Sequence[int]) -> list[str | None]:
+        if rows:
+            console.print(f"{split.name}: reading {len(rows):,} inputs to see whether they have changed", markup=False)
+            loader = _loader(job, split, [rows], NoDecoder())
+            return [digest for batch in loader for digest in batch["sha256"]]
+        return []
+
+    comparison = compare(
+        job.plan,
+        session.whole_units().values(),
+        sha256_of,
+        names_differ=not session.inputs_are_the_same,
+        retry_rejected=config.retry_rejected,
+    )
+    if comparison.inputs_differ and not config.update:
+        raise StoreMismatchError(
+            f"the inputs are not those of the store {config.out}: {comparison.describe()}; bring it up to date with "
+            "--update, replace it with --overwrite, or choose another folder"
+        )
+    out_of_place = session.was_updated and comparison.counts["pending"]
+    if not (comparison.inputs_differ or comparison.counts["retried"] or out_of_place):
+        session.resume()
+        return None
+    layout = lay_out(job.plan, comparison, job.rows_per_unit)
+    session.update(layout.counts, layout.units, layout.linked, layout.staying)
+    return layout
 
 
 def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], console: Console) -> None:
-    next(iter(loaders.values())).start()  # its workers decode while the model is built
-    if job.device.type == "cpu":
-        keep_large_blocks()
-    model = EagerRuntime(job.spec.load(), job.device, job.precision)
-    if job.config.checkpoint is not None and (match := job.spec.architecture.match) is not None:
-        console.print(f"{job.config.checkpoint}: {match}", markup=False, soft_wrap=True)
+    model: nn.Module = nn.Identity()  # for no batches at all, where rows only move
+    if loaders:
+        next(iter(loaders.values())).start()  # its workers decode while the model is built
+        if job.device.type == "cpu":
+            keep_large_blocks()
+        model = EagerRuntime(job.spec.load(), job.device, job.precision)
+        if job.config.checkpoint is not None and (match := job.spec.architecture.match) is not None:
+            console.print(f"{job.config.checkpoint}: {match}", markup=False, soft_wrap=True)
     callbacks: list[Callback] = [
         ProgressBar(console, {split: loader.inputs for split, loader in loaders.items()}),
         RejectedInputs(job.config.on_error),
@@ -214,26 +260,33 @@ def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], conso
     run_test(model, loaders, callbacks, DataConnector({"images": _decoder(job.spec).entry}))
 
 
-def _loaders(job: Job, session: StoreSession) -> dict[str, SplitLoader]:
-    """A loader over the units that are missing, for every split that misses some."""
-    loaders = {}
-    for name, split in job.plan.splits.items():
-        missing = [
-            rows
-            for number, rows in enumerate(split.unit_rows(job.rows_per_unit))
-            if not session.is_committed(Unit(name, number))
-        ]
-        if missing:
-            loaders[name] = SplitLoader(
-                split,
-                missing,
-                _decoder(job.spec),
-                batch_size=job.config.batch_size,
-                workers=default_workers() if job.config.workers is None else job.config.workers,
-                pin_memory=job.device.type == "cuda",
-                timeout=job.config.timeout,
-            )
-    return loaders
+def _loaders(job: Job, session: StoreSession, update: Layout | None) -> dict[str, SplitLoader]:
+    """A loader over what has to be computed, for every split in which there is such."""
+    missing: dict[str, list[Sequence[int]]] = {}
+    plan = job.plan if update is None else update.plan
+    for name, split in plan.splits.items():
+        if update is None:
+            units = enumerate(split.unit_rows(job.rows_per_unit))
+            missing[name] = [rows for number, rows in units if not session.is_committed(Unit(name, number))]
+        else:  # batches of what many units lack a little of, as a row's numbers do not depend on its neighbours
+            numbers = split.index(update.computed[name]) // job.rows_per_unit
+            pairs = zip(update.computed[name], numbers.tolist(), strict=True)
+            missing[name] = [[row for row, number in pairs if not session.is_committed(Unit(name, number))]]
+    return {
+        name: _loader(job, plan.splits[name], runs, _decoder(job.spec)) for name, runs in missing.items() if any(runs)
+    }
+
+
+def _loader(job: Job, split: SplitPlan, runs: Sequence[Sequence[int]], decoder: Decoder) -> SplitLoader:
+    return SplitLoader(
+        split,
+        runs,
+        decoder,
+        batch_size=job.config.batch_size,
+        workers=default_workers() if job.config.workers is None else job.config.workers,
+        pin_memory=job.device.type == "cuda",
+        timeout=job.config.timeout,
+    )
 
 
 def _describe(config: ExtractConfig, plan: Plan | None, *, download: bool) -> BackboneSpec:

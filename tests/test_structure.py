@@ -27,8 +27,9 @@ MAY_IMPORT = {
     "store": GROUND,
     "engine": GROUND | {"callbacks.base"},
     "callbacks": GROUND | {"engine", "store", "data", "models"},
-    "extract": GROUND | {"data", "models", "store", "engine", "callbacks"},
-    "cli": GROUND | {"data", "models", "store", "engine", "callbacks", "extract"},
+    "update": GROUND | {"data", "store"},
+    "extract": GROUND | {"data", "models", "store", "engine", "callbacks", "update"},
+    "cli": GROUND | {"data", "models", "store", "engine", "callbacks", "update", "extract"},
     "__init__": GROUND | {"data", "models", "store", "engine", "callbacks", "extract"},
     "__main__": {"cli"},
 }

@@ -83,11 +83,17 @@ def command(
 
 
 def _outcome(summary: Summary) -> str:
+    from embedx.update import describe_counts
+
     if summary.up_to_date:
         return f"up to date: {count_text(summary.rows, 'row')}"
     rate = summary.timings.get("images_per_second")
     pace = f", {rate:.0f} images/s" if rate else ""
-    return f"{count_text(summary.rows, 'row')}, {summary.rejected} rejected, in {summary.seconds:.1f} s{pace}"
+    done = f"{count_text(summary.rows, 'row')}, {summary.rejected} rejected, in {summary.seconds:.1f} s"
+    if summary.changes is None:
+        return done + pace
+    computed = count_text(int(summary.timings["inputs"]), "input")
+    return f"updated, {computed} computed: {describe_counts(summary.changes)}\n{done}"
 
 
 @contextmanager

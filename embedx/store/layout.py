@@ -47,6 +47,8 @@ class StoreTerms(NamedTuple):
     grouped: bool
     """Whether groups become sub-folders."""
     rows_per_unit: int
+    base: Path | None = None
+    """The store that this one is to replace, from which it takes the rows that stay."""
 
 
 def folder_name(name: str | None) -> str:
