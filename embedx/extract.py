@@ -9,14 +9,12 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
 from torch import nn
 
-from embedx import sample
 from embedx.callbacks.base import Callback
 from embedx.callbacks.progress import ProgressBar
 from embedx.callbacks.rejected import RejectedInputs
@@ -26,15 +24,14 @@ from embedx.config import ExtractConfig, Precision, Recipe
 from embedx.data.decode import ImageDecoder
 from embedx.data.features import FeatureDecoder, features_shape
 from embedx.data.loaders import Decoder, NoDecoder, SplitLoader, default_workers
-from embedx.data.plan import Plan, SplitPlan, build_plan, rows_per_unit
-from embedx.data.sources import parse_data
-from embedx.data.sources.base import SourceOptions
+from embedx.data.plan import Plan, SplitPlan, rows_per_unit
 from embedx.engine.connectors import DataConnector
 from embedx.engine.loop import run_test
 from embedx.errors import ConfigError, StoreMismatchError
 from embedx.models.backbones import BackboneSpec, describe_backbone
 from embedx.models.backbones.none import NONE, FeatureSpec, describe_features
 from embedx.models.runtime import EagerRuntime, resolve_device, resolve_precision
+from embedx.outcome import Summary, list_inputs
 from embedx.processes import keep_large_blocks
 from embedx.store.layout import MANIFEST, Unit
 from embedx.store.manifest import Manifest, existing_store
@@ -89,50 +86,13 @@ class Job:
         }
 
 
-@dataclasses.dataclass(frozen=True)
-class Summary:
-    """What a run has done."""
-
-    manifest: Path
-    totals: dict[str, dict[str, int]]
-    """Per split: inputs, rows, rejected, units, shards, bytes."""
-    up_to_date: bool
-    """Whether there was nothing to do."""
-    changes: dict[str, int] | None
-    """What was different from the store that was there, as counts of inputs, where it was brought up to date."""
-    seconds: float
-    timings: dict[str, float]
-
-    @property
-    def rows(self) -> int:
-        """Rows in the store."""
-        return sum(split["rows"] for split in self.totals.values())
-
-    @property
-    def rejected(self) -> int:
-        """Rejected inputs in the store."""
-        return sum(split["rejected"] for split in self.totals.values())
-
-    def to_json(self) -> dict[str, Any]:
-        """The summary as plain JSON values."""
-        return {
-            "manifest": str(self.manifest),
-            "up_to_date": self.up_to_date,
-            "rows": self.rows,
-            "rejected": self.rejected,
-            "changes": self.changes,
-            "seconds": round(self.seconds, 3),
-            "splits": self.totals,
-            "timings": self.timings,
-        }
-
-
-def prepare(config: ExtractConfig, *, download: bool = True) -> Job:
+def prepare(config: ExtractConfig, *, download: bool = True, plan: Plan | None = None) -> Job:
     """Determines all of a run, writing nothing.
 
     Args:
         config: The settings.
         download: Whether weights may be fetched.
+        plan: The inputs, where they have been listed already.
 
     Raises:
         ConfigError: Naming every fault that was found.
@@ -149,20 +109,20 @@ def prepare(config: ExtractConfig, *, download: bool = True) -> Job:
     attempt(lambda: existing_store(config.out))
     device = attempt(lambda: resolve_device(config.device))
     precision = attempt(lambda: resolve_precision(config.precision, device)) if device is not None else None
-    sources = attempt(lambda: parse_data(config.data or [str(sample.IMAGES)], SourceOptions.of(config)))
-    plan = attempt(lambda: build_plan(_required(sources), config.group_key)) if sources else None
+    plan = plan or attempt(lambda: list_inputs(config))
     # Last, as it may have to fetch weights, which is not worth it for a run that can't be.
     spec = attempt(lambda: _describe(config, plan, download=download and not faults))
     ConfigError.check(faults)
     return _job(config, _required(plan), _required(spec), _required(device), _required(precision))
 
 
-def extract(config: ExtractConfig, console: Console | None = None) -> Summary:
+def extract(config: ExtractConfig, console: Console | None = None, plan: Plan | None = None) -> Summary:
     """Runs a backbone over images and stores the embeddings; finishes what an earlier run left.
 
     Args:
         config: The settings.
         console: Where progress and notices go; None for silence.
+        plan: The inputs, where they have been listed already.
 
     Returns:
         What was done. Whether too many inputs were rejected is for the caller to judge.
@@ -175,7 +135,7 @@ def extract(config: ExtractConfig, console: Console | None = None) -> Summary:
     """
     started = time.perf_counter()
     console = console or Console(quiet=True)
-    job = prepare(config)
+    job = prepare(config, plan=plan)
     _notices(job, console)
     session = StoreSession.begin(config.out, job.manifest, mode="overwrite" if config.overwrite else "resume")
     try:

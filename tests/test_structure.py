@@ -28,8 +28,9 @@ MAY_IMPORT = {
     "engine": GROUND | {"callbacks.base"},
     "callbacks": GROUND | {"engine", "store", "data", "models"},
     "update": GROUND | {"data", "store"},
-    "extract": GROUND | {"data", "models", "store", "engine", "callbacks", "update"},
-    "cli": GROUND | {"data", "models", "store", "engine", "callbacks", "update", "extract"},
+    "outcome": GROUND | {"data", "store"},
+    "extract": GROUND | {"data", "models", "store", "engine", "callbacks", "outcome", "update"},
+    "cli": GROUND | {"data", "models", "store", "engine", "callbacks", "outcome", "update", "extract"},
     "__init__": GROUND | {"data", "models", "store", "engine", "callbacks", "extract"},
     "__main__": {"cli"},
 }

@@ -12,7 +12,8 @@ import pytest
 import embedx
 from embedx import ExtractConfig
 from embedx.errors import ConfigError, StoreMismatchError
-from embedx.extract import Summary, extract
+from embedx.extract import extract
+from embedx.outcome import Summary
 from embedx.store.verify import verify
 from tests.runs import digests
 

@@ -29,9 +29,10 @@ from embedx.cli.output import (
 from embedx.config import ExtractConfig
 from embedx.errors import RunInterruptedError, RunTerminatedError, Terminated, TooManyRejectedError
 from embedx.processes import start_fork_server
+from embedx.store.layout import MANIFEST
 
 if TYPE_CHECKING:
-    from embedx.extract import Summary
+    from embedx.outcome import Summary
 
 _RESUMABLE = "what is committed stays, and the same command goes on from there"
 
@@ -64,15 +65,13 @@ def command(
     with _signals_as_errors():
         # Both before torch is imported: threads that spin while they wait would steal the decoders' cores.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        if not dry_run:
-            start_fork_server()
-        from embedx.extract import extract, prepare
-
         if dry_run:
+            from embedx.extract import prepare
+
             description = prepare(config, download=False).describe()
             print_json(description) if as_json else _print_plan(description)
             return
-        summary = extract(config, STDERR)
+        summary = _run(config)
     STDERR.print(_outcome(summary), soft_wrap=True)
     print_json(summary.to_json(), indent=None) if as_json else print_line(str(summary.manifest))
     if summary.rejected > config.max_errors:
@@ -80,6 +79,21 @@ def command(
             f"{count_text(summary.rejected, 'input')} rejected, and --max-errors allows {config.max_errors}; the store "
             f"is complete, `embedx info {config.out} --rejected` lists them with their reasons"
         )
+
+
+def _run(config: ExtractConfig) -> Summary:
+    if (config.out / MANIFEST).exists():
+        from embedx.outcome import look_for_work
+
+        summary, plan = look_for_work(config)
+        if summary is not None:
+            return summary
+    else:
+        plan = None
+    start_fork_server()
+    from embedx.extract import extract
+
+    return extract(config, STDERR, plan)
 
 
 def _outcome(summary: Summary) -> str:
