@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -19,6 +18,7 @@ from typing import Any, Literal, Self
 from embedx.config import LOCK
 from embedx.errors import ConfigError, StoreError, StoreMismatchError
 from embedx.store import layout
+from embedx.store.differences import difference_text, leaves_that_differ
 from embedx.store.files import make_folder
 from embedx.store.index import read_entry
 from embedx.store.layout import Unit
@@ -191,7 +191,7 @@ class StoreSession:
                 "folder, give the settings of then, or replace the store with --overwrite"
             )
         now = self.manifest.environment
-        self.changes = list(_leaves_that_differ("", before.environment, now))
+        self.changes = list(leaves_that_differ("", before.environment, now))
         later = before.later_environments
         if self.changes and now not in later:
             later = [*later, now]
@@ -253,11 +253,11 @@ def _differences(old: Manifest, new: Manifest) -> list[str]:
     """What differs in recipe and plan, one phrase each."""
     old_plan, new_plan = ({**one.plan, "splits": {}} for one in (old, new))
     leaves = [
-        *_leaves_that_differ("recipe", old.recipe, new.recipe),
-        *_leaves_that_differ("plan", old_plan, new_plan),
+        *leaves_that_differ("recipe", old.recipe, new.recipe),
+        *leaves_that_differ("plan", old_plan, new_plan),
     ]
     return [
-        *(f"{name}: {_short(before)} → {_short(after)}" for name, before, after in leaves),
+        *(difference_text(*leaf) for leaf in leaves),
         *_splits_that_differ(old.plan["splits"], new.plan["splits"]),
     ]
 
@@ -274,17 +274,3 @@ def _splits_that_differ(old: Mapping[str, Any], new: Mapping[str, Any]) -> Itera
             yield f"split {split!r} has as many inputs, but not the same names, groups and targets"
         elif old[split] != new[split]:
             yield f"input files of split {split!r} were written to since: a size or modification time is another"
-
-
-def _leaves_that_differ(name: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            yield from _leaves_that_differ(f"{name}.{key}" if name else key, old.get(key), new.get(key))
-    elif old != new:
-        yield name, old, new
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    longest = 12 if re.fullmatch(r"[0-9a-f]{64}", text) else 80
-    return text if len(text) <= longest else f"{text[:longest]}…"
