@@ -28,7 +28,8 @@ MAY_IMPORT = {
     "engine": GROUND | {"callbacks.base"},
     "callbacks": GROUND | {"engine", "store", "data", "models"},
     "extract": GROUND | {"data", "models", "store", "engine", "callbacks"},
-    "cli": GROUND | {"data", "models", "store", "engine", "callbacks", "extract"},
+    "recompute": GROUND | {"data", "models", "store", "engine", "callbacks", "extract"},
+    "cli": GROUND | {"data", "models", "store", "engine", "callbacks", "extract", "recompute"},
     "__init__": GROUND | {"data", "models", "store", "engine", "callbacks", "extract"},
     "__main__": {"cli"},
 }
