@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections import Counter
 from pathlib import Path
@@ -70,6 +71,15 @@ def verify(
     trust: Annotated[
         bool, typer.Option("--trust", help="Let --recompute run a backbone that is code, or a program.")
     ] = False,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            "--tolerance",
+            help="What --recompute allows a number to differ by, in parts of its row's largest. "
+            "Default: 1e-4 for fp32, 1e-2 for tf32 and fp16, 5e-2 for bf16; at least 2e-3 if stored as float16, "
+            "2e-2 as bfloat16.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -78,8 +88,10 @@ def verify(
     With --recompute also against its inputs, which tells what no checksum can: whether the numbers are those that
     they give. Prints one line per fault, and exits with 1 if there is one.
     """
-    if recompute is None and (seed, device, trust) != (None, None, False):
-        raise ConfigError("--seed, --device and --trust are for recomputing rows; give --recompute N too")
+    if recompute is None and (seed, device, tolerance, trust) != (None, None, None, False):
+        raise ConfigError("--seed, --device, --tolerance and --trust are for recomputing rows; give --recompute N too")
+    if tolerance is not None and not 0 <= tolerance < math.inf:
+        raise ConfigError(f"--tolerance is {tolerance:g}; give a number of at least 0, such as 1e-4")
     # Before torch is imported: threads that spin while they wait would steal the decoders' cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from embedx.store.verify import NOT_COMPLETE
@@ -91,7 +103,12 @@ def verify(
         if not as_json:
             print_line(fault)
     damaged = faults not in ([], [NOT_COMPLETE])
-    found = _recompute(path, recompute, seed, device, trust=trust) if recompute is not None and not damaged else None
+    found = None
+    if recompute is not None and not damaged:
+        from embedx.recompute import recompute as recomputed
+
+        options: dict[str, Any] = {"seed": seed, "device": device, "trust": trust, "tolerance": tolerance}
+        found = recomputed(path, recompute, **options, console=STDERR)
     wrong = [*found.faults, *found.lost_inputs] if found is not None else []
     if as_json:
         report: dict[str, Any] = {"store": str(path), "ok": not faults and not wrong, "faults": faults}
@@ -111,12 +128,6 @@ def verify(
     STDERR.print(f"{path} is whole", soft_wrap=True)
 
 
-def _recompute(path: Path, count: int, seed: int | None, device: str | None, *, trust: bool) -> Recomputation:
-    from embedx.recompute import recompute
-
-    return recompute(path, count, seed=seed, device=device, trust=trust, console=STDERR)
-
-
 def _judge(path: Path, found: Recomputation) -> None:
     """Tells what came of recomputing, and raises an error if that is not what the store holds."""
     largest = "not finite" if found.largest_difference is None else f"{found.largest_difference:.3g}"
@@ -128,8 +139,8 @@ def _judge(path: Path, found: Recomputation) -> None:
     if found.faults:
         raise StoreError(
             f"{path} has {count_text(len(found.faults), 'fault')} that recomputing shows, among {found.rows} rows; if "
-            "versions or hardware explain that, compare with a new store by `embedx compare`, else replace it with "
-            "`embedx extract --overwrite`"
+            "versions or another kind of processor explain that, allow more by --tolerance, else write the store anew "
+            "by `embedx extract --overwrite`"
         )
     if found.lost_inputs:
         raise StoreError(
