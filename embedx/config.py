@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 from embedx.errors import ConfigError
 
@@ -206,6 +206,25 @@ class ExtractConfig:
         """The settings as plain JSON values, with the folder in which their relative paths begin."""
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(self).items()}
         return {**cast(dict[str, Any], json.loads(json.dumps(settings))), "working_directory": os.getcwd()}
+
+    @classmethod
+    def from_json(cls, settings: Mapping[str, Any]) -> Self:
+        """The settings that `to_json` has stated; of those that it did not know, the defaults.
+
+        Raises:
+            ConfigError: If they are no such settings.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}.intersection(settings)
+        values: dict[str, Any] = {name: settings[name] for name in names}
+        try:
+            for name, value in values.items():
+                if isinstance(value, list):
+                    values[name] = tuple(value)
+                elif name in ("out", "checkpoint") and value is not None:
+                    values[name] = Path(value)
+            return cls(**values)
+        except TypeError as error:
+            raise ConfigError(f"the settings {canonical_json(settings)} are not those of an extraction") from error
 
 
 def _channels_text(values: Sequence[float]) -> str:

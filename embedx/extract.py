@@ -111,7 +111,7 @@ def prepare(config: ExtractConfig, *, download: bool = True, plan: Plan | None =
     precision = attempt(lambda: resolve_precision(config.precision, device)) if device is not None else None
     plan = plan or attempt(lambda: list_inputs(config))
     # Last, as it may have to fetch weights, which is not worth it for a run that can't be.
-    spec = attempt(lambda: _describe(config, plan, download=download and not faults))
+    spec = attempt(lambda: describe_spec(config, plan, download=download and not faults))
     ConfigError.check(faults)
     return _job(config, _required(plan), _required(spec), _required(device), _required(precision))
 
@@ -217,7 +217,7 @@ def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], conso
             session=session,
         ),
     ]
-    run_test(model, loaders, callbacks, DataConnector({"images": _decoder(job.spec).entry}))
+    run_test(model, loaders, callbacks, DataConnector({"images": decoder_for(job.spec).entry}))
 
 
 def _loaders(job: Job, session: StoreSession, update: Layout | None) -> dict[str, SplitLoader]:
@@ -233,7 +233,9 @@ def _loaders(job: Job, session: StoreSession, update: Layout | None) -> dict[str
             pairs = zip(update.computed[name], numbers.tolist(), strict=True)
             missing[name] = [[row for row, number in pairs if not session.is_committed(Unit(name, number))]]
     return {
-        name: _loader(job, plan.splits[name], runs, _decoder(job.spec)) for name, runs in missing.items() if any(runs)
+        name: _loader(job, plan.splits[name], runs, decoder_for(job.spec))
+        for name, runs in missing.items()
+        if any(runs)
     }
 
 
@@ -249,20 +251,31 @@ def _loader(job: Job, split: SplitPlan, runs: Sequence[Sequence[int]], decoder: 
     )
 
 
-def _describe(config: ExtractConfig, plan: Plan | None, *, download: bool) -> BackboneSpec:
+def describe_spec(config: ExtractConfig, plan: Plan | None, *, download: bool) -> BackboneSpec:
+    """The backbone that was asked for, or, without one, what is made of the plan's features."""
     if config.backbone != NONE:
         return describe_backbone(config, download=download)
     return describe_features(config, features_shape(plan) if plan is not None else (1,))
 
 
-def _decoder(spec: BackboneSpec) -> Decoder:
+def decoder_for(spec: BackboneSpec) -> Decoder:
+    """What turns inputs into what the backbone takes."""
     if isinstance(spec, FeatureSpec):
         return FeatureDecoder(spec.input_shape)
     return ImageDecoder(_required(spec.preprocessing))
 
 
 def _job(config: ExtractConfig, plan: Plan, spec: BackboneSpec, device: torch.device, precision: Precision) -> Job:
-    recipe = Recipe(
+    recipe = recipe_of(config, spec, device, precision)
+    unit = rows_per_unit(config.shard_size, _row_bytes(spec, config), config.batch_size)
+    environment = environment_of(device, spec.architecture.libraries)
+    manifest = Manifest(recipe.to_json(), plan.to_json(unit), environment, config.to_json())
+    return Job(config, plan, spec, device, precision, unit, manifest)
+
+
+def recipe_of(config: ExtractConfig, spec: BackboneSpec, device: torch.device, precision: Precision) -> Recipe:
+    """All that determines what will be computed."""
+    return Recipe(
         backbone=spec.name,
         backbone_args=dict(spec.architecture.arguments),
         weights=spec.weights.to_json(),
@@ -276,10 +289,6 @@ def _job(config: ExtractConfig, plan: Plan, spec: BackboneSpec, device: torch.de
         batch_size=config.batch_size,
         dtype=config.dtype,
     )
-    unit = rows_per_unit(config.shard_size, _row_bytes(spec, config), config.batch_size)
-    environment = _environment(device, spec.architecture.libraries)
-    manifest = Manifest(recipe.to_json(), plan.to_json(unit), environment, config.to_json())
-    return Job(config, plan, spec, device, precision, unit, manifest)
 
 
 def _row_bytes(spec: BackboneSpec, config: ExtractConfig) -> int:
@@ -287,7 +296,8 @@ def _row_bytes(spec: BackboneSpec, config: ExtractConfig) -> int:
     return int(sum(math.prod(shape) for shape in spec.shapes.values()) * item_bytes + _INDEX_BYTES)
 
 
-def _environment(device: torch.device, libraries: tuple[str, ...]) -> dict[str, Any]:
+def environment_of(device: torch.device, libraries: tuple[str, ...]) -> dict[str, Any]:
+    """Versions and hardware, as the manifest has them."""
     return {
         "python": platform.python_version(),
         **{package: version(package) for package in (*_PACKAGES, *libraries)},

@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "update": GROUND | {"data", "store"},
     "outcome": GROUND | {"data", "store"},
     "extract": GROUND | {"data", "models", "store", "engine", "callbacks", "outcome", "update"},
-    "cli": GROUND | {"data", "models", "store", "engine", "callbacks", "outcome", "update", "extract"},
+    "recompute": GROUND | {"data", "models", "store", "engine", "callbacks", "outcome", "extract"},
+    "cli": GROUND | {"data", "models", "store", "engine", "callbacks", "outcome", "update", "extract", "recompute"},
     "__init__": GROUND | {"data", "models", "store", "engine", "callbacks", "extract"},
     "__main__": {"cli"},
 }

@@ -13,8 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -23,6 +22,7 @@ import pyarrow as pa
 from embedx.config import LOCK
 from embedx.errors import ConfigError, StoreError, StoreMismatchError
 from embedx.store import layout
+from embedx.store.differences import difference_text, leaves_that_differ
 from embedx.store.files import link_or_copy, make_folder, sync_folder
 from embedx.store.index import UnitEntry, read_entry
 from embedx.store.layout import StoreTerms, Unit
@@ -289,7 +289,7 @@ class StoreSession:
     def _later(self, before: Manifest) -> Manifest:
         """The manifest with which a run goes on, which tells of the environment that it does so in."""
         now = self._environment
-        self.changes = list(_leaves_that_differ("", before.environment, now))
+        self.changes = list(leaves_that_differ("", before.environment, now))
         later = before.later_environments
         if self.changes and now not in later:
             later = [*later, now]
@@ -377,27 +377,13 @@ def _differences(old: Manifest, new: Manifest) -> list[str]:
     """What differs in recipe and plan, but for the inputs, one phrase each."""
     old_plan, new_plan = ({**one.plan, "splits": {}, "classes": []} for one in (old, new))
     leaves = [
-        *_leaves_that_differ("recipe", old.recipe, new.recipe),
-        *_leaves_that_differ("plan", old_plan, new_plan),
+        *leaves_that_differ("recipe", old.recipe, new.recipe),
+        *leaves_that_differ("plan", old_plan, new_plan),
     ]
-    return [f"{name}: {_short(before)} → {_short(after)}" for name, before, after in leaves]
+    return [difference_text(*leaf) for leaf in leaves]
 
 
 def _names(plan: Mapping[str, Any]) -> tuple[Any, ...]:
     """What of a plan tells whether its inputs have the same keys, groups and targets."""
     names = {split: (one["inputs"], one.get("names_sha256")) for split, one in plan["splits"].items()}
     return names, plan.get("classes")
-
-
-def _leaves_that_differ(name: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            yield from _leaves_that_differ(f"{name}.{key}" if name else key, old.get(key), new.get(key))
-    elif old != new:
-        yield name, old, new
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    longest = 12 if re.fullmatch(r"[0-9a-f]{64}", text) else 80
-    return text if len(text) <= longest else f"{text[:longest]}…"

@@ -176,4 +176,5 @@ def open_rows(name: str | None, location: str, options: SourceOptions) -> Mappin
 KIND = SourceKind(
     lambda location: os.path.splitext(plain_name(location))[1] in FEATURE_SUFFIXES and not os.path.isdir(location),
     open_rows,
+    reader=RowReader(),
 )
