@@ -34,7 +34,7 @@ _Pair: TypeAlias = tuple[T, T]
 _COLUMNS = ("key", "path", "status", "shard", "row", "sha256")
 _FURTHEST = 10
 """Rows that are named of every split."""
-_CHUNK_BYTES = 16 << 20
+_CHUNK_BYTES = 4 << 20
 """Of one store's numbers in float64, compared at a time."""
 
 
@@ -221,8 +221,18 @@ def _compare_rows(rows: _Pair[StoredRows], name: str, split: str, pairs: _Pair[p
             "stores"
         )
     step = max(1, _CHUNK_BYTES // (8 * math.prod(shapes[0])))
-    chunks = ([table.slice(start, step) for table in pairs] for start in range(0, len(pairs[0]), step))
-    return _Part.merged(_compare_chunk(rows[0].gather(name, a), rows[1].gather(name, b), split, b) for a, b in chunks)
+    drift = np.empty(len(pairs[0]))
+    parts: list[_Part] = []
+    filled = 0
+    for start in range(0, len(drift), step):
+        a, b = (table.slice(start, step) for table in pairs)
+        part = _compare_chunk(rows[0].gather(name, a), rows[1].gather(name, b), split, b)
+        # Into one array: small ones that stay, amid large ones that go, would keep the memory of all chunks.
+        own = drift[filled : filled + len(part.drift)]
+        own[:] = part.drift
+        filled += len(own)
+        parts.append(part._replace(drift=own))
+    return _Part.merged(parts)
 
 
 def _compare_chunk(a: Tensor, b: Tensor, split: str, identities: pa.Table) -> _Part:
