@@ -22,6 +22,7 @@ from embedx.store import layout
 from embedx.store.files import make_folder
 from embedx.store.index import read_entry
 from embedx.store.layout import Unit
+from embedx.store.links import plain_file
 from embedx.store.lock import StoreLock
 from embedx.store.manifest import Manifest, existing_store
 from embedx.store.replacement import (
@@ -213,7 +214,7 @@ class StoreSession:
         """Whether a unit has this recipe, so many inputs, and its shards in full length."""
         try:
             entry = read_entry(index_table)
-            sizes = [(self.root / shard.path).stat().st_size for shard in entry.shards]
+            sizes = [plain_file(self.root, shard.path).stat().st_size for shard in entry.shards]
         except (StoreError, OSError):
             return False
         return (

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from embedx.errors import StoreError
 from embedx.store.index import OK, UnitEntry, write_index
-from embedx.store.layout import Unit, shard_path
+from embedx.store.layout import GroupFolders, Unit, folder_name, shard_path
+from embedx.store.links import inside
 from embedx.store.shards import FORMAT, INDEX, TARGETS, ShardEntry, ShardHeader, write_shard
 
 UNKNOWN_TARGET = -1
@@ -87,13 +88,16 @@ class UnitBuffer:
 
         Raises:
             OSError: If a file can't be written; the unit does not exist then.
+            StoreError: If one would be written through a link.
         """
         rows = pa.concat_tables(self._rows, promote_options="default")
         shard_column: list[str | None] = [None] * len(rows)
         row_column: list[int | None] = [None] * len(rows)
         shards = []
+        folders = GroupFolders(inside(self.terms.root, folder_name(self.unit.split))) if self.terms.grouped else None
         for group, positions in self._positions_by_group(rows).items():
-            shard = self._write_shard(rows, group, positions)
+            path = shard_path(self.unit, folders.of(group) if folders else None)
+            shard = self._write_shard(path, rows, group, positions)
             for row, position in enumerate(positions):
                 shard_column[position], row_column[position] = shard.path, row
             shards.append(shard)
@@ -121,13 +125,12 @@ class UnitBuffer:
             positions.setdefault(group if self.terms.grouped else None, []).append(position)
         return positions
 
-    def _write_shard(self, rows: pa.Table, group: str | None, positions: list[int]) -> ShardEntry:
+    def _write_shard(self, path: str, rows: pa.Table, group: str | None, positions: list[int]) -> ShardEntry:
         selected = torch.tensor(positions)
         tensors = {name: tensor[selected] for name, tensor in self._tensors.items()}
         own = rows.select(["index", "target"]).take(pa.array(positions))
         tensors[INDEX] = torch.tensor(own["index"].to_pylist())
         if own["target"].null_count < len(own):
             tensors[TARGETS] = torch.tensor(own["target"].fill_null(UNKNOWN_TARGET).to_pylist())
-        path = shard_path(self.unit, group, grouped=self.terms.grouped)
         header = ShardHeader(FORMAT, self.unit.split, group, self.unit.number, self.terms.recipe)
         return write_shard(self.terms.root, path, tensors, header)

@@ -51,8 +51,8 @@ def test_no_group_and_an_empty_name_have_folders_of_their_own(name: str | None, 
 def test_paths_of_a_unit() -> None:
     unit = Unit("train", 7)
     assert index_path(unit) == "index/train-00007.parquet"
-    assert shard_path(unit, None, grouped=False) == "train/shard-00007.safetensors"
-    assert shard_path(unit, "a cat/2", grouped=True) == "train/a cat%2F2/shard-00007.safetensors"
+    assert shard_path(unit, None) == "train/shard-00007.safetensors"
+    assert shard_path(unit, folder_name("a cat/2")) == "train/a cat%2F2/shard-00007.safetensors"
 
 
 def test_index_files_come_in_order_of_unit(tmp_path) -> None:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-import json
+import dataclasses
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 import torch
 
+from embedx.store.manifest import Manifest
 from embedx.store.session import StoreSession
 from embedx.store.units import UnitBuffer
 from embedx.store.verify import verify
@@ -60,11 +61,15 @@ def test_swapped_shards_are_found(store: Path) -> None:
 
 
 def test_a_manifest_that_does_not_add_up_is_found(store: Path) -> None:
-    path = store / "manifest.json"
-    contents = json.loads(path.read_text())
-    contents["totals"]["train"]["rows"] += 1
-    path.write_text(json.dumps(contents))
-    assert "manifest.json says 12 rows, found 11" in faults(store)
+    whole = Manifest.read(store)
+    for name, found in whole.totals["train"].items():
+        totals = {"train": whole.totals["train"] | {name: found + 1}}
+        dataclasses.replace(whole, totals=totals).write(store)
+        assert faults(store) == f"split 'train': manifest.json says {found + 1} {name}, found {found}"
+    dataclasses.replace(whole, totals=whole.totals | {"val": {"rows": 1}}).write(store)
+    assert "split 'val': manifest.json says 1 rows, found 0" in faults(store)
+    dataclasses.replace(whole, plan=whole.plan | {"splits": {"train": {"inputs": 13}}}).write(store)
+    assert faults(store) == "split 'train': the plan in manifest.json has 13 inputs, found 12"
 
 
 def test_rows_that_are_nan_are_named(tmp_path: Path) -> None:
