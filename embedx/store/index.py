@@ -157,12 +157,12 @@ def _entry(name: str, schema: pa.Schema) -> UnitEntry:
 def _unpacked(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     """The table in a Parquet file, or a ValueError if it is larger than such a file of embedx's can be."""
     most = _MOST_UNPACKED * len(data)
+    unpacked = extent(data)
+    if unpacked.most > most:
+        raise ValueError(f"{len(data)} bytes say that they hold {unpacked.most}, which is too much to be true")
+    steps = max(1, min(_LONGEST_STEP, most // (unpacked.row + 1)))
+    batches = []
     with pq.ParquetFile(pa.BufferReader(data)) as file:
-        unpacked = extent(data, file.metadata)
-        if unpacked.most > most:
-            raise ValueError(f"{len(data)} bytes say that they hold {unpacked.most}, which is too much to be true")
-        steps = max(1, min(_LONGEST_STEP, most // (unpacked.row + 1)))
-        batches = []
         for batch in file.iter_batches(steps, columns=columns, use_threads=False):
             most -= batch.get_total_buffer_size()
             if most < 0:

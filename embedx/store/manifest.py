@@ -89,7 +89,9 @@ class Manifest:
             raise StoreError(f"{path}: the recipe does not match its fingerprint; the file was changed")
         del contents[_CHECKSUM]
         if fingerprint(contents) != checksum:
-            raise StoreError(f"{path}: the contents do not match their sha256; the file was changed")
+            raise StoreError(
+                f"{path}: the contents do not match their sha256; put back a copy, as the file was changed"
+            )
         return manifest
 
 

@@ -2,25 +2,43 @@
 
 A few bytes of Parquet can stand for any number of rows and bytes: zstd, runs of equal values and dictionaries see to
 that, and the sums in a file's footer are only what its writer says they are. What is unpacked follows from the headers
-of its pages, which are read here.
+of its pages, which are read here; and so is the footer, as pyarrow ends the process over some that are damaged.
 
-Source: https://github.com/apache/parquet-format (README.md, src/main/thrift/parquet.thrift), and Thrift's compact
-protocol, https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
+Source: https://github.com/apache/parquet-format (README.md, src/main/thrift/parquet.thrift)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-_WRITER = "parquet-cpp-arrow"
-_CODECS = ("ZSTD", "UNCOMPRESSED")
-_PLAIN, _PLAIN_DICTIONARY, _RLE_DICTIONARY = 0, 2, 8
+from embedx.store.thrift import BINARY, I32, I64, LIST, STRUCT, Spec, Struct, read_struct
+
+_MAGIC = b"PAR1"
+_TAIL = 8
+_WRITER = b"parquet-cpp-arrow"
+_CODECS = (0, 6)  # none, zstd
+_ENCODINGS = (0, 2, 8)  # plain, and the two names of a dictionary's
 _DATA_PAGE, _DICTIONARY_PAGE = 0, 2
+_BYTE_ARRAY = 6
+_REPEATED = 2
 _SLOT_BYTES = 16
 """More than what a value takes beside its characters: number or offset, and validity."""
 _LENGTH_BYTES = 4
-_DEEPEST = 20
+_DEEPEST = 50
+
+_COLUMN: Spec = {
+    2: (I32, {}),
+    3: (BINARY, {}),
+    8: (STRUCT, {}),
+    13: (STRUCT, {}),
+    16: (STRUCT, {2: (I64, {}), 3: (I64, {})}),
+    17: (STRUCT, {2: (I32, {})}),
+}
+_GROUP: Spec = {1: (STRUCT, {3: (STRUCT, _COLUMN)}), 4: (STRUCT, {})}
+_FOOTER: Spec = {2: (STRUCT, {}), 4: (STRUCT, _GROUP), 5: (STRUCT, {}), 7: (STRUCT, {})}
+_CHUNK_FIELDS = frozenset({2, 3, 4, 5, 6, 7})
+"""Neither another file's path nor what is needed for ciphers."""
 
 
 class Extent(NamedTuple):
@@ -32,127 +50,111 @@ class Extent(NamedTuple):
     """The bytes that one row's texts from dictionaries can have."""
 
 
+class _Leaf(NamedTuple):
+    """A column as the schema has it."""
+
+    type: int
+    width: int
+    """Bytes that a value takes, beside its characters."""
+    repeated: bool
+    """Whether a row can have several values."""
+
+
 class _Page(NamedTuple):
     kind: int
-    encoding: int
     values: int
     size: int
     """Unpacked."""
 
 
-def extent(data: bytes, metadata: Any) -> Extent:
-    """How large the file with these contents becomes.
-
-    Args:
-        data: The whole file.
-        metadata: Its footer, a `pyarrow.parquet.FileMetaData`.
+def extent(data: bytes) -> Extent:
+    """How large the Parquet file with these contents becomes.
 
     Raises:
         ValueError: If it has not the form in which embedx writes, or its parts contradict each other.
     """
-    if not (metadata.created_by or "").startswith(_WRITER):
-        raise ValueError(f"it was written by {metadata.created_by!r:.60}")
+    footer = _footer(data)
+    leaves = _leaves(footer.get(2, LIST))
     most = row = rows = 0
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        rows += group.num_rows
-        for column in range(group.num_columns):
-            described = metadata.schema.column(column)
-            width = max(_SLOT_BYTES, described.length or 0)
-            repeated = described.max_repetition_level > 0
+    for group in footer.get(4, LIST):
+        group_rows, chunks = group.get(3, I64), group.get(1, LIST)
+        if group_rows < 0 or len(chunks) != len(leaves):
+            raise ValueError(f"it has {len(chunks)} columns of {group_rows} rows, where there are {len(leaves)}")
+        rows += group_rows
+        for leaf, chunk in zip(leaves, chunks, strict=True):
             values = size = longest = 0
-            for page in _pages(data, group.column(column)):
+            for page in _pages(data, leaf, chunk):
                 size += page.size
                 if page.kind == _DATA_PAGE:
                     values += page.values
-                elif described.physical_type == "BYTE_ARRAY":
+                elif leaf.type == _BYTE_ARRAY:
                     longest = max(longest, page.size - _LENGTH_BYTES * page.values)
-            if values != group.column(column).num_values or not (repeated or values == group.num_rows):
-                raise ValueError(f"the column {described.path!r:.60} has {values} values in {group.num_rows} rows")
-            most += size + (group.num_rows + values) * width + (values * longest if repeated else 0)
-            row += 0 if repeated else longest
-    if rows != metadata.num_rows:
-        raise ValueError(f"it has {rows} rows, and says {metadata.num_rows}")
+            if values != chunk.get(3, STRUCT).get(5, I64) or not (leaf.repeated or values == group_rows):
+                raise ValueError(f"a column has {values} values in {group_rows} rows")
+            most += size + (group_rows + values) * leaf.width + (values * longest if leaf.repeated else 0)
+            row += 0 if leaf.repeated else longest
+    if rows != footer.get(3, I64):
+        raise ValueError(f"it has {rows} rows, and says {footer.get(3, I64)}")
     return Extent(most, row)
 
 
-def _pages(data: bytes, column: Any) -> Iterator[_Page]:
+def _footer(data: bytes) -> Struct:
+    length = int.from_bytes(data[-_TAIL : -len(_MAGIC)], "little")
+    begin = len(data) - _TAIL - length
+    if not data.startswith(_MAGIC) or not data.endswith(_MAGIC) or begin < len(_MAGIC):
+        raise ValueError("it is no Parquet file")
+    footer, _ = read_struct(data[begin:-_TAIL], 0, _FOOTER)
+    if not footer.get(6, BINARY).startswith(_WRITER):
+        raise ValueError(f"it was written by {footer.get(6, BINARY)!r:.60}")
+    return footer
+
+
+def _leaves(elements: list[Struct]) -> list[_Leaf]:
+    """The columns of a schema, which is a tree in the order of its text."""
+    leaves: list[_Leaf] = []
+    above: list[tuple[int, bool]] = []  # of each group that is open: children still to come, whether it is repeated
+    for position, element in enumerate(elements):
+        children = element.get(5, I32, 0)
+        repeated = element.get(3, I32, 0) == _REPEATED or any(repeated for _, repeated in above)
+        if position:
+            if not above:
+                raise ValueError("its schema has no end")
+            left, of_group = above.pop()
+            above.append((left - 1, of_group))
+        if 1 in element.fields:
+            leaves.append(_Leaf(element.get(1, I32), max(_SLOT_BYTES, element.get(2, I32, 0)), repeated))
+        if (1 in element.fields) == (children > 0) or len(above) > _DEEPEST:
+            raise ValueError("its schema is no tree")
+        if children:
+            above.append((children, repeated))
+        while above and above[-1][0] == 0:
+            above.pop()
+    if above:
+        raise ValueError("its schema is cut off")
+    return leaves
+
+
+def _pages(data: bytes, leaf: _Leaf, chunk: Struct) -> Iterator[_Page]:
     """The pages of a column chunk, as Arrow finds them."""
-    if column.file_path or column.compression not in _CODECS:
-        raise ValueError(f"a column is compressed by {column.compression}, or in the file {column.file_path!r:.60}")
-    at = column.data_page_offset
-    if column.dictionary_page_offset and 0 < column.dictionary_page_offset < at:
-        at = column.dictionary_page_offset
-    end = at + column.total_compressed_size
+    column = chunk.get(3, STRUCT)
+    if not chunk.fields.keys() <= _CHUNK_FIELDS or column.get(4, I32) not in _CODECS or column.get(1, I32) != leaf.type:
+        raise ValueError("a column is not of the kinds that embedx writes")
+    at = column.get(9, I64)
+    dictionary = column.get(11, I64, 0)
+    if 0 < dictionary < at:
+        at = dictionary
+    end = at + column.get(7, I64)
     if not 0 < at <= end <= len(data):
         raise ValueError("a column is not in the file")
     while at < end:
-        header, at = _struct(data, at, 0)
-        try:
-            kind, size, packed = header[1], header[2], header[3]
-            described = header[7 if kind == _DICTIONARY_PAGE else 5]
-            page = _Page(kind, described[2], described[1], size)
-        except (KeyError, TypeError) as error:
-            raise ValueError("a page is not of the kinds that embedx writes") from error
-        encodings = (_PLAIN, _PLAIN_DICTIONARY, _RLE_DICTIONARY)
-        if page.kind not in (_DATA_PAGE, _DICTIONARY_PAGE) or page.encoding not in encodings:
+        header, at = read_struct(data, at, {})
+        kind = header.get(1, I32)
+        described = header.get(7 if kind == _DICTIONARY_PAGE else 5, STRUCT)
+        page = _Page(kind, described.get(1, I32), header.get(2, I32))
+        packed = header.get(3, I32)
+        if kind not in (_DATA_PAGE, _DICTIONARY_PAGE) or described.get(2, I32) not in _ENCODINGS:
             raise ValueError("a page is not of the kinds that embedx writes")
         at += packed
         if min(page.size, page.values, packed) < 0 or at > end:
             raise ValueError("a page is not in its column")
         yield page
-
-
-def _struct(data: bytes, at: int, depth: int) -> tuple[dict[int, Any], int]:
-    """A struct of Thrift's compact protocol, by field number, and where it ends; only its numbers and structs."""
-    if depth > _DEEPEST:
-        raise ValueError("a page's header is nested too deep")
-    fields: dict[int, Any] = {}
-    number = 0
-    while True:
-        head, at = _byte(data, at)
-        if head == 0:
-            return fields, at
-        if head >> 4:
-            number += head >> 4
-        else:
-            number, at = _zigzag(data, at)
-        fields[number], at = _value(data, at, head & 15, depth)
-
-
-def _value(data: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
-    if kind in (1, 2):  # a boolean is its type
-        return kind == 1, at
-    if kind == 3:
-        return _byte(data, at)
-    if kind in (4, 5, 6):
-        return _zigzag(data, at)
-    if kind == 7:
-        return None, at + 8
-    if kind == 8:
-        length, at = _varint(data, at)
-        return None, at + length
-    if kind == 12:
-        return _struct(data, at, depth + 1)
-    raise ValueError("a page's header has a list or a map, as none has")
-
-
-def _zigzag(data: bytes, at: int) -> tuple[int, int]:
-    number, at = _varint(data, at)
-    return (number >> 1) ^ -(number & 1), at
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    number = 0
-    for shift in range(0, 70, 7):
-        byte, at = _byte(data, at)
-        number |= (byte & 127) << shift
-        if byte < 128:
-            return number, at
-    raise ValueError("a page's header has a number beyond 64 bits")
-
-
-def _byte(data: bytes, at: int) -> tuple[int, int]:
-    if at >= len(data):
-        raise ValueError("a page's header is cut off")
-    return data[at], at + 1

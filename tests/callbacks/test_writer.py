@@ -3,6 +3,7 @@
 The writer's own process and real files take part throughout. One run costs seconds, so each looks at much.
 """
 
+import dataclasses
 import itertools
 import shutil
 import time
@@ -27,6 +28,7 @@ from embedx.engine.state import Batch, TrainerState
 from embedx.errors import ConfigError, StoreMismatchError, WriterError
 from embedx.store.layout import index_files
 from embedx.store.lock import StoreLock
+from embedx.store.manifest import Manifest
 
 SIZE = 4
 """Every batch's images are padded to this many."""
@@ -485,8 +487,8 @@ def test_units_of_an_interrupted_overwrite_are_not_in_the_next_store(written: Pa
     out = tmp_path / "out"
     shutil.copytree(written, out)
     shutil.copytree(written, tmp_path / ".out.embedx-new")
-    manifest = tmp_path / ".out.embedx-new" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"complete": true', '"complete": false'))
+    begun = tmp_path / ".out.embedx-new"
+    dataclasses.replace(Manifest.read(begun), complete=False).write(begun)
     writer = EmbeddingsWriter(out, rows_per_unit=5, recipe={"backbone": "pixels"})
     loop.run_test(Pixels(), {"train": batches(range(2))}, [writer])
     assert embedx.open(out).load("train").keys == ["key-0", "key-1"]
