@@ -52,6 +52,7 @@ INDEX_SCHEMA = pa.unify_schemas([ROW_SCHEMA, PLACE_SCHEMA])
 
 _METADATA_KEY = b"embedx"
 _NEVER_NULL = ("split", "index", "key", "status")
+_UNIQUE = ("key", "path", "sha256")
 _MOST_UNPACKED = 128
 """Bytes that a byte of an index table may stand for: embedx writes it so, and reads no other."""
 _LONGEST_STEP = 65536
@@ -81,7 +82,11 @@ def write_index(root: Path, rows: pa.Table, entry: UnitEntry) -> None:
     metadata = entry._asdict() | {"format": FORMAT, "shards": [shard._asdict() for shard in entry.shards]}
     table = rows.replace_schema_metadata({_METADATA_KEY: canonical_json(metadata)})
     # What packs so well that it can't be told from an attack is written as it is.
-    for options in ({"compression": "zstd"}, {"compression": "none", "use_dictionary": False}):
+    repetitive = [name for name in table.column_names if name not in _UNIQUE]
+    for options in (
+        {"compression": "zstd", "use_dictionary": repetitive},
+        {"compression": "none", "use_dictionary": False},
+    ):
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, store_schema=True, **options)
         data = sink.getvalue().to_pybytes()

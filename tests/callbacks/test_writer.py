@@ -343,6 +343,12 @@ def test_an_error_in_the_writer_process_ends_the_run(tmp_path: Path) -> None:
             r"dataloader 1 has no split name; dataloader_idx_map names \[0\]",
         ),
         (
+            {"Val": batches([0]), "val": batches([0])},
+            {},
+            Pixels(),
+            "two dataloaders have the split name Val and val",
+        ),
+        (
             {"a": batches([0], site=str, age=int)},
             {"group_key": "slide"},
             Pixels(),
