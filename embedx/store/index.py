@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
+import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, get_type_hints
+from typing import BinaryIO, NamedTuple, get_type_hints
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,7 +16,7 @@ from embedx.errors import StoreError
 from embedx.store.files import make_folder, write_atomic
 from embedx.store.layout import INDEX, Unit, can_be_shard, index_path
 from embedx.store.links import inside, plain_file
-from embedx.store.pages import extent
+from embedx.store.pages import extent, key_values
 from embedx.store.parsing import fields, parse_json
 from embedx.store.shards import FORMAT, ShardEntry
 
@@ -76,7 +76,7 @@ def write_index(root: Path, rows: pa.Table, entry: UnitEntry) -> None:
     Raises:
         OSError: If it can't be written.
         StoreError: If it would be written through a link, or its columns are so many, and so empty, that no reader
-            would take it.
+            would take them.
     """
     place = inside(root, index_path(Unit(entry.split, entry.unit)))
     metadata = entry._asdict() | {"format": FORMAT, "shards": [shard._asdict() for shard in entry.shards]}
@@ -90,11 +90,15 @@ def write_index(root: Path, rows: pa.Table, entry: UnitEntry) -> None:
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, store_schema=True, **options)
         data = sink.getvalue().to_pybytes()
-        with contextlib.suppress(ValueError):
+        try:
             _unpacked(data)
-            make_folder(place.parent)
-            return write_atomic(place, data)
-    raise StoreError(f"{place}: {len(table.columns)} columns of nearly nothing are too many; leave out the empty ones")
+            break
+        except ValueError as error:
+            refusal = error
+    else:
+        raise StoreError(f"{place}: no reader would take it ({refusal}); leave out metadata that is nearly nothing")
+    make_folder(place.parent)
+    write_atomic(place, data)
 
 
 def read_entry(path: Path) -> UnitEntry:
@@ -108,8 +112,9 @@ def read_entry(path: Path) -> UnitEntry:
     """
     file = plain_file(path.parent.parent, f"{INDEX}/{path.name}")
     try:
-        return _entry(path.name, pq.read_schema(file))
-    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        with file.open("rb") as opened:
+            return _entry(path.name, opened)
+    except (OSError, KeyError, ValueError) as error:
         raise StoreError(f"{path}: not a readable index table ({error})") from error
 
 
@@ -126,22 +131,17 @@ def read_index(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     file = plain_file(path.parent.parent, f"{INDEX}/{path.name}")
     try:
         data = file.read_bytes()
-        entry = _entry(path.name, pq.read_schema(pa.BufferReader(data)))
+        entry = _entry(path.name, io.BytesIO(data))
         table = _unpacked(data, columns)
-        _check_rows(table, entry.inputs)
+        _check_rows(table, entry.inputs, INDEX_SCHEMA.names if columns is None else columns)
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise StoreError(f"{path}: not a readable index table ({error})") from error
     return table
 
 
-def _entry(name: str, schema: pa.Schema) -> UnitEntry:
-    """What the schema of the index table of that name says, or a ValueError."""
-    if len(set(schema.names)) < len(schema.names):
-        raise ValueError("two columns have one name")
-    for field in INDEX_SCHEMA:
-        if field.name not in schema.names or schema.field(field.name).type != field.type:
-            raise ValueError(f"there is no column {field.name!r} of {field.type}")
-    metadata = parse_json((schema.metadata or {})[_METADATA_KEY])
+def _entry(name: str, file: BinaryIO) -> UnitEntry:
+    """What the index table of that name says of its unit; a KeyError or ValueError if it is none."""
+    metadata = parse_json(key_values(file)[_METADATA_KEY])
     stated = fields(metadata, {"format": int, **get_type_hints(UnitEntry)})
     if stated.pop("format") != FORMAT:
         raise ValueError(f"this embedx reads format {FORMAT}")
@@ -178,13 +178,18 @@ def _unpacked(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     return pa.Table.from_batches(batches).combine_chunks()
 
 
-def _check_rows(table: pa.Table, inputs: int) -> None:
-    """Raises a ValueError if these can't be the rows of so many inputs."""
+def _check_rows(table: pa.Table, inputs: int, columns: Sequence[str]) -> None:
+    """Raises a ValueError if these can't be those columns of the rows of so many inputs."""
     if len(table) != inputs:
         raise ValueError(f"it has {len(table)} rows, and says {inputs}")
-    table.validate(full=True)
-    for name in _NEVER_NULL:
-        if name in table.column_names and table[name].null_count:
+    if len(set(table.column_names)) < len(table.column_names):
+        raise ValueError("two columns have one name")
+    for name in columns:
+        kind = INDEX_SCHEMA.field(name).type if name in INDEX_SCHEMA.names else None
+        if name not in table.column_names or kind not in (None, table[name].type):
+            raise ValueError(f"there is no column {name!r}{f' of {kind}' if kind else ''}")
+        if name in _NEVER_NULL and table[name].null_count:
             raise ValueError(f"the column {name!r} has empty places")
-    if "status" in table.column_names and (found := set(pc.unique(table["status"]).to_pylist()) - {OK, REJECTED}):
+    table.validate(full=True)
+    if "status" in columns and (found := set(pc.unique(table["status"]).to_pylist()) - {OK, REJECTED}):
         raise ValueError(f"the status {min(found)!r:.60} is neither {OK} nor {REJECTED}")

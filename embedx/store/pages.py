@@ -9,8 +9,10 @@ Source: https://github.com/apache/parquet-format (README.md, src/main/thrift/par
 
 from __future__ import annotations
 
+import io
+import os
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from embedx.store.thrift import BINARY, I32, I64, LIST, STRUCT, Spec, Struct, read_struct
 
@@ -73,7 +75,7 @@ def extent(data: bytes) -> Extent:
     Raises:
         ValueError: If it has not the form in which embedx writes, or its parts contradict each other.
     """
-    footer = _footer(data)
+    footer = _footer(io.BytesIO(data))
     leaves = _leaves(footer.get(2, LIST))
     most = row = rows = 0
     for group in footer.get(4, LIST):
@@ -98,12 +100,25 @@ def extent(data: bytes) -> Extent:
     return Extent(most, row)
 
 
-def _footer(data: bytes) -> Struct:
-    length = int.from_bytes(data[-_TAIL : -len(_MAGIC)], "little")
-    begin = len(data) - _TAIL - length
-    if not data.startswith(_MAGIC) or not data.endswith(_MAGIC) or begin < len(_MAGIC):
-        raise ValueError("it is no Parquet file")
-    footer, _ = read_struct(data[begin:-_TAIL], 0, _FOOTER)
+def key_values(file: BinaryIO) -> dict[bytes, bytes]:
+    """What the writer of a Parquet file noted in its footer; no more of it is read.
+
+    Raises:
+        ValueError: If it has not the form in which embedx writes.
+    """
+    entries = _footer(file).get(5, LIST, [])
+    return {entry.get(1, BINARY): entry.get(2, BINARY, b"") for entry in entries}
+
+
+def _footer(file: BinaryIO) -> Struct:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _TAIL))
+    tail = file.read(_TAIL)
+    length = int.from_bytes(tail[: -len(_MAGIC)], "little")
+    if not tail.endswith(_MAGIC) or length > size - _TAIL:
+        raise ValueError("it is no Parquet file, or cut off")
+    file.seek(size - _TAIL - length)
+    footer, _ = read_struct(file.read(length), 0, _FOOTER)
     if not footer.get(6, BINARY).startswith(_WRITER):
         raise ValueError(f"it was written by {footer.get(6, BINARY)!r:.60}")
     return footer

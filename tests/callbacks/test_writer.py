@@ -391,6 +391,7 @@ def test_an_error_in_the_writer_process_ends_the_run(tmp_path: Path) -> None:
     ],
     ids=[
         "index-not-in-the-map",
+        "splits-that-differ-in-case",
         "group-key-not-in-the-metadata",
         "group-key-without-metadata",
         "order-within-a-batch",

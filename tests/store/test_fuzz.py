@@ -41,7 +41,7 @@ PROFILE = settings(
 @pytest.fixture(scope="module")
 def whole() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
-        yield build_store(Path(folder) / "store", {"train": 12, "val": 3})
+        yield build_store(Path(folder) / "store", {"train": 8, "val": 3})
 
 
 def read_in_every_way(path: Path) -> None:
@@ -199,24 +199,24 @@ def fuzz_values(whole: Path, count: int) -> None:
 
 @pytest.mark.parametrize("name", [MANIFEST, TABLE, SHARD])
 def test_damaged_bytes_are_rows_or_a_store_error(whole: Path, name: str) -> None:
-    fuzz_bytes(whole, name, seed=1, count=25)
+    fuzz_bytes(whole, name, seed=1, count=15)
 
 
 def test_values_of_any_kind_are_rows_or_a_store_error(whole: Path) -> None:
-    fuzz_values(whole, 40)
+    fuzz_values(whole, 30)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("name", [MANIFEST, TABLE, SHARD])
 def test_much_damage_is_rows_or_a_store_error(whole: Path, name: str) -> None:
-    print("seed 2, 400 inputs")
-    fuzz_bytes(whole, name, seed=2, count=400)
+    print("seed 2, 300 inputs")
+    fuzz_bytes(whole, name, seed=2, count=300)
 
 
 @pytest.mark.soak
 def test_many_values_are_rows_or_a_store_error(whole: Path) -> None:
-    print("derandomized, 400 inputs")
-    fuzz_values(whole, 400)
+    print("derandomized, 300 inputs")
+    fuzz_values(whole, 300)
 
 
 @pytest.mark.parametrize(
