@@ -129,7 +129,7 @@ class RowChecker(Callback):
 
     def __init__(self, store: Store, chosen: dict[str, pa.Table], allowed: float) -> None:
         super().__init__()
-        self.stored = StoredRows(store)
+        self.stored = StoredRows(store.path, store.units.values())
         self.chosen = chosen
         self.allowed = allowed
         self.compared = 0
@@ -301,7 +301,7 @@ def _check_tensors(stored: StoredRows, spec: BackboneSpec) -> None:
     there = {name: stored.shape(name) for name in stored.names}
     if there != spec.shapes:
         raise StoreMismatchError(
-            f"{stored.store.path} has tensors of the shapes {there}, and its recipe gives {spec.shapes}: no row was "
+            f"{stored.root} has tensors of the shapes {there}, and its recipe gives {spec.shapes}: no row was "
             "recomputed"
         )
 

@@ -178,12 +178,13 @@ def _description(store: Any) -> dict[str, Any]:
 
 def _print_summary(description: dict[str, Any]) -> None:
     recipe = description["recipe"]
-    weights = recipe.get("weights") or {}
+    weights = recipe.get("weights")
+    named = weights.values() if isinstance(weights, dict) else [weights] if weights else []
     facts = {
         "store": description["path"],
         "complete": "yes" if description["complete"] else "no: run the same command again to finish it",
         "backbone": recipe.get("backbone", "not stated"),
-        "weights": " ".join(str(value)[:32] for value in weights.values()) or "not stated",
+        "weights": " ".join(str(value)[:32] for value in named) or "not stated",
         "numbers": " ".join(str(recipe[name]) for name in ("precision", "dtype", "device") if name in recipe),
         "rate": f"{description['timings'].get('images_per_second', 0):.0f} images/s",
     }
@@ -198,11 +199,10 @@ def _print_summary(description: dict[str, Any]) -> None:
 
 
 def _print_rejected(store: Any, *, as_json: bool) -> None:
-    table = store.index()
     rows = [
-        {name: row[name] for name in ("split", "key", "path", "reason")}
-        for row in table.to_pylist()
-        if row["status"] == "rejected"
+        row
+        for row in store.index().select(["split", "key", "path", "reason", "status"]).to_pylist()
+        if row.pop("status") == "rejected"
     ]
     if as_json:
         print_json(rows)

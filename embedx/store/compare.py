@@ -130,7 +130,7 @@ def compare(a: str | Path, b: str | Path, names: Sequence[str] | None = None) ->
         ConfigError: If they have no row in common, or a tensor that is not in both, or not of one shape.
     """
     stores = Store.open(a), Store.open(b)
-    rows = StoredRows(stores[0]), StoredRows(stores[1])
+    rows = _stored_rows(stores[0]), _stored_rows(stores[1])
     overlap: dict[str, Overlap] = {}
     parts: dict[str, dict[str, _Part]] = {}
     for split in dict.fromkeys([*stores[0].splits, *stores[1].splits]):
@@ -185,6 +185,10 @@ class _Part(NamedTuple):
         )
 
 
+def _stored_rows(store: Store) -> StoredRows:
+    return StoredRows(store.path, store.units.values())
+
+
 def _index(store: Store, split: str) -> pa.Table:
     """What is needed of a split's index tables; empty if the store has no such split."""
     if split in store.splits and (table := store.index(split, _COLUMNS)).num_columns:
@@ -216,8 +220,8 @@ def _compare_rows(rows: _Pair[StoredRows], name: str, split: str, pairs: _Pair[p
     shapes = [of_store.shape(name) for of_store in rows]
     if shapes[0] != shapes[1] or 0 in shapes[0]:
         raise ConfigError(
-            f"{name!r} has {list(shapes[0])} numbers per row in {rows[0].store.path}, and {list(shapes[1])} in "
-            f"{rows[1].store.path}: they can't be compared; choose another tensor that both have by --name, or other "
+            f"{name!r} has {list(shapes[0])} numbers per row in {rows[0].root}, and {list(shapes[1])} in "
+            f"{rows[1].root}: they can't be compared; choose another tensor that both have by --name, or other "
             "stores"
         )
     step = max(1, _CHUNK_BYTES // (8 * math.prod(shapes[0])))

@@ -66,7 +66,7 @@ class WriterProcess:
     Args:
         terms: The store that is written.
         first: The first batch's tensors; what is put later in one batch may be smaller or larger, but not its rows.
-        buffer_factory: What gathers and commits a unit, in the child; picklable.
+        buffer_factory: What gathers and commits units, in the child; picklable.
     """
 
     def __init__(
@@ -208,14 +208,12 @@ def _run(
 
 
 def _write_units(items: Any, ring: SlotRing, terms: StoreTerms, buffer_factory: Callable[..., UnitBuffer]) -> None:
-    buffer: UnitBuffer | None = None
+    buffer = buffer_factory(terms)
     while (pickled := items.get()) is not None:
         item: _Item = pickle.loads(pickled)
-        if buffer is not None and buffer.unit != item.unit:
+        if buffer.unit not in (None, item.unit):
             buffer.commit()
-            buffer = None
-        buffer = buffer or buffer_factory(terms, item.unit)
         tensors = {name: ring.read(place) for name, place in item.places.items()}
         buffer.add(UnitBatch(item.unit, tensors, item.rows))
-    if buffer is not None:
+    if buffer.unit is not None:
         buffer.commit()

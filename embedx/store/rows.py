@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Iterable
+from functools import cached_property, lru_cache
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +12,8 @@ import torch
 from torch import Tensor
 
 from embedx.errors import StoreError, unknown
-from embedx.store.reader import Store
+from embedx.store.index import UnitEntry
+from embedx.store.links import plain_file
 from embedx.store.shards import INDEX, TARGETS, open_shard
 
 _MAPPED = 64
@@ -18,18 +21,23 @@ _MAPPED = 64
 
 
 class StoredRows:
-    """The rows of a store's shards, N of them at a time."""
+    """The rows of a store's shards, N of them at a time.
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self._shards = {entry.path: entry.rows for unit in store.units.values() for entry in unit.shards}
+    Args:
+        root: The store.
+        units: Those whose shards are read.
+    """
+
+    def __init__(self, root: Path, units: Iterable[UnitEntry]) -> None:
+        self.root = root
+        self._shards = list(dict.fromkeys(entry.path for unit in units for entry in unit.shards))
         self._tensor = lru_cache(maxsize=_MAPPED)(self._map)
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         """What the store has of each row: `embeddings`, and the extra layers; empty if it has no rows."""
         for path in self._shards:
-            with open_shard(self.store.path / path) as shard:
+            with open_shard(plain_file(self.root, path)) as shard:
                 return [name for name in shard.keys() if name not in (INDEX, TARGETS)]  # noqa: SIM118
         return []
 
@@ -68,17 +76,17 @@ class StoredRows:
                 raise self._disagreement(path)
             result[torch.from_numpy(positions)] = values[torch.from_numpy(rows[positions])]
         if result is None or shards.null_count:
-            raise StoreError(f"{self.store.path}: no shard to read from; run `embedx verify` on it")
+            raise StoreError(f"{self.root}: no shard to read from; run `embedx verify` on it")
         return result
 
     def _map(self, path: str, name: str) -> Tensor:
         if path not in self._shards:  # nothing but a unit's own shards is opened, whatever a row says
             raise self._disagreement(path)
-        with open_shard(self.store.path / path) as shard:
+        with open_shard(plain_file(self.root, path)) as shard:
             if name not in shard.keys():  # noqa: SIM118  (not a mapping)
                 raise StoreError(unknown("tensor", name, shard.keys(), hint=f"in {path}"))
             tensor: Tensor = shard.get_tensor(name)
             return tensor
 
     def _disagreement(self, path: str) -> StoreError:
-        return StoreError(f"{path} and its index table disagree; run `embedx verify {self.store.path}`")
+        return StoreError(f"{path} and its index table disagree; run `embedx verify {self.root}`")

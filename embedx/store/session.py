@@ -26,6 +26,7 @@ from embedx.store.differences import difference_text, leaves_that_differ
 from embedx.store.files import link_or_copy, make_folder, sync_folder
 from embedx.store.index import UnitEntry, read_entry
 from embedx.store.layout import StoreTerms, Unit
+from embedx.store.links import plain_file
 from embedx.store.lock import StoreLock
 from embedx.store.manifest import Manifest, existing_store
 from embedx.store.replacement import (
@@ -338,7 +339,7 @@ class StoreSession:
         """What a unit's index table says of it; None if it has another recipe, or not all its shards in full length."""
         try:
             entry = read_entry(index_table)
-            sizes = [(root / shard.path).stat().st_size for shard in entry.shards]
+            sizes = [plain_file(root, shard.path).stat().st_size for shard in entry.shards]
         except (StoreError, OSError):
             return None
         whole = entry.recipe == self.manifest.fingerprint and sizes == [shard.bytes for shard in entry.shards]

@@ -46,7 +46,7 @@ def write(
         rows = batch.rows
         for name, values in columns.items():
             rows = rows.set_column(rows.column_names.index(name), name, pa.array(values, pa.string()))
-        buffer = UnitBuffer(session.terms, batch.unit)
+        buffer = UnitBuffer(session.terms)
         buffer.add(batch._replace(tensors={name: values[keys] for name, values in tensors.items()}, rows=rows))
         buffer.commit()
     session.finish({})
@@ -171,7 +171,7 @@ def test_splits_are_told_apart(tmp_path: Path, vectors: Tensor) -> None:
             for start in range(0, ROWS, ROWS_PER_UNIT):
                 stop = min(start + ROWS_PER_UNIT, ROWS)
                 batch = unit_batch(start, stop, split=split)._replace(tensors={"embeddings": values[start:stop]})
-                buffer = UnitBuffer(session.terms, batch.unit)
+                buffer = UnitBuffer(session.terms)
                 buffer.add(batch)
                 buffer.commit()
         session.finish({})

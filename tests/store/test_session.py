@@ -25,7 +25,7 @@ from tests.store.builders import build_store, manifest, unit_batch
 
 def commit(session: StoreSession, start: int, stop: int) -> None:
     batch = unit_batch(start, stop)
-    buffer = UnitBuffer(session.terms, batch.unit)
+    buffer = UnitBuffer(session.terms)
     buffer.add(batch)
     buffer.commit()
 

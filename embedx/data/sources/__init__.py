@@ -20,8 +20,8 @@ def parse_data(specs: Sequence[str], options: SourceOptions | None = None) -> di
     """Reads the values of `--data`, each `[NAME=]SOURCE`, into named sources.
 
     Raises:
-        ConfigError: Naming every fault: a missing source, a split name given twice, empty or reserved, an option that
-            is for no source there is.
+        ConfigError: Naming every fault: a missing source, a split name given twice, be it in another case, empty or
+            reserved, an option that is for no source there is.
     """
     options = options or SourceOptions()
     sources: dict[str, Source] = {}
@@ -51,6 +51,11 @@ def parse_data(specs: Sequence[str], options: SourceOptions | None = None) -> di
             if split in sources:
                 faults.append(
                     f"--data {spec}: the split {split!r} is given twice; name each source, as in NAME={location}"
+                )
+            elif twins := [other for other in sources if other.lower() == split.lower()]:
+                faults.append(
+                    f"--data {spec}: the splits {twins[0]!r} and {split!r} differ in case alone, and not every file "
+                    "system can tell them apart; rename one"
                 )
             elif not split or split.lower() in RESERVED_SPLITS:
                 faults.append(f"--data {spec}: a split can't be named {split!r}; choose another name")
