@@ -51,8 +51,7 @@ def remove_store(root: Path, rescue_to: Path | None = None) -> None:
         root: The store.
         rescue_to: A store that takes over what others put there, except where something of that name is.
     """
-    tables = layout.index_files(root).values()
-    for path in [*our_shards(root), *tables, *layout.temporary_files(root)]:
+    for path in [*our_shards(root), *_index_tables(root), *layout.temporary_files(root)]:
         path.unlink()
     for name in (layout.MANIFEST, LOCK):
         (root / name).unlink(missing_ok=True)
@@ -70,7 +69,7 @@ def remove_store(root: Path, rescue_to: Path | None = None) -> None:
 def our_shards(root: Path) -> Iterator[Path]:
     """The shards at `root` that embedx wrote: those that say so themselves, and those that an index table names."""
     named: set[Path] = set()
-    for path in layout.index_files(root).values():
+    for path in _index_tables(root):
         with contextlib.suppress(StoreError):
             named.update(root / shard.path for shard in read_entry(path).shards)
     for *_, path in layout.shard_files(root):
@@ -93,6 +92,14 @@ def _has_our_header(path: Path) -> bool:
     except StoreError:
         return False
     return True
+
+
+def _index_tables(root: Path) -> list[Path]:
+    """Those that can be removed: none behind a link."""
+    try:
+        return list(layout.index_files(root).values())
+    except StoreError:
+        return []
 
 
 def _set_aside(out: Path) -> Path:
