@@ -62,14 +62,9 @@ def remove_store(root: Path, rescue_to: Path | None = None) -> None:
         root: The store.
         rescue_to: A store that takes over what others put there, except where something of that name is.
     """
-<<<<<<< HEAD
     (root / layout.MANIFEST).unlink(missing_ok=True)
     sync_folder(root)
-    tables = layout.index_files(root).values()
-    for path in [*our_shards(root), *tables, *layout.temporary_files(root)]:
-=======
     for path in [*our_shards(root), *_index_tables(root), *layout.temporary_files(root)]:
->>>>>>> doors
         path.unlink()
     for path in sorted(root.rglob("*"), reverse=True):
         with contextlib.suppress(OSError):
