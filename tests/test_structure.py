@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "extract": GROUND | {"data", "models", "store", "engine", "callbacks"},
     "cli": GROUND | {"data", "models", "store", "engine", "callbacks", "extract"},
     "__init__": GROUND | {"data", "models", "store", "engine", "callbacks", "extract"},
-    "__main__": {"cli"},
+    "__main__": {"cli", "errors"},
+    "fork_server": {"data", "store"},
 }
 """Rooms, and what each may import besides itself: one way, from the ground up (DESIGN.md, section 3)."""
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from embedx.cli import signals
 from embedx.cli.options import load_config_file, with_config_options
 from embedx.cli.output import (
     STDERR,
@@ -27,13 +24,13 @@ from embedx.cli.output import (
     size_text,
 )
 from embedx.config import ExtractConfig
-from embedx.errors import RunInterruptedError, RunTerminatedError, Terminated, TooManyRejectedError
+from embedx.errors import TooManyRejectedError
 from embedx.processes import start_fork_server
 
 if TYPE_CHECKING:
     from embedx.extract import Summary
 
-_RESUMABLE = "what is committed stays, and the same command goes on from there"
+_RESUMABLE = "; what is committed stays, and the same command goes on from there"
 
 
 @with_config_options
@@ -61,18 +58,18 @@ def command(
     another run, 130 and 143 interrupted.
     """
     STDERR.quiet = quiet
-    with _signals_as_errors():
-        # Both before torch is imported: threads that spin while they wait would steal the decoders' cores.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        if not dry_run:
-            start_fork_server()
-        from embedx.extract import extract, prepare
+    # Both before torch is imported: threads that spin while they wait would steal the decoders' cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if not dry_run:
+        signals.advice = _RESUMABLE
+        start_fork_server()
+    from embedx.extract import extract, prepare
 
-        if dry_run:
-            description = prepare(config, download=False).describe()
-            print_json(description) if as_json else _print_plan(description)
-            return
-        summary = extract(config, STDERR)
+    if dry_run:
+        description = prepare(config, download=False).describe()
+        print_json(description) if as_json else _print_plan(description)
+        return
+    summary = extract(config, STDERR)
     STDERR.print(_outcome(summary), soft_wrap=True)
     print_json(summary.to_json(), indent=None) if as_json else print_line(str(summary.manifest))
     if summary.rejected > config.max_errors:
@@ -88,24 +85,6 @@ def _outcome(summary: Summary) -> str:
     rate = summary.timings.get("images_per_second")
     pace = f", {rate:.0f} images/s" if rate else ""
     return f"{count_text(summary.rows, 'row')}, {summary.rejected} rejected, in {summary.seconds:.1f} s{pace}"
-
-
-@contextmanager
-def _signals_as_errors() -> Iterator[None]:
-    """Lets SIGTERM unwind the run as Ctrl-C does, and turns both into errors before click makes them "Aborted"."""
-
-    def terminate(signal_number: int, frame: FrameType | None) -> NoReturn:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    except Terminated as error:
-        raise RunTerminatedError(f"terminated; {_RESUMABLE}") from error
-    except KeyboardInterrupt as error:
-        raise RunInterruptedError(f"interrupted; {_RESUMABLE}") from error
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _print_plan(plan: dict[str, Any]) -> None:
