@@ -17,12 +17,18 @@ import pytest
 import skimage
 import torch
 
+from tests.runs import SEED
+
 LONGEST = {"test_faults.py", "test_walk.py", "test_readme.py", "test_extract.py", "test_app.py", "test_loaders.py"}
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """One more than the cores, as many tests wait for processes; more of them would but take memory."""
     return min((os.cpu_count() or 1) + 1, 6)
+
+
+def pytest_report_header() -> str:
+    return f"seed of what is random: {SEED}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

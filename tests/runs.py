@@ -17,6 +17,9 @@ import psutil
 from embedx.store.layout import index_files
 from embedx.store.verify import verify
 
+SEED = 20261121
+"""Of all that is random in the soak tests; told at their start."""
+
 EMBEDX = [sys.executable, "-m", "embedx"]
 OFFLINE = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
 """Makes every download fail at once: nothing listens on the discard port."""

@@ -86,6 +86,22 @@ def test_good_settings_have_no_faults(tmp_path: Path) -> None:
     ExtractConfig(backbone="resnet50", out=tmp_path / "new" / "store").validate()
 
 
+def test_settings_are_read_back_as_they_were_stated(tmp_path: Path) -> None:
+    config = ExtractConfig(
+        backbone="resnet50",
+        out=tmp_path,
+        data=("a", "b"),
+        checkpoint=tmp_path / "it.pth",
+        resize=(3, 4),
+        mean=(0.1, 0, 1),
+    )
+    assert ExtractConfig.from_json(config.to_json()) == config
+    assert ExtractConfig.from_json({"backbone": "resnet50", "out": "store", "of_later": 1}).out == Path("store")
+    for settings in ({"out": "store"}, {"backbone": "resnet50", "out": 3}):
+        with pytest.raises(ConfigError, match="are not those of an extraction"):
+            ExtractConfig.from_json(settings)
+
+
 def test_every_setting_has_help() -> None:
     assert all(field.metadata["help"].endswith((".", "`")) for field in dataclasses.fields(ExtractConfig))
 

@@ -93,6 +93,22 @@ def test_the_usual_call_runs_on_folders_of_one_s_own(
     assert run() == 0 and capsys.readouterr().out.count("star") == 2
 
 
+def test_the_checks_of_a_store_run(
+    session: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    commands = [line for line in lines if re.match("embedx (verify|compare) ", line)]
+    assert len(commands) == 3
+    monkeypatch.chdir(session[0])
+    for name in ("before", "after"):
+        Path(name).symlink_to("demo")
+    for command in commands:
+        monkeypatch.setattr(sys, "argv", shlex.split(command, comments=True))
+        assert run() == 0, command
+    stdout, stderr = capfd.readouterr()
+    assert "20 rows recomputed: largest difference 0 (allowed 0.0001)" in stderr and "median drift" in stdout
+
+
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the inputs that the commands of the README's tables name."""

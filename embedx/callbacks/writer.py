@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -107,8 +108,9 @@ class EmbeddingsWriter(Callback):
             ConfigError: If not.
         """
         names = [self._split_name(trainer_state, index) for index in range(len(trainer_state["test_dataloader"] or ()))]
-        if twice := sorted(name for name, count in Counter(names).items() if count > 1):
-            raise ConfigError(f"two dataloaders have the split name {', '.join(twice)}; give each its own")
+        counts = Counter(name.lower() for name in names)  # not every file system tells names that differ in case alone
+        if twice := sorted(name for name in set(names) if counts[name.lower()] > 1):
+            raise ConfigError(f"two dataloaders have the split name {' and '.join(twice)}; give each its own")
         if reserved := [name for name in names if not name or name.lower() in RESERVED_SPLITS]:
             raise ConfigError(f"a split can't be named {reserved[0]!r}; give its dataloader another name")
 
@@ -149,6 +151,8 @@ class EmbeddingsWriter(Callback):
                 self._session.set_rows_per_unit(rows_per_unit_of(_SHARD_SIZE, row_bytes, len(rows)))
             self._process = WriterProcess(self._session.terms, tensors)
         for unit, start, stop in self._units(split, batch["index"].tolist()):
+            if (staying := self._session.staying.pop(unit, None)) is not None:
+                self._process.put(UnitBatch(unit, {}, staying))
             self._process.put(UnitBatch(unit, tensors, rows).part(start, stop))
 
     def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> Metrics:
@@ -160,11 +164,15 @@ class EmbeddingsWriter(Callback):
         """
         if self._session is None:
             raise RuntimeError("EmbeddingsWriter.setup() has not been called")
+        for unit, staying in self._session.staying.items():  # of units in which nothing had to be computed
+            self._process = self._process or WriterProcess(self._session.terms, {})
+            self._process.put(UnitBatch(unit, {}, staying))
         if self._process is not None:
             self._process.close()
             self._process = None
         metrics = trainer_state.get("metrics", {})
-        timings = {name.removeprefix("test/"): float(value) for name, value in metrics.items()}
+        numbers = {name.removeprefix("test/"): float(value) for name, value in metrics.items()}
+        timings = {name: number for name, number in numbers.items() if math.isfinite(number)}  # as JSON has no others
         totals = self._session.finish(timings).totals
         return {"rows": sum(split["rows"] for split in totals.values())}
 

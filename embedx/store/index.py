@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import BinaryIO, NamedTuple, get_type_hints
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from embedx.config import canonical_json
 from embedx.errors import StoreError
 from embedx.store.files import make_folder, write_atomic
-from embedx.store.layout import Unit, index_path
+from embedx.store.layout import INDEX, Unit, can_be_shard, index_path
+from embedx.store.links import inside, plain_file
+from embedx.store.pages import extent, key_values
+from embedx.store.parsing import fields, parse_json
 from embedx.store.shards import FORMAT, ShardEntry
 
 OK = "ok"
@@ -43,7 +47,15 @@ read, and `mtime_ns` is when the file was last written to, by its own clock, as 
 PLACE_SCHEMA = pa.schema([("shard", pa.string()), ("row", pa.int64())])
 """Where an input's embedding stands: the shard's path in the store, and the row in it; null if rejected."""
 
+INDEX_SCHEMA = pa.unify_schemas([ROW_SCHEMA, PLACE_SCHEMA])
+"""The columns that every index table has."""
+
 _METADATA_KEY = b"embedx"
+_NEVER_NULL = ("split", "index", "key", "status")
+_UNIQUE = ("key", "path", "sha256")
+_MOST_UNPACKED = 128
+"""Bytes that a byte of an index table may stand for: embedx writes it so, and reads no other."""
+_LONGEST_STEP = 65536
 
 
 class UnitEntry(NamedTuple):
@@ -63,40 +75,121 @@ def write_index(root: Path, rows: pa.Table, entry: UnitEntry) -> None:
 
     Raises:
         OSError: If it can't be written.
+        StoreError: If it would be written through a link, or its columns are so many, and so empty, that no reader
+            would take them.
     """
+    place = inside(root, index_path(Unit(entry.split, entry.unit)))
     metadata = entry._asdict() | {"format": FORMAT, "shards": [shard._asdict() for shard in entry.shards]}
     table = rows.replace_schema_metadata({_METADATA_KEY: canonical_json(metadata)})
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", store_schema=True)
-    path = root / index_path(Unit(entry.split, entry.unit))
-    make_folder(path.parent)
-    write_atomic(path, sink.getvalue().to_pybytes())
+    # What packs so well that it can't be told from an attack is written as it is.
+    repetitive = [name for name in table.column_names if name not in _UNIQUE]
+    for options in (
+        {"compression": "zstd", "use_dictionary": repetitive},
+        {"compression": "none", "use_dictionary": False},
+    ):
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, store_schema=True, **options)
+        data = sink.getvalue().to_pybytes()
+        try:
+            _unpacked(data)
+            break
+        except ValueError as error:
+            refusal = error
+    else:
+        raise StoreError(f"{place}: no reader would take it ({refusal}); leave out metadata that is nearly nothing")
+    make_folder(place.parent)
+    write_atomic(place, data)
 
 
 def read_entry(path: Path) -> UnitEntry:
     """Reads what an index table says of its unit, from the file's footer alone.
 
+    Args:
+        path: Of the index table, in its store.
+
     Raises:
-        StoreError: If the file can't be read or is not an index table of this format.
+        StoreError: If the file can't be read or is not the index table that its name says.
     """
+    file = plain_file(path.parent.parent, f"{INDEX}/{path.name}")
     try:
-        metadata: dict[str, Any] = json.loads((pq.read_schema(path).metadata or {})[_METADATA_KEY])
-        if metadata.pop("format") != FORMAT:
-            raise ValueError(f"this embedx reads format {FORMAT}")
-        shards = tuple(ShardEntry(**shard) for shard in metadata.pop("shards"))
-        return UnitEntry(**metadata, shards=shards)
-    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        with file.open("rb") as opened:
+            return _entry(path.name, opened)
+    except (OSError, KeyError, ValueError) as error:
         raise StoreError(f"{path}: not a readable index table ({error})") from error
 
 
 def read_index(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Reads an index table, or some of its columns.
+    """Reads an index table, or some of its columns, unpacking no more than so large a file can honestly hold.
+
+    Args:
+        path: Of the index table, in its store.
+        columns: Those to read; None for all.
 
     Raises:
-        StoreError: If the file can't be read.
+        StoreError: If the file can't be read or is not the index table that its name says.
     """
+    file = plain_file(path.parent.parent, f"{INDEX}/{path.name}")
     try:
-        with pq.ParquetFile(path) as file:
-            return file.read(columns=list(columns) if columns is not None else None)
+        data = file.read_bytes()
+        entry = _entry(path.name, io.BytesIO(data))
+        table = _unpacked(data, columns)
+        _check_rows(table, entry.inputs, INDEX_SCHEMA.names if columns is None else columns)
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise StoreError(f"{path}: not a readable index table ({error})") from error
+    return table
+
+
+def _entry(name: str, file: BinaryIO) -> UnitEntry:
+    """What the index table of that name says of its unit; a KeyError or ValueError if it is none."""
+    metadata = parse_json(key_values(file)[_METADATA_KEY])
+    stated = fields(metadata, {"format": int, **get_type_hints(UnitEntry)})
+    if stated.pop("format") != FORMAT:
+        raise ValueError(f"this embedx reads format {FORMAT}")
+    entry = UnitEntry(**stated)
+    unit = Unit(entry.split, entry.unit)
+    if index_path(unit) != f"{INDEX}/{name}":
+        raise ValueError(f"it is that of {unit}")
+    for shard in entry.shards:
+        if not can_be_shard(shard.path, unit, shard.group):
+            raise ValueError(
+                f"its shard {shard.path!r:.300} is not where that of {unit} and {shard.group!r:.300} can be"
+            )
+    if len({shard.path for shard in entry.shards}) < len(entry.shards):
+        raise ValueError("two of its shards are one")
+    return entry
+
+
+def _unpacked(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table in a Parquet file, or a ValueError if it is larger than such a file of embedx's can be."""
+    most = _MOST_UNPACKED * len(data)
+    unpacked = extent(data)
+    if unpacked.most > most:
+        raise ValueError(f"{len(data)} bytes say that they hold {unpacked.most}, which is too much to be true")
+    steps = max(1, min(_LONGEST_STEP, most // (unpacked.row + 1)))
+    batches = []
+    with pq.ParquetFile(pa.BufferReader(data)) as file:
+        for batch in file.iter_batches(steps, columns=columns, use_threads=False):
+            most -= batch.get_total_buffer_size()
+            if most < 0:
+                raise ValueError(f"{len(data)} bytes hold more than {_MOST_UNPACKED} times as many")
+            batches.append(batch)
+    if not batches:
+        raise ValueError("it has no rows")
+    return pa.Table.from_batches(batches).combine_chunks()
+
+
+def _check_rows(table: pa.Table, inputs: int, columns: Sequence[str]) -> None:
+    """Raises a ValueError if these can't be those columns of the rows of so many inputs."""
+    if len(table) != inputs:
+        raise ValueError(f"it has {len(table)} rows, and says {inputs}")
+    if len(set(table.column_names)) < len(table.column_names):
+        raise ValueError("two columns have one name")
+    for name in columns:
+        kind = INDEX_SCHEMA.field(name).type if name in INDEX_SCHEMA.names else None
+        if name not in table.column_names or kind not in (None, table[name].type):
+            raise ValueError(f"there is no column {name!r}{f' of {kind}' if kind else ''}")
+        if name in _NEVER_NULL and table[name].null_count:
+            raise ValueError(f"the column {name!r} has empty places")
+    table.validate(full=True)
+    if "status" in columns and (found := set(pc.unique(table["status"]).to_pylist()) - {OK, REJECTED}):
+        raise ValueError(f"the status {min(found)!r:.60} is neither {OK} nor {REJECTED}")

@@ -22,9 +22,9 @@ class StoreLock:
         self.path = root / LOCK
         try:
             self._descriptor = self._take()
+            os.ftruncate(self._descriptor, 0)
         except OSError as error:
             raise ConfigError(f"--out {root}: can't be locked ({error.strerror}); choose another path") from error
-        os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"{os.getpid()} on {os.uname().nodename}\n".encode(), 0)
 
     def release(self) -> None:
@@ -34,7 +34,7 @@ class StoreLock:
 
     def _take(self) -> int:
         while True:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if self._is_in_place(descriptor):

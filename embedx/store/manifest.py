@@ -6,14 +6,17 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from embedx.config import fingerprint
 from embedx.errors import StoreError, StoreMismatchError
 from embedx.store.files import write_atomic
-from embedx.store.layout import MANIFEST, is_temporary
+from embedx.store.layout import MANIFEST, is_index_path, is_temporary
+from embedx.store.links import plain_file
+from embedx.store.parsing import fields, parse_json, typed
 from embedx.store.shards import FORMAT
 
+_CHECKSUM = "sha256"
 _ELSEWHERE = "choose another one (embedx writes into no other folder)"
 
 
@@ -37,6 +40,8 @@ class Manifest:
     """Sha256 of every index table, by its path in the store."""
     timings: dict[str, float] = dataclasses.field(default_factory=dict)
     """Seconds and rates of the run that completed the store."""
+    updates: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    """What later runs have changed, each as counts of inputs; if any, the plan no longer tells each input's unit."""
     later_environments: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     """Those, other than the first, in which later runs went on."""
     format: int = FORMAT
@@ -46,36 +51,60 @@ class Manifest:
         """The recipe's fingerprint."""
         return fingerprint(self.recipe)
 
+    def encode(self) -> bytes:
+        """The file's bytes, which `read` takes as they are or not at all: they have a checksum of themselves."""
+        contents = dataclasses.asdict(self) | {"fingerprint": self.fingerprint}
+        return (json.dumps(contents | {_CHECKSUM: fingerprint(contents)}, indent=2, allow_nan=False) + "\n").encode()
+
     def write(self, root: Path) -> None:
         """Writes the manifest, whole or not at all.
 
         Raises:
             OSError: If it can't be written.
         """
-        contents = dataclasses.asdict(self) | {"fingerprint": self.fingerprint}
-        write_atomic(root / MANIFEST, (json.dumps(contents, indent=2) + "\n").encode())
+        write_atomic(root / MANIFEST, self.encode())
 
     @classmethod
     def read(cls, root: Path) -> Manifest:
         """Reads the manifest of the store at `root`.
 
         Raises:
-            StoreError: If there is none, or it is not embedx's or of another format.
+            StoreError: If there is none, or it is not embedx's or of another format, or was changed.
         """
         path = root / MANIFEST
+        if not os.path.lexists(path):
+            raise StoreError(f"{root} is not a store: it has no {MANIFEST}")
         try:
-            contents = json.loads(path.read_bytes())
-            stated = contents.pop("fingerprint")
-            manifest = cls(**contents)
-        except FileNotFoundError as error:
-            raise StoreError(f"{root} is not a store: it has no {MANIFEST}") from error
-        except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+            contents = parse_json(plain_file(root, MANIFEST).read_bytes())
+            kinds = {**get_type_hints(cls), "fingerprint": str, _CHECKSUM: str}
+            stated = fields(contents, kinds)
+            checksum, recipe_checksum = stated.pop(_CHECKSUM), stated.pop("fingerprint")
+            manifest = cls(**stated)
+            _check_plan(manifest.plan)
+            if stray := [name for name in manifest.index if not is_index_path(name)]:
+                raise ValueError(f"{stray[0]!r:.300} can't be an index table's place")
+        except (OSError, ValueError) as error:
             raise StoreError(f"{path}: not a readable manifest ({error})") from error
         if manifest.format != FORMAT:
             raise StoreError(f"{path}: the format is {manifest.format}; this embedx reads format {FORMAT}")
-        if manifest.fingerprint != stated:
+        if manifest.fingerprint != recipe_checksum:
             raise StoreError(f"{path}: the recipe does not match its fingerprint; the file was changed")
+        del contents[_CHECKSUM]
+        if fingerprint(contents) != checksum:
+            raise StoreError(
+                f"{path}: the contents do not match their sha256; put back a copy, as the file was changed"
+            )
         return manifest
+
+
+def _check_plan(plan: dict[str, Any]) -> None:
+    """Raises a ValueError if a plan does not say how its inputs are cut into units."""
+    needed = {"group_key": str | None, "rows_per_unit": int | None, "splits": dict[str, dict[str, Any]]}
+    parts = fields({name: value for name, value in plan.items() if name in needed}, needed, "plan")
+    if parts["rows_per_unit"] == 0 or (parts["rows_per_unit"] is None and parts["splits"]):
+        raise ValueError(f"its units have {parts['rows_per_unit']} rows")
+    for name, split in parts["splits"].items():
+        typed(split.get("inputs"), int, f"inputs of {name!r:.60}")
 
 
 def existing_store(root: Path) -> Manifest | None:

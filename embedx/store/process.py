@@ -27,9 +27,9 @@ from torch import Tensor
 
 from embedx.errors import StoreError, WriterError
 from embedx.processes import START_METHOD, return_large_blocks, start_fork_server, tie_to_parent
-from embedx.store.layout import Unit
+from embedx.store.layout import StoreTerms, Unit
 from embedx.store.ring import SlotRing, TensorPlace, bytes_needed
-from embedx.store.units import StoreTerms, UnitBatch, UnitBuffer
+from embedx.store.units import UnitBatch, UnitBuffer
 
 _QUEUE_LENGTH = 8
 """Batches that may wait; beyond it `put` waits, so that a slow disk costs time and not memory."""
@@ -66,7 +66,7 @@ class WriterProcess:
     Args:
         terms: The store that is written.
         first: The first batch's tensors; what is put later in one batch may be smaller or larger, but not its rows.
-        buffer_factory: What gathers and commits a unit, in the child; picklable.
+        buffer_factory: What gathers and commits units, in the child; picklable.
     """
 
     def __init__(
@@ -208,14 +208,12 @@ def _run(
 
 
 def _write_units(items: Any, ring: SlotRing, terms: StoreTerms, buffer_factory: Callable[..., UnitBuffer]) -> None:
-    buffer: UnitBuffer | None = None
+    buffer = buffer_factory(terms)
     while (pickled := items.get()) is not None:
         item: _Item = pickle.loads(pickled)
-        if buffer is not None and buffer.unit != item.unit:
+        if buffer.unit not in (None, item.unit):
             buffer.commit()
-            buffer = None
-        buffer = buffer or buffer_factory(terms, item.unit)
         tensors = {name: ring.read(place) for name, place in item.places.items()}
         buffer.add(UnitBatch(item.unit, tensors, item.rows))
-    if buffer is not None:
+    if buffer.unit is not None:
         buffer.commit()

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal, Self
@@ -19,11 +20,14 @@ from torch import Tensor
 
 from embedx.errors import StoreError, unknown
 from embedx.store import layout
-from embedx.store.index import UnitEntry, read_entry, read_index
+from embedx.store.index import INDEX_SCHEMA, UnitEntry, read_entry, read_index
+from embedx.store.links import plain_file
 from embedx.store.manifest import Manifest
-from embedx.store.shards import EMBEDDINGS, ShardEntry, open_shard
+from embedx.store.shards import EMBEDDINGS, FORMAT, ShardEntry, ShardHeader, form, open_shard, read_header
 
 Framework = Literal["numpy", "torch"]
+
+_NOT_IN_NUMPY = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 class _NoGroup(enum.Enum):
@@ -123,12 +127,11 @@ class Store:
             return []
         return list(dict.fromkeys(_group_of(entry) for _, entry in self._shards(split, None)))
 
-    def index(self, split: str | None = None) -> pa.Table:
-        """The index table of a split, or of all: one row per input, in plan order, rejected ones too."""
+    def index(self, split: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
+        """The index table of a split, or of all, or some of its columns: one row per input, in plan order."""
         if split is not None:
             self._require_split(split)
-        tables = [read_index(path) for path, unit in self.units.items() if split in (None, unit.split)]
-        return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
+        return _concat([read_index(path, columns) for path, unit in self.units.items() if split in (None, unit.split)])
 
     def load(
         self,
@@ -143,7 +146,7 @@ class Store:
         Args:
             split: The split's name.
             group: Only this group's rows; NO_GROUP: those without one.
-            framework: `numpy` or `torch`. As numpy has no bfloat16, those numbers become float32 there.
+            framework: `numpy` or `torch`. As numpy has no bfloat16 and float8, those numbers become float32 there.
             name: Which tensor: `embeddings`, or an extra layer's name.
 
         Returns:
@@ -165,12 +168,12 @@ class Store:
             table = read_index(path)
             kept = pc.is_in(table["shard"], pa.array([shard.path for shard in shards]))
             table = table.filter(kept)
-            parts.append(self._gather(table, shards, name))
+            parts.append(self._gather(table, unit, shards, name))
             tables.append(table)
         if not parts:
             rejected = sum(unit.rejected for unit in self.units.values() if unit.split == split)
             raise StoreError(f"split {split!r} of {self.path} has no rows, and {rejected} rejected inputs")
-        return Embeddings(_as(framework, torch.cat(parts)), pa.concat_tables(tables, promote_options="permissive"))
+        return Embeddings(_as(framework, self._joined(parts, name)), _concat(tables))
 
     def iter_shards(
         self, split: str | None = None, group: Group = None, *, framework: Framework = "numpy"
@@ -183,29 +186,42 @@ class Store:
         if split is not None:
             self._require_split(split)
         for unit, entry in self._shards(split, group):
-            with open_shard(self.path / entry.path) as file:
+            with self._open(unit, entry) as file:
                 tensors = {name: _as(framework, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
             yield Shard(self.path / entry.path, unit.split, entry.group, tensors)
 
-    def _gather(self, table: pa.Table, shards: list[ShardEntry], name: str) -> Tensor:
+    def _gather(self, table: pa.Table, unit: UnitEntry, shards: list[ShardEntry], name: str) -> Tensor:
         """[N, ...]: for each row of `table`, in its order, the row of the shard that it names."""
-        result: Tensor | None = None
+        parts: list[Tensor] = []
+        places: list[Tensor] = []
         for entry in shards:
-            with open_shard(self.path / entry.path) as file:
+            with self._open(unit, entry) as file:
                 if name not in file.keys():  # noqa: SIM118  (not a mapping)
                     raise StoreError(unknown("tensor", name, file.keys(), hint=f"in {entry.path}"))
                 values: Tensor = file.get_tensor(name)
             here = pc.equal(table["shard"], entry.path)
-            places = torch.from_numpy(pc.indices_nonzero(here).to_numpy().astype("int64"))
-            rows = torch.from_numpy(table["row"].filter(here).to_numpy().copy())
-            if len(rows) != len(values) or (len(rows) and int(rows.max()) >= len(values)):
+            rows = torch.tensor(table["row"].filter(here).fill_null(-1).to_pylist(), dtype=torch.int64)
+            if len(rows) != len(values) or not torch.equal(rows.sort().values, torch.arange(len(rows))):
                 raise StoreError(f"{entry.path} and its index table disagree; run `embedx verify {self.path}`")
-            if result is None:
-                result = values.new_empty(len(table), *values.shape[1:])
-            result[places] = values[rows]
-        if result is None:
-            raise StoreError(f"{self.path}: no shard to read from")
-        return result
+            parts.append(values[rows])
+            places.append(torch.from_numpy(pc.indices_nonzero(here).to_numpy().astype("int64")))
+        return self._joined(parts, name)[torch.cat(places).argsort()]
+
+    def _joined(self, parts: list[Tensor], name: str) -> Tensor:
+        if len(forms := sorted({form(part) for part in parts})) > 1:
+            raise StoreError(
+                f"{self.path}: {name!r} is here {forms[0]} and there {forms[1]}; run `embedx verify` on it"
+            )
+        return torch.cat(parts)
+
+    def _open(self, unit: UnitEntry, entry: ShardEntry) -> AbstractContextManager[Any]:
+        """Maps a shard, made sure that it is the one that its unit names."""
+        shard = open_shard(plain_file(self.path, entry.path))
+        if read_header(shard) != ShardHeader(FORMAT, unit.split, entry.group, unit.unit, unit.recipe):
+            raise StoreError(
+                f"{entry.path} is not the shard that its index table names; run `embedx verify {self.path}`"
+            )
+        return shard
 
     def _shards(self, split: str | None, group: Group) -> Iterator[tuple[UnitEntry, ShardEntry]]:
         for unit in self.units.values():
@@ -227,7 +243,14 @@ def _strings(table: pa.Table, column: str) -> list[str]:
     return list(table[column].to_pylist())
 
 
+def _concat(tables: list[pa.Table]) -> pa.Table:
+    try:
+        return pa.concat_tables(tables or [INDEX_SCHEMA.empty_table()], promote_options="permissive")
+    except pa.ArrowException as error:
+        raise StoreError(f"the index tables' columns do not go together ({error})") from error
+
+
 def _as(framework: Framework, tensor: Tensor) -> Any:
     if framework == "torch":
         return tensor
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return (tensor.float() if tensor.dtype in _NOT_IN_NUMPY else tensor).numpy()

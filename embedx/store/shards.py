@@ -6,25 +6,33 @@ Shapes: N rows, D embedding dimension, T tokens.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-import safetensors.torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from embedx.config import canonical_json
 from embedx.errors import StoreError
 from embedx.store.files import make_folder, write_atomic
+from embedx.store.links import inside
+from embedx.store.parsing import parse_json, typed
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = 1
 EMBEDDINGS = "embeddings"
 INDEX = "index"
 TARGETS = "targets"
 HEADER_KEY = "embedx"
+
+_DTYPES = frozenset(
+    {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "C64", "BOOL"}
+    | {"I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8"}
+)
+"""Of the types that safetensors knows, those of which torch can choose rows."""
 
 
 class ShardEntry(NamedTuple):
@@ -69,23 +77,33 @@ def write_shard(root: Path, path: str, tensors: Mapping[str, Tensor], header: Sh
 
     Raises:
         OSError: If it can't be written.
+        StoreError: If it would be written through a link.
     """
-    data = safetensors.torch.save(dict(tensors), metadata={HEADER_KEY: canonical_json(header._asdict())})
-    make_folder((root / path).parent)
-    write_atomic(root / path, data)
+    from safetensors.torch import save  # only here, as it imports torch, which a store that is up to date needs not
+
+    place = inside(root, path)
+    data = save(dict(tensors), metadata={HEADER_KEY: canonical_json(header._asdict())})
+    make_folder(place.parent)
+    write_atomic(place, data)
     return ShardEntry(path, header.group, len(tensors[INDEX]), len(data), hashlib.sha256(data).hexdigest())
 
 
 def open_shard(path: Path) -> AbstractContextManager[Any]:
     """Maps a shard's file: `get_tensor(name)` of what this yields reads no more than it touches.
 
+    Its tensors have one row at least, as many in each, and lie in the file in full: what is made from them is no
+    larger than what is there.
+
     Raises:
-        StoreError: If the file is not there or not a safetensors file.
+        StoreError: If the file is not there or not a shard.
     """
     try:
-        return cast(AbstractContextManager[Any], safe_open(path, framework="pt"))
-    except (SafetensorError, OSError) as error:
+        shard = cast(AbstractContextManager[Any], safe_open(path, framework="pt"))
+        _check_tensors(shard)
+        read_header(shard)
+    except (SafetensorError, OSError, ValueError, StoreError) as error:
         raise StoreError(f"{path}: not a readable shard ({error}); run `embedx verify` on its store") from error
+    return shard
 
 
 def read_header(shard: Any) -> ShardHeader:
@@ -95,9 +113,29 @@ def read_header(shard: Any) -> ShardHeader:
         StoreError: If it has none, or one of another format.
     """
     try:
-        header = ShardHeader(**json.loads(shard.metadata()[HEADER_KEY]))
-    except (KeyError, TypeError, ValueError) as error:
+        header: ShardHeader = typed(parse_json((shard.metadata() or {})[HEADER_KEY]), ShardHeader)
+    except (KeyError, ValueError) as error:
         raise StoreError("the shard's header is missing or not embedx's") from error
     if header.format != FORMAT:
         raise StoreError(f"the shard's format is {header.format}; this embedx reads format {FORMAT}")
     return header
+
+
+def _check_tensors(shard: Any) -> None:
+    """Raises a ValueError if these are not a shard's tensors."""
+    slices = {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118  (not a mapping)
+    shapes = {name: one.get_shape() for name, one in slices.items()}
+    if missing := {EMBEDDINGS, INDEX} - shapes.keys():
+        raise ValueError(f"it has no {' and no '.join(sorted(missing))}")
+    rows = (*shapes[INDEX], 0)[0]
+    for name, shape in shapes.items():
+        dtype = slices[name].get_dtype()
+        whole_numbers = name in (INDEX, TARGETS)
+        if (
+            dtype not in _DTYPES
+            or (whole_numbers and (dtype, shape) != ("I64", [rows]))
+            or (name == EMBEDDINGS and len(shape) < 2)
+            or shape[:1] != [rows]
+            or 0 in shape
+        ):
+            raise ValueError(f"{name!r} is {dtype} {shape}, as no shard of {rows} rows has it")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import contextlib
+from functools import cached_property
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -11,8 +12,10 @@ import torch
 from torch import Tensor
 
 from embedx.errors import StoreError
-from embedx.store.index import OK, UnitEntry, write_index
-from embedx.store.layout import Unit, shard_path
+from embedx.store.index import OK, PLACE_SCHEMA, UnitEntry, read_entry, write_index
+from embedx.store.layout import GroupFolders, StoreTerms, Unit, folder_name, index_files, shard_path
+from embedx.store.links import inside
+from embedx.store.rows import StoredRows
 from embedx.store.shards import FORMAT, INDEX, TARGETS, ShardEntry, ShardHeader, write_shard
 
 UNKNOWN_TARGET = -1
@@ -24,9 +27,10 @@ class UnitBatch(NamedTuple):
 
     unit: Unit
     tensors: dict[str, Tensor]
-    """`embeddings` [n, D] or [n, T, D], and one tensor [n, ...] per extra layer."""
+    """`embeddings` [n, D] or [n, T, D], and one tensor [n, ...] per extra layer; none for rows that stay."""
     rows: pa.Table
-    """The n inputs' identities, in the columns of `index.ROW_SCHEMA` and then the source's own."""
+    """The n inputs' identities, in the columns of `index.ROW_SCHEMA` and then the source's own. Those of rows that stay
+    have the columns of `index.PLACE_SCHEMA` as well: where in the store that is replaced their tensors are."""
 
     def part(self, start: int, stop: int) -> UnitBatch:
         """The rows from `start` up to `stop`."""
@@ -34,41 +38,63 @@ class UnitBatch(NamedTuple):
         return self._replace(tensors=tensors, rows=self.rows.slice(start, stop - start))
 
 
-class StoreTerms(NamedTuple):
-    """What is the same for every unit of a store."""
-
-    root: Path
-    recipe: str
-    """The recipe's fingerprint."""
-    grouped: bool
-    """Whether groups become sub-folders."""
-    rows_per_unit: int
-
-
 class UnitBuffer:
-    """Gathers one unit's rows in memory that is allocated once, and commits them."""
+    """Gathers the rows of one unit after the other, in memory that is allocated once, and commits them."""
 
-    def __init__(self, terms: StoreTerms, unit: Unit) -> None:
+    def __init__(self, terms: StoreTerms) -> None:
         self.terms = terms
-        self.unit = unit
+        self.unit: Unit | None = None
+        """Whose rows are gathered; None if there are none."""
         self._rows: list[pa.Table] = []
         self._tensors: dict[str, Tensor] = {}
         self._count = 0
+        self._folders: dict[str, GroupFolders] = {}
+
+    @cached_property
+    def _base(self) -> StoredRows:
+        if self.terms.base is None:
+            raise StoreError(f"{self.terms.root} replaces no store that rows could stay from")
+        units = []
+        for path in index_files(self.terms.base).values():
+            with contextlib.suppress(StoreError):  # what is damaged does not stay
+                units.append(read_entry(path))
+        return StoredRows(self.terms.base, units)
 
     def add(self, batch: UnitBatch) -> None:
-        """Copies a batch's rows behind those already there.
+        """Copies a batch's rows behind those already there, all of one unit.
 
         Raises:
             StoreError: If the tensors' names, shapes or lengths do not go with the rows before.
         """
+        self.unit = batch.unit
         end = self._count + len(batch.rows)
         if end > self.terms.rows_per_unit:
             raise StoreError(f"{self.unit} has more than its {self.terms.rows_per_unit} rows")
-        if not self._tensors:
-            self._tensors = {
-                name: tensor.new_empty(self.terms.rows_per_unit, *tensor.shape[1:])
-                for name, tensor in batch.tensors.items()
-            }
+        if set(PLACE_SCHEMA.names) <= set(batch.rows.column_names):
+            self._copy_staying(batch.rows)
+            batch = batch._replace(rows=batch.rows.drop_columns(PLACE_SCHEMA.names))
+        else:
+            self._copy(batch, end)
+        self._rows.append(batch.rows)
+        self._count = end
+
+    def _copy_staying(self, rows: pa.Table) -> None:
+        embedded = pc.is_valid(rows["shard"])
+        positions = self._count + torch.from_numpy(pc.indices_nonzero(embedded).to_numpy().astype("int64"))
+        places = rows.filter(embedded)
+        for name in self._base.names if len(places) else ():
+            tensor = self._base.gather(name, places)
+            self._allocate(name, tensor)[positions] = tensor
+
+    def _allocate(self, name: str, like: Tensor) -> Tensor:
+        """The memory for a unit's tensor of this name."""
+        if name not in self._tensors:
+            self._tensors[name] = like.new_empty(self.terms.rows_per_unit, *like.shape[1:])
+        return self._tensors[name]
+
+    def _copy(self, batch: UnitBatch, end: int) -> None:
+        for name, tensor in batch.tensors.items() if not self._tensors else ():
+            self._allocate(name, tensor)
         if batch.tensors.keys() != self._tensors.keys():
             raise StoreError(f"{self.unit}: a batch has {list(batch.tensors)}, not {list(self._tensors)}")
         for name, tensor in batch.tensors.items():
@@ -79,21 +105,25 @@ class UnitBuffer:
                     f"{', '.join(map(str, self._tensors[name].shape[1:]))}]"
                 )
             self._tensors[name][self._count : end] = tensor
-        self._rows.append(batch.rows)
-        self._count = end
 
     def commit(self) -> UnitEntry:
         """Writes the unit: its shards, then its index table, by which it comes into being.
 
         Raises:
             OSError: If a file can't be written; the unit does not exist then.
+            StoreError: If one would be written through a link.
         """
+        if self.unit is None:
+            raise StoreError("there are no rows to commit")
         rows = pa.concat_tables(self._rows, promote_options="default")
+        order = pc.sort_indices(rows["index"])  # rows that stay come before those that are computed
+        rows = rows.take(order)
+        places = torch.from_numpy(order.to_numpy().astype("int64"))
         shard_column: list[str | None] = [None] * len(rows)
         row_column: list[int | None] = [None] * len(rows)
         shards = []
         for group, positions in self._positions_by_group(rows).items():
-            shard = self._write_shard(rows, group, positions)
+            shard = self._write_shard(self.unit, rows, group, positions, places)
             for row, position in enumerate(positions):
                 shard_column[position], row_column[position] = shard.path, row
             shards.append(shard)
@@ -111,6 +141,8 @@ class UnitBuffer:
             shards=tuple(shards),
         )
         write_index(self.terms.root, rows, entry)
+        self.unit = None
+        self._rows, self._count = [], 0
         return entry
 
     def _positions_by_group(self, rows: pa.Table) -> dict[str | None, list[int]]:
@@ -121,13 +153,20 @@ class UnitBuffer:
             positions.setdefault(group if self.terms.grouped else None, []).append(position)
         return positions
 
-    def _write_shard(self, rows: pa.Table, group: str | None, positions: list[int]) -> ShardEntry:
-        selected = torch.tensor(positions)
+    def _write_shard(
+        self, unit: Unit, rows: pa.Table, group: str | None, positions: list[int], places: Tensor
+    ) -> ShardEntry:
+        selected = places[torch.tensor(positions)]
         tensors = {name: tensor[selected] for name, tensor in self._tensors.items()}
         own = rows.select(["index", "target"]).take(pa.array(positions))
         tensors[INDEX] = torch.tensor(own["index"].to_pylist())
         if own["target"].null_count < len(own):
             tensors[TARGETS] = torch.tensor(own["target"].fill_null(UNKNOWN_TARGET).to_pylist())
-        path = shard_path(self.unit, group, grouped=self.terms.grouped)
-        header = ShardHeader(FORMAT, self.unit.split, group, self.unit.number, self.terms.recipe)
+        path = shard_path(unit, self._folder(unit.split, group) if self.terms.grouped else None)
+        header = ShardHeader(FORMAT, unit.split, group, unit.number, self.terms.recipe)
         return write_shard(self.terms.root, path, tensors, header)
+
+    def _folder(self, split: str, group: str | None) -> str:
+        if split not in self._folders:
+            self._folders[split] = GroupFolders(inside(self.terms.root, folder_name(split)))
+        return self._folders[split].of(group)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from embedx.config import LOCK
 from embedx.errors import StoreError
 from embedx.store import layout
 from embedx.store.index import OK, UnitEntry, read_entry, read_index
+from embedx.store.links import plain_file
 from embedx.store.reader import Store
 from embedx.store.shards import INDEX, ShardEntry, form, open_shard, read_header
 
@@ -25,29 +28,31 @@ def verify(path: str | Path) -> Iterator[str]:
     """Goes through a store and yields what is wrong with it, one sentence per fault; nothing if it is whole.
 
     Raises:
-        StoreError: If `path` is not a store.
+        StoreError: If `path` is not a store, or its manifest was changed, so that nothing can be checked against it.
     """
     store = Store.open(path)
     if not store.complete:
         yield NOT_COMPLETE
-    known: set[Path] = set()
+    if plain_file(store.path, layout.MANIFEST).read_bytes() != store.manifest.encode():
+        yield f"{layout.MANIFEST}: its bytes are not those that embedx wrote; the file was changed"
+    known: set[str] = set()
     totals: Counter[tuple[str, str]] = Counter()
     keys: dict[str, list[pa.Array]] = {}
     forms: dict[str, tuple[str, str]] = {}
     for index_path in layout.index_files(store.path).values():
         relative = f"{layout.INDEX}/{index_path.name}"
-        stated = store.manifest.index.get(relative)
-        if store.complete and stated != hashlib.sha256(index_path.read_bytes()).hexdigest():
-            yield f"{relative}: {'the sha256 is not the one' if stated else 'it is not'} in {layout.MANIFEST}"
+        known.add(relative)
         try:
+            stated = store.manifest.index.get(relative)
+            if store.complete and stated != _sha256(plain_file(store.path, relative)):
+                yield f"{relative}: {'the sha256 is not the one' if stated else 'it is not'} in {layout.MANIFEST}"
             unit = read_entry(index_path)
             table = read_index(index_path)
-        except StoreError as error:
+        except (StoreError, OSError) as error:
             yield str(error)
             continue
-        known.update(store.path / entry.path for entry in unit.shards)
-        for name in ("inputs", "rows", "rejected"):
-            totals[unit.split, name] += getattr(unit, name)
+        known.update(entry.path for entry in unit.shards)
+        _add_up(totals, unit)
         keys.setdefault(unit.split, []).extend(table["key"].chunks)
         yield from _check_unit(store, relative, unit, table, forms)
     yield from _check_sums(store, totals)
@@ -55,23 +60,53 @@ def verify(path: str | Path) -> Iterator[str]:
         counts = pc.value_counts(pa.chunked_array(chunks, pa.string()))
         for key in counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist():
             yield f"split {split!r}: the key {key!r} stands there more than once"
-    for relative in store.manifest.index:
-        if not (store.path / relative).is_file():
-            yield f"{relative}: missing"
-    for _, _, shard_path in layout.shard_files(store.path):
-        if shard_path not in known:
-            yield f"{shard_path.relative_to(store.path)}: no index table names it"
+    for relative in sorted(store.manifest.index.keys() - known):
+        yield f"{relative}: missing"
+    yield from _strangers(store, known)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _add_up(totals: Counter[tuple[str, str]], unit: UnitEntry) -> None:
+    for name in ("inputs", "rows", "rejected"):
+        totals[unit.split, name] += getattr(unit, name)
+    totals[unit.split, "units"] += 1
+    totals[unit.split, "shards"] += len(unit.shards)
+    totals[unit.split, "bytes"] += sum(shard.bytes for shard in unit.shards)
 
 
 def _check_sums(store: Store, totals: Counter[tuple[str, str]]) -> Iterator[str]:
-    for split in dict.fromkeys([*store.manifest.plan["splits"], *(split for split, _ in totals)]):
+    manifest = store.manifest
+    for split in dict.fromkeys([*manifest.plan["splits"], *manifest.totals, *(split for split, _ in totals)]):
         inputs, rows, rejected = (totals[split, name] for name in ("inputs", "rows", "rejected"))
         if inputs != rows + rejected:
             yield f"split {split!r}: {inputs} inputs, but {rows} rows + {rejected} rejected"
-        stated = store.manifest.totals.get(split, {})
-        for name in ("inputs", "rows", "rejected") if store.complete else ():
+        if not store.complete:
+            continue
+        stated = manifest.totals.get(split, {})
+        for name in dict.fromkeys(["inputs", "rows", "rejected", "units", "shards", "bytes", *stated]):
             if stated.get(name) != totals[split, name]:
                 yield f"split {split!r}: {layout.MANIFEST} says {stated.get(name)} {name}, found {totals[split, name]}"
+        planned = manifest.plan["splits"].get(split, {}).get("inputs", inputs)
+        if planned != inputs:
+            yield f"split {split!r}: the plan in {layout.MANIFEST} has {planned} inputs, found {inputs}"
+
+
+def _strangers(store: Store, known: set[str]) -> Iterator[str]:
+    """Files that look as if they belonged to the store, and nothing of it names."""
+    for folder, folders, names in os.walk(store.path):
+        folders.sort()
+        for name in sorted(names):
+            relative = (Path(folder) / name).relative_to(store.path).as_posix()
+            looks_ours = relative.startswith(f"{layout.INDEX}/") or name.lower().endswith((".safetensors", ".parquet"))
+            if looks_ours and not layout.is_temporary(name) and relative not in known:
+                shard = relative.endswith(".safetensors")
+                yield f"{relative}: {'no index table names it' if shard else 'it is none of the index tables'}"
+            elif store.complete and relative != LOCK and layout.is_temporary(name):
+                yield f"{relative}: left behind by a run that was interrupted"
 
 
 def _check_unit(
@@ -80,30 +115,37 @@ def _check_unit(
     ok = table.filter(pc.equal(table["status"], OK))
     if (len(table), len(ok), len(table) - len(ok)) != (unit.inputs, unit.rows, unit.rejected):
         yield f"{relative}: {len(table)} inputs and {len(ok)} rows, but its metadata say otherwise"
+    if pc.unique(table["split"]).to_pylist() != [unit.split]:
+        yield f"{relative}: not all of its rows are of split {unit.split!r}"
     if unit.recipe != store.manifest.fingerprint:
         yield f"{relative}: made by another recipe than {layout.MANIFEST} says"
     if sum(entry.rows for entry in unit.shards) != unit.rows:
         yield f"{relative}: its shards have {sum(entry.rows for entry in unit.shards)} rows, not {unit.rows}"
+    grouped = store.manifest.plan["group_key"] is not None
+    unnamed = pc.invert(pc.is_in(ok["shard"], pa.array([entry.path for entry in unit.shards], pa.string())))
+    for key in ok.filter(unnamed)["key"].to_pylist()[:1]:
+        yield f"{relative}: the row of {key!r} is in no shard"
     for entry in unit.shards:
         try:
+            if entry.path.count("/") != (2 if grouped else 1):
+                yield f"{entry.path}: not where a store {'with' if grouped else 'without'} groups has its shards"
             yield from _check_shard(store, unit, entry, ok.filter(pc.equal(ok["shard"], entry.path)), forms)
-        except StoreError as error:
+        except (StoreError, OSError) as error:
             yield str(error)
 
 
 def _check_shard(
     store: Store, unit: UnitEntry, entry: ShardEntry, rows: pa.Table, forms: dict[str, tuple[str, str]]
 ) -> Iterator[str]:
-    path = store.path / entry.path
-    if not path.is_file():
+    if not os.path.lexists(store.path / entry.path):
         yield f"{entry.path}: missing"
         return
+    path = plain_file(store.path, entry.path)
     if (size := path.stat().st_size) != entry.bytes:
         yield f"{entry.path}: {size} bytes, not {entry.bytes}"
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
-            yield f"{entry.path}: the sha256 is not the one in its index table; the file was changed"
-            return
+    if _sha256(path) != entry.sha256:
+        yield f"{entry.path}: the sha256 is not the one in its index table; the file was changed"
+        return
     with open_shard(path) as shard:
         header = read_header(shard)
         if (header.split, header.group, header.unit, header.recipe) != (
@@ -122,6 +164,8 @@ def _check_shard(
                 if bad:
                     key = rows.filter(pc.equal(rows["row"], bad[0]))["key"].to_pylist()
                     yield f"{entry.path}: {len(bad)} rows of {name!r} have NaN or infinity, first row {bad[0]} {key}"
+        if store.manifest.plan["group_key"] is not None and set(rows["group"].to_pylist()) - {entry.group}:
+            yield f"{entry.path}: not all of its rows are of group {entry.group!r}"
         by_row = rows.sort_by("row")
         if by_row["row"].to_pylist() != list(range(len(rows))) or not torch.equal(
             shard.get_tensor(INDEX), torch.tensor(by_row["index"].to_pylist(), dtype=torch.int64)

@@ -3,6 +3,7 @@
 The writer's own process and real files take part throughout. One run costs seconds, so each looks at much.
 """
 
+import dataclasses
 import itertools
 import shutil
 import time
@@ -27,6 +28,7 @@ from embedx.engine.state import Batch, TrainerState
 from embedx.errors import ConfigError, StoreMismatchError, WriterError
 from embedx.store.layout import index_files
 from embedx.store.lock import StoreLock
+from embedx.store.manifest import Manifest
 
 SIZE = 4
 """Every batch's images are padded to this many."""
@@ -341,6 +343,12 @@ def test_an_error_in_the_writer_process_ends_the_run(tmp_path: Path) -> None:
             r"dataloader 1 has no split name; dataloader_idx_map names \[0\]",
         ),
         (
+            {"Val": batches([0]), "val": batches([0])},
+            {},
+            Pixels(),
+            "two dataloaders have the split name Val and val",
+        ),
+        (
             {"a": batches([0], site=str, age=int)},
             {"group_key": "slide"},
             Pixels(),
@@ -383,6 +391,7 @@ def test_an_error_in_the_writer_process_ends_the_run(tmp_path: Path) -> None:
     ],
     ids=[
         "index-not-in-the-map",
+        "splits-that-differ-in-case",
         "group-key-not-in-the-metadata",
         "group-key-without-metadata",
         "order-within-a-batch",
@@ -485,8 +494,8 @@ def test_units_of_an_interrupted_overwrite_are_not_in_the_next_store(written: Pa
     out = tmp_path / "out"
     shutil.copytree(written, out)
     shutil.copytree(written, tmp_path / ".out.embedx-new")
-    manifest = tmp_path / ".out.embedx-new" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"complete": true', '"complete": false'))
+    begun = tmp_path / ".out.embedx-new"
+    dataclasses.replace(Manifest.read(begun), complete=False).write(begun)
     writer = EmbeddingsWriter(out, rows_per_unit=5, recipe={"backbone": "pixels"})
     loop.run_test(Pixels(), {"train": batches(range(2))}, [writer])
     assert embedx.open(out).load("train").keys == ["key-0", "key-1"]

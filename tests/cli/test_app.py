@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from embedx import sample
 from embedx.cli.app import run
+from embedx.store.manifest import Manifest
 from tests import runs
 
 
@@ -177,9 +179,8 @@ def test_verify_is_silent_on_stdout_or_names_what_is_wrong(embedx, store: Path, 
     bad = embedx("verify", damaged)
     assert bad.code == 1 and bad.stdout.startswith("all/star/shard-00000.safetensors: the sha256")
     assert json.loads(embedx("verify", damaged, "--json").stdout)["ok"] is False
-    manifest = json.loads((store / "manifest.json").read_text())
     shutil.copytree(store, tmp_path / "begun")
-    (tmp_path / "begun/manifest.json").write_text(json.dumps(manifest | {"complete": False}))
+    dataclasses.replace(Manifest.read(store), complete=False).write(tmp_path / "begun")
     begun = embedx("verify", tmp_path / "begun")
     assert begun.code == 1 and "has no damage" in begun.stderr and "remove" not in begun.stderr
     nowhere = embedx("info", tmp_path / "nowhere")

@@ -59,19 +59,26 @@ def unit_batch(
 
 def build_store(
     out: Path,
-    inputs: int = 12,
+    inputs: int | Mapping[str, int] = 12,
     *,
     rejected: tuple[int, ...] = (2,),
     group_key: str | None = "class",
     groups: Mapping[int, str | None] | None = None,
+    recipe: str = "r",
 ) -> Path:
-    """A complete store of one split, train, written in this process."""
-    session = StoreSession.begin(out, manifest({"train": inputs}, group_key=group_key), "create")
-    for start in range(0, inputs, ROWS_PER_UNIT):
-        batch = unit_batch(start, min(start + ROWS_PER_UNIT, inputs), rejected=rejected, groups=groups)
-        buffer = UnitBuffer(session.terms, batch.unit)
-        buffer.add(batch)
-        buffer.commit()
+    """A complete store of one split, train, or of those in `inputs`, written in this process."""
+    splits = {"train": inputs} if isinstance(inputs, int) else dict(inputs)
+    session = StoreSession.begin(out, manifest(splits, group_key=group_key, recipe=recipe), "create")
+    for split, count in splits.items():
+        for start in range(0, count, ROWS_PER_UNIT):
+            stop = min(start + ROWS_PER_UNIT, count)
+            commit(session, unit_batch(start, stop, split=split, rejected=rejected, groups=groups))
     session.finish({"seconds": 1.0})
     session.close()
     return out
+
+
+def commit(session: StoreSession, batch: UnitBatch) -> None:
+    buffer = UnitBuffer(session.terms)
+    buffer.add(batch)
+    buffer.commit()

@@ -10,9 +10,14 @@ import torch
 
 from embedx.errors import StoreError
 from embedx.store.index import read_entry
+from embedx.store.layout import StoreTerms
+from embedx.store.reader import Store
+from embedx.store.session import StoreSession
 from embedx.store.shards import open_shard, read_header
-from embedx.store.units import StoreTerms, UnitBuffer
-from tests.store.builders import ROWS_PER_UNIT, build_store, unit_batch, vectors
+from embedx.store.units import UnitBuffer
+from embedx.store.verify import verify
+from tests.runs import digests
+from tests.store.builders import ROWS_PER_UNIT, build_store, commit, manifest, unit_batch, vectors
 
 
 def test_a_unit_becomes_shards_that_plain_safetensors_reads(tmp_path: Path) -> None:
@@ -58,7 +63,7 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_rows_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
-    buffer = UnitBuffer(StoreTerms(tmp_path, "r", True, ROWS_PER_UNIT), unit_batch(0, 4).unit)
+    buffer = UnitBuffer(StoreTerms(tmp_path, "r", True, ROWS_PER_UNIT))
     buffer.add(unit_batch(0, 4))
     other_dim = unit_batch(4, 6)._replace(tensors={"embeddings": torch.zeros(2, 5)})
     with pytest.raises(StoreError, match=r"shape \[2, 5\], not \[2, 3\]"):
@@ -67,3 +72,19 @@ def test_rows_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
         buffer.add(unit_batch(4, 6)._replace(tensors={"layer": vectors(4, 6)}))
     with pytest.raises(StoreError, match="more than its 8 rows"):
         buffer.add(unit_batch(4, 10))
+
+
+def test_groups_that_differ_in_case_alone_have_folders_that_differ_in_more(tmp_path: Path) -> None:
+    """And the same ones after an interruption."""
+    groups = {row: ("Cat", "cat", "dog")[row % 3] for row in range(16)}
+    stores = [build_store(tmp_path / name, 16, rejected=(), groups=groups) for name in ("one", "two")]
+    (stores[1] / "index/train-00000.parquet").unlink()
+    session = StoreSession.begin(stores[1], manifest({"train": 16}), "resume")
+    commit(session, unit_batch(0, 8, groups=groups))
+    session.finish({})
+    session.close()
+    assert digests(stores[0]) == digests(stores[1])
+    folders = [path.name for path in (stores[0] / "train").iterdir()]
+    assert len({name.lower() for name in folders}) == 3 and {"Cat", "dog"} < set(folders)
+    assert list(verify(stores[1])) == []
+    assert Store.open(stores[1]).load("train", "cat").keys == [f"key-{row}" for row in range(16) if row % 3 == 1]

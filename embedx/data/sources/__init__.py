@@ -7,9 +7,9 @@ import re
 from collections.abc import Sequence
 
 from embedx.config import RESERVED_SPLITS
-from embedx.data.files import check_urls
+from embedx.data.files import FileReader, check_urls
 from embedx.data.sources import dataset, features, folder, stdin, table, tar
-from embedx.data.sources.base import Source, SourceKind, SourceOptions
+from embedx.data.sources.base import Reader, Source, SourceKind, SourceOptions
 from embedx.errors import ConfigError
 
 _KINDS = (stdin.KIND, dataset.KIND, table.KIND, tar.KIND, features.KIND, folder.KIND)
@@ -20,8 +20,8 @@ def parse_data(specs: Sequence[str], options: SourceOptions | None = None) -> di
     """Reads the values of `--data`, each `[NAME=]SOURCE`, into named sources.
 
     Raises:
-        ConfigError: Naming every fault: a missing source, a split name given twice, empty or reserved, an option that
-            is for no source there is.
+        ConfigError: Naming every fault: a missing source, a split name given twice, be it in another case, empty or
+            reserved, an option that is for no source there is.
     """
     options = options or SourceOptions()
     sources: dict[str, Source] = {}
@@ -52,11 +52,33 @@ def parse_data(specs: Sequence[str], options: SourceOptions | None = None) -> di
                 faults.append(
                     f"--data {spec}: the split {split!r} is given twice; name each source, as in NAME={location}"
                 )
+            elif twins := [other for other in sources if other.lower() == split.lower()]:
+                faults.append(
+                    f"--data {spec}: the splits {twins[0]!r} and {split!r} differ in case alone, and not every file "
+                    "system can tell them apart; rename one"
+                )
             elif not split or split.lower() in RESERVED_SPLITS:
                 faults.append(f"--data {spec}: a split can't be named {split!r}; choose another name")
             sources[split] = source
     ConfigError.check(faults + _unused_options(options, used))
     return sources
+
+
+def find_reader(location: str, offset: int | None, options: SourceOptions) -> Reader:
+    """What reads an input again, by where an index table says it is; no source is searched for that.
+
+    Args:
+        location: The file, URL or dataset.
+        offset: Where in it the input is; None if that is all of it.
+        options: How sources were to be read.
+
+    Raises:
+        ConfigError: If what it was a part of is not there, or can't be read.
+    """
+    if offset is None:
+        return FileReader()
+    kind = next(kind for kind in _KINDS if kind.matches(location))
+    return kind.reader or next(iter(kind.open(None, location, options).values())).reader
 
 
 def _unused_options(options: SourceOptions, used: set[SourceKind]) -> list[str]:

@@ -234,6 +234,12 @@ def test_names_that_the_store_needs_are_no_splits(tmp_path: Path, name: str) -> 
     assert f"can't be named {name!r}" in fault
 
 
+def test_splits_that_differ_in_case_alone_are_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.jpg")
+    (fault,) = faults(f"Val={tmp_path / 'a'}", f"val={tmp_path / 'a'}")
+    assert "the splits 'Val' and 'val' differ in case alone" in fault
+
+
 def test_every_fault_is_reported_at_once(tmp_path: Path) -> None:
     touch(tmp_path, "a/1.jpg", "b/2.jpg", "file.jpg")
     found = faults(

@@ -1,0 +1,111 @@
+"""JSON that anybody may have written: what comes out has the types it is said to have, or there is a ValueError."""
+
+from __future__ import annotations
+
+import json
+import math
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+_DEEPEST = 50
+_LARGEST = 2**63 - 1
+_SHORT = 60
+
+T = TypeVar("T")
+
+
+def parse_json(data: bytes | str) -> Any:
+    """Reads JSON as its standard has it: no key twice in an object, no NaN, and nothing nested out of all measure.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    try:
+        value = json.loads(
+            data, object_pairs_hook=_object, parse_constant=_no_number, parse_float=lambda text: _finite(float(text))
+        )
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+    _check_depth(value, 0)
+    return value
+
+
+def typed(value: Any, kind: Any, name: str = "it") -> Any:
+    """Gives parsed JSON the type that annotations state: an object becomes a NamedTuple, an array a tuple.
+
+    Args:
+        value: Of `parse_json`.
+        kind: A NamedTuple, or what may stand in one: str, bool, int (from 0 to 2⁶³ - 1), float, None, Any, and dict,
+            list, tuple and unions of them.
+        name: What the value is called in the error.
+
+    Raises:
+        ValueError: If it has another type.
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if origin is types.UnionType:
+        if value is None and types.NoneType in arguments:
+            return None
+        (other,) = (argument for argument in arguments if argument is not types.NoneType)
+        return typed(value, other, name)
+    if origin is dict and isinstance(value, dict):
+        return {key: typed(item, arguments[1], f"{name}.{key}") for key, item in value.items()}
+    if origin in (list, tuple) and isinstance(value, list):
+        return origin(typed(item, arguments[0], f"{name}[{position}]") for position, item in enumerate(value))
+    if hasattr(kind, "_fields") and isinstance(value, dict):
+        return kind(**fields(value, typing.get_type_hints(kind), name))
+    if kind is float and type(value) in (int, float):
+        return value
+    if type(value) is kind and (kind is not int or 0 <= value <= _LARGEST):
+        return value
+    raise ValueError(f"{name} is {_short(value)}, which is no {getattr(kind, '__name__', kind)}")
+
+
+def fields(value: Any, kinds: dict[str, Any], name: str = "it") -> dict[str, Any]:
+    """The entries of an object that has those named in `kinds`, each of its type, and no others.
+
+    Raises:
+        ValueError: If it is not such an object.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is {_short(value)}, which is no object")
+    if value.keys() != kinds.keys():
+        raise ValueError(f"{name} has {_names(value)}, where {_names(kinds)} are to be")
+    return {key: typed(value[key], kind, key) for key, kind in kinds.items()}
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        raise ValueError(f"a key is there twice among {_names(entries)}")
+    return entries
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number")
+
+
+def _finite(number: float) -> float:
+    if not math.isfinite(number):
+        raise ValueError("a number is beyond all bounds")
+    return number
+
+
+def _check_depth(value: Any, depth: int) -> None:
+    if depth > _DEEPEST:
+        raise ValueError("it is nested too deep")
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_depth(item, depth + 1)
+
+
+def _names(names: Iterable[str]) -> str:
+    return _short(", ".join(names)) if names else "nothing"
+
+
+def _short(value: Any) -> str:
+    text = ascii(value)
+    return text if len(text) <= _SHORT else f"{text[:_SHORT]}…"

@@ -1,0 +1,159 @@
+"""Runs that are killed at random moments, in any of their processes: the same command then gives the same bytes.
+
+Every run is a real one, on the sample's images, grouped, in two splits, in units of four rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+import embedx
+from embedx import sample
+from embedx.errors import EmbedxError
+from embedx.store.layout import index_files
+from embedx.store.verify import verify
+from tests.runs import SEED, assert_gone, assert_visible_units_are_whole, descendants, digests, run, start
+
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
+
+VICTIMS = {"main": "", "writer": "embedx-writer", "worker": "embedx-loader"}
+CODES = {"main": -9, "writer": 1, "worker": 0}
+ROUNDS = 10
+
+
+def draw_folder(root: Path, images: dict[str, int]) -> Path:
+    """So many of the sample's images of each class, per split."""
+    for split, count in images.items():
+        for folder in (sample.IMAGES / split).iterdir():
+            (root / split / folder.name).mkdir(parents=True)
+            for image in sorted(folder.iterdir())[:count]:
+                shutil.copy2(image, root / split / folder.name)
+    return root
+
+
+class Runs:
+    """One command and what it gives when nothing disturbs it."""
+
+    def __init__(self, root: Path, seed: str, *arguments: str) -> None:
+        self.root = root
+        self.random = random.Random(seed)
+        self.arguments = ["extract", "--backbone", sample.BACKBONE, "--weights", "sample", "--group-key", "class"]
+        self.arguments += ["-b", "4", "--shard-size", "16416", "--data", str(root / "images"), *arguments]
+        self.expected: dict[str, str] = {}
+        self.seconds = 0.0
+
+    def undisturbed(self, out: Path) -> None:
+        started = time.perf_counter()
+        done = run(*self.arguments, "--out", out)
+        self.seconds = time.perf_counter() - started
+        assert done.returncode == 0, done.stderr
+        self.expected = digests(out)
+
+    def kill_one(self, out: Path, written: Path) -> str:
+        """Kills one process at a random moment; `written` is where the run writes."""
+        victim = self.random.choice(list(VICTIMS))
+        moment = self.random.uniform(0, 1)
+        by_units = self.random.random() < 0.6  # the rest by time, which hits the start and the end as well
+        process = start(*self.arguments, "--out", out)
+        started = time.perf_counter()
+        units = sum(path.endswith(".parquet") for path in self.expected)
+        while process.poll() is None:
+            found = len(index_files(written)) >= moment * units
+            if found if by_units else time.perf_counter() - started >= moment * self.seconds:
+                break
+            time.sleep(0.002)
+        family: list[psutil.Process] = []
+        while process.poll() is None:  # a worker or the writer may not have started yet
+            with contextlib.suppress(psutil.NoSuchProcess):
+                family = descendants(process)
+                targets = [one for one in family if one.name() == VICTIMS[victim]]
+                if victim == "main" or targets:
+                    (psutil.Process(process.pid) if victim == "main" else self.random.choice(targets)).kill()
+                    break
+            time.sleep(0.002)
+        stdout, stderr = process.communicate(timeout=60)
+        # The process may have come to its end before the blow.
+        assert process.returncode in (0, CODES[victim]), (victim, moment, stderr)
+        assert "Traceback" not in stderr, (victim, moment, stderr)
+        assert (stdout == "") == (process.returncode != 0)
+        assert_gone(family)
+        return victim
+
+
+@pytest.mark.parametrize("part", range(6), ids=lambda part: f"seed-{SEED}-{part}")
+def test_a_run_that_is_killed_at_a_random_moment_is_finished_with_the_same_bytes(tmp_path: Path, part: int) -> None:
+    """Ten times in each of the six parts."""
+    draw_folder(tmp_path / "images", {"train": 6, "val": 3})
+    runs = Runs(tmp_path, f"{SEED}-{part}")
+    runs.undisturbed(tmp_path / "undisturbed")
+    for number in range(ROUNDS):
+        out = tmp_path / f"store-{number}"
+        victim = runs.kill_one(out, out)
+        if (out / "manifest.json").exists() and not embedx.open(out).complete:
+            assert_visible_units_are_whole(out)
+        done = run(*runs.arguments, "--out", out)
+        assert done.returncode == 0, (victim, done.stderr)
+        assert digests(out) == runs.expected, victim
+        assert list(verify(out)) == []
+        shutil.rmtree(out)
+
+
+@contextlib.contextmanager
+def reading(out: Path) -> Iterator[list[Exception]]:
+    """Opens and reads the store over and over, as another process would; what goes wrong is in the list."""
+    wrong: list[Exception] = []
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            # Between the looks of one reading the folder may become another; read at once again, it has to be whole.
+            for attempt in range(2):
+                try:
+                    store = embedx.open(out)
+                    assert store.complete and len(store.load("val").keys) == 24
+                    break
+                except (EmbedxError, AssertionError) as error:
+                    if attempt:
+                        wrong.append(error)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    yield wrong
+    done.set()
+    thread.join()
+
+
+@pytest.mark.parametrize("kind", ["--overwrite", "--update"])
+def test_a_killed_replacement_leaves_one_readable_store_and_is_finished_with_the_same_bytes(
+    tmp_path: Path, kind: str
+) -> None:
+    images = draw_folder(tmp_path / "images", {"train": 6, "val": 3})
+    runs = Runs(tmp_path, f"{SEED}-{kind}")
+    runs.undisturbed(tmp_path / "old")
+    for folder in (images / "train").iterdir():
+        first, second, *_, last = sorted(folder.iterdir())
+        shutil.copyfile(last, first)  # changed
+        second.unlink()
+        last.rename(folder / "renamed.png")
+    runs.arguments.append(kind)
+    shutil.copytree(tmp_path / "old", tmp_path / "undisturbed")
+    runs.undisturbed(tmp_path / "undisturbed")
+    for number in range(5):
+        out = tmp_path / f"store-{number}"
+        shutil.copytree(tmp_path / "old", out)
+        with reading(out) as wrong:
+            victim = runs.kill_one(out, tmp_path / f".store-{number}.embedx-new")
+            done = run(*runs.arguments, "--out", out)
+        assert wrong == []
+        assert done.returncode == 0, (victim, done.stderr)
+        assert digests(out) == runs.expected, victim
+        assert list(verify(out)) == [] and not list(tmp_path.glob(".store*"))
