@@ -1,6 +1,33 @@
-"""`python -m embedx`."""
+"""`embedx` and `python -m embedx`."""
 
-from embedx.cli.app import main
+import atexit
+import contextlib
+import os
+import sys
+from typing import NoReturn
+
+from embedx.cli import signals
+from embedx.errors import Interrupted
+
+
+def main() -> NoReturn:
+    """Runs the command line, and ends the process."""
+    guard = signals.install()
+    try:
+        from embedx.cli.app import run
+
+        code = run()
+        signals.let_end(code, guard)
+    except Interrupted as interruption:
+        signals.report(interruption.number)
+        code = interruption.exit_code
+    atexit._run_exitfuncs()
+    with contextlib.suppress(OSError, AttributeError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    # Not sys.exit(): the interpreter would take two seconds to free, module by module, what the system frees at once.
+    os._exit(code)
+
 
 if __name__ == "__main__":
     main()

@@ -9,11 +9,9 @@ EmbedxError                    1  a run failed
 ├── WriterError                1  the writer process failed
 ├── InputError                 1  an input was rejected and `--on-error fail` was given
 ├── TooManyRejectedError       3  finished, but more inputs were rejected than allowed
-├── StoreLockedError          75  another run holds the store
-├── RunInterruptedError      130  Ctrl-C
-└── RunTerminatedError       143  SIGTERM
+└── StoreLockedError          75  another run holds the store
 
-Terminated (a KeyboardInterrupt) is how SIGTERM unwinds a run, like Ctrl-C.
+Interrupted (a BaseException)  130 for SIGINT, such as Ctrl-C; 143 for SIGTERM
 """
 
 from __future__ import annotations
@@ -84,20 +82,21 @@ class StoreLockedError(EmbedxError):
     exit_code = 75
 
 
-class RunInterruptedError(EmbedxError):
-    """Ctrl-C ended the run; what is committed stays."""
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM arrived; unwinds past every `except Exception`, and past click, which ends Ctrl-C its own way.
 
-    exit_code = 130
+    Args:
+        number: The signal's.
+    """
 
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
-class RunTerminatedError(EmbedxError):
-    """SIGTERM ended the run; what is committed stays."""
-
-    exit_code = 143
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived; unwinds like Ctrl-C, past every `except Exception`."""
+    @property
+    def exit_code(self) -> int:
+        """As a shell tells of a process that a signal ended."""
+        return 128 + self.number
 
 
 def unknown(kind: str, name: str, valid: Iterable[str], *, hint: str = "") -> str:

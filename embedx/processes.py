@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from multiprocessing import connection, forkserver
+from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
 from typing import Final
 
@@ -24,8 +24,16 @@ def start_fork_server() -> None:
 
     Call it before importing torch, so that the two imports run side by side.
     """
-    multiprocessing.set_forkserver_preload(["embedx.data.loaders", "embedx.store.process"])
-    forkserver.ensure_running()
+    multiprocessing.set_forkserver_preload(["embedx.fork_server"])
+    # The server ignores SIGINT once it has imported; until then a Ctrl-C, which goes to all of a terminal's processes,
+    # would end it with a traceback. What is blocked here stays so in the server, and reaches this process afterwards.
+    # The tracker comes first, as its start unblocks what it has blocked for itself.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def keep_large_blocks() -> None:

@@ -33,7 +33,8 @@ MAY_IMPORT = {
     "recompute": GROUND | {"data", "models", "store", "engine", "callbacks", "outcome", "extract"},
     "cli": GROUND | {"data", "models", "store", "engine", "callbacks", "outcome", "update", "extract", "recompute"},
     "__init__": GROUND | {"data", "models", "store", "engine", "callbacks", "extract"},
-    "__main__": {"cli"},
+    "__main__": {"cli", "errors"},
+    "fork_server": {"data", "store"},
 }
 """Rooms, and what each may import besides itself: one way, from the ground up (DESIGN.md, section 3)."""
 

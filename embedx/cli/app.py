@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import os
-import sys
-from typing import NoReturn
-
 import typer
 from rich.text import Text
 
@@ -29,17 +23,6 @@ app.command("verify")(stores.verify)
 app.command("compare")(compare.command)
 app.command("backbones")(backbones.command)
 app.command("layers")(layers.command)
-
-
-def main() -> NoReturn:
-    """Runs the command line, and ends the process."""
-    code = run()
-    atexit._run_exitfuncs()
-    with contextlib.suppress(OSError, AttributeError, ValueError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    # Not sys.exit(): the interpreter would take two seconds to free, module by module, what the system frees at once.
-    os._exit(code)
 
 
 def run() -> int:

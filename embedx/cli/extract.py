@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from embedx.cli import signals
 from embedx.cli.options import load_config_file, with_config_options
 from embedx.cli.output import (
     STDERR,
@@ -27,14 +24,14 @@ from embedx.cli.output import (
     size_text,
 )
 from embedx.config import ExtractConfig
-from embedx.errors import RunInterruptedError, RunTerminatedError, Terminated, TooManyRejectedError
+from embedx.errors import TooManyRejectedError
 from embedx.processes import start_fork_server
 from embedx.store.layout import MANIFEST
 
 if TYPE_CHECKING:
     from embedx.outcome import Summary
 
-_RESUMABLE = "what is committed stays, and the same command goes on from there"
+_RESUMABLE = "; what is committed stays, and the same command goes on from there"
 
 
 @with_config_options
@@ -62,16 +59,16 @@ def command(
     another run, 130 and 143 interrupted.
     """
     STDERR.quiet = quiet
-    with _signals_as_errors():
-        # Both before torch is imported: threads that spin while they wait would steal the decoders' cores.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        if dry_run:
-            from embedx.extract import prepare
+    # Before torch is imported: threads that spin while they wait would steal the decoders' cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if dry_run:
+        from embedx.extract import prepare
 
-            description = prepare(config, download=False).describe()
-            print_json(description) if as_json else _print_plan(description)
-            return
-        summary = _run(config)
+        description = prepare(config, download=False).describe()
+        print_json(description) if as_json else _print_plan(description)
+        return
+    signals.advice = _RESUMABLE
+    summary = _run(config)
     STDERR.print(_outcome(summary), soft_wrap=True)
     print_json(summary.to_json(), indent=None) if as_json else print_line(str(summary.manifest))
     if summary.rejected > config.max_errors:
@@ -108,24 +105,6 @@ def _outcome(summary: Summary) -> str:
         return done + pace
     computed = count_text(int(summary.timings["inputs"]), "input")
     return f"updated, {computed} computed: {describe_counts(summary.changes)}\n{done}"
-
-
-@contextmanager
-def _signals_as_errors() -> Iterator[None]:
-    """Lets SIGTERM unwind the run as Ctrl-C does, and turns both into errors before click makes them "Aborted"."""
-
-    def terminate(signal_number: int, frame: FrameType | None) -> NoReturn:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    except Terminated as error:
-        raise RunTerminatedError(f"terminated; {_RESUMABLE}") from error
-    except KeyboardInterrupt as error:
-        raise RunInterruptedError(f"interrupted; {_RESUMABLE}") from error
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _print_plan(plan: dict[str, Any]) -> None:

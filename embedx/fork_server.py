@@ -1,0 +1,22 @@
+"""What the fork server imports: all that its children need. It is for the server alone, whose errors it filters."""
+
+import sys
+import traceback
+from types import TracebackType
+
+import embedx.data.loaders
+import embedx.store.process  # noqa: F401
+
+
+def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Shows an error with which a child could not begin, unless it is that its parent is gone.
+
+    The child sees that as a pipe that has ended, or as a semaphore that is not there, both in multiprocessing's code.
+    """
+    *_, place = traceback.extract_tb(trace) or [None]
+    in_multiprocessing = place is not None and "multiprocessing" in place.filename
+    if not (in_multiprocessing and isinstance(error, EOFError | OSError)):
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _show
