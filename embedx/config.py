@@ -37,6 +37,9 @@ RESERVED_COLUMNS = frozenset(
 LOCK = ".embedx.lock"
 """A file in every store, from its first moment on."""
 
+MAX_PIXELS = 178_956_970
+"""Pixels beyond which an image counts as a decompression bomb unless another limit is given; Pillow's own default."""
+
 _SIZE_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
 
 
@@ -154,6 +157,9 @@ class ExtractConfig:
     )
     interpolation: Interpolation | None = setting(None, help="Of resizing. Default: the weights' own.")
     exif: bool = setting(True, help="Rotate images as their EXIF orientation says.", flag="--exif/--no-exif")
+    max_pixels: int = setting(
+        MAX_PIXELS, help="Images that have more, or would once they are resized, are rejected before they are decoded."
+    )
     shard_size: int = setting(
         128 * 1024**2, help="Size to aim at per shard.", parser=parse_size, metavar="SIZE", shown="128MiB"
     )
@@ -166,7 +172,10 @@ class ExtractConfig:
     def faults(self) -> list[str]:
         """Everything wrong with the settings themselves, one message each; empty if nothing is."""
         faults = []
-        for name, lowest in (("batch_size", 1), ("workers", 0), ("image_size", 1), ("crop", 1), ("max_errors", 0)):
+        for name, lowest in (
+            *(("batch_size", 1), ("workers", 0), ("image_size", 1), ("crop", 1)),
+            *(("max_pixels", 1), ("max_errors", 0)),
+        ):
             value = getattr(self, name)
             if value is not None and value < lowest:
                 flag = "--" + name.replace("_", "-")

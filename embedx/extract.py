@@ -211,7 +211,7 @@ def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], conso
             session=session,
         ),
     ]
-    run_test(model, loaders, callbacks, DataConnector({"images": _decoder(job.spec).entry}))
+    run_test(model, loaders, callbacks, DataConnector({"images": _decoder(job.spec, job.config).entry}))
 
 
 def _loaders(job: Job, session: StoreSession) -> dict[str, SplitLoader]:
@@ -227,7 +227,7 @@ def _loaders(job: Job, session: StoreSession) -> dict[str, SplitLoader]:
             loaders[name] = SplitLoader(
                 split,
                 missing,
-                _decoder(job.spec),
+                _decoder(job.spec, job.config),
                 batch_size=job.config.batch_size,
                 workers=default_workers() if job.config.workers is None else job.config.workers,
                 pin_memory=job.device.type == "cuda",
@@ -242,10 +242,10 @@ def _describe(config: ExtractConfig, plan: Plan | None, *, download: bool) -> Ba
     return describe_features(config, features_shape(plan) if plan is not None else (1,))
 
 
-def _decoder(spec: BackboneSpec) -> Decoder:
+def _decoder(spec: BackboneSpec, config: ExtractConfig) -> Decoder:
     if isinstance(spec, FeatureSpec):
         return FeatureDecoder(spec.input_shape)
-    return ImageDecoder(_required(spec.preprocessing))
+    return ImageDecoder(_required(spec.preprocessing), config.max_pixels)
 
 
 def _job(config: ExtractConfig, plan: Plan, spec: BackboneSpec, device: torch.device, precision: Precision) -> Job:

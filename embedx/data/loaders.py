@@ -37,6 +37,10 @@ _PREFETCH_BATCHES = 4
 
 _TIMEOUT = 300.0
 
+_NO_MEMORY = "too large for the memory there is"
+_OUT_OF_MEMORY = re.compile(r"DefaultCPUAllocator: (can't allocate|not enough) memory")
+"""How torch's MemoryError is told from its other RuntimeErrors."""
+
 _WORKER_DIED = re.compile(r"DataLoader worker \(pid|Pin memory thread exited")
 _FRUITLESS_RESTARTS = 3
 """Times that workers are started anew without a batch between, where none of the inputs is found to be at fault."""
@@ -124,9 +128,11 @@ class Batches(Dataset[dict[str, Any]]):
                 data = self.plan.reader.read(*place)
                 size, digest = len(data), hashlib.sha256(data).hexdigest()
                 self.decoder.fill(row, data)
-        except RejectedInputError as error:
+        except (RejectedInputError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not _OUT_OF_MEMORY.search(str(error)):
+                raise
             row.zero_()
-            return str(error), size, digest
+            return str(error) if isinstance(error, RejectedInputError) else _NO_MEMORY, size, digest
         return None, size, digest
 
 
