@@ -132,8 +132,8 @@ class ExtractConfig:
     batch_size: int = setting(32, help="Images per forward pass; part of the recipe.", short="-b")
     workers: int | None = setting(
         None,
-        help="Processes that read and decode. Default: one per core. 0: none, and then --timeout is without effect, and "
-        "an input that crashes its decoder ends the run.",
+        help="Processes that read and decode. Default: one per core. 0: none; then --timeout has no effect, and an input "
+        "that crashes its decoder ends the run.",
         short="-j",
     )
     device: str = setting("auto", help="auto (CUDA if there is one), cpu, cuda or cuda:N.")
