@@ -132,8 +132,8 @@ class ExtractConfig:
     batch_size: int = setting(32, help="Images per forward pass; part of the recipe.", short="-b")
     workers: int | None = setting(
         None,
-        help="Processes that read and decode. Default: one per core. 0: none; then --timeout has no effect, and an input "
-        "that crashes its decoder ends the run.",
+        help="Processes that read and decode. Default: one per core. 0: none; --timeout has no effect then, and an "
+        "input that crashes its decoder ends the run.",
         short="-j",
     )
     device: str = setting("auto", help="auto (CUDA if there is one), cpu, cuda or cuda:N.")
@@ -168,7 +168,7 @@ class ExtractConfig:
     )
     overwrite: bool = setting(False, help="Replace the store that is there.", flag="--overwrite")
     on_error: OnError = setting("reject", help="An unreadable input: list it as rejected, or stop.")
-    timeout: float = setting(300.0, help="Seconds after which an input that can't be read to its end is rejected.")
+    timeout: float = setting(300.0, help="Seconds after which an input that has not been read and decoded is rejected.")
     max_errors: int = setting(0, help="Exit with 3 if more inputs than this were rejected.")
     seed: int = setting(0, help="Seed of --weights random.")
 
