@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from embedx.engine.loop import run_test as run_test
     from embedx.engine.state import TrainerState as TrainerState
     from embedx.errors import EmbedxError as EmbedxError
+    from embedx.store.compare import Comparison as Comparison
+    from embedx.store.compare import compare as compare
     from embedx.store.reader import NO_GROUP as NO_GROUP
     from embedx.store.reader import Embeddings as Embeddings
     from embedx.store.reader import Store as Store
@@ -32,6 +34,7 @@ _HOMES = {
     "NO_GROUP": "store.reader",
     "Callback": "callbacks.base",
     "CallbackConnector": "engine.connectors",
+    "Comparison": "store.compare",
     "DataConnector": "engine.connectors",
     "Embeddings": "store.reader",
     "EmbeddingsWriter": "callbacks.writer",
@@ -40,6 +43,7 @@ _HOMES = {
     "LossConnector": "engine.connectors",
     "Store": "store.reader",
     "TrainerState": "engine.state",
+    "compare": "store.compare",
     "data_key": "engine.connectors",
     "pred_key": "engine.connectors",
     "remap_pred_keys": "engine.connectors",

@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 from embedx.errors import ConfigError
 
@@ -167,6 +167,10 @@ class ExtractConfig:
         128 * 1024**2, help="Size to aim at per shard.", parser=parse_size, metavar="SIZE", shown="128MiB"
     )
     overwrite: bool = setting(False, help="Replace the store that is there.", flag="--overwrite")
+    update: bool = setting(
+        False, help="Bring the store to inputs that have changed: compute what is new or changed.", flag="--update"
+    )
+    retry_rejected: bool = setting(False, help="Try the rejected inputs again.", flag="--retry-rejected")
     on_error: OnError = setting("reject", help="An unreadable input: list it as rejected, or stop.")
     timeout: float = setting(300.0, help="Seconds after which an input that has not been read and decoded is rejected.")
     max_errors: int = setting(0, help="Exit with 3 if more inputs than this were rejected.")
@@ -183,6 +187,10 @@ class ExtractConfig:
             if value is not None and value < lowest:
                 flag = "--" + name.replace("_", "-")
                 faults.append(f"{flag} is {value}; give a whole number of at least {lowest}")
+        for name in ("update", "retry_rejected"):
+            if self.overwrite and getattr(self, name):
+                flag = "--" + name.replace("_", "-")
+                faults.append(f"--overwrite begins a store anew, and {flag} goes on with it; give one of them")
         if not 0 < self.timeout < 1e6:
             faults.append(f"--timeout is {self.timeout:g}; give a number of seconds above 0, and below 1e6")
         if self.checkpoint is not None:
@@ -210,6 +218,25 @@ class ExtractConfig:
         """The settings as plain JSON values, with the folder in which their relative paths begin."""
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(self).items()}
         return {**cast(dict[str, Any], json.loads(json.dumps(settings))), "working_directory": os.getcwd()}
+
+    @classmethod
+    def from_json(cls, settings: Mapping[str, Any]) -> Self:
+        """The settings that `to_json` has stated; of those that it did not know, the defaults.
+
+        Raises:
+            ConfigError: If they are no such settings.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}.intersection(settings)
+        values: dict[str, Any] = {name: settings[name] for name in names}
+        try:
+            for name, value in values.items():
+                if isinstance(value, list):
+                    values[name] = tuple(value)
+                elif name in ("out", "checkpoint") and value is not None:
+                    values[name] = Path(value)
+            return cls(**values)
+        except TypeError as error:
+            raise ConfigError(f"the settings {canonical_json(settings)} are not those of an extraction") from error
 
 
 def _channels_text(values: Sequence[float]) -> str:

@@ -7,15 +7,14 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
+from torch import nn
 
-from embedx import sample
 from embedx.callbacks.base import Callback
 from embedx.callbacks.progress import ProgressBar
 from embedx.callbacks.rejected import RejectedInputs
@@ -24,20 +23,20 @@ from embedx.callbacks.writer import EmbeddingsWriter
 from embedx.config import ExtractConfig, Precision, Recipe
 from embedx.data.decode import ImageDecoder
 from embedx.data.features import FeatureDecoder, features_shape
-from embedx.data.loaders import Decoder, SplitLoader, default_workers
-from embedx.data.plan import Plan, build_plan, rows_per_unit
-from embedx.data.sources import parse_data
-from embedx.data.sources.base import SourceOptions
+from embedx.data.loaders import Decoder, NoDecoder, SplitLoader, default_workers
+from embedx.data.plan import Plan, SplitPlan, rows_per_unit
 from embedx.engine.connectors import DataConnector
 from embedx.engine.loop import run_test
-from embedx.errors import ConfigError
+from embedx.errors import ConfigError, StoreMismatchError
 from embedx.models.backbones import BackboneSpec, describe_backbone
 from embedx.models.backbones.none import NONE, FeatureSpec, describe_features
 from embedx.models.runtime import EagerRuntime, resolve_device, resolve_precision
+from embedx.outcome import Summary, list_inputs
 from embedx.processes import keep_large_blocks
 from embedx.store.layout import MANIFEST, Unit
 from embedx.store.manifest import Manifest, existing_store
 from embedx.store.session import StoreSession
+from embedx.update import Layout, compare, lay_out
 
 _INDEX_BYTES = 8
 _PACKAGES = ("embedx", "torch", "torchvision", "pillow", "numpy", "pyarrow", "safetensors")
@@ -87,47 +86,13 @@ class Job:
         }
 
 
-@dataclasses.dataclass(frozen=True)
-class Summary:
-    """What a run has done."""
-
-    manifest: Path
-    totals: dict[str, dict[str, int]]
-    """Per split: inputs, rows, rejected, units, shards, bytes."""
-    up_to_date: bool
-    """Whether there was nothing to do."""
-    seconds: float
-    timings: dict[str, float]
-
-    @property
-    def rows(self) -> int:
-        """Rows in the store."""
-        return sum(split["rows"] for split in self.totals.values())
-
-    @property
-    def rejected(self) -> int:
-        """Rejected inputs in the store."""
-        return sum(split["rejected"] for split in self.totals.values())
-
-    def to_json(self) -> dict[str, Any]:
-        """The summary as plain JSON values."""
-        return {
-            "manifest": str(self.manifest),
-            "up_to_date": self.up_to_date,
-            "rows": self.rows,
-            "rejected": self.rejected,
-            "seconds": round(self.seconds, 3),
-            "splits": self.totals,
-            "timings": self.timings,
-        }
-
-
-def prepare(config: ExtractConfig, *, download: bool = True) -> Job:
+def prepare(config: ExtractConfig, *, download: bool = True, plan: Plan | None = None) -> Job:
     """Determines all of a run, writing nothing.
 
     Args:
         config: The settings.
         download: Whether weights may be fetched.
+        plan: The inputs, where they have been listed already.
 
     Raises:
         ConfigError: Naming every fault that was found.
@@ -144,20 +109,20 @@ def prepare(config: ExtractConfig, *, download: bool = True) -> Job:
     attempt(lambda: existing_store(config.out))
     device = attempt(lambda: resolve_device(config.device))
     precision = attempt(lambda: resolve_precision(config.precision, device)) if device is not None else None
-    sources = attempt(lambda: parse_data(config.data or [str(sample.IMAGES)], SourceOptions.of(config)))
-    plan = attempt(lambda: build_plan(_required(sources), config.group_key)) if sources else None
+    plan = plan or attempt(lambda: list_inputs(config))
     # Last, as it may have to fetch weights, which is not worth it for a run that can't be.
-    spec = attempt(lambda: _describe(config, plan, download=download and not faults))
+    spec = attempt(lambda: describe_spec(config, plan, download=download and not faults))
     ConfigError.check(faults)
     return _job(config, _required(plan), _required(spec), _required(device), _required(precision))
 
 
-def extract(config: ExtractConfig, console: Console | None = None) -> Summary:
+def extract(config: ExtractConfig, console: Console | None = None, plan: Plan | None = None) -> Summary:
     """Runs a backbone over images and stores the embeddings; finishes what an earlier run left.
 
     Args:
         config: The settings.
         console: Where progress and notices go; None for silence.
+        plan: The inputs, where they have been listed already.
 
     Returns:
         What was done. Whether too many inputs were rejected is for the caller to judge.
@@ -170,18 +135,17 @@ def extract(config: ExtractConfig, console: Console | None = None) -> Summary:
     """
     started = time.perf_counter()
     console = console or Console(quiet=True)
-    job = prepare(config)
+    job = prepare(config, plan=plan)
     _notices(job, console)
     session = StoreSession.begin(config.out, job.manifest, mode="overwrite" if config.overwrite else "resume")
     try:
-        loaders = _loaders(job, session)
+        update = _update(job, session, console)
+        loaders = _loaders(job, session, update)
         for name, then, now in session.changes if loaders else ():
             console.print(f"the store was begun with {name} {then}, and goes on with {now}", markup=False)
         up_to_date = session.is_finished and not loaders
-        if loaders:
+        if not up_to_date:
             _run(job, session, loaders, console)
-        elif not up_to_date:
-            session.finish(session.manifest.timings)
     except ConfigError:
         session.discard()
         raise
@@ -189,16 +153,58 @@ def extract(config: ExtractConfig, console: Console | None = None) -> Summary:
         session.close()
     manifest = session.manifest
     seconds = time.perf_counter() - started
-    return Summary(config.out / MANIFEST, manifest.totals, up_to_date, seconds, manifest.timings)
+    changes = update.counts if update is not None else None
+    return Summary(config.out / MANIFEST, manifest.totals, up_to_date, changes, seconds, manifest.timings)
+
+
+def _update(job: Job, session: StoreSession, console: Console) -> Layout | None:
+    """Where the plan does not tell what is missing, finds out; None where there is nothing to be updated.
+
+    Raises:
+        StoreMismatchError: If the inputs have changed, and `--update` is not given.
+    """
+    config = job.config
+    retry = config.retry_rejected and session.has_rejected
+    if not session.needs_comparison and not retry:
+        return None
+
+    def sha256_of(split: SplitPlan, rows: Sequence[int]) -> list[str | None]:
+        if rows:
+            console.print(f"{split.name}: reading {len(rows):,} inputs to see whether they have changed", markup=False)
+            loader = _loader(job, split, [rows], NoDecoder())
+            return [digest for batch in loader for digest in batch["sha256"]]
+        return []
+
+    comparison = compare(
+        job.plan,
+        session.whole_units().values(),
+        sha256_of,
+        names_differ=not session.inputs_are_the_same,
+        retry_rejected=config.retry_rejected,
+    )
+    if comparison.inputs_differ and not config.update:
+        raise StoreMismatchError(
+            f"the inputs are not those of the store {config.out}: {comparison.describe()}; bring it up to date with "
+            "--update, replace it with --overwrite, or choose another folder"
+        )
+    out_of_place = session.was_updated and comparison.counts["pending"]
+    if not (comparison.inputs_differ or comparison.counts["retried"] or out_of_place):
+        session.resume()
+        return None
+    layout = lay_out(job.plan, comparison, job.rows_per_unit)
+    session.update(layout.counts, layout.units, layout.linked, layout.staying)
+    return layout
 
 
 def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], console: Console) -> None:
-    next(iter(loaders.values())).start()  # its workers decode while the model is built
-    if job.device.type == "cpu":
-        keep_large_blocks()
-    model = EagerRuntime(job.spec.load(), job.device, job.precision)
-    if job.config.checkpoint is not None and (match := job.spec.architecture.match) is not None:
-        console.print(f"{job.config.checkpoint}: {match}", markup=False, soft_wrap=True)
+    model: nn.Module = nn.Identity()  # for no batches at all, where rows only move
+    if loaders:
+        next(iter(loaders.values())).start()  # its workers decode while the model is built
+        if job.device.type == "cpu":
+            keep_large_blocks()
+        model = EagerRuntime(job.spec.load(), job.device, job.precision)
+        if job.config.checkpoint is not None and (match := job.spec.architecture.match) is not None:
+            console.print(f"{job.config.checkpoint}: {match}", markup=False, soft_wrap=True)
     callbacks: list[Callback] = [
         ProgressBar(console, {split: loader.inputs for split, loader in loaders.items()}),
         RejectedInputs(job.config.on_error),
@@ -211,45 +217,65 @@ def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], conso
             session=session,
         ),
     ]
-    run_test(model, loaders, callbacks, DataConnector({"images": _decoder(job.spec, job.config).entry}))
+    run_test(model, loaders, callbacks, DataConnector({"images": decoder_for(job.spec, job.config).entry}))
 
 
-def _loaders(job: Job, session: StoreSession) -> dict[str, SplitLoader]:
-    """A loader over the units that are missing, for every split that misses some."""
-    loaders = {}
-    for name, split in job.plan.splits.items():
-        missing = [
-            rows
-            for number, rows in enumerate(split.unit_rows(job.rows_per_unit))
-            if not session.is_committed(Unit(name, number))
-        ]
-        if missing:
-            loaders[name] = SplitLoader(
-                split,
-                missing,
-                _decoder(job.spec, job.config),
-                batch_size=job.config.batch_size,
-                workers=default_workers() if job.config.workers is None else job.config.workers,
-                pin_memory=job.device.type == "cuda",
-                timeout=job.config.timeout,
-            )
-    return loaders
+def _loaders(job: Job, session: StoreSession, update: Layout | None) -> dict[str, SplitLoader]:
+    """A loader over what has to be computed, for every split in which there is such."""
+    missing: dict[str, list[Sequence[int]]] = {}
+    plan = job.plan if update is None else update.plan
+    for name, split in plan.splits.items():
+        if update is None:
+            units = enumerate(split.unit_rows(job.rows_per_unit))
+            missing[name] = [rows for number, rows in units if not session.is_committed(Unit(name, number))]
+        else:  # batches of what many units lack a little of, as a row's numbers do not depend on its neighbours
+            numbers = split.index(update.computed[name]) // job.rows_per_unit
+            pairs = zip(update.computed[name], numbers.tolist(), strict=True)
+            missing[name] = [[row for row, number in pairs if not session.is_committed(Unit(name, number))]]
+    return {
+        name: _loader(job, plan.splits[name], runs, decoder_for(job.spec, job.config))
+        for name, runs in missing.items()
+        if any(runs)
+    }
 
 
-def _describe(config: ExtractConfig, plan: Plan | None, *, download: bool) -> BackboneSpec:
+def _loader(job: Job, split: SplitPlan, runs: Sequence[Sequence[int]], decoder: Decoder) -> SplitLoader:
+    return SplitLoader(
+        split,
+        runs,
+        decoder,
+        batch_size=job.config.batch_size,
+        workers=default_workers() if job.config.workers is None else job.config.workers,
+        pin_memory=job.device.type == "cuda",
+        timeout=job.config.timeout,
+    )
+
+
+def describe_spec(config: ExtractConfig, plan: Plan | None, *, download: bool) -> BackboneSpec:
+    """The backbone that was asked for, or, without one, what is made of the plan's features."""
     if config.backbone != NONE:
         return describe_backbone(config, download=download)
     return describe_features(config, features_shape(plan) if plan is not None else (1,))
 
 
-def _decoder(spec: BackboneSpec, config: ExtractConfig) -> Decoder:
+def decoder_for(spec: BackboneSpec, config: ExtractConfig) -> Decoder:
+    """What turns inputs into what the backbone takes."""
     if isinstance(spec, FeatureSpec):
         return FeatureDecoder(spec.input_shape)
     return ImageDecoder(_required(spec.preprocessing), config.max_pixels)
 
 
 def _job(config: ExtractConfig, plan: Plan, spec: BackboneSpec, device: torch.device, precision: Precision) -> Job:
-    recipe = Recipe(
+    recipe = recipe_of(config, spec, device, precision)
+    unit = rows_per_unit(config.shard_size, _row_bytes(spec, config), config.batch_size)
+    environment = environment_of(device, spec.architecture.libraries)
+    manifest = Manifest(recipe.to_json(), plan.to_json(unit), environment, config.to_json())
+    return Job(config, plan, spec, device, precision, unit, manifest)
+
+
+def recipe_of(config: ExtractConfig, spec: BackboneSpec, device: torch.device, precision: Precision) -> Recipe:
+    """All that determines what will be computed."""
+    return Recipe(
         backbone=spec.name,
         backbone_args=dict(spec.architecture.arguments),
         weights=spec.weights.to_json(),
@@ -263,10 +289,6 @@ def _job(config: ExtractConfig, plan: Plan, spec: BackboneSpec, device: torch.de
         batch_size=config.batch_size,
         dtype=config.dtype,
     )
-    unit = rows_per_unit(config.shard_size, _row_bytes(spec, config), config.batch_size)
-    environment = _environment(device, spec.architecture.libraries)
-    manifest = Manifest(recipe.to_json(), plan.to_json(unit), environment, config.to_json())
-    return Job(config, plan, spec, device, precision, unit, manifest)
 
 
 def _row_bytes(spec: BackboneSpec, config: ExtractConfig) -> int:
@@ -274,7 +296,8 @@ def _row_bytes(spec: BackboneSpec, config: ExtractConfig) -> int:
     return int(sum(math.prod(shape) for shape in spec.shapes.values()) * item_bytes + _INDEX_BYTES)
 
 
-def _environment(device: torch.device, libraries: tuple[str, ...]) -> dict[str, Any]:
+def environment_of(device: torch.device, libraries: tuple[str, ...]) -> dict[str, Any]:
+    """Versions and hardware, as the manifest has them."""
     return {
         "python": platform.python_version(),
         **{package: version(package) for package in (*_PACKAGES, *libraries)},

@@ -210,7 +210,7 @@ def test_another_recipe_or_changed_inputs_are_refused_until_overwrite(tmp_path: 
     with pytest.raises(StoreMismatchError, match=r"recipe\.batch_size: 8 → 4"):
         extract(config(tmp_path / "store", batch_size=4, **settings))
     (images / "0.jpg").unlink()
-    with pytest.raises(StoreMismatchError, match=r"inputs of split 'all': 5 → 4"):
+    with pytest.raises(StoreMismatchError, match=r"1 gone \(such as '0.jpg'\), 4 unchanged"):
         extract(config(tmp_path / "store", **settings))
     assert extract(config(tmp_path / "store", overwrite=True, **settings)).rows == 4
     assert list(verify(tmp_path / "store")) == []

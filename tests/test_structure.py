@@ -27,8 +27,11 @@ MAY_IMPORT = {
     "store": GROUND,
     "engine": GROUND | {"callbacks.base"},
     "callbacks": GROUND | {"engine", "store", "data", "models"},
-    "extract": GROUND | {"data", "models", "store", "engine", "callbacks"},
-    "cli": GROUND | {"data", "models", "store", "engine", "callbacks", "extract"},
+    "update": GROUND | {"data", "store"},
+    "outcome": GROUND | {"data", "store"},
+    "extract": GROUND | {"data", "models", "store", "engine", "callbacks", "outcome", "update"},
+    "recompute": GROUND | {"data", "models", "store", "engine", "callbacks", "outcome", "extract"},
+    "cli": GROUND | {"data", "models", "store", "engine", "callbacks", "outcome", "update", "extract", "recompute"},
     "__init__": GROUND | {"data", "models", "store", "engine", "callbacks", "extract"},
     "__main__": {"cli"},
 }

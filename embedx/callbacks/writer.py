@@ -149,6 +149,8 @@ class EmbeddingsWriter(Callback):
                 self._session.set_rows_per_unit(rows_per_unit_of(_SHARD_SIZE, row_bytes, len(rows)))
             self._process = WriterProcess(self._session.terms, tensors)
         for unit, start, stop in self._units(split, batch["index"].tolist()):
+            if (staying := self._session.staying.pop(unit, None)) is not None:
+                self._process.put(UnitBatch(unit, {}, staying))
             self._process.put(UnitBatch(unit, tensors, rows).part(start, stop))
 
     def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> Metrics:
@@ -160,6 +162,9 @@ class EmbeddingsWriter(Callback):
         """
         if self._session is None:
             raise RuntimeError("EmbeddingsWriter.setup() has not been called")
+        for unit, staying in self._session.staying.items():  # of units in which nothing had to be computed
+            self._process = self._process or WriterProcess(self._session.terms, {})
+            self._process.put(UnitBatch(unit, {}, staying))
         if self._process is not None:
             self._process.close()
             self._process = None

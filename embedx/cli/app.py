@@ -11,7 +11,7 @@ from typing import NoReturn
 import typer
 from rich.text import Text
 
-from embedx.cli import backbones, extract, layers, stores
+from embedx.cli import backbones, compare, extract, layers, stores
 from embedx.cli.output import STDERR
 from embedx.errors import EmbedxError
 
@@ -26,6 +26,7 @@ app = typer.Typer(
 app.command("extract")(extract.command)
 app.command("info")(stores.info)
 app.command("verify")(stores.verify)
+app.command("compare")(compare.command)
 app.command("backbones")(backbones.command)
 app.command("layers")(layers.command)
 

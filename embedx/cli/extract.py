@@ -29,9 +29,10 @@ from embedx.cli.output import (
 from embedx.config import ExtractConfig
 from embedx.errors import RunInterruptedError, RunTerminatedError, Terminated, TooManyRejectedError
 from embedx.processes import start_fork_server
+from embedx.store.layout import MANIFEST
 
 if TYPE_CHECKING:
-    from embedx.extract import Summary
+    from embedx.outcome import Summary
 
 _RESUMABLE = "what is committed stays, and the same command goes on from there"
 
@@ -64,15 +65,13 @@ def command(
     with _signals_as_errors():
         # Both before torch is imported: threads that spin while they wait would steal the decoders' cores.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        if not dry_run:
-            start_fork_server()
-        from embedx.extract import extract, prepare
-
         if dry_run:
+            from embedx.extract import prepare
+
             description = prepare(config, download=False).describe()
             print_json(description) if as_json else _print_plan(description)
             return
-        summary = extract(config, STDERR)
+        summary = _run(config)
     STDERR.print(_outcome(summary), soft_wrap=True)
     print_json(summary.to_json(), indent=None) if as_json else print_line(str(summary.manifest))
     if summary.rejected > config.max_errors:
@@ -82,12 +81,33 @@ def command(
         )
 
 
+def _run(config: ExtractConfig) -> Summary:
+    if (config.out / MANIFEST).exists():
+        from embedx.outcome import look_for_work
+
+        summary, plan = look_for_work(config)
+        if summary is not None:
+            return summary
+    else:
+        plan = None
+    start_fork_server()
+    from embedx.extract import extract
+
+    return extract(config, STDERR, plan)
+
+
 def _outcome(summary: Summary) -> str:
+    from embedx.update import describe_counts
+
     if summary.up_to_date:
         return f"up to date: {count_text(summary.rows, 'row')}"
     rate = summary.timings.get("images_per_second")
     pace = f", {rate:.0f} images/s" if rate else ""
-    return f"{count_text(summary.rows, 'row')}, {summary.rejected} rejected, in {summary.seconds:.1f} s{pace}"
+    done = f"{count_text(summary.rows, 'row')}, {summary.rejected} rejected, in {summary.seconds:.1f} s"
+    if summary.changes is None:
+        return done + pace
+    computed = count_text(int(summary.timings["inputs"]), "input")
+    return f"updated, {computed} computed: {describe_counts(summary.changes)}\n{done}"
 
 
 @contextmanager

@@ -74,9 +74,9 @@ def facts_table(facts: Mapping[str, str]) -> Table:
     return table
 
 
-def numbers_table(*columns: str) -> Table:
+def numbers_table(*columns: str, title: str | None = None) -> Table:
     """A table with these columns, of names and numbers per split and group."""
-    return Table(*(Column(name, overflow="fold") for name in columns))
+    return Table(*(Column(name, overflow="fold") for name in columns), title=title, title_justify="left")
 
 
 def one_line(text: str) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import os
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,7 +25,10 @@ from embedx.cli.output import (
     print_line,
     size_text,
 )
-from embedx.errors import StoreError
+from embedx.errors import ConfigError, StoreError
+
+if TYPE_CHECKING:
+    from embedx.recompute import Recomputation
 
 StoreArgument = Annotated[Path, typer.Argument(metavar="STORE", help="A folder that `embedx extract` wrote.")]
 
@@ -45,11 +51,49 @@ def info(
         _print_summary(_description(store))
 
 
-def verify(path: StoreArgument, as_json: JsonOption = False, debug: DebugOption = False) -> None:
+def verify(
+    path: StoreArgument,
+    recompute: Annotated[
+        int | None,
+        typer.Option(
+            "--recompute",
+            metavar="N",
+            min=1,
+            help="Embed N random rows again as well, from their inputs, and compare them.",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Of the choice of rows. Default: another each time.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="Where to recompute. Default: the recipe's, if it is there.")
+    ] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Let --recompute run a backbone that is code, or a program.")
+    ] = False,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            "--tolerance",
+            help="What --recompute allows a number to differ by, in parts of its row's largest. "
+            "Default: 1e-4 for fp32, 1e-2 for tf32 and fp16, 5e-2 for bf16; at least 2e-3 if stored as float16, "
+            "2e-2 as bfloat16.",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
     """Check a store against itself: checksums, shapes, row identities, sums, NaN rows.
 
-    Prints one line per fault, and exits with 1 if there is one.
+    With --recompute also against its inputs, which tells what no checksum can: whether the numbers are those that
+    they give. Prints one line per fault, and exits with 1 if there is one.
     """
+    if recompute is None and (seed, device, tolerance, trust) != (None, None, None, False):
+        raise ConfigError("--seed, --device, --tolerance and --trust are for recomputing rows; give --recompute N too")
+    if tolerance is not None and not 0 <= tolerance < math.inf:
+        raise ConfigError(f"--tolerance is {tolerance:g}; give a number of at least 0, such as 1e-4")
+    # Before torch is imported: threads that spin while they wait would steal the decoders' cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from embedx.store.verify import NOT_COMPLETE
     from embedx.store.verify import verify as faults_of
 
@@ -58,8 +102,22 @@ def verify(path: StoreArgument, as_json: JsonOption = False, debug: DebugOption 
         faults.append(fault)
         if not as_json:
             print_line(fault)
+    damaged = faults not in ([], [NOT_COMPLETE])
+    found = None
+    if recompute is not None and not damaged:
+        from embedx.recompute import recompute as recomputed
+
+        options: dict[str, Any] = {"seed": seed, "device": device, "trust": trust, "tolerance": tolerance}
+        found = recomputed(path, recompute, **options, console=STDERR)
+    wrong = [*found.faults, *found.lost_inputs] if found is not None else []
     if as_json:
-        print_json({"store": str(path), "ok": not faults, "faults": faults}, indent=None)
+        report: dict[str, Any] = {"store": str(path), "ok": not faults and not wrong, "faults": faults}
+        print_json(report if found is None else report | {"recomputed": dataclasses.asdict(found)}, indent=None)
+    else:
+        for line in wrong:
+            print_line(one_line(line))
+    if found is not None:
+        _judge(path, found)
     if faults == [NOT_COMPLETE]:
         raise StoreError(f"{path} has no damage, but the run that writes it has not come to its end")
     if faults:
@@ -68,6 +126,27 @@ def verify(path: StoreArgument, as_json: JsonOption = False, debug: DebugOption 
             "same `embedx extract` again, which writes what is missing"
         )
     STDERR.print(f"{path} is whole", soft_wrap=True)
+
+
+def _judge(path: Path, found: Recomputation) -> None:
+    """Tells what came of recomputing, and raises an error if that is not what the store holds."""
+    largest = "not finite" if found.largest_difference is None else f"{found.largest_difference:.3g}"
+    STDERR.print(
+        f"{count_text(found.rows, 'row')} recomputed: largest difference {largest} (allowed {found.allowed:g}), in "
+        "parts of a row's largest number",
+        soft_wrap=True,
+    )
+    if found.faults:
+        raise StoreError(
+            f"{path} has {count_text(len(found.faults), 'fault')} that recomputing shows, among {found.rows} rows; if "
+            "versions or another kind of processor explain that, allow more by --tolerance, else write the store anew "
+            "by `embedx extract --overwrite`"
+        )
+    if found.lost_inputs:
+        raise StoreError(
+            f"{path}: {count_text(len(found.lost_inputs), 'row')} can't be judged, as the inputs are gone or have "
+            "changed since; all others are what their inputs give"
+        )
 
 
 def _description(store: Any) -> dict[str, Any]:

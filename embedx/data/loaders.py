@@ -4,7 +4,7 @@ A batch is a plain dict; B is the batch size, n ≤ B the number of its inputs:
 
     images    [B, 3, H, W] uint8, channels last in memory; or features [B, D] or [B, T, D], where the inputs are those.
               Rows n to B are padding, and zero like those of rejected inputs
-    index     [n] int64, each input's row in the split's plan
+    index     [n] int64, each input's place in its split of the store
     keys, paths, offsets, mtime_ns, groups, reasons, bytes, sha256   lists of n; a reason is None for what was decoded
     targets   [n] int64, -1 where unknown; left out if the split has none
     metadata  the source's own columns, by name, as n-row arrow arrays
@@ -80,6 +80,19 @@ class Decoder(Protocol):
         ...
 
 
+class NoDecoder:
+    """Leaves inputs undecoded, where only their sha256 is asked for."""
+
+    entry = "nothing"
+
+    def empty(self, batch_size: int) -> Tensor:
+        """A batch [B, 0]."""
+        return torch.empty(batch_size, 0)
+
+    def fill(self, row: Tensor, data: bytes) -> None:
+        """Does nothing."""
+
+
 class Batches(Dataset[dict[str, Any]]):
     """The samples of one split as batches: `__getitems__(rows)` gives a whole batch."""
 
@@ -113,7 +126,7 @@ class Batches(Dataset[dict[str, Any]]):
         reasons, sizes, digests = zip(*outcomes, strict=True)
         batch = {
             self.decoder.entry: inputs,
-            "index": torch.tensor(rows, dtype=torch.int64),
+            "index": torch.from_numpy(self.plan.index(rows)),
             "keys": samples["key"].to_pylist(),
             "paths": [as_text(path) for path in samples["path"].to_pylist()],
             "offsets": samples["offset"].to_pylist(),
@@ -151,7 +164,7 @@ class Batches(Dataset[dict[str, Any]]):
 class UnitBatches(Sampler[list[int]]):
     """Rows of the given units, batch by batch, from batch `first` on; none reaches over the end of a unit."""
 
-    def __init__(self, units: Sequence[range], batch_size: int, first: int = 0) -> None:
+    def __init__(self, units: Sequence[Sequence[int]], batch_size: int, first: int = 0) -> None:
         self.units = units
         self.batch_size = batch_size
         self.first = first
@@ -173,7 +186,7 @@ class SplitLoader:
 
     Args:
         plan: The split.
-        units: The units, as ranges of its rows.
+        units: Which of its rows, in runs; no batch reaches over the end of a run.
         decoder: What turns an input's bytes into a row of a batch.
         batch_size: Of every batch.
         workers: Processes that read and decode; 0: none, and then an input that ends its process ends this one, and one
@@ -185,7 +198,7 @@ class SplitLoader:
     def __init__(
         self,
         plan: SplitPlan,
-        units: Sequence[range],
+        units: Sequence[Sequence[int]],
         decoder: Decoder,
         *,
         batch_size: int,

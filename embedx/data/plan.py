@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -28,8 +29,10 @@ class SplitPlan:
 
     name: str
     table: pa.Table
-    """PLAN_COLUMNS, then the source's metadata; row i of it is the sample of index i."""
+    """PLAN_COLUMNS, then the source's metadata; one row per sample."""
     reader: Reader = dataclasses.field(default_factory=FileReader)
+    positions: np.ndarray[Any, np.dtype[np.int64]] | None = None
+    """[N] each sample's `index` in the store, which tells its unit; None: its row in `table`."""
 
     def __len__(self) -> int:
         return len(self.table)
@@ -38,6 +41,11 @@ class SplitPlan:
     def metadata(self) -> tuple[str, ...]:
         """Names of the source's own columns."""
         return tuple(self.table.column_names[len(PLAN_COLUMNS) :])
+
+    def index(self, rows: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The `index` that these rows of the table have in the store."""
+        own = np.asarray(rows, np.int64)
+        return own if self.positions is None else self.positions[own]
 
     def unit_rows(self, rows_per_unit: int) -> list[range]:
         """The units: unit i holds the samples of the i-th range."""

@@ -38,6 +38,19 @@ class Unit(NamedTuple):
     number: int
 
 
+class StoreTerms(NamedTuple):
+    """What is the same for every unit of a store."""
+
+    root: Path
+    recipe: str
+    """The recipe's fingerprint."""
+    grouped: bool
+    """Whether groups become sub-folders."""
+    rows_per_unit: int
+    base: Path | None = None
+    """The store that this one is to replace, from which it takes the rows that stay."""
+
+
 def folder_name(name: str | None) -> str:
     """Turns a split's or group's name into one folder name, by percent-encoding of its UTF-8 bytes.
 

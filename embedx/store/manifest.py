@@ -37,6 +37,8 @@ class Manifest:
     """Sha256 of every index table, by its path in the store."""
     timings: dict[str, float] = dataclasses.field(default_factory=dict)
     """Seconds and rates of the run that completed the store."""
+    updates: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    """What later runs have changed, each as counts of inputs; if any, the plan no longer tells each input's unit."""
     later_environments: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     """Those, other than the first, in which later runs went on."""
     format: int = FORMAT

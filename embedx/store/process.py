@@ -27,9 +27,9 @@ from torch import Tensor
 
 from embedx.errors import StoreError, WriterError
 from embedx.processes import START_METHOD, return_large_blocks, start_fork_server, tie_to_parent
-from embedx.store.layout import Unit
+from embedx.store.layout import StoreTerms, Unit
 from embedx.store.ring import SlotRing, TensorPlace, bytes_needed
-from embedx.store.units import StoreTerms, UnitBatch, UnitBuffer
+from embedx.store.units import UnitBatch, UnitBuffer
 
 _QUEUE_LENGTH = 8
 """Batches that may wait; beyond it `put` waits, so that a slow disk costs time and not memory."""

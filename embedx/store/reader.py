@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal, Self
@@ -123,11 +123,11 @@ class Store:
             return []
         return list(dict.fromkeys(_group_of(entry) for _, entry in self._shards(split, None)))
 
-    def index(self, split: str | None = None) -> pa.Table:
-        """The index table of a split, or of all: one row per input, in plan order, rejected ones too."""
+    def index(self, split: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
+        """The index table of a split, or of all, or some of its columns: one row per input, in plan order."""
         if split is not None:
             self._require_split(split)
-        tables = [read_index(path) for path, unit in self.units.items() if split in (None, unit.split)]
+        tables = [read_index(path, columns) for path, unit in self.units.items() if split in (None, unit.split)]
         return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
 
     def load(

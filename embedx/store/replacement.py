@@ -44,25 +44,41 @@ def recover(out: Path) -> None:
             _set_aside(out).rename(out)
 
 
+def finish_removal(out: Path) -> None:
+    """Removes what is left of a store that `out` has replaced, where that was interrupted; `out` has to be locked."""
+    old = staging_folder(out)
+    if (old / LOCK).exists() and not os.path.lexists(old / layout.MANIFEST):
+        remove_store(old, rescue_to=out)
+    if (_set_aside(out) / LOCK).exists():
+        remove_store(_set_aside(out), rescue_to=out)
+
+
 def remove_store(root: Path, rescue_to: Path | None = None) -> None:
     """Removes what embedx wrote to the store at `root`, and the folder if nothing else is left in it.
+
+    First the manifest, so that the rest is known to be one, and last the lock, by which it is known to be embedx's.
 
     Args:
         root: The store.
         rescue_to: A store that takes over what others put there, except where something of that name is.
     """
+    (root / layout.MANIFEST).unlink(missing_ok=True)
+    sync_folder(root)
     tables = layout.index_files(root).values()
     for path in [*our_shards(root), *tables, *layout.temporary_files(root)]:
         path.unlink()
-    for name in (layout.MANIFEST, LOCK):
-        (root / name).unlink(missing_ok=True)
     for path in sorted(root.rglob("*"), reverse=True):
         with contextlib.suppress(OSError):
             if path.is_dir() and not path.is_symlink():
                 path.rmdir()
-            elif rescue_to is not None and not os.path.lexists(rescue := rescue_to / path.relative_to(root)):
+            elif (
+                path != root / LOCK
+                and rescue_to is not None
+                and not os.path.lexists(rescue := rescue_to / path.relative_to(root))
+            ):
                 rescue.parent.mkdir(parents=True, exist_ok=True)
                 path.rename(rescue)
+    (root / LOCK).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         root.rmdir()
 

@@ -38,7 +38,7 @@ class SlotRing:
     def __init__(self, context: BaseContext, slot_bytes: int, queue_length: int) -> None:
         self.slot_bytes = slot_bytes
         self._slots = queue_length + 2
-        self._memory = context.RawArray(ctypes.c_byte, self._slots * slot_bytes)
+        self._memory = context.RawArray(ctypes.c_byte, max(1, self._slots * slot_bytes))
 
     def write(self, item: int, tensors: Mapping[str, Tensor]) -> dict[str, TensorPlace]:
         """Copies the tensors of the given item, from wherever they are, into its slot."""

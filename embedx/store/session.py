@@ -2,6 +2,8 @@
 
 begin:   refuse what isn't ours → lock → compare recipe and plan → (overwrite: work in a folder beside it)
          → find the units that are whole → manifest with `complete: false` → remove what an interrupted run left
+         Where the inputs are others than those of the store, nothing is done yet: the caller compares them, and either
+         resumes (they are the same after all) or updates (in a folder beside it, to which what stays is linked).
 finish:  sum up the index tables → check inputs = rows + rejected → manifest with `complete: true`
          → (overwrite: exchange the two folders)
 """
@@ -11,20 +13,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
+
+import pyarrow as pa
 
 from embedx.config import LOCK
 from embedx.errors import ConfigError, StoreError, StoreMismatchError
 from embedx.store import layout
-from embedx.store.files import make_folder
-from embedx.store.index import read_entry
-from embedx.store.layout import Unit
+from embedx.store.differences import difference_text, leaves_that_differ
+from embedx.store.files import link_or_copy, make_folder, sync_folder
+from embedx.store.index import UnitEntry, read_entry
+from embedx.store.layout import StoreTerms, Unit
 from embedx.store.lock import StoreLock
 from embedx.store.manifest import Manifest, existing_store
 from embedx.store.replacement import (
+    finish_removal,
     our_shards,
     recover,
     remove_empty_folders,
@@ -32,7 +37,6 @@ from embedx.store.replacement import (
     staging_folder,
     take_place,
 )
-from embedx.store.units import StoreTerms
 
 Mode = Literal["create", "resume", "overwrite"]
 
@@ -47,6 +51,13 @@ class StoreSession:
         self.manifest = manifest
         self.changes: list[tuple[str, Any, Any]] = []
         """What of the environment has changed since the store was begun: (name, then, now)."""
+        self.needs_comparison = False
+        """Whether the plan does not tell what is missing; then `resume` or `update` is still to be called."""
+        self.staying: dict[Unit, pa.Table] = {}
+        """Of units that are still to be written, the rows that the store's predecessor has (see UnitBatch.rows)."""
+        self._environment = manifest.environment
+        self._before: Manifest | None = None
+        """The manifest of the store that was there when this session began."""
         self._began = False
         """Whether the store at `root` is of this session's making."""
         self._made: list[Path] = []
@@ -74,8 +85,10 @@ class StoreSession:
         try:
             recover(session.out)
             session._enter(session.out)
+            finish_removal(session.out)
             session._choose(mode)
-            session._take_stock()
+            if not session.needs_comparison:
+                session._take_stock()
         except ConfigError:
             session.discard()
             session.close()
@@ -94,6 +107,7 @@ class StoreSession:
             self.manifest.fingerprint,
             plan["group_key"] is not None,
             plan["rows_per_unit"],
+            base=self.out if self.root != self.out else None,
         )
 
     @property
@@ -104,6 +118,68 @@ class StoreSession:
     def is_committed(self, unit: Unit) -> bool:
         """Whether the unit had been committed when this session began."""
         return _place(unit) in self._committed
+
+    @property
+    def inputs_are_the_same(self) -> bool:
+        """Whether key, group and target of every input are those of the plan that the store was begun with."""
+        if self._before is None:
+            return False
+        return _names(self._before.plan) == _names(self.manifest.plan)
+
+    @property
+    def was_updated(self) -> bool:
+        """Whether the place of an input in the plan does not tell its unit any more."""
+        return self._before is not None and bool(self._before.updates)
+
+    @property
+    def has_rejected(self) -> bool:
+        """Whether the store at `out` has rejected inputs."""
+        return any(read_entry(path).rejected for path in self.whole_units().values())
+
+    def whole_units(self) -> dict[Unit, Path]:
+        """The units of the store at `out` that are whole, and their index tables."""
+        return {
+            Unit(entry.split, entry.unit): path
+            for path in layout.index_files(self.out).values()
+            if (entry := self._whole_entry(path, self.out)) is not None
+        }
+
+    def resume(self) -> None:
+        """Goes on with the store as it is, as its inputs turned out to be those of the plan."""
+        if self._before is not None:
+            self.manifest = dataclasses.replace(self._before, plan=self.manifest.plan)
+        self._take_stock()
+        if self.manifest.complete:
+            self.manifest.write(self.root)
+
+    def update(
+        self,
+        counts: Mapping[str, int],
+        units: Mapping[Unit, int],
+        linked: Iterable[Unit],
+        staying: Mapping[Unit, pa.Table],
+    ) -> None:
+        """Begins a store beside this one that will take its place, or goes on with one that is there already.
+
+        Args:
+            counts: What is different from the store at `out`, as the manifest tells it.
+            units: All units of the new store, with their inputs.
+            linked: Those of them that are there already, and stay as they are.
+            staying: For the others, the rows that stay (see UnitBatch.rows).
+
+        Raises:
+            OSError: If it can't be written.
+        """
+        if self._before is None:
+            raise RuntimeError("there is no store to bring up to date")
+        base = hashlib.sha256((self.out / layout.MANIFEST).read_bytes()).hexdigest()
+        updates = [*self._before.updates, {**counts, "base": base}]
+        self.manifest = dataclasses.replace(self._before, plan=self.manifest.plan, complete=False, updates=updates)
+        self._stage()
+        self._take_stock({_place(unit): inputs for unit, inputs in units.items()})
+        if not self.manifest.complete:
+            self._link([unit for unit in linked if not self.is_committed(unit)])
+        self.staying = {unit: rows for unit, rows in staying.items() if not self.is_committed(unit)}
 
     def set_rows_per_unit(self, rows: int) -> None:
         """States the size of the units, where it was not known when the store was begun."""
@@ -173,14 +249,8 @@ class StoreSession:
         before = existing_store(self.out)  # this time for good, as no other run changes it now
         self._began = before is None
         if before is not None and mode == "overwrite":
-            self.root = staging_folder(self.out)
-            before = existing_store(self.root)
-            # Without the inputs' identity, nothing tells whether what an earlier run left there is of these.
-            if before is not None and (not self.manifest.plan["splits"] or _differences(before, self.manifest)):
-                remove_store(self.root)
-                before = None
-            self._began = before is None
-            self._enter(self.root)
+            self._stage()
+            return
         if before is None or not (before.complete or layout.index_files(self.root)):
             return  # nothing is there that had to be kept
         if mode == "create":
@@ -190,17 +260,72 @@ class StoreSession:
                 f"{self.out} holds a store made otherwise:\n  " + "\n  ".join(differing) + "\nchoose another "
                 "folder, give the settings of then, or replace the store with --overwrite"
             )
-        now = self.manifest.environment
-        self.changes = list(_leaves_that_differ("", before.environment, now))
+        self._before = self._later(before)
+        plan = self.manifest.plan
+        if (before.plan["splits"], before.plan.get("classes")) != (plan["splits"], plan.get("classes")) or (
+            before.updates and not self._stands_as_stated(before)
+        ):
+            self.needs_comparison = True
+        else:
+            self.manifest = self._before
+
+    def _stage(self) -> None:
+        """Goes on in a folder beside the store, that will take its place; what is there of other terms is removed."""
+        self.root = staging_folder(self.out)
+        before = existing_store(self.root)
+        # Without the inputs' identity, nothing tells whether what an earlier run left there is of these.
+        if before is not None and (
+            not self.manifest.plan["splits"]
+            or (before.recipe, before.plan, before.updates)
+            != (self.manifest.recipe, self.manifest.plan, self.manifest.updates)
+        ):
+            remove_store(self.root)
+            before = None
+        self._began = before is None
+        self._enter(self.root)
+        if before is not None:
+            self.manifest = self._later(before)
+
+    def _later(self, before: Manifest) -> Manifest:
+        """The manifest with which a run goes on, which tells of the environment that it does so in."""
+        now = self._environment
+        self.changes = list(leaves_that_differ("", before.environment, now))
         later = before.later_environments
         if self.changes and now not in later:
             later = [*later, now]
-        self.manifest = dataclasses.replace(before, later_environments=later)
+        return dataclasses.replace(before, later_environments=later)
 
-    def _take_stock(self) -> None:
-        """Finds the units that are whole; if that is not all, declares the store unfinished and clears it up."""
-        found, planned = layout.index_files(self.root), self._planned_inputs()
-        self._committed = {place for place, path in found.items() if self._is_whole(path, planned.get(place))}
+    def _stands_as_stated(self, manifest: Manifest) -> bool:
+        """Whether the store is complete, and has all the units that its manifest names."""
+        whole = {layout.index_path(unit) for unit in self.whole_units()}
+        return manifest.complete and whole == set(manifest.index)
+
+    def _link(self, units: Sequence[Unit]) -> None:
+        """Takes units over as they are, as a second name of their files: their shards first, as in every commit."""
+        tables = [layout.index_path(unit) for unit in units]
+        shards = [shard.path for table in tables for shard in read_entry(self.out / table).shards]
+        for paths in (shards, tables):
+            for path in paths:
+                make_folder((self.root / path).parent)
+                link_or_copy(self.out / path, self.root / path)
+            for folder in dict.fromkeys((self.root / path).parent for path in paths):
+                sync_folder(folder)
+        self._committed.update(_place(unit) for unit in units)
+
+    def _take_stock(self, planned: Mapping[tuple[str, int], int] | None = None) -> None:
+        """Finds the units that are whole; if that is not all, declares the store unfinished and clears it up.
+
+        Args:
+            planned: The units that there should be, with their inputs; None: as the plan says.
+        """
+        found = layout.index_files(self.root)
+        if planned is None:
+            planned = self._planned_inputs()
+        self._committed = {
+            place
+            for place, path in found.items()
+            if (entry := self._whole_entry(path, self.root)) is not None and planned.get(place) in (None, entry.inputs)
+        }
         if self.manifest.complete and self._committed == found.keys() and self._committed >= planned.keys():
             return
         self.manifest = dataclasses.replace(self.manifest, complete=False, totals={}, index={}, timings={})
@@ -209,22 +334,21 @@ class StoreSession:
             found[place].unlink()
         self._remove_leftovers()
 
-    def _is_whole(self, index_table: Path, inputs: int | None) -> bool:
-        """Whether a unit has this recipe, so many inputs, and its shards in full length."""
+    def _whole_entry(self, index_table: Path, root: Path) -> UnitEntry | None:
+        """What a unit's index table says of it; None if it has another recipe, or not all its shards in full length."""
         try:
             entry = read_entry(index_table)
-            sizes = [(self.root / shard.path).stat().st_size for shard in entry.shards]
+            sizes = [(root / shard.path).stat().st_size for shard in entry.shards]
         except (StoreError, OSError):
-            return False
-        return (
-            entry.recipe == self.manifest.fingerprint
-            and inputs in (None, entry.inputs)
-            and sizes == [shard.bytes for shard in entry.shards]
-        )
+            return None
+        whole = entry.recipe == self.manifest.fingerprint and sizes == [shard.bytes for shard in entry.shards]
+        return entry if whole else None
 
     def _planned_inputs(self) -> dict[tuple[str, int], int]:
-        """The inputs that every unit of the plan has; empty where the plan names no splits."""
+        """The inputs that every unit has; empty where the plan does not say it."""
         plan = self.manifest.plan
+        if self.manifest.updates:
+            return {}
         size = plan["rows_per_unit"]
         return {
             _place(Unit(split, start // size)): min(size, planned["inputs"] - start)
@@ -250,41 +374,16 @@ def _no_totals() -> dict[str, int]:
 
 
 def _differences(old: Manifest, new: Manifest) -> list[str]:
-    """What differs in recipe and plan, one phrase each."""
-    old_plan, new_plan = ({**one.plan, "splits": {}} for one in (old, new))
+    """What differs in recipe and plan, but for the inputs, one phrase each."""
+    old_plan, new_plan = ({**one.plan, "splits": {}, "classes": []} for one in (old, new))
     leaves = [
-        *_leaves_that_differ("recipe", old.recipe, new.recipe),
-        *_leaves_that_differ("plan", old_plan, new_plan),
+        *leaves_that_differ("recipe", old.recipe, new.recipe),
+        *leaves_that_differ("plan", old_plan, new_plan),
     ]
-    return [
-        *(f"{name}: {_short(before)} → {_short(after)}" for name, before, after in leaves),
-        *_splits_that_differ(old.plan["splits"], new.plan["splits"]),
-    ]
+    return [difference_text(*leaf) for leaf in leaves]
 
 
-def _splits_that_differ(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-    for split in dict.fromkeys([*old, *new]):
-        if split not in old:
-            yield f"split {split!r} is new"
-        elif split not in new:
-            yield f"split {split!r} is gone"
-        elif old[split]["inputs"] != new[split]["inputs"]:
-            yield f"inputs of split {split!r}: {old[split]['inputs']} → {new[split]['inputs']}"
-        elif old[split].get("names_sha256") != new[split].get("names_sha256"):
-            yield f"split {split!r} has as many inputs, but not the same names, groups and targets"
-        elif old[split] != new[split]:
-            yield f"input files of split {split!r} were written to since: a size or modification time is another"
-
-
-def _leaves_that_differ(name: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            yield from _leaves_that_differ(f"{name}.{key}" if name else key, old.get(key), new.get(key))
-    elif old != new:
-        yield name, old, new
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    longest = 12 if re.fullmatch(r"[0-9a-f]{64}", text) else 80
-    return text if len(text) <= longest else f"{text[:longest]}…"
+def _names(plan: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What of a plan tells whether its inputs have the same keys, groups and targets."""
+    names = {split: (one["inputs"], one.get("names_sha256")) for split, one in plan["splits"].items()}
+    return names, plan.get("classes")

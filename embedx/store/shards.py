@@ -10,15 +10,16 @@ import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-import safetensors.torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from embedx.config import canonical_json
 from embedx.errors import StoreError
 from embedx.store.files import make_folder, write_atomic
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = 1
 EMBEDDINGS = "embeddings"
@@ -70,7 +71,9 @@ def write_shard(root: Path, path: str, tensors: Mapping[str, Tensor], header: Sh
     Raises:
         OSError: If it can't be written.
     """
-    data = safetensors.torch.save(dict(tensors), metadata={HEADER_KEY: canonical_json(header._asdict())})
+    from safetensors.torch import save  # only here, as it imports torch, which a store that is up to date needs not
+
+    data = save(dict(tensors), metadata={HEADER_KEY: canonical_json(header._asdict())})
     make_folder((root / path).parent)
     write_atomic(root / path, data)
     return ShardEntry(path, header.group, len(tensors[INDEX]), len(data), hashlib.sha256(data).hexdigest())

@@ -10,8 +10,9 @@ import torch
 
 from embedx.errors import StoreError
 from embedx.store.index import read_entry
+from embedx.store.layout import StoreTerms
 from embedx.store.shards import open_shard, read_header
-from embedx.store.units import StoreTerms, UnitBuffer
+from embedx.store.units import UnitBuffer
 from tests.store.builders import ROWS_PER_UNIT, build_store, unit_batch, vectors
 
 

@@ -7,9 +7,9 @@ import re
 from collections.abc import Sequence
 
 from embedx.config import RESERVED_SPLITS
-from embedx.data.files import check_urls
+from embedx.data.files import FileReader, check_urls
 from embedx.data.sources import dataset, features, folder, stdin, table, tar
-from embedx.data.sources.base import Source, SourceKind, SourceOptions
+from embedx.data.sources.base import Reader, Source, SourceKind, SourceOptions
 from embedx.errors import ConfigError
 
 _KINDS = (stdin.KIND, dataset.KIND, table.KIND, tar.KIND, features.KIND, folder.KIND)
@@ -57,6 +57,23 @@ def parse_data(specs: Sequence[str], options: SourceOptions | None = None) -> di
             sources[split] = source
     ConfigError.check(faults + _unused_options(options, used))
     return sources
+
+
+def find_reader(location: str, offset: int | None, options: SourceOptions) -> Reader:
+    """What reads an input again, by where an index table says it is; no source is searched for that.
+
+    Args:
+        location: The file, URL or dataset.
+        offset: Where in it the input is; None if that is all of it.
+        options: How sources were to be read.
+
+    Raises:
+        ConfigError: If what it was a part of is not there, or can't be read.
+    """
+    if offset is None:
+        return FileReader()
+    kind = next(kind for kind in _KINDS if kind.matches(location))
+    return kind.reader or next(iter(kind.open(None, location, options).values())).reader
 
 
 def _unused_options(options: SourceOptions, used: set[SourceKind]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol, Self
 
@@ -95,11 +96,21 @@ class SourceKind(NamedTuple):
     """Fields of SourceOptions for this kind alone: giving one where no source is of this kind is a fault."""
     once: bool = False
     """Whether a second source of this kind is a fault."""
+    reader: Reader | None = None
+    """Reads inputs of this kind by where the index tables say they are; None if only an opened source has one."""
 
 
 def as_text(name: bytes) -> str:
     r"""A file's name as text; bytes that are not UTF-8 become `\xNN`."""
     return name.decode("utf-8", "backslashreplace")
+
+
+def as_path(text: str) -> bytes:
+    """The file's name that `as_text` has made this of; where two names give that text, the one that is there."""
+    path = text.encode()
+    if "\\x" not in text or os.path.exists(path):
+        return path
+    return re.sub(rb"\\x([0-9a-f]{2})", lambda match: bytes.fromhex(match[1].decode()), path)
 
 
 def size_and_time(path: bytes) -> tuple[int | None, int | None]:

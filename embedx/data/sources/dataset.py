@@ -14,7 +14,6 @@ from urllib.parse import parse_qsl, quote, urlencode
 import numpy as np
 import pyarrow as pa
 from PIL import Image
-from torchvision import datasets
 
 from embedx.data.files import RejectedInputError
 from embedx.data.sources.base import COMMON_SCHEMA, SINGLE_SPLIT, TARGET, Reader, Source, SourceKind, SourceOptions
@@ -109,7 +108,7 @@ class DatasetItems:
 def construct(name: str, arguments: Mapping[str, Any]) -> Any:
     """Makes a dataset; what it prints goes to stderr."""
     with contextlib.redirect_stdout(sys.stderr):
-        return getattr(datasets, name)(**arguments)
+        return getattr(_datasets(), name)(**arguments)
 
 
 def open_dataset(name: str | None, location: str, options: SourceOptions) -> Mapping[str, Source]:
@@ -119,10 +118,10 @@ def open_dataset(name: str | None, location: str, options: SourceOptions) -> Map
         ConfigError: If there is no such dataset, an argument is missing or unknown, or it can't be made of them.
     """
     dataset, _, query = location.removeprefix(_PREFIX).partition("?")
-    known = [key for key, value in vars(datasets).items() if _is_dataset(value)]
+    known = [key for key, value in vars(_datasets()).items() if _is_dataset(value)]
     if dataset not in known:
         raise ConfigError(f"--data {location}: {unknown('dataset of torchvision', dataset, known)}")
-    parameters = _parameters(getattr(datasets, dataset))
+    parameters = _parameters(getattr(_datasets(), dataset))
     given = dict(parse_qsl(query.replace("+", "%2B"), keep_blank_values=True))
     faults = [f"unknown argument {key!r}" for key in given if key not in parameters]
     faults += [f"{key} is missing" for key, one in parameters.items() if one.default is one.empty and key not in given]
@@ -137,8 +136,14 @@ def open_dataset(name: str | None, location: str, options: SourceOptions) -> Map
     return {name or SINGLE_SPLIT: DatasetItems(opened, DatasetReader(dataset, arguments))}
 
 
+def _datasets() -> Any:
+    from torchvision import datasets  # only here, as its import takes a second or two
+
+    return datasets
+
+
 def _is_dataset(value: Any) -> bool:
-    base = datasets.VisionDataset
+    base = _datasets().VisionDataset
     return isinstance(value, type) and issubclass(value, base) and value is not base
 
 

@@ -13,9 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from embedx.data.files import RejectedInputError, absolute, is_url, open_file, plain_name
 from embedx.data.patterns import find_files, short_names
@@ -60,8 +58,9 @@ class FeatureFile:
         """The features of one row, [D] or [T, D]."""
         if self._array is not None:
             return np.asarray(self._array[row])
-        tensor: Tensor = self._slice[row]
-        return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+        tensor = self._slice[row]
+        # numpy has no bfloat16
+        return np.asarray((tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy())
 
     @property
     def targets(self) -> list[int] | None:
@@ -177,4 +176,5 @@ def open_rows(name: str | None, location: str, options: SourceOptions) -> Mappin
 KIND = SourceKind(
     lambda location: os.path.splitext(plain_name(location))[1] in FEATURE_SUFFIXES and not os.path.isdir(location),
     open_rows,
+    reader=RowReader(),
 )

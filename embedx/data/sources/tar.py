@@ -189,4 +189,5 @@ KIND = SourceKind(
     open_tars,
     plural="tars",
     options=frozenset({"target_column"}),
+    reader=TarReader(),
 )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from embedx.config import ExtractConfig, Preprocessing
 from embedx.errors import ConfigError
 from embedx.models.backbones import dense, factory, huggingface, program, quantized, timm, torchvision
-from embedx.models.backbones.base import Architecture, last_line
+from embedx.models.backbones.base import Architecture, BackboneKind, last_line
 from embedx.models.checkpoints import Weights
 from embedx.models.features import Embedder
 from embedx.models.layers import layer_faults, layer_shapes, with_layers
@@ -108,8 +108,17 @@ def describe_layers(config: ExtractConfig) -> dict[str, tuple[int, ...]]:
     )
 
 
+def runs_code(name: str) -> bool:
+    """Whether a backbone of this name is code of the user's own, or a program that may hold some."""
+    return _kind(name).runs_code
+
+
 def _find(config: ExtractConfig, download: bool) -> Architecture:
-    return next(kind for kind in _KINDS if kind.matches(config.backbone)).find(config, download)
+    return _kind(config.backbone).find(config, download)
+
+
+def _kind(name: str) -> BackboneKind:
+    return next(kind for kind in _KINDS if kind.matches(name))
 
 
 def _check_has_layers(architecture: Architecture) -> None:

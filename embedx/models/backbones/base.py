@@ -97,6 +97,8 @@ class BackboneKind(NamedTuple):
     """From the settings, and whether weights may be downloaded, to the architecture.
 
     Raises a ConfigError, with what to do about it, if there is no such backbone, or its weights can't be had."""
+    runs_code: bool = False
+    """Whether finding one runs code, or may run code, that is neither embedx's nor an installed library's."""
 
 
 def fixed_precision_faults(config: ExtractConfig) -> list[str]:

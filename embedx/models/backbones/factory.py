@@ -148,4 +148,4 @@ def _sha256(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-KIND = BackboneKind(lambda name: _NAME.fullmatch(name) is not None, find)
+KIND = BackboneKind(lambda name: _NAME.fullmatch(name) is not None, find, runs_code=True)

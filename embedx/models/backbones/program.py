@@ -127,4 +127,4 @@ def _read(path: Path) -> nn.Module | torch.export.ExportedProgram:
         ) from error
 
 
-KIND = BackboneKind(is_program, find)
+KIND = BackboneKind(is_program, find, runs_code=True)

@@ -1,0 +1,112 @@
+"""`embedx compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from embedx.cli.output import (
+    STDERR,
+    STDOUT,
+    DebugOption,
+    JsonOption,
+    count_text,
+    facts_table,
+    numbers_table,
+    one_line,
+    print_json,
+)
+from embedx.errors import ConfigError, EmbedxError
+
+if TYPE_CHECKING:
+    from embedx.store.compare import Comparison, Drift
+
+_ALL = "(all)"
+
+
+def command(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A store, such as one made before an upgrade.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="A store of the same inputs.")],
+    name: Annotated[
+        list[str] | None,
+        typer.Option("--name", help="Compare this tensor, embeddings or a layer's; repeatable. Default: all in both."),
+    ] = None,
+    max_drift: Annotated[
+        float | None, typer.Option("--max-drift", help="Exit with 1 if any row has drifted farther than this.")
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Tell how far the embeddings of two stores lie apart, row by row.
+
+    The drift of a row is 1 - the cosine similarity of its embeddings in A and in B: 0 for one direction, 2 for opposite
+    ones. Compared are rows of the same split and key that were embedded from the same bytes.
+    """
+    from embedx.store.compare import compare
+
+    if max_drift is not None and not max_drift >= 0:
+        raise ConfigError(f"--max-drift is {max_drift:g}; give a number from 0 (the same direction) to 2")
+    comparison = compare(a, b, name)
+    for path in comparison.unfinished:
+        STDERR.print(f"{path} is not complete: what is committed of it is compared", soft_wrap=True)
+    print_json(comparison.to_json()) if as_json else _print(comparison)
+    if max_drift is not None:
+        _check(comparison, max_drift)
+
+
+def _check(comparison: Comparison, max_drift: float) -> None:
+    for name, drift in comparison.drift.items():
+        if drift.not_finite:
+            raise EmbedxError(
+                f"{count_text(drift.not_finite, 'row')} of {name!r} have NaN or infinity in one of the stores, which "
+                f"is no drift that --max-drift {max_drift:g} could allow; `embedx verify` names them"
+            )
+        if drift.worst is not None and drift.worst > max_drift:
+            row = drift.furthest[0]
+            raise EmbedxError(
+                f"{name!r} of {row.key!r} in split {row.split!r} has drifted by {row.drift:.3g}, and --max-drift is "
+                f"{max_drift:g}; if what differs between the stores explains that, allow more"
+            )
+
+
+def _print(comparison: Comparison) -> None:
+    from embedx.store.differences import difference_text
+
+    told = [difference_text(each.name, each.a, each.b) for each in comparison.differences]
+    facts = {
+        "A": str(comparison.a),
+        "B": str(comparison.b),
+        "A → B": "\n".join(told) or "nothing differs in recipe and environment",
+    }
+    STDOUT.print(facts_table(facts))
+    inputs = numbers_table("split", "compared", "only in A", "only in B", "rejected", "changed")
+    for split, overlap in comparison.overlap.items():
+        inputs.add_row(one_line(split), *(str(count) for count in vars(overlap).values()))
+    STDOUT.print(inputs)
+    table = numbers_table("tensor", "split", "rows", "bit-equal", "median drift", "worst drift", "largest difference")
+    for name, drift in comparison.drift.items():
+        splits = comparison.drift_of_splits[name]
+        for split, of_split in [*splits.items(), *([(_ALL, drift)] if len(splits) > 1 else [])]:
+            table.add_row(one_line(name), one_line(split), *_numbers(of_split))
+    STDOUT.print(table)
+    for name, drift in comparison.drift.items():
+        _print_furthest(name, drift)
+
+
+def _numbers(drift: Drift) -> list[str]:
+    numbers = (drift.median, drift.worst, drift.largest_difference)
+    return [str(drift.rows), str(drift.bit_equal), *("" if each is None else f"{each:.3g}" for each in numbers)]
+
+
+def _print_furthest(name: str, drift: Drift) -> None:
+    if drift.not_finite:
+        STDOUT.print(f"{name}: {count_text(drift.not_finite, 'row')} with NaN or infinity, in none of these numbers")
+    if drift.zero:
+        STDOUT.print(f"{name}: {count_text(drift.zero, 'row')} all zero in A or B; from there to a vector drift is 1")
+    if drift.furthest:
+        table = numbers_table("drift", "split", "key", "path", title=f"farthest apart of {name}")
+        for row in drift.furthest:
+            table.add_row(f"{row.drift:.3g}", one_line(row.split), one_line(row.key), one_line(row.path or ""))
+        STDOUT.print(table)

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from embedx import ExtractConfig, sample
+from embedx.errors import ConfigError, StoreLockedError
+from embedx.extract import extract
+from embedx.outcome import look_for_work
+from embedx.store.lock import StoreLock
+from embedx.store.manifest import Manifest
+
+IMAGES = sample.IMAGES / "val/disc"
+
+
+def config(out: Path, images: Path, **settings: object) -> ExtractConfig:
+    defaults = {"backbone": sample.BACKBONE, "checkpoint": out.parent / "weights.safetensors", "workers": 0}
+    return ExtractConfig(data=(str(images),), out=out, **defaults | settings)
+
+
+@pytest.fixture
+def done(tmp_path: Path) -> ExtractConfig:
+    shutil.copyfile(sample.CHECKPOINT, tmp_path / "weights.safetensors")
+    shutil.copytree(IMAGES, tmp_path / "images")
+    settings = config(tmp_path / "store", tmp_path / "images")
+    extract(settings)
+    return settings
+
+
+def test_that_nothing_is_to_be_done_is_found_out_without_torch(done: ExtractConfig) -> None:
+    code = f"""
+import sys
+from pathlib import Path, PosixPath
+from embedx import ExtractConfig
+from embedx.outcome import look_for_work
+summary, plan = look_for_work({done!r})
+assert summary.up_to_date and summary.rows == {len(list(IMAGES.iterdir()))}, summary
+assert not {{"torch", "torchvision"}} & set(sys.modules)
+"""
+    folder = Manifest.read(done.out).settings["working_directory"]
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=folder)
+
+
+def test_whatever_is_other_than_it_was_is_left_to_a_whole_run(done: ExtractConfig) -> None:
+    for name, value in (("workers", 3), ("timeout", 7.0), ("max_errors", 5), ("on_error", "fail"), ("update", True)):
+        assert look_for_work(dataclasses.replace(done, **{name: value}))[0] is not None, name
+    for name, value in (
+        *(("batch_size", 7), ("normalize", True), ("shard_size", 1), ("overwrite", True), ("retry_rejected", True)),
+        *(("out", done.out.parent / "none"), ("group_key", "class"), ("backbone", "timm:resnet10t")),
+    ):
+        assert look_for_work(dataclasses.replace(done, **{name: value})) == (None, None), name
+    manifest = Manifest.read(done.out)
+    for changes in ({"environment": {**manifest.environment, "torch": "1.0"}}, {"complete": False}):
+        dataclasses.replace(manifest, **changes).write(done.out)
+        assert look_for_work(done) == (None, None)
+    manifest.write(done.out)
+    with (done.out.parent / "weights.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"!")
+    assert look_for_work(done) == (None, None)
+
+
+def test_inputs_or_files_that_are_other_than_they_were_are_left_to_a_whole_run(done: ExtractConfig) -> None:
+    shard = done.out / "all/shard-00000.safetensors"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1])
+    summary, plan = look_for_work(done)
+    assert summary is None and plan is not None
+    assert extract(done, plan=plan).rows == len(plan.splits["all"]) and shard.read_bytes() == content
+    lock = StoreLock(done.out)
+    with pytest.raises(StoreLockedError):
+        look_for_work(done)
+    lock.release()
+    images = done.out.parent / "images"
+    next(images.iterdir()).unlink()
+    summary, plan = look_for_work(done)
+    assert summary is None and plan is not None and len(plan.splits["all"]) == len(list(images.iterdir()))
+    shutil.rmtree(images)
+    with pytest.raises(ConfigError, match="there is no folder"):
+        look_for_work(done)
