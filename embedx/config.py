@@ -59,6 +59,19 @@ def parse_size(text: str | int) -> int:
     return size
 
 
+def parse_batch_size(value: str | int) -> int | Literal["auto"]:
+    """Reads a number of images, or `auto`.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if value == "auto":
+        return "auto"
+    if re.fullmatch(r"-?\d+", str(value)):
+        return int(value)
+    raise ValueError(f"{value!r} is no number of images; write it like 64, or auto")
+
+
 def parse_resize(value: str | int | Sequence[int]) -> int | tuple[int, int]:
     """Reads `232`, the length of the shorter side, or `240x320`, height and width.
 
@@ -129,7 +142,14 @@ class ExtractConfig:
     group_key: str | None = setting(
         None, help="Metadata field that names a sub-folder per value, such as class or parent."
     )
-    batch_size: int = setting(32, help="Images per forward pass; part of the recipe.", short="-b")
+    batch_size: int | Literal["auto"] = setting(
+        32,
+        help="Images per forward pass; part of the recipe. auto: the store's, or else the largest power of two that "
+        "fits into the device's memory, up to 1024 on CUDA, and 32 on the CPU.",
+        short="-b",
+        parser=parse_batch_size,
+        metavar="N|auto",
+    )
     workers: int | None = setting(
         None,
         help="Processes that read and decode. Default: one per core. 0: none; --timeout has no effect then, and an "
@@ -184,7 +204,7 @@ class ExtractConfig:
             *(("max_pixels", 1), ("max_errors", 0)),
         ):
             value = getattr(self, name)
-            if value is not None and value < lowest:
+            if value not in (None, "auto") and value < lowest:
                 flag = "--" + name.replace("_", "-")
                 faults.append(f"{flag} is {value}; give a whole number of at least {lowest}")
         for name in ("update", "retry_rejected"):
