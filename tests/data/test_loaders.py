@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import hashlib
 import os
 import resource
@@ -19,12 +20,16 @@ import pytest
 import torch
 from PIL import Image
 
+from embedx.callbacks.rejected import RejectedInputs
 from embedx.config import Preprocessing
 from embedx.data.decode import ImageDecoder, decode, preprocess
 from embedx.data.files import FileReader
 from embedx.data.loaders import Batches, LoaderError, SplitLoader, UnitBatches, default_workers
 from embedx.data.plan import SplitPlan, build_plan
 from embedx.data.sources.folder import FolderSource
+from embedx.engine.connectors import DataConnector
+from embedx.engine.loop import run_test
+from embedx.errors import InputError
 
 STEPS = Preprocessing(resize=36, crop=32, interpolation="bilinear", mean=(0, 0, 0), std=(1, 1, 1))
 DECODER = ImageDecoder(STEPS)
@@ -258,6 +263,21 @@ def test_inputs_that_end_their_worker_or_never_end_are_rejected_and_no_other(fol
         for key, image, reason in zip(batch["keys"], batch["images"], batch["reasons"], strict=False):
             assert torch.equal(images[key], image) and reasons.pop(key) == reason
     assert not reasons and wait_for(lambda: not workers_alive())
+
+
+@pytest.mark.timeout(90)
+def test_the_first_reject_that_ends_a_run_is_the_first_of_the_plan(folder: Path) -> None:
+    """Not the one that is found first: a worker decodes ahead while another one is cut off."""
+    place = folder.parent / "first"
+    shutil.copytree(folder, place, symlinks=True)
+    (place / "cat/0a.jpg").write_bytes(b"blocked")
+    plan = plan_of(place)
+    loaders = {"all": SplitLoader(plan, plan.unit_rows(8), Fatal(STEPS), batch_size=1, workers=2, timeout=1)}
+    with pytest.raises(InputError, match=r"^cat/0a\.jpg: no end within --timeout; mend"):
+        run_test(torch.nn.Identity(), loaders, [RejectedInputs("fail")], DataConnector({"input": "images"}))
+    del loaders
+    gc.collect()
+    assert wait_for(lambda: not workers_alive())
 
 
 @contextlib.contextmanager
