@@ -37,6 +37,9 @@ RESERVED_COLUMNS = frozenset(
 LOCK = ".embedx.lock"
 """A file in every store, from its first moment on."""
 
+MAX_PIXELS = 178_956_970
+"""Pixels beyond which an image counts as a decompression bomb unless another limit is given; Pillow's own default."""
+
 _SIZE_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
 
 
@@ -54,6 +57,19 @@ def parse_size(text: str | int) -> int:
     if size <= 0:
         raise ValueError(f"{text!r} is not a size; write it like 128MiB, 1GB or 1000000")
     return size
+
+
+def parse_batch_size(value: str | int) -> int | Literal["auto"]:
+    """Reads a number of images, or `auto`.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if value == "auto":
+        return "auto"
+    if re.fullmatch(r"-?\d+", str(value)):
+        return int(value)
+    raise ValueError(f"{value!r} is no number of images; write it like 64, or auto")
 
 
 def parse_resize(value: str | int | Sequence[int]) -> int | tuple[int, int]:
@@ -126,9 +142,19 @@ class ExtractConfig:
     group_key: str | None = setting(
         None, help="Metadata field that names a sub-folder per value, such as class or parent."
     )
-    batch_size: int = setting(32, help="Images per forward pass; part of the recipe.", short="-b")
+    batch_size: int | Literal["auto"] = setting(
+        32,
+        help="Images per forward pass; part of the recipe. auto: the store's, or else the largest power of two that "
+        "fits into the device's memory, up to 1024 on CUDA, and 32 on the CPU.",
+        short="-b",
+        parser=parse_batch_size,
+        metavar="N|auto",
+    )
     workers: int | None = setting(
-        None, help="Processes that read and decode; 0: none. Default: one per core.", short="-j"
+        None,
+        help="Processes that read and decode. Default: one per core. 0: none; --timeout has no effect then, and an "
+        "input that crashes its decoder ends the run.",
+        short="-j",
     )
     device: str = setting("auto", help="auto (CUDA if there is one), cpu, cuda or cuda:N.")
     runtime: RuntimeName = setting("auto", help="How the forward pass is run.")
@@ -154,6 +180,9 @@ class ExtractConfig:
     )
     interpolation: Interpolation | None = setting(None, help="Of resizing. Default: the weights' own.")
     exif: bool = setting(True, help="Rotate images as their EXIF orientation says.", flag="--exif/--no-exif")
+    max_pixels: int = setting(
+        MAX_PIXELS, help="Images that have more, or would once they are resized, are rejected before they are decoded."
+    )
     shard_size: int = setting(
         128 * 1024**2, help="Size to aim at per shard.", parser=parse_size, metavar="SIZE", shown="128MiB"
     )
@@ -163,16 +192,19 @@ class ExtractConfig:
     )
     retry_rejected: bool = setting(False, help="Try the rejected inputs again.", flag="--retry-rejected")
     on_error: OnError = setting("reject", help="An unreadable input: list it as rejected, or stop.")
-    timeout: float = setting(300.0, help="Seconds after which an input that can't be read to its end is rejected.")
+    timeout: float = setting(300.0, help="Seconds after which an input that has not been read and decoded is rejected.")
     max_errors: int = setting(0, help="Exit with 3 if more inputs than this were rejected.")
     seed: int = setting(0, help="Seed of --weights random.")
 
     def faults(self) -> list[str]:
         """Everything wrong with the settings themselves, one message each; empty if nothing is."""
         faults = []
-        for name, lowest in (("batch_size", 1), ("workers", 0), ("image_size", 1), ("crop", 1), ("max_errors", 0)):
+        for name, lowest in (
+            *(("batch_size", 1), ("workers", 0), ("image_size", 1), ("crop", 1)),
+            *(("max_pixels", 1), ("max_errors", 0)),
+        ):
             value = getattr(self, name)
-            if value is not None and value < lowest:
+            if value not in (None, "auto") and value < lowest:
                 flag = "--" + name.replace("_", "-")
                 faults.append(f"{flag} is {value}; give a whole number of at least {lowest}")
         for name in ("update", "retry_rejected"):

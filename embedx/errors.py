@@ -7,6 +7,7 @@ EmbedxError                    1  a run failed
 │   └── StoreMismatchError     2  the output folder holds something else
 ├── StoreError                 1  a store is damaged, incomplete or can't be written
 ├── WriterError                1  the writer process failed
+├── DeviceMemoryError          1  the forward pass does not fit into the device's memory
 ├── InputError                 1  an input was rejected and `--on-error fail` was given
 ├── TooManyRejectedError       3  finished, but more inputs were rejected than allowed
 └── StoreLockedError          75  another run holds the store
@@ -64,6 +65,10 @@ class StoreError(EmbedxError):
 
 class WriterError(EmbedxError):
     """The writer process raised, was killed, or ended without having finished."""
+
+
+class DeviceMemoryError(EmbedxError):
+    """The backbone, or its forward pass, does not fit into the device's memory."""
 
 
 class InputError(EmbedxError):

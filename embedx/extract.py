@@ -31,7 +31,7 @@ from embedx.engine.loop import run_test
 from embedx.errors import ConfigError, StoreMismatchError
 from embedx.models.backbones import BackboneSpec, describe_backbone
 from embedx.models.backbones.none import NONE, FeatureSpec, describe_features
-from embedx.models.runtime import EagerRuntime, resolve_device, resolve_precision
+from embedx.models.runtime import LARGEST_BATCH, EagerRuntime, resolve_device, resolve_precision
 from embedx.outcome import Summary, list_inputs
 from embedx.processes import keep_large_blocks
 from embedx.store.layout import MANIFEST, Unit
@@ -47,15 +47,18 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A run, fully determined; nothing of it has been loaded or written."""
+    """A run, fully determined; nothing of it has been written."""
 
     config: ExtractConfig
     plan: Plan
     spec: BackboneSpec
     device: torch.device
     precision: Precision
+    batch_size: int
     rows_per_unit: int
     manifest: Manifest
+    model: EagerRuntime | None = None
+    """The backbone where it had to be tried out; else it is loaded when it is needed."""
 
     def describe(self) -> dict[str, Any]:
         """What would be done, as plain JSON values."""
@@ -68,7 +71,7 @@ class Job:
             "device": str(self.device),
             "precision": self.precision,
             "dtype": self.config.dtype,
-            "batch_size": self.config.batch_size,
+            "batch_size": self.batch_size,
             "rows_per_unit": self.rows_per_unit,
             "group_key": self.plan.group_key,
             "out": str(self.config.out),
@@ -110,7 +113,7 @@ def prepare(
             faults.extend(error.faults)
             return None
 
-    attempt(lambda: existing_store(config.out))
+    store = attempt(lambda: existing_store(config.out))
     device = attempt(lambda: resolve_device(config.device))
     precision = attempt(lambda: resolve_precision(config.precision, device)) if device is not None else None
     heartbeat.say("listing the inputs")
@@ -119,7 +122,7 @@ def prepare(
     # Last, as it may have to fetch weights, which is not worth it for a run that can't be.
     spec = attempt(lambda: describe_spec(config, plan, download=download and not faults))
     ConfigError.check(faults)
-    return _job(config, _required(plan), _required(spec), _required(device), _required(precision))
+    return _job(config, store, _required(plan), _required(spec), _required(device), _required(precision))
 
 
 def extract(config: ExtractConfig, heartbeat: Heartbeat = SILENT, plan: Plan | None = None) -> Summary:
@@ -137,6 +140,7 @@ def extract(config: ExtractConfig, heartbeat: Heartbeat = SILENT, plan: Plan | N
         ConfigError: If it can't be done as asked; nothing is written.
         StoreLockedError: If another run holds the store.
         WriterError: If what was computed can't be written.
+        DeviceMemoryError: If the forward pass does not fit into the device's memory.
         InputError: At the first rejected input, where that was asked for.
     """
     started = time.perf_counter()
@@ -210,7 +214,7 @@ def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], heart
         next(iter(loaders.values())).start()  # its workers decode while the model is built
         if job.device.type == "cpu":
             keep_large_blocks()
-        model = EagerRuntime(job.spec.load(), job.device, job.precision)
+        model = job.model or EagerRuntime(job.spec.load(), job.device, job.precision)
         if job.config.checkpoint is not None and (match := job.spec.architecture.match) is not None:
             heartbeat.console.print(f"{job.config.checkpoint}: {match}", markup=False, soft_wrap=True)
     callbacks: list[Callback] = [
@@ -225,7 +229,7 @@ def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], heart
             session=session,
         ),
     ]
-    run_test(model, loaders, callbacks, DataConnector({"images": decoder_for(job.spec).entry}))
+    run_test(model, loaders, callbacks, DataConnector({"images": decoder_for(job.spec, job.config).entry}))
 
 
 def _loaders(job: Job, session: StoreSession, update: Layout | None) -> dict[str, SplitLoader]:
@@ -241,7 +245,7 @@ def _loaders(job: Job, session: StoreSession, update: Layout | None) -> dict[str
             pairs = zip(update.computed[name], numbers.tolist(), strict=True)
             missing[name] = [[row for row, number in pairs if not session.is_committed(Unit(name, number))]]
     return {
-        name: _loader(job, plan.splits[name], runs, decoder_for(job.spec))
+        name: _loader(job, plan.splits[name], runs, decoder_for(job.spec, job.config))
         for name, runs in missing.items()
         if any(runs)
     }
@@ -252,7 +256,7 @@ def _loader(job: Job, split: SplitPlan, runs: Sequence[Sequence[int]], decoder: 
         split,
         runs,
         decoder,
-        batch_size=job.config.batch_size,
+        batch_size=job.batch_size,
         workers=default_workers() if job.config.workers is None else job.config.workers,
         pin_memory=job.device.type == "cuda",
         timeout=job.config.timeout,
@@ -266,22 +270,37 @@ def describe_spec(config: ExtractConfig, plan: Plan | None, *, download: bool) -
     return describe_features(config, features_shape(plan) if plan is not None else (1,))
 
 
-def decoder_for(spec: BackboneSpec) -> Decoder:
+def decoder_for(spec: BackboneSpec, config: ExtractConfig) -> Decoder:
     """What turns inputs into what the backbone takes."""
     if isinstance(spec, FeatureSpec):
         return FeatureDecoder(spec.input_shape)
-    return ImageDecoder(_required(spec.preprocessing))
+    return ImageDecoder(_required(spec.preprocessing), config.max_pixels)
 
 
-def _job(config: ExtractConfig, plan: Plan, spec: BackboneSpec, device: torch.device, precision: Precision) -> Job:
-    recipe = recipe_of(config, spec, device, precision)
-    unit = rows_per_unit(config.shard_size, _row_bytes(spec, config), config.batch_size)
+def _job(
+    config: ExtractConfig,
+    store: Manifest | None,
+    plan: Plan,
+    spec: BackboneSpec,
+    device: torch.device,
+    precision: Precision,
+) -> Job:
+    batch_size, model = config.batch_size, None
+    if batch_size == "auto" and store is not None and not config.overwrite:
+        batch_size = store.recipe.get("batch_size", "auto")
+    if batch_size == "auto":
+        model = EagerRuntime(spec.load(), device, precision)
+        batch_size = model.fitting_batch_size(decoder_for(spec, config).empty(LARGEST_BATCH[device.type]).zero_())
+    recipe = recipe_of(config, spec, device, precision, batch_size)
+    unit = rows_per_unit(config.shard_size, _row_bytes(spec, config), batch_size)
     environment = environment_of(device, spec.architecture.libraries)
     manifest = Manifest(recipe.to_json(), plan.to_json(unit), environment, config.to_json())
-    return Job(config, plan, spec, device, precision, unit, manifest)
+    return Job(config, plan, spec, device, precision, batch_size, unit, manifest, model)
 
 
-def recipe_of(config: ExtractConfig, spec: BackboneSpec, device: torch.device, precision: Precision) -> Recipe:
+def recipe_of(
+    config: ExtractConfig, spec: BackboneSpec, device: torch.device, precision: Precision, batch_size: int
+) -> Recipe:
     """All that determines what will be computed."""
     return Recipe(
         backbone=spec.name,
@@ -294,7 +313,7 @@ def recipe_of(config: ExtractConfig, spec: BackboneSpec, device: torch.device, p
         precision=precision,
         runtime=EagerRuntime.name,
         device=device.type,
-        batch_size=config.batch_size,
+        batch_size=batch_size,
         dtype=config.dtype,
     )
 
@@ -319,6 +338,8 @@ def _notices(job: Job, console: Console) -> None:
     if not job.config.data:
         total = sum(len(split) for split in job.plan.splits.values())
         console.print(f"no --data given: using the bundled sample of {total} images", style="yellow")
+    if job.config.batch_size == "auto":
+        console.print(f"--batch-size auto: {job.batch_size}", markup=False)
     if job.spec.weights.name == "random":
         console.print(
             f"random weights (seed {job.spec.weights.seed}): these embeddings mean nothing",

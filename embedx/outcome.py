@@ -19,7 +19,7 @@ from embedx.store.layout import MANIFEST
 from embedx.store.manifest import Manifest
 from embedx.store.session import StoreSession
 
-_WITHOUT_EFFECT = frozenset({"workers", "on_error", "timeout", "max_errors", "update"})
+_WITHOUT_EFFECT = frozenset({"workers", "on_error", "timeout", "max_pixels", "max_errors", "update"})
 """Settings that change nothing of a store which is complete."""
 _OF_THE_MACHINE = frozenset({"python", "device", "cores", "threads"})
 """What an environment tells beside versions of packages."""

@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 from multiprocessing import connection, forkserver, resource_tracker
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Final
 
@@ -60,6 +61,19 @@ def _set_malloc(*, mmap_threshold: int, trim_threshold: int) -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(m_mmap_threshold, mmap_threshold)
         mallopt(m_trim_threshold, trim_threshold)
+
+
+def abandon(process: BaseProcess) -> None:
+    """Kills a child process, and forgets one that even so does not end, as it waits for a dead file system.
+
+    Else this process would wait for it when it ends itself.
+    """
+    if not process.is_alive():
+        return
+    process.kill()
+    process.join(1)
+    if process.exitcode is None:
+        multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]  # there is no other way
 
 
 def tie_to_parent(name: str) -> None:

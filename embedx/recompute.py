@@ -199,13 +199,13 @@ def _run(
     changes = leaves_that_differ("", store.manifest.environment, environment_of(device, spec.architecture.libraries))
     if told := "; ".join(difference_text(*change) for change in changes):
         console.print(f"since the store was begun: {told}", soft_wrap=True)
-    decoder = decoder_for(spec)
+    decoder = decoder_for(spec, config)
     loaders = {
         split: SplitLoader(
             plan,
             [range(len(plan))],
             decoder,
-            batch_size=config.batch_size,
+            batch_size=store.recipe["batch_size"],
             workers=default_workers() if config.workers is None else config.workers,
             pin_memory=device.type == "cuda",
             timeout=config.timeout,
@@ -237,7 +237,6 @@ def _config(store: Store, device: str | None, *, trust: bool, console: Console) 
         out=store.path,
         device=found,
         precision=precision,
-        batch_size=recipe["batch_size"],
         dtype=recipe["dtype"],
     )
 
@@ -287,7 +286,7 @@ def _plan(split: str, rows: pa.Table, options: SourceOptions) -> SplitPlan:
 
 
 def _check_recipe(store: Store, config: ExtractConfig, spec: BackboneSpec, device: torch.device) -> None:
-    now = recipe_of(config, spec, device, config.precision or "fp32").to_json()
+    now = recipe_of(config, spec, device, config.precision or "fp32", store.recipe["batch_size"]).to_json()
     chosen = {name: store.recipe[name] for name in ("device", "precision")}  # by this run, which tells of it
     if differing := list(leaves_that_differ("recipe", store.recipe, now | chosen)):
         raise StoreMismatchError(

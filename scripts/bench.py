@@ -48,14 +48,14 @@ def forward_rate(job: Job) -> float:
     keep_large_blocks()
     model = EagerRuntime(job.spec.load(), job.device, job.precision)
     size = job.spec.preprocessing.crop
-    images = torch.randint(0, 255, (job.config.batch_size, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    images = torch.randint(0, 255, (job.batch_size, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     images = images.to(job.device)
     times = []
     for _ in range(_FORWARD_BATCHES):
         start = time.perf_counter()
         model(images)["embeddings"].cpu()
         times.append(time.perf_counter() - start)
-    return job.config.batch_size / statistics.median(times[1:])
+    return job.batch_size / statistics.median(times[1:])
 
 
 def loading_rate(job: Job) -> float:
@@ -65,7 +65,7 @@ def loading_rate(job: Job) -> float:
         split,
         [range(len(split))],
         job.spec.preprocessing,
-        batch_size=job.config.batch_size,
+        batch_size=job.batch_size,
         workers=default_workers(),
     )
     batches = iter(loader)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 import embedx
 from embedx import ExtractConfig, sample
+from embedx.errors import DeviceMemoryError
 from embedx.extract import extract
 from embedx.store.verify import verify
 from tests.runs import digests
@@ -36,3 +38,21 @@ def test_the_same_bytes_on_cuda_with_any_number_of_workers(tmp_path: Path) -> No
     for workers in (0, 2):
         extracted(tmp_path / str(workers), device="cuda", workers=workers)
     assert digests(tmp_path / "0") == digests(tmp_path / "2")
+
+
+def test_out_of_memory_names_a_batch_size_that_fits_and_auto_finds_one(tmp_path: Path) -> None:
+    settings = {"backbone": "resnet50", "weights": "random", "device": "cuda", "precision": "fp32"}
+    allowed = 1_500_000_000  # bytes, of which batches of 2048 need more than ten times as much
+    torch.cuda.set_per_process_memory_fraction(allowed / torch.cuda.mem_get_info()[1])
+    try:
+        with pytest.raises(
+            DeviceMemoryError, match=r"CUDA is out of memory with --batch-size 2048; \d+ fits"
+        ) as caught:
+            extract(ExtractConfig(**settings, out=tmp_path / "large", batch_size=2048))
+        fitting = int(re.search(r"--batch-size (\d+), or auto", str(caught.value))[1])
+        assert 1 <= fitting < 2048
+        extracted(tmp_path / "fitting", **settings, batch_size=fitting)
+        extracted(tmp_path / "auto", **settings, batch_size="auto")
+        assert embedx.open(tmp_path / "auto").manifest.recipe["batch_size"] == fitting
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)

@@ -301,6 +301,8 @@ def _stored(outputs: Any, count: int, dtype: torch.dtype | None) -> dict[str, Te
     for name, tensor in outputs.items():
         if len(tensor) != count:
             raise ConfigError(f"the output {name!r} has {len(tensor)} rows for {count} inputs")
+        if 0 in tensor.shape[1:]:
+            raise ConfigError(f"the output {name!r} has shape {list(tensor.shape)}: there is nothing in its rows")
     if outputs[EMBEDDINGS].ndim < 2:
         raise ConfigError(f"the embeddings have shape {list(outputs[EMBEDDINGS].shape)}; give [n, D]")
     return {

@@ -6,8 +6,10 @@ What has no defined way to 8-bit RGB, or is not whole, is rejected with its reas
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from embedx.config import Preprocessing
+from embedx.config import MAX_PIXELS, Preprocessing
 from embedx.data.files import RejectedInputError
 
 Image.init()
@@ -34,18 +36,22 @@ Not PNG: on damaged files its decoder ends the whole process (seen with torchvis
 """
 _NATIVE_EXIF = {"JPEG", "MPO"}
 """Formats in which torchvision.io applies the EXIF orientation."""
-_MAX_RESIZED_PIXELS = 178_956_970
-"""Pillow's own limit for a decompression bomb, applied to the resized image too."""
 
 
 class ImageDecoder:
-    """Images as rows of a uint8 batch."""
+    """Images as rows of a uint8 batch.
+
+    Args:
+        preprocessing: From the image to its row.
+        max_pixels: Of an image, as it is and resized; larger ones are rejected.
+    """
 
     entry = "images"
     """The batch's name for them."""
 
-    def __init__(self, preprocessing: Preprocessing) -> None:
+    def __init__(self, preprocessing: Preprocessing, max_pixels: int = MAX_PIXELS) -> None:
         self.preprocessing = preprocessing
+        self.max_pixels = max_pixels
 
     def empty(self, batch_size: int) -> Tensor:
         """A batch to be filled: [B, 3, H, W] uint8, channels last in memory."""
@@ -58,42 +64,62 @@ class ImageDecoder:
         Raises:
             RejectedInputError: If that can't be done; the row is undefined then.
         """
-        row.copy_(preprocess(decode(data, exif=self.preprocessing.exif), self.preprocessing))
+        pixels = decode(data, exif=self.preprocessing.exif, max_pixels=self.max_pixels)
+        row.copy_(preprocess(pixels, self.preprocessing, max_pixels=self.max_pixels))
 
 
-def decode(data: bytes, *, exif: bool = True) -> Tensor:
+def decode(data: bytes, *, exif: bool = True, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Decodes an image; of an animation or a multi-page file, the first picture.
 
     Args:
         data: The file's bytes.
         exif: Whether to apply the EXIF orientation.
+        max_pixels: That it may have.
 
     Returns:
         [3, H, W] uint8, RGB.
 
     Raises:
-        RejectedInputError: If it is not a whole image in a form with a defined way to 8-bit RGB.
+        RejectedInputError: If it is too large, or not a whole image in a form with a defined way to 8-bit RGB.
+        MemoryError: If there is not enough memory for it.
     """
     if not data:
         raise RejectedInputError("the file is empty")
-    with warnings.catch_warnings():
-        # Pillow's warnings are about files that it goes on to decode or refuse by an error.
-        warnings.simplefilter("ignore")
+    with _only_own_limits():
         try:
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            if image.width * image.height > max_pixels:
+                raise RejectedInputError(f"too large: {_too_many(image.width, image.height, max_pixels)}")
             if (pixels := _decode_native(data, image, exif=exif)) is not None:
                 return pixels
             return _decode_with_pillow(image, exif=exif)
         except UnidentifiedImageError as error:
             raise RejectedInputError(f"not an image of a known format (it begins with {data[:8]!r})") from error
-        except Image.DecompressionBombError as error:
-            raise RejectedInputError(f"too large: {error}") from error
-        except RejectedInputError:
+        except (RejectedInputError, MemoryError):
             raise
-        except MemoryError as error:
-            raise RejectedInputError("too large for the memory there is") from error
         except Exception as error:  # Pillow's plugins raise almost anything on damaged files
             raise RejectedInputError(f"can't be decoded: {error}") from error
+
+
+@contextlib.contextmanager
+def _only_own_limits() -> Iterator[None]:
+    """Silences Pillow's warnings, and lifts its limit on pixels, while this lasts; both are the whole process's.
+
+    The warnings are about files that it goes on to decode or refuse by an error.
+    """
+    limit = Image.MAX_IMAGE_PIXELS
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _too_many(width: int, height: int, allowed: int) -> str:
+    pixels = width * height
+    return f"{width}x{height} = {pixels} pixels, more than --max-pixels {allowed}; raise it to let such images in"
 
 
 def _decode_native(data: bytes, image: Image.Image, *, exif: bool) -> Tensor | None:
@@ -127,25 +153,28 @@ def _decode_with_pillow(image: Image.Image, *, exif: bool) -> Tensor:
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
-def preprocess(pixels: Tensor, steps: Preprocessing) -> Tensor:
+def preprocess(pixels: Tensor, steps: Preprocessing, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Resizes and crops as the torchvision presets do, on uint8.
 
     Args:
         pixels: [3, H, W] uint8.
         steps: What to do.
+        max_pixels: That it may have once resized.
 
     Returns:
         [3, crop, crop] uint8.
 
     Raises:
-        RejectedInputError: If the image is so elongated that resizing it would not fit in memory.
+        RejectedInputError: If the image is so elongated that it would have more.
     """
     height, width = pixels.shape[-2:]
     if isinstance(steps.resize, int):
         size = [steps.resize]
-        scale = steps.resize / min(height, width)
-        if height * scale * width * scale > _MAX_RESIZED_PIXELS:
-            raise RejectedInputError(f"too elongated to resize ({width}x{height} pixels)")
+        resized_width, resized_height = (side * steps.resize // min(height, width) for side in (width, height))
+        if resized_width * resized_height > max_pixels:
+            raise RejectedInputError(
+                f"too elongated: {width}x{height}, resized to {_too_many(resized_width, resized_height, max_pixels)}"
+            )
     else:
         size = list(steps.resize)
     resized = transforms.resize(pixels, size, interpolation=InterpolationMode(steps.interpolation), antialias=True)

@@ -12,12 +12,18 @@ A batch is a plain dict; B is the batch size, n ≤ B the number of its inputs:
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import math
+import multiprocessing
 import os
 import re
+import signal
+import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -26,18 +32,27 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from embedx.data.files import RejectedInputError
-from embedx.data.isolation import find_fatal_rows, time_limit
+from embedx.data.isolation import NO_END, InHand, become_decoding_process, find_fatal_rows, time_limit
 from embedx.data.plan import SplitPlan
 from embedx.data.sources.base import as_text
 from embedx.errors import EmbedxError
-from embedx.processes import START_METHOD, start_fork_server, tie_to_parent
+from embedx.processes import START_METHOD, abandon, start_fork_server
 
 _PREFETCH_BATCHES = 4
 """Batches each worker decodes ahead of the forward pass."""
 
 _TIMEOUT = 300.0
 
-_WORKER_DIED = re.compile(r"DataLoader worker \(pid|Pin memory thread exited")
+_NO_MEMORY = "too large for the memory there is"
+_OUT_OF_MEMORY = re.compile(r"DefaultCPUAllocator: (can't allocate|not enough) memory")
+"""How torch's MemoryError is told from its other RuntimeErrors."""
+
+_LOOK_SECONDS = 1.0
+"""How long a batch is waited for until it is looked whether the workers are alive, and at what."""
+_IDLE_SECONDS = 300.0
+"""How long a batch is waited for while no worker has anything in hand."""
+_NOTHING_CAME = "DataLoader timed out"
+_WORKER_DIED = "DataLoader worker (pid"
 _FRUITLESS_RESTARTS = 3
 """Times that workers are started anew without a batch between, where none of the inputs is found to be at fault."""
 
@@ -89,6 +104,8 @@ class Batches(Dataset[dict[str, Any]]):
         self.has_targets = plan.table["target"].null_count < len(plan)
         self.fatal: dict[int, str] = {}
         """Rows that would end the process, with the reason; they are not touched."""
+        self.in_hand = InHand(0)
+        """What the workers have in hand."""
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -104,10 +121,7 @@ class Batches(Dataset[dict[str, Any]]):
         if get_worker_info() is not None:
             inputs.share_memory_()  # type: ignore[no-untyped-call]  # now, so that no copy follows
         places = zip(*(samples[name].to_pylist() for name in ("path", "offset", "size")), strict=True)
-        outcomes = [
-            self._load(image, place) if row not in self.fatal else (self.fatal[row], None, None)
-            for row, image, place in zip(rows, inputs, places, strict=False)
-        ]
+        outcomes = [self._load(row, image, place) for row, image, place in zip(rows, inputs, places, strict=False)]
         inputs[len(rows) :] = 0
         reasons, sizes, digests = zip(*outcomes, strict=True)
         batch = {
@@ -128,18 +142,22 @@ class Batches(Dataset[dict[str, Any]]):
         return batch
 
     def _load(
-        self, row: Tensor, place: tuple[bytes, int | None, int | None]
+        self, row: int, image: Tensor, place: tuple[bytes, int | None, int | None]
     ) -> tuple[str | None, int | None, str | None]:
-        """Fills a row of the batch; returns (reason if rejected, bytes, sha256)."""
+        """Fills an image of the batch; returns (reason if rejected, bytes, sha256)."""
         size, digest = None, None
         try:
-            with time_limit(self.timeout):
+            if row in self.fatal:
+                raise RejectedInputError(self.fatal[row])
+            with self.in_hand.hold(row), time_limit(self.timeout):
                 data = self.plan.reader.read(*place)
                 size, digest = len(data), hashlib.sha256(data).hexdigest()
-                self.decoder.fill(row, data)
-        except RejectedInputError as error:
-            row.zero_()
-            return str(error), size, digest
+                self.decoder.fill(image, data)
+        except (RejectedInputError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not _OUT_OF_MEMORY.search(str(error)):
+                raise
+            image.zero_()
+            return str(error) if isinstance(error, RejectedInputError) else _NO_MEMORY, size, digest
         return None, size, digest
 
 
@@ -171,7 +189,8 @@ class SplitLoader:
         units: Which of its rows, in runs; no batch reaches over the end of a run.
         decoder: What turns an input's bytes into a row of a batch.
         batch_size: Of every batch.
-        workers: Processes that read and decode; 0: none, and then an input that ends its process ends this one.
+        workers: Processes that read and decode; 0: none, and then an input that ends its process ends this one, and one
+            that takes for ever does so.
         pin_memory: Whether batches come in memory that CUDA copies from by itself.
         timeout: Seconds after which an input that a worker does not get done with is rejected.
     """
@@ -193,6 +212,7 @@ class SplitLoader:
         self._workers = min(workers, len(self._batches))
         self._pin_memory = pin_memory
         self._iterator: Iterator[dict[str, Any]] | None = None
+        self._processes: dict[int | None, BaseProcess] = {}
         if workers:
             start_fork_server()
 
@@ -202,7 +222,7 @@ class SplitLoader:
     def start(self) -> None:
         """Starts the workers; they decode ahead while the caller does something else."""
         if self._iterator is None:
-            self._iterator = iter(self._loader(0))
+            self._iterator = self._begin(0)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """The batches in order. An input that ends its worker, or takes too long, is rejected; the rest goes on.
@@ -210,34 +230,40 @@ class SplitLoader:
         Raises:
             LoaderError: If workers end again and again, and no input is at fault.
         """
-        delivered, fruitless = 0, 0
+        delivered, fruitless, asked = 0, 0, time.monotonic()
         iterator, self._iterator = self._iterator, None
         while True:
-            iterator = iterator or iter(self._loader(delivered))
+            iterator = iterator or self._begin(delivered)
             try:
                 for batch in iterator:
                     yield batch
-                    delivered, fruitless = delivered + 1, 0
+                    delivered, fruitless, asked = delivered + 1, 0, time.monotonic()
                 return
             except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
                 # The first is torch's own word; the others come of asking a dead worker for a batch's memory.
-                if isinstance(error, RuntimeError) and not _WORKER_DIED.search(str(error)):
+                message = str(error) if isinstance(error, RuntimeError) else _WORKER_DIED
+                if _NOTHING_CAME in message and self._may_wait(asked):
+                    continue
+                if _NOTHING_CAME not in message and _WORKER_DIED not in message:
                     raise
                 iterator = None  # and with it the other workers, before those that follow
-                found = find_fatal_rows(self._dataset, self._under_way(delivered))
+                found = self._at_fault(delivered)
                 self._dataset.fatal.update(found)
-                fruitless = 0 if found else fruitless + 1
+                fruitless, asked = 0 if found else fruitless + 1, time.monotonic()
                 if fruitless > _FRUITLESS_RESTARTS:
                     raise LoaderError(
                         f"processes that decode images die again and again ({error!r}), and no image by itself is the "
                         "cause; what is committed stays, and running again goes on from there; if memory is short, "
                         "give fewer --workers"
                     ) from error
+                if fruitless > 1:
+                    self._workers = max(1, self._workers // 2)  # what fits alone may not fit beside others
 
-    def _loader(self, first: int) -> DataLoader[dict[str, Any]]:
-        """A loader of the batches from the given one on."""
+    def _begin(self, first: int) -> Iterator[dict[str, Any]]:
+        """Starts workers on the batches from the given one on."""
         workers = self._workers
-        return DataLoader(
+        self._dataset.in_hand = InHand(workers)
+        loader = DataLoader(
             self._dataset,
             batch_sampler=UnitBatches(self._batches.units, self._batches.batch_size, first),
             collate_fn=_as_is,
@@ -246,12 +272,42 @@ class SplitLoader:
             multiprocessing_context=START_METHOD if workers else None,
             worker_init_fn=_start_worker if workers else None,
             pin_memory=self._pin_memory,
+            timeout=_LOOK_SECONDS if workers else 0,
         )
+        others = set(multiprocessing.active_children())
+        iterator = iter(loader)
+        self._processes = {process.pid: process for process in set(multiprocessing.active_children()) - others}
+        for process in self._processes.values():
+            atexit.register(abandon, process)
+        return iterator
 
-    def _under_way(self, delivered: int) -> list[int]:
-        """The rows that workers may have had in hand when so many batches were delivered."""
-        ahead = islice(self._batches, delivered, delivered + self._workers * _PREFETCH_BATCHES)
-        return [row for batch in ahead for row in batch if row not in self._dataset.fatal]
+    def _may_wait(self, asked: float) -> bool:
+        """Whether the batch that was asked for at this time can still be expected, though nothing came for a while."""
+        held = self._dataset.in_hand.now()
+        if not held:  # the workers are starting, or what takes over their batches in this process has ended
+            return time.monotonic() - asked < _IDLE_SECONDS
+        return not any(one.is_overdue(self._dataset.timeout) for one in held)
+
+    def _at_fault(self, delivered: int) -> dict[int, str]:
+        """The inputs that ended their worker, or that it does not come back from, with the reason.
+
+        As a worker may have been killed by somebody, the batch that it was at is tried again, elsewhere.
+        """
+        timeout = self._dataset.timeout
+        connection.wait([process.sentinel for process in self._processes.values()], _LOOK_SECONDS)
+        fatal: dict[int, str] = {}
+        suspects: set[int] = set()
+        for held in self._dataset.in_hand.now():
+            exitcode = self._processes[held.pid].exitcode
+            if exitcode == -signal.SIGALRM or (exitcode is None and held.is_overdue(timeout)):
+                fatal[held.row] = NO_END
+            elif exitcode is not None:
+                suspects.add(held.row)
+        for batch in islice(self._batches, delivered, delivered + self._workers * _PREFETCH_BATCHES):
+            if suspects.intersection(batch):
+                rows = [row for row in batch if row not in fatal.keys() | self._dataset.fatal.keys()]
+                fatal.update(find_fatal_rows(self._dataset, rows, timeout))
+        return fatal
 
 
 def default_workers() -> int:
@@ -260,7 +316,7 @@ def default_workers() -> int:
 
 
 def _start_worker(worker: int) -> None:
-    tie_to_parent("embedx-loader")
+    become_decoding_process("embedx-loader")
     # libpng and libtiff print a line per odd file; what matters of it is in the reason of a rejected input.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 

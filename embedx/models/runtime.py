@@ -11,10 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from embedx.config import Precision
-from embedx.errors import ConfigError
+from embedx.errors import ConfigError, DeviceMemoryError
 from embedx.models.features import Embedder
 from embedx.models.foreign import Opaque
 
+LARGEST_BATCH = {"cuda": 1024, "cpu": 32}
+"""Images at a time, by type of device, beyond which there is no gain; powers of two."""
+_SPARE = 0.1
+"""Share of a device's memory that a batch which was found by trial leaves free."""
+_WAYS_OUT = "free some, or give a smaller --image-size, --precision bf16 or --device cpu"
 _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -25,6 +30,9 @@ class EagerRuntime(nn.Module):
         embedder: What to run.
         device: Where.
         precision: Of weights and activations; `tf32` lets CUDA round the factors of fp32 products.
+
+    Raises:
+        DeviceMemoryError: If it does not fit into the device's memory.
     """
 
     name = "eager"
@@ -35,16 +43,78 @@ class EagerRuntime(nn.Module):
             torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
             torch.backends.cudnn.allow_tf32 = precision == "tf32"
         self.device = device
-        self.embedder = embedder.requires_grad_(False).to(device)
+        try:
+            self.embedder = embedder.requires_grad_(False).to(device)
+        except torch.OutOfMemoryError as error:
+            raise DeviceMemoryError(
+                f"{self._device_name} is out of memory with the weights alone; {_WAYS_OUT}"
+            ) from error
         if not isinstance(self.embedder.backbone, Opaque):
             self.embedder.backbone.to(_DTYPES[precision])
             self.embedder.backbone.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Computes [B, D] features of [B, 3, H, W] uint8 images."""
+        """Computes [B, D] features of [B, 3, H, W] uint8 images.
+
+        Raises:
+            DeviceMemoryError: If they do not fit into the device's memory; it names the number that would.
+        """
+        try:
+            return self._compute(images)
+        except torch.OutOfMemoryError:
+            pass  # first of all its traceback has to go, which holds all that was computed so far
+        message = f"{self._device_name} is out of memory with --batch-size {len(images)}"
+        if isinstance(self.embedder.backbone, Opaque):  # it may take batches of one size only
+            raise DeviceMemoryError(f"{message}; {_WAYS_OUT}")
+        fitting = self.fitting_batch_size(images[: len(images) // 2])
+        raise DeviceMemoryError(f"{message}; {fitting} fits (tried): give --batch-size {fitting}, or auto")
+
+    def fitting_batch_size(self, images: Tensor) -> int:
+        """Tries all of these images at once, then half as many, and so on, until they fit and leave memory to spare.
+
+        Args:
+            images: [B, 3, H, W] uint8; what is on them does not matter.
+
+        Raises:
+            DeviceMemoryError: If not even one image fits.
+        """
+        size = len(images)
+        while size and not self._fits(images[:size]):
+            size //= 2
+        self._release_memory()
+        if size == 0:
+            raise DeviceMemoryError(f"{self._device_name} is out of memory even with one image at a time; {_WAYS_OUT}")
+        return size
+
+    def _compute(self, images: Tensor) -> dict[str, Tensor]:
         with torch.inference_mode():
             outputs: dict[str, Tensor] = self.embedder(images.to(self.device, non_blocking=True))
             return outputs
+
+    def _fits(self, images: Tensor) -> bool:
+        self._release_memory()
+        try:
+            self._compute(images)
+        except torch.OutOfMemoryError:
+            return False
+        return len(images) == 1 or self._spare_memory() >= _SPARE
+
+    def _release_memory(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def _spare_memory(self) -> float:
+        """The share of the device's memory that was free at the worst moment since it was last released."""
+        if self.device.type != "cuda":
+            return 1.0
+        free, total = torch.cuda.mem_get_info(self.device)
+        released = torch.cuda.max_memory_reserved(self.device) - torch.cuda.memory_reserved(self.device)
+        return (free - released) / total
+
+    @property
+    def _device_name(self) -> str:
+        return self.device.type.upper()
 
 
 def resolve_device(name: str) -> torch.device:

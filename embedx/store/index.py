@@ -75,12 +75,16 @@ def write_index(root: Path, rows: pa.Table, entry: UnitEntry) -> None:
 
     Raises:
         OSError: If it can't be written.
-        StoreError: If it would be written through a link, or its columns are so many, and so empty, that no reader
-            would take them.
+        StoreError: If it would be written through a link, or no reader would take it: an input has no key, or the
+            columns are many and nearly empty.
     """
     place = inside(root, index_path(Unit(entry.split, entry.unit)))
     metadata = entry._asdict() | {"format": FORMAT, "shards": [shard._asdict() for shard in entry.shards]}
     table = rows.replace_schema_metadata({_METADATA_KEY: canonical_json(metadata)})
+    try:
+        _check_rows(table, entry.inputs, INDEX_SCHEMA.names)
+    except ValueError as error:
+        raise StoreError(f"{place}: can't be written, as no reader would take it: {error}") from error
     # What packs so well that it can't be told from an attack is written as it is.
     repetitive = [name for name in table.column_names if name not in _UNIQUE]
     for options in (

@@ -200,7 +200,7 @@ class Store:
                     raise StoreError(unknown("tensor", name, file.keys(), hint=f"in {entry.path}"))
                 values: Tensor = file.get_tensor(name)
             here = pc.equal(table["shard"], entry.path)
-            rows = torch.tensor(table["row"].filter(here).fill_null(-1).to_pylist(), dtype=torch.int64)
+            rows = torch.from_numpy(table["row"].filter(here).fill_null(-1).to_numpy().copy())
             if len(rows) != len(values) or not torch.equal(rows.sort().values, torch.arange(len(rows))):
                 raise StoreError(f"{entry.path} and its index table disagree; run `embedx verify {self.path}`")
             parts.append(values[rows])

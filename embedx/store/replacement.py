@@ -64,8 +64,7 @@ def remove_store(root: Path, rescue_to: Path | None = None) -> None:
     """
     (root / layout.MANIFEST).unlink(missing_ok=True)
     sync_folder(root)
-    tables = layout.index_files(root).values()
-    for path in [*our_shards(root), *tables, *layout.temporary_files(root)]:
+    for path in [*our_shards(root), *_index_tables(root), *layout.temporary_files(root)]:
         path.unlink()
     for path in sorted(root.rglob("*"), reverse=True):
         with contextlib.suppress(OSError):
@@ -86,7 +85,7 @@ def remove_store(root: Path, rescue_to: Path | None = None) -> None:
 def our_shards(root: Path) -> Iterator[Path]:
     """The shards at `root` that embedx wrote: those that say so themselves, and those that an index table names."""
     named: set[Path] = set()
-    for path in layout.index_files(root).values():
+    for path in _index_tables(root):
         with contextlib.suppress(StoreError):
             named.update(root / shard.path for shard in read_entry(path).shards)
     for *_, path in layout.shard_files(root):
@@ -109,6 +108,14 @@ def _has_our_header(path: Path) -> bool:
     except StoreError:
         return False
     return True
+
+
+def _index_tables(root: Path) -> list[Path]:
+    """Those that can be removed: none behind a link."""
+    try:
+        return list(layout.index_files(root).values())
+    except StoreError:
+        return []
 
 
 def _set_aside(out: Path) -> Path:

@@ -517,8 +517,9 @@ def test_one_writer_can_be_used_for_a_second_run(tmp_path: Path) -> None:
         ),
         ([torch.ones(4, 3), torch.ones(4, 5)], r"'float32 \[N, 5\]'}, but the first batch's"),
         ([torch.ones(4)], r"the embeddings have shape \[4\]; give \[n, D\]"),
+        ([torch.ones(4, 0)], r"has shape \[4, 0\]: there is nothing in its rows"),
     ],
-    ids=["another type", "another width", "no vectors"],
+    ids=["another type", "another width", "no vectors", "empty vectors"],
 )
 def test_outputs_of_changing_or_no_form_are_a_clear_error(outputs: list[Tensor], said: str, tmp_path: Path) -> None:
     """Across units too, each of which would be whole by itself."""

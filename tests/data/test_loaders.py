@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +25,7 @@ from embedx.data.sources.folder import FolderSource
 
 STEPS = Preprocessing(resize=36, crop=32, interpolation="bilinear", mean=(0, 0, 0), std=(1, 1, 1))
 DECODER = ImageDecoder(STEPS)
+NO_MEMORY = "too large for the memory there is"
 CLASSES = ("cat", "dog", "owl")
 
 
@@ -211,32 +215,97 @@ class Fatal(ImageDecoder):
     """Decodes, but what is named below ends its process, as a decoder's fault would, or does not end."""
 
     def fill(self, row: torch.Tensor, data: bytes) -> None:
-        if data == b"segfault":
-            os.kill(os.getpid(), signal.SIGSEGV)
+        if data.startswith(b"SIG"):
+            os.kill(os.getpid(), signal.Signals[data.decode()])
+        if data == b"exit":
+            os._exit(3)
         if data == b"endless":
             while True:
                 pass
+        if data == b"blocked":
+            os.read(os.pipe()[0], 1)
         super().fill(row, data)
 
 
 @pytest.mark.timeout(90)
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.soak), 2])
 def test_inputs_that_end_their_worker_or_never_end_are_rejected_and_no_other(folder: Path, workers: int) -> None:
-    others = [str(path) for path in folder.rglob("*.*")]
-    shutil.copytree(folder, folder.parent / f"fatal{workers}", symlinks=True)
-    for name, content in (("cat/0a.jpg", b"segfault"), ("cat/0b.jpg", b"endless"), ("owl/8a.jpg", b"segfault")):
-        (folder.parent / f"fatal{workers}" / name).write_bytes(content)
-    plan = plan_of(folder.parent / f"fatal{workers}")
-    struck = SplitLoader(plan, plan.unit_rows(8), Fatal(STEPS), batch_size=4, workers=workers, timeout=2)
+    place = folder.parent / f"fatal{workers}"
+    shutil.copytree(folder, place, symlinks=True)
+    contents = {"cat/0a": b"SIGSEGV", "cat/0b": b"SIGBUS", "cat/0c": b"endless", "cat/0d": b"blocked"}
+    contents |= {"dog/4a": b"SIGKILL", "dog/4b": b"exit", "owl/8a": b"SIGABRT"}
+    for name, content in contents.items():
+        (place / f"{name}.jpg").write_bytes(content)
+    plan = plan_of(place)
+    struck = SplitLoader(plan, plan.unit_rows(8), Fatal(STEPS), batch_size=4, workers=workers, timeout=1)
     batches = list(struck)
+    assert [row for batch in batches for row in batch["index"].tolist()] == list(range(len(plan)))
     reasons = {key: reason for batch in batches for key, reason in zip(batch["keys"], batch["reasons"], strict=True)}
-    assert reasons.pop("cat/0a.jpg") == reasons.pop("owl/8a.jpg") == "decoder crashed: SIGSEGV"
-    assert reasons.pop("cat/0b.jpg") == "no end within --timeout"
-    assert len(reasons) == len(others) == 13 and sum(reason is not None for reason in reasons.values()) == 2
+    for name, content in contents.items():
+        reason = reasons.pop(f"{name}.jpg")
+        if content in (b"endless", b"blocked"):
+            assert reason == "no end within --timeout"
+        elif content == b"exit":
+            assert reason == "decoder ended its process with exit code 3"
+        else:
+            assert reason == f"decoder crashed: {content.decode()}"
     images = {key: image for batch in batches for key, image in zip(batch["keys"], batch["images"], strict=False)}
+    assert not any(images[f"{name}.jpg"].any() for name in contents)
     for batch in loader(plan_of(folder)):
-        for key, image in zip(batch["keys"], batch["images"], strict=False):
-            assert torch.equal(images[key], image)
+        for key, image, reason in zip(batch["keys"], batch["images"], batch["reasons"], strict=False):
+            assert torch.equal(images[key], image) and reasons.pop(key) == reason
+    assert not reasons and wait_for(lambda: not workers_alive())
+
+
+class Poor(ImageDecoder):
+    """Decodes in a process that may have only 100 MB more than it has."""
+
+    def fill(self, row: torch.Tensor, data: bytes) -> None:
+        size = psutil.Process().memory_info().vms + 100_000_000
+        resource.setrlimit(resource.RLIMIT_AS, (size, resource.RLIM_INFINITY))
+        super().fill(row, data)
+
+
+def test_what_does_not_fit_into_memory_is_rejected_and_the_worker_lives_on(folder: Path) -> None:
+    place = folder.parent / "large"
+    (place / "cat").mkdir(parents=True)
+    for name in ("a.jpg", "b.png"):
+        Image.new("RGB", (6000, 6000)).save(place / "cat" / name)
+    (place / "cat/d.webp").write_bytes((folder / "cat/0.webp").read_bytes())
+    with open(place / "cat/e.jpg", "wb") as sparse:
+        sparse.truncate(1 << 33)
+    plan = plan_of(place)
+    many = SplitLoader(plan, plan.unit_rows(4), Poor(STEPS), batch_size=1, workers=1)
+    batches = list(many)
+    assert [reason for batch in batches for reason in batch["reasons"]] == [NO_MEMORY, NO_MEMORY, None, NO_MEMORY]
+    assert torch.equal(batches[2]["images"][0], preprocess(decode((folder / "cat/0.webp").read_bytes()), STEPS))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(90)
+def test_a_read_that_nothing_can_end_is_given_up_and_so_is_its_process(folder: Path, tmp_path: Path) -> None:
+    """A dead mount, as of FUSE: what reads from it can't even be killed."""
+    mounted, place = tmp_path / "mounted", tmp_path / "images"
+    for made in (mounted, place / "cat"):
+        made.mkdir(parents=True)
+    shutil.copy(folder / "cat/0.webp", place / "cat/a.webp")
+    (place / "cat/b.jpg").symlink_to(mounted / "file.jpg")
+    shutil.copy(folder / "cat/0.webp", place / "cat/c.webp")
+    script = Path(__file__).parents[1] / "dead_mount.py"
+    with subprocess.Popen([sys.executable, script, mounted], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as server:
+        try:
+            if server.stdout.read(7) != b"mounted":
+                pytest.skip(f"no FUSE here: {server.stderr.read()[-200:]!r}")
+            plan = plan_of(place)
+            struck = SplitLoader(plan, plan.unit_rows(3), DECODER, batch_size=3, workers=1, timeout=1)
+            (batch,) = struck
+            (stuck,) = workers_alive()
+            assert stuck.status() == psutil.STATUS_DISK_SLEEP
+            assert batch["reasons"] == [None, "no end within --timeout", None]
+            assert all(image.any() for image in batch["images"][[0, 2]]) and not batch["images"][1].any()
+        finally:
+            server.kill()
+            subprocess.run(["umount", "--lazy", mounted], check=False)
     assert wait_for(lambda: not workers_alive())
 
 

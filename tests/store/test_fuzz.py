@@ -209,14 +209,14 @@ def test_values_of_any_kind_are_rows_or_a_store_error(whole: Path) -> None:
 @pytest.mark.soak
 @pytest.mark.parametrize("name", [MANIFEST, TABLE, SHARD])
 def test_much_damage_is_rows_or_a_store_error(whole: Path, name: str) -> None:
-    print("seed 2, 300 inputs")
-    fuzz_bytes(whole, name, seed=2, count=300)
+    print("seed 2, 250 inputs")
+    fuzz_bytes(whole, name, seed=2, count=250)
 
 
 @pytest.mark.soak
 def test_many_values_are_rows_or_a_store_error(whole: Path) -> None:
-    print("derandomized, 300 inputs")
-    fuzz_values(whole, 300)
+    print("derandomized, 200 inputs")
+    fuzz_values(whole, 200)
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ class Program(Architecture):
         self._device = config.device
         self._program = _read(Path(config.backbone))
         # TorchScript does not say which batches it takes; most take one image, which is quickly tried.
-        self.outline_batches = (1, config.batch_size)
+        self.outline_batches = (1,) if config.batch_size == "auto" else (1, config.batch_size)
         if isinstance(self._program, torch.export.ExportedProgram):
             batch, _, height, width = self._exported_shape(self._program)
             if batch is not None and batch != config.batch_size:

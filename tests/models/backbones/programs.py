@@ -55,7 +55,31 @@ def build(*, batch: int = -1, as_dict: bool = False, told: bool = True) -> Small
     """A factory of it, which tells its preprocessing if that is wanted."""
     model = Small(batch, as_dict=as_dict)
     if told:
-        model.preprocessing = {"resize": 36, "crop": SIZE, "interpolation": "bicubic", "mean": HALVES, "std": HALVES}
+        model.preprocessing = small_steps()
+    return model
+
+
+def small_steps() -> dict[str, Any]:
+    return {"resize": 36, "crop": SIZE, "interpolation": "bicubic", "mean": HALVES, "std": HALVES}
+
+
+def narrow(*, fits: int) -> nn.Module:
+    """A module for which the device's memory is too small, if it gets more images than those; it counts its calls."""
+
+    class Narrow(Small):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sizes: list[int] = []
+
+        def forward(self, images: Tensor) -> Any:
+            if torch.is_inference_mode_enabled():  # and not only asked for its shapes
+                self.sizes.append(len(images))
+                if len(images) > fits:
+                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return super().forward(images)
+
+    model = Narrow().eval()
+    model.preprocessing = small_steps()
     return model
 
 
