@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -21,7 +22,7 @@ from embedx.callbacks.progress import ProgressBar
 from embedx.callbacks.rejected import RejectedInputs
 from embedx.callbacks.throughput import Throughput
 from embedx.callbacks.writer import EmbeddingsWriter
-from embedx.config import ExtractConfig, Precision, Recipe
+from embedx.config import ExtractConfig, Precision, Recipe, size_text
 from embedx.data.decode import ImageDecoder
 from embedx.data.features import FeatureDecoder, features_shape
 from embedx.data.loaders import Decoder, NoDecoder, SplitLoader, default_workers
@@ -208,6 +209,7 @@ def _update(job: Job, session: StoreSession, console: Console) -> Layout | None:
 
 
 def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], heartbeat: Heartbeat) -> None:
+    _warn_of_space(job, session, loaders, heartbeat.console)
     model: nn.Module = nn.Identity()  # for no batches at all, where rows only move
     if loaders:
         heartbeat.say("loading the backbone")
@@ -230,6 +232,15 @@ def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], heart
         ),
     ]
     run_test(model, loaders, callbacks, DataConnector({"images": decoder_for(job.spec, job.config).entry}))
+
+
+def _warn_of_space(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], console: Console) -> None:
+    """Tells if the disk will be full before all is written; compression or a quota may make it otherwise."""
+    needed = sum(loader.inputs for loader in loaders.values()) * _row_bytes(job.spec, job.config)
+    free = shutil.disk_usage(session.root).free
+    if needed > free:
+        text = f"the embeddings to be written take about {size_text(needed)}, and {size_text(free)} are free"
+        console.print(f"{text} for {job.config.out}", style="bold yellow", markup=False, soft_wrap=True)
 
 
 def _loaders(job: Job, session: StoreSession, update: Layout | None) -> dict[str, SplitLoader]:

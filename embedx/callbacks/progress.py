@@ -45,7 +45,7 @@ class ProgressBar(Callback):
     def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> Metrics:
         """Leaves the terminal as it was; callbacks that follow may still have much to do."""
         self._display.stop()
-        self._heartbeat.say("completing the store")
+        self._heartbeat.say("finishing")
         return {}
 
     def teardown(self) -> None:

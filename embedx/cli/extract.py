@@ -22,11 +22,10 @@ from embedx.cli.output import (
     numbers_table,
     print_json,
     print_line,
-    size_text,
 )
-from embedx.config import ExtractConfig
+from embedx.config import ExtractConfig, size_text
 from embedx.errors import TooManyRejectedError
-from embedx.processes import start_fork_server
+from embedx.processes import raise_file_limit, start_fork_server
 from embedx.store.layout import MANIFEST
 
 if TYPE_CHECKING:
@@ -90,6 +89,7 @@ def _run(config: ExtractConfig) -> Summary:
             if summary is not None:
                 return summary
         heartbeat.say("starting")
+        raise_file_limit()
         start_fork_server()
         from embedx.extract import extract
 
