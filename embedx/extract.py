@@ -119,7 +119,7 @@ def prepare(
     precision = attempt(lambda: resolve_precision(config.precision, device)) if device is not None else None
     heartbeat.say("listing the inputs")
     plan = plan or attempt(lambda: list_inputs(config))
-    heartbeat.say("looking for the weights")
+    heartbeat.say("preparing the backbone")
     # Last, as it may have to fetch weights, which is not worth it for a run that can't be.
     spec = attempt(lambda: describe_spec(config, plan, download=download and not faults))
     ConfigError.check(faults)
