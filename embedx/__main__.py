@@ -12,6 +12,7 @@ from embedx.errors import Interrupted
 
 def main() -> NoReturn:
     """Runs the command line, and ends the process."""
+    _fill_standard_streams()
     guard = signals.install()
     try:
         from embedx.cli.app import run
@@ -27,6 +28,15 @@ def main() -> NoReturn:
         sys.stderr.flush()
     # Not sys.exit(): the interpreter would take two seconds to free, module by module, what the system frees at once.
     os._exit(code)
+
+
+def _fill_standard_streams() -> None:
+    """Where a standard stream is closed, opens the null device: the next file would get its number, and the talk."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 if __name__ == "__main__":

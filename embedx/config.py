@@ -72,6 +72,16 @@ def parse_batch_size(value: str | int) -> int | Literal["auto"]:
     raise ValueError(f"{value!r} is no number of images; write it like 64, or auto")
 
 
+def size_text(size: int) -> str:
+    """A number of bytes for people, as `1.4 MiB`."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
 def parse_resize(value: str | int | Sequence[int]) -> int | tuple[int, int]:
     """Reads `232`, the length of the shorter side, or `240x320`, height and width.
 
@@ -271,8 +281,11 @@ def _output_faults(out: Path) -> list[str]:
         existing = existing.parent
     if not existing.is_dir():
         return [f"--out {out}: {existing} is not a folder; choose another path"]
-    # access() can't see every refusal, so a path in a system's pseudo file system is left to mkdir.
-    if not os.access(existing, os.W_OK | os.X_OK):
+    # Of a folder that is there it may be a store's, whose permission was lost, and of a read-only disk, that it may be
+    # mended: both are the run's to find out. So is a path in a system's pseudo file system, of which access() sees
+    # nothing.
+    is_lasting = existing != out.absolute() and not os.statvfs(existing).f_flag & os.ST_RDONLY
+    if is_lasting and not os.access(existing, os.W_OK | os.X_OK):
         return [f"--out {out}: no permission to write in {existing}; choose another path"]
     return []
 

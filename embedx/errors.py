@@ -18,7 +18,15 @@ Interrupted (a BaseException)  130 for SIGINT, such as Ctrl-C; 143 for SIGTERM
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable, Sequence
+
+_PERMISSION = frozenset({errno.EACCES, errno.EPERM})
+_OF_THE_MACHINE = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV}
+    | {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOLCK, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN}
+)
+"""Refusals that say nothing of the path that was asked for: another time it may do."""
 
 
 class EmbedxError(Exception):
@@ -102,6 +110,26 @@ class Interrupted(BaseException):
     def exit_code(self) -> int:
         """As a shell tells of a process that a signal ended."""
         return 128 + self.number
+
+
+def is_refusal(error: BaseException | None) -> bool:
+    """Whether the machine refused something, so that what was asked for, or was to be read, may be as it should."""
+    return isinstance(error, OSError) and error.errno in _OF_THE_MACHINE | _PERMISSION
+
+
+def output_error(out: object, what: str, error: OSError, *, is_store: bool) -> ConfigError | StoreError:
+    """Words a refusal of the output folder: an error of usage, or, where it may well do another time, of the run.
+
+    Args:
+        out: The folder.
+        what: What can't be done with it, as in `can't be made`.
+        error: The refusal.
+        is_store: Whether there is a store already, so that it is the permission that is wrong, and not the folder.
+    """
+    refusal = f"--out {out}: {what} ({error.strerror or error}: {error.filename or out})"
+    if error.errno in _OF_THE_MACHINE or (is_store and is_refusal(error)):
+        return StoreError(f"{refusal}; once the cause is gone, the same command goes on")
+    return ConfigError(f"{refusal}; choose another path")
 
 
 def unknown(kind: str, name: str, valid: Iterable[str], *, hint: str = "") -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -16,11 +17,12 @@ from rich.console import Console
 from torch import nn
 
 from embedx.callbacks.base import Callback
+from embedx.callbacks.heartbeat import SILENT, Heartbeat
 from embedx.callbacks.progress import ProgressBar
 from embedx.callbacks.rejected import RejectedInputs
 from embedx.callbacks.throughput import Throughput
 from embedx.callbacks.writer import EmbeddingsWriter
-from embedx.config import ExtractConfig, Precision, Recipe
+from embedx.config import ExtractConfig, Precision, Recipe, size_text
 from embedx.data.decode import ImageDecoder
 from embedx.data.features import FeatureDecoder, features_shape
 from embedx.data.loaders import Decoder, NoDecoder, SplitLoader, default_workers
@@ -89,13 +91,16 @@ class Job:
         }
 
 
-def prepare(config: ExtractConfig, *, download: bool = True, plan: Plan | None = None) -> Job:
+def prepare(
+    config: ExtractConfig, *, download: bool = True, plan: Plan | None = None, heartbeat: Heartbeat = SILENT
+) -> Job:
     """Determines all of a run, writing nothing.
 
     Args:
         config: The settings.
         download: Whether weights may be fetched.
         plan: The inputs, where they have been listed already.
+        heartbeat: Told what is being done.
 
     Raises:
         ConfigError: Naming every fault that was found.
@@ -112,19 +117,21 @@ def prepare(config: ExtractConfig, *, download: bool = True, plan: Plan | None =
     store = attempt(lambda: existing_store(config.out))
     device = attempt(lambda: resolve_device(config.device))
     precision = attempt(lambda: resolve_precision(config.precision, device)) if device is not None else None
+    heartbeat.say("listing the inputs")
     plan = plan or attempt(lambda: list_inputs(config))
+    heartbeat.say("preparing the backbone")
     # Last, as it may have to fetch weights, which is not worth it for a run that can't be.
     spec = attempt(lambda: describe_spec(config, plan, download=download and not faults))
     ConfigError.check(faults)
     return _job(config, store, _required(plan), _required(spec), _required(device), _required(precision))
 
 
-def extract(config: ExtractConfig, console: Console | None = None, plan: Plan | None = None) -> Summary:
+def extract(config: ExtractConfig, heartbeat: Heartbeat = SILENT, plan: Plan | None = None) -> Summary:
     """Runs a backbone over images and stores the embeddings; finishes what an earlier run left.
 
     Args:
         config: The settings.
-        console: Where progress and notices go; None for silence.
+        heartbeat: Where progress and notices go.
         plan: The inputs, where they have been listed already.
 
     Returns:
@@ -138,9 +145,10 @@ def extract(config: ExtractConfig, console: Console | None = None, plan: Plan | 
         InputError: At the first rejected input, where that was asked for.
     """
     started = time.perf_counter()
-    console = console or Console(quiet=True)
-    job = prepare(config, plan=plan)
+    console = heartbeat.console
+    job = prepare(config, plan=plan, heartbeat=heartbeat)
     _notices(job, console)
+    heartbeat.say("looking through the store")
     session = StoreSession.begin(config.out, job.manifest, mode="overwrite" if config.overwrite else "resume")
     try:
         update = _update(job, session, console)
@@ -149,7 +157,7 @@ def extract(config: ExtractConfig, console: Console | None = None, plan: Plan | 
             console.print(f"the store was begun with {name} {then}, and goes on with {now}", markup=False)
         up_to_date = session.is_finished and not loaders
         if not up_to_date:
-            _run(job, session, loaders, console)
+            _run(job, session, loaders, heartbeat)
     except ConfigError:
         session.discard()
         raise
@@ -200,17 +208,19 @@ def _update(job: Job, session: StoreSession, console: Console) -> Layout | None:
     return layout
 
 
-def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], console: Console) -> None:
+def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], heartbeat: Heartbeat) -> None:
+    _warn_of_space(job, session, loaders, heartbeat.console)
     model: nn.Module = nn.Identity()  # for no batches at all, where rows only move
     if loaders:
+        heartbeat.say("loading the backbone")
         next(iter(loaders.values())).start()  # its workers decode while the model is built
         if job.device.type == "cpu":
             keep_large_blocks()
         model = job.model or EagerRuntime(job.spec.load(), job.device, job.precision)
         if job.config.checkpoint is not None and (match := job.spec.architecture.match) is not None:
-            console.print(f"{job.config.checkpoint}: {match}", markup=False, soft_wrap=True)
+            heartbeat.console.print(f"{job.config.checkpoint}: {match}", markup=False, soft_wrap=True)
     callbacks: list[Callback] = [
-        ProgressBar(console, {split: loader.inputs for split, loader in loaders.items()}),
+        ProgressBar(heartbeat, {split: loader.inputs for split, loader in loaders.items()}),
         RejectedInputs(job.config.on_error),
         Throughput(),
         EmbeddingsWriter(  # last, as it stores the others' metrics
@@ -222,6 +232,15 @@ def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], conso
         ),
     ]
     run_test(model, loaders, callbacks, DataConnector({"images": decoder_for(job.spec, job.config).entry}))
+
+
+def _warn_of_space(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], console: Console) -> None:
+    """Tells if the disk will be full before all is written; compression or a quota may make it otherwise."""
+    needed = sum(loader.inputs for loader in loaders.values()) * _row_bytes(job.spec, job.config)
+    free = shutil.disk_usage(session.root).free
+    if needed > free:
+        text = f"the embeddings to be written take about {size_text(needed)}, and {size_text(free)} are free"
+        console.print(f"{text} for {job.config.out}", style="bold yellow", markup=False, soft_wrap=True)
 
 
 def _loaders(job: Job, session: StoreSession, update: Layout | None) -> dict[str, SplitLoader]:

@@ -18,6 +18,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from embedx.callbacks.base import Callback
+from embedx.callbacks.heartbeat import Heartbeat
 from embedx.callbacks.progress import ProgressBar
 from embedx.config import ExtractConfig, Precision
 from embedx.data.loaders import SplitLoader, default_workers
@@ -213,8 +214,9 @@ def _run(
         for split, plan in plans.items()
     }
     model = EagerRuntime(spec.load(), device, config.precision or "fp32")
-    progress = ProgressBar(console, {split: loader.inputs for split, loader in loaders.items()})
-    run_test(model, loaders, [progress, checker], DataConnector({"images": decoder.entry}))
+    with Heartbeat(console) as heartbeat:
+        progress = ProgressBar(heartbeat, {split: loader.inputs for split, loader in loaders.items()})
+        run_test(model, loaders, [progress, checker], DataConnector({"images": decoder.entry}))
 
 
 def _config(store: Store, device: str | None, *, trust: bool, console: Console) -> ExtractConfig:

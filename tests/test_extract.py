@@ -20,6 +20,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 import embedx
 from embedx import ExtractConfig, sample
+from embedx.callbacks.heartbeat import Heartbeat
 from embedx.errors import ConfigError, InputError, StoreMismatchError
 from embedx.extract import extract, prepare
 from embedx.store.verify import verify
@@ -127,7 +128,7 @@ def test_a_run_tells_how_the_checkpoint_was_matched(tmp_path: Path, photographs:
     torch.save({"state_dict": {f"module.{name}": it for name, it in trained.state_dict().items()}}, tmp_path / "it.pth")
     console = Console(file=io.StringIO(), width=40)
     settings = {"weights": "DEFAULT", "checkpoint": tmp_path / "it.pth", "data": (str(photographs / "ast"),)}
-    extract(config(tmp_path / "store", **settings), console)
+    extract(config(tmp_path / "store", **settings), Heartbeat(console))
     matched = f"{len(trained.state_dict())} tensors matched, prefix 'state_dict.module.' stripped, none ignored\n"
     assert f"{tmp_path}/it.pth: {matched}" in console.file.getvalue()
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import configparser
 import io
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -177,6 +180,33 @@ def test_the_commands_of_the_tables_run(workplace: Path, s3: Any, monkeypatch: p
         assert run() == 0, command
         out = arguments[arguments.index("--out") + 1]
         assert list(embedx.verify(out)) == [] and embedx.open(out).complete, command
+
+
+def test_the_crontab_s_command_runs_and_then_finds_nothing_to_do(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (line,), (settings,) = blocks("crontab"), blocks("toml")
+    schedule = r"(?:[\d*,/-]+ +){5}"
+    match = re.fullmatch(rf"{schedule}cd /srv/photos && /opt/embedx/bin/(.*) >>runs\.jsonl 2>>runs\.log\n", line)
+    assert match is not None and "%" not in line
+    (workplace / "embedx.toml").write_text(settings)
+    monkeypatch.chdir(workplace)
+    monkeypatch.setattr(sys, "argv", [*shlex.split(match[1]), "--weights", "random", "--workers", "0"])
+    for up_to_date in (False, True):
+        assert run() == 0
+        assert json.loads(capsys.readouterr().out)["up_to_date"] is up_to_date
+
+
+def test_systemd_takes_the_units(tmp_path: Path) -> None:
+    service, timer = blocks("ini")
+    service = service.replace("/opt/embedx/bin/embedx", sys.executable)
+    for name, text in (("embedx.service", service), ("embedx.timer", timer)):
+        (tmp_path / name).write_text(text)
+        configparser.ConfigParser(interpolation=None).read_string(text)
+    if shutil.which("systemd-analyze"):
+        files = [str(tmp_path / name) for name in ("embedx.service", "embedx.timer")]
+        done = subprocess.run(["systemd-analyze", "verify", "--man=no", *files], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_make_knows_the_readme_s_targets() -> None:

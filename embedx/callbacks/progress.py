@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import time
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import nn
 
 from embedx.callbacks.base import Callback
-from embedx.engine.state import Batch, Outputs, TrainerState
-
-_LINE_SECONDS = 30.0
+from embedx.callbacks.heartbeat import Heartbeat
+from embedx.engine.state import Batch, Metrics, Outputs, TrainerState
 
 
 class ProgressBar(Callback):
     """Shows how far each dataloader is.
 
     Args:
-        console: Where to; on stderr.
+        heartbeat: Where to; on stderr.
         totals: Inputs of each dataloader by name.
     """
 
-    def __init__(self, console: Console, totals: dict[str, int]) -> None:
+    def __init__(self, heartbeat: Heartbeat, totals: dict[str, int]) -> None:
         super().__init__()
-        self.console = console
         self.totals = totals
-        self._display = _Bars(console, totals) if console.is_terminal else _Lines(console, totals)
+        self._heartbeat = heartbeat
+        self._display = _Bars(heartbeat, totals) if heartbeat.console.is_terminal else _Lines(heartbeat, totals)
 
     def on_test_epoch_start(self, trainer_state: TrainerState, model: nn.Module) -> None:
         """Begins to show."""
@@ -44,20 +42,27 @@ class ProgressBar(Callback):
         """Moves on by the batch's inputs."""
         self._display.advance(list(self.totals)[dataloader_idx], len(batch["index"]))
 
+    def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> Metrics:
+        """Leaves the terminal as it was; callbacks that follow may still have much to do."""
+        self._display.stop()
+        self._heartbeat.say("finishing")
+        return {}
+
     def teardown(self) -> None:
-        """Leaves the terminal as it was."""
+        """Leaves the terminal as it was, after an error as well."""
         self._display.stop()
 
 
 class _Bars:
-    def __init__(self, console: Console, totals: dict[str, int]) -> None:
+    def __init__(self, heartbeat: Heartbeat, totals: dict[str, int]) -> None:
+        self._heartbeat = heartbeat
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]:>6.0f} img/s"),
             TimeRemainingColumn(),
-            console=console,
+            console=heartbeat.console,
         )
         self._tasks: dict[str, TaskID] = {}
         self._totals = totals
@@ -66,6 +71,7 @@ class _Bars:
     def start(self) -> None:
         for name, total in self._totals.items():
             self._tasks[name] = self._progress.add_task(name, total=total, rate=0.0, start=False)
+        self._heartbeat.hide()
         self._progress.start()
 
     def advance(self, name: str, count: int) -> None:
@@ -86,22 +92,29 @@ class _Bars:
 
 
 class _Lines:
-    def __init__(self, console: Console, totals: dict[str, int]) -> None:
-        self._console = console
+    def __init__(self, heartbeat: Heartbeat, totals: dict[str, int]) -> None:
+        self._heartbeat = heartbeat
         self._totals = totals
         self._done = dict.fromkeys(totals, 0)
-        self._last = 0.0
+        self._current = next(iter(totals), None)
+        self._started = 0.0
 
     def start(self) -> None:
-        self._last = time.perf_counter()
+        self._started = time.monotonic()
+        self._heartbeat.follow(self._line)
 
     def advance(self, name: str, count: int) -> None:
+        self._current = name
         self._done[name] += count
-        finished = self._done[name] == self._totals[name]
-        if finished or time.perf_counter() - self._last >= _LINE_SECONDS:
-            self._last = time.perf_counter()
-            line = f"{name}: {self._done[name]} of {self._totals[name]} inputs"
-            self._console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        if self._done[name] == self._totals[name]:
+            self._heartbeat.tell(f"{name}: {self._done[name]} of {self._totals[name]} inputs")
 
     def stop(self) -> None:
         pass
+
+    def _line(self) -> str:
+        name = self._current
+        if name is None:
+            return "moving rows"
+        rate = sum(self._done.values()) / (time.monotonic() - self._started)
+        return f"{name}: {self._done[name]} of {self._totals[name]} inputs, {rate:.1f} images/s"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from embedx.callbacks.heartbeat import Heartbeat
 from embedx.cli import signals
 from embedx.cli.options import load_config_file, with_config_options
 from embedx.cli.output import (
@@ -21,11 +22,10 @@ from embedx.cli.output import (
     numbers_table,
     print_json,
     print_line,
-    size_text,
 )
-from embedx.config import ExtractConfig
+from embedx.config import ExtractConfig, size_text
 from embedx.errors import TooManyRejectedError
-from embedx.processes import start_fork_server
+from embedx.processes import raise_file_limit, start_fork_server
 from embedx.store.layout import MANIFEST
 
 if TYPE_CHECKING:
@@ -79,18 +79,21 @@ def command(
 
 
 def _run(config: ExtractConfig) -> Summary:
-    if (config.out / MANIFEST).exists():
-        from embedx.outcome import look_for_work
+    plan = None
+    with Heartbeat(STDERR) as heartbeat:
+        if (config.out / MANIFEST).exists():
+            from embedx.outcome import look_for_work
 
-        summary, plan = look_for_work(config)
-        if summary is not None:
-            return summary
-    else:
-        plan = None
-    start_fork_server()
-    from embedx.extract import extract
+            heartbeat.say("listing the inputs")
+            summary, plan = look_for_work(config)
+            if summary is not None:
+                return summary
+        heartbeat.say("starting")
+        raise_file_limit()
+        start_fork_server()
+        from embedx.extract import extract
 
-    return extract(config, STDERR, plan)
+        return extract(config, heartbeat, plan)
 
 
 def _outcome(summary: Summary) -> str:

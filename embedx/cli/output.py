@@ -22,6 +22,13 @@ class Talk(Console):
     show_tracebacks = False
     """Whether an error is shown with its traceback."""
 
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Prints, if that can be done: a full disk under the log is like a reader that has gone."""
+        try:
+            super().print(*objects, **options)
+        except OSError:
+            self.on_broken_pipe()
+
     def on_broken_pipe(self) -> None:
         """Sends all that is still to come nowhere; Rich itself would end the process, and close stdout."""
         self.quiet = True
@@ -92,13 +99,3 @@ def group_text(group: str | None) -> Text | str:
 def count_text(count: int, noun: str) -> str:
     """A number of things, as `1 fault` or `2 faults`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def size_text(size: int) -> str:
-    """A number of bytes for people, as `1.4 MiB`."""
-    value = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"

@@ -83,9 +83,9 @@ def let_end(code: int, guard: int) -> None:
 def report(number: int) -> None:
     """Says on stderr, once, that a signal ended the command; from any thread, whatever locks the others hold."""
     if _reported.acquire(blocking=False):
-        cursor = "\x1b[?25h" if os.isatty(2) else ""  # which a progress bar hides
+        begin = "\r\x1b[K\x1b[?25h" if os.isatty(2) else ""  # clears the line, shows the cursor that a bar hides
         with contextlib.suppress(OSError):
-            os.write(2, f"{cursor}error: {_WORDS[signal.Signals(number)]}{advice}\n".encode())
+            os.write(2, f"{begin}error: {_WORDS[signal.Signals(number)]}{advice}\n".encode())
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

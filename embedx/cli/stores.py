@@ -23,8 +23,8 @@ from embedx.cli.output import (
     one_line,
     print_json,
     print_line,
-    size_text,
 )
+from embedx.config import size_text
 from embedx.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:

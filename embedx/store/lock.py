@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
 
 from embedx.config import LOCK
-from embedx.errors import ConfigError, StoreLockedError
+from embedx.errors import StoreLockedError, output_error
+from embedx.store.layout import MANIFEST
 
 
 class StoreLock:
@@ -15,21 +17,22 @@ class StoreLock:
 
     Raises:
         StoreLockedError: If another process holds it; the message names that process.
-        ConfigError: If the file can't be made or locked.
+        ConfigError: If the file can't be made or locked where there is no store yet.
+        StoreError: If it can't in a store, or for a reason that lies in the machine.
     """
 
     def __init__(self, root: Path) -> None:
         self.path = root / LOCK
         try:
             self._descriptor = self._take()
-            os.ftruncate(self._descriptor, 0)
         except OSError as error:
-            raise ConfigError(f"--out {root}: can't be locked ({error.strerror}); choose another path") from error
-        os.pwrite(self._descriptor, f"{os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+            is_store = os.path.lexists(root / MANIFEST)
+            raise output_error(root, "can't be locked", error, is_store=is_store) from error
 
     def release(self) -> None:
         """Lets go of the store. The file stays, for the next holder."""
-        os.ftruncate(self._descriptor, 0)
+        with contextlib.suppress(OSError):  # of a disk that has failed; the name in the file is of no use then
+            os.ftruncate(self._descriptor, 0)
         os.close(self._descriptor)
 
     def _take(self) -> int:
@@ -38,6 +41,8 @@ class StoreLock:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if self._is_in_place(descriptor):
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, f"{os.getpid()} on {os.uname().nodename}\n".encode(), 0)
                     return descriptor
             except BlockingIOError as error:
                 holder = os.pread(descriptor, 100, 0).decode(errors="replace").strip()

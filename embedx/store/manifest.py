@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from embedx.config import fingerprint
-from embedx.errors import StoreError, StoreMismatchError
+from embedx.errors import StoreError, StoreMismatchError, is_refusal
 from embedx.store.files import write_atomic
 from embedx.store.layout import MANIFEST, is_index_path, is_temporary
 from embedx.store.links import plain_file
@@ -112,6 +112,7 @@ def existing_store(root: Path) -> Manifest | None:
 
     Raises:
         StoreMismatchError: If something else is there.
+        StoreError: If the machine does not let it be read.
     """
     if not root.is_dir():
         return None
@@ -119,6 +120,8 @@ def existing_store(root: Path) -> Manifest | None:
         try:
             return Manifest.read(root)
         except StoreError as error:
+            if is_refusal(error.__cause__):
+                raise
             raise StoreMismatchError(f"--out {root} is not a store of embedx's ({error}); {_ELSEWHERE}") from error
     if any(not is_temporary(path.name) for path in root.iterdir()):
         raise StoreMismatchError(f"--out {root}: the folder is not empty and not a store; {_ELSEWHERE}")

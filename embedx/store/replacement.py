@@ -39,9 +39,8 @@ def take_place(new: Path, out: Path) -> None:
 
 def recover(out: Path) -> None:
     """Puts the old store back, where an exchange by two renames was interrupted between them."""
-    if not out.exists():
-        with contextlib.suppress(FileNotFoundError):
-            _set_aside(out).rename(out)
+    if not out.exists() and _set_aside(out).exists():
+        _set_aside(out).rename(out)
 
 
 def finish_removal(out: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any, Literal, Self
 import pyarrow as pa
 
 from embedx.config import LOCK
-from embedx.errors import ConfigError, StoreError, StoreMismatchError
+from embedx.errors import ConfigError, StoreError, StoreMismatchError, is_refusal, output_error
 from embedx.store import layout
 from embedx.store.differences import difference_text, leaves_that_differ
 from embedx.store.files import link_or_copy, make_folder, sync_folder
@@ -38,6 +38,8 @@ from embedx.store.replacement import (
     staging_folder,
     take_place,
 )
+
+_MEANWHILE = "while the run went on; run again, and what is missing is written"
 
 Mode = Literal["create", "resume", "overwrite"]
 
@@ -197,7 +199,9 @@ class StoreSession:
         totals: dict[str, dict[str, int]] = {split: _no_totals() for split in self.manifest.plan["splits"]}
         index = {}
         for path in layout.index_files(self.root).values():
-            entry = read_entry(path)
+            entry = self._whole_entry(path, self.root)
+            if entry is None:
+                raise StoreError(f"{path}: its shards are gone, or cut off, {_MEANWHILE}")
             of_split = totals.setdefault(entry.split, _no_totals())
             of_split["inputs"] += entry.inputs
             of_split["rows"] += entry.rows
@@ -208,7 +212,10 @@ class StoreSession:
             index[f"{layout.INDEX}/{path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()
         for split, planned in self.manifest.plan["splits"].items():
             if (found := totals[split]["inputs"]) != planned["inputs"]:
-                raise StoreError(f"split {split!r} has {planned['inputs']} inputs, but {found} are in the store")
+                raise StoreError(
+                    f"split {split!r} has {planned['inputs']} inputs, but {found} are in the store {self.out}; if "
+                    f"something was removed {_MEANWHILE}"
+                )
         self.manifest = dataclasses.replace(
             self.manifest, complete=True, totals=totals, index=index, timings=dict(timings)
         )
@@ -241,7 +248,7 @@ class StoreSession:
         try:
             make_folder(folder)
         except OSError as error:
-            raise ConfigError(f"--out {folder}: can't be made ({error.strerror}); choose another path") from error
+            raise output_error(folder, "can't be made", error, is_store=False) from error
         lock = StoreLock(folder)
         self._locks.callback(lock.release)
 
@@ -340,7 +347,9 @@ class StoreSession:
         try:
             entry = read_entry(index_table)
             sizes = [plain_file(root, shard.path).stat().st_size for shard in entry.shards]
-        except (StoreError, OSError):
+        except (StoreError, OSError) as error:
+            if is_refusal(error) or is_refusal(error.__cause__):
+                raise  # it may be whole, and must not be removed
             return None
         whole = entry.recipe == self.manifest.fingerprint and sizes == [shard.bytes for shard in entry.shards]
         return entry if whole else None

@@ -2,6 +2,7 @@
 
 import re
 import threading
+import time
 from io import StringIO
 from typing import Any
 
@@ -10,8 +11,8 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from embedx.callbacks import progress
 from embedx.callbacks.base import Callback
+from embedx.callbacks.heartbeat import Heartbeat
 from embedx.callbacks.progress import ProgressBar
 from embedx.engine import loop
 
@@ -58,7 +59,8 @@ def assert_ended(threads: set[threading.Thread]) -> None:
 
 
 def run(console: Console, totals: dict[str, int], loaders: dict[str, Any], *others: Callback) -> str:
-    loop.run_test(Echo(), loaders, [ProgressBar(console, totals), *others])
+    with Heartbeat(console, seconds=0.2) as heartbeat:
+        loop.run_test(Echo(), loaders, [ProgressBar(heartbeat, totals), *others])
     return written(console)
 
 
@@ -67,18 +69,27 @@ def test_elsewhere_than_on_a_terminal_the_lines_are_sparse_and_plain() -> None:
     assert text == "train: 20 of 20 inputs\nval: 3 of 3 inputs\n"
 
 
-def test_a_slow_run_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
-    text = run(console(False), {"train": 20}, {"train": batches(8, 8, 4)})
-    assert text.splitlines() == [f"train: {done} of 20 inputs" for done in (8, 16, 20)]
+class Slow(Callback):
+    """Takes a while after each batch."""
+
+    def on_test_batch_end(self, *args: Any) -> None:
+        time.sleep(0.3)
+
+
+def test_a_slow_run_gets_a_line_now_and_then_and_tells_its_rate() -> None:
+    lines = run(console(False), {"train": 20}, {"train": batches(8, 8, 4)}, Slow()).splitlines()
+    often = [re.fullmatch(r"(train: \d+ of 20 inputs), \d+\.\d images/s", line) for line in lines]
+    assert {match[1] for match in often if match} >= {f"train: {done} of 20 inputs" for done in (8, 16)}
+    assert "train: 20 of 20 inputs" in lines
 
 
 def test_on_a_terminal_a_bar_ends_at_the_total_and_the_cursor_comes_back() -> None:
     before = set(threading.enumerate())
     text = run(console(True), {"train": 20, "val": 3}, {"train": batches(8, 8, 4), "val": batches(3)})
-    assert text.count(HIDE_CURSOR) == text.count(SHOW_CURSOR) == 1
-    assert text.endswith(SHOW_CURSOR)
-    *_, train, val = [line for line in re.split(r"[\r\n]+", ESCAPE.sub("", text)) if line.strip()]
+    assert text.count(HIDE_CURSOR) == text.count(SHOW_CURSOR) == 3  # before, bars, and after them
+    assert text.rindex(HIDE_CURSOR) < text.rindex(SHOW_CURSOR)
+    *_, train, val, finishing = [line for line in re.split(r"[\r\n]+", ESCAPE.sub("", text)) if line.strip()]
+    assert "finishing" in finishing
     assert re.match(r"train ━+ 20/20 +\d+ img/s", train)
     assert re.match(r"val +━+ 3/3 +\d+ img/s", val)
     assert_ended(set(threading.enumerate()) - before)
@@ -91,7 +102,8 @@ def test_nothing_is_left_over_after_an_exception(error: BaseException) -> None:
     with pytest.raises(type(error)):
         run(terminal, {"train": 20}, {"train": batches(8)}, Failing(error))
     text = written(terminal)
-    assert text.count(HIDE_CURSOR) == text.count(SHOW_CURSOR) == 1
+    assert text.count(HIDE_CURSOR) == text.count(SHOW_CURSOR) == 2
+    assert text.rindex(HIDE_CURSOR) < text.rindex(SHOW_CURSOR)
     assert "8/20" in ESCAPE.sub("", text)
     assert_ended(set(threading.enumerate()) - before)
     assert not getattr(terminal, "_live_stack", None)
@@ -100,7 +112,7 @@ def test_nothing_is_left_over_after_an_exception(error: BaseException) -> None:
 @pytest.mark.parametrize("terminal", [True, False])
 def test_teardown_without_start_is_fine_and_says_nothing(terminal: bool) -> None:
     there = console(terminal)
-    callback = ProgressBar(there, {"train": 20})
+    callback = ProgressBar(Heartbeat(there), {"train": 20})
     callback.teardown()
     callback.teardown()
     assert ESCAPE.sub("", written(there)) == ""
