@@ -39,6 +39,7 @@ with instrumented:
     from embedx.data.files import RejectedInputError
     from embedx.data.plan import build_plan
     from embedx.data.sources import parse_data
+    from embedx.data.sources.base import SourceOptions
     from embedx.errors import EmbedxError
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="embedx-fuzz-")
@@ -62,6 +63,16 @@ def try_source(data: bytes, name: str) -> None:
             for place in split.table.select(["path", "offset", "size"]).slice(0, 8).to_pylist():
                 with contextlib.suppress(RejectedInputError):
                     split.reader.read(place["path"], place["offset"], place["size"])
+
+
+def try_paths(data: bytes, name: str) -> None:
+    """Lists inputs by paths on stdin: a plan, or a message. They are not read: they may be anybody's."""
+    stdin, sys.stdin = sys.stdin, io.TextIOWrapper(io.BytesIO(data))
+    try:
+        with contextlib.suppress(EmbedxError):
+            build_plan(parse_data(["-"], SourceOptions(null=name == "null")), None)
+    finally:
+        sys.stdin = stdin
 
 
 def try_store(data: bytes, name: str) -> None:
@@ -147,6 +158,12 @@ def tars() -> dict[str, bytes]:
     return found
 
 
+def paths() -> dict[str, bytes]:
+    """Lists of paths, as lines and ended by NUL."""
+    names = [b"a.jpg", b"/b/c d.png", b"\xff\xfe.jpg", b"s3://bucket/e.jpg", "ü.jpg".encode(), b"../f.jpg"]
+    return {"lines": b"\r\n".join(names), "null": b"\0".join(names)}
+
+
 def stores() -> dict[str, bytes]:
     """The files of a small store."""
     files = (path for path in sorted(_store().rglob("*")) if path.suffix in (".json", ".parquet", ".safetensors"))
@@ -166,6 +183,7 @@ TARGETS = {
     "decode": Target(images, lambda data, name: try_image(data)),
     "table": Target(tables, try_source),
     "tar": Target(tars, try_source),
+    "paths": Target(paths, try_paths),
     "store": Target(stores, try_store),
 }
 

@@ -9,14 +9,19 @@ from pathlib import Path
 
 import pytest
 import skimage
+import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 import embedx
 from embedx import sample
-from embedx.data.decode import decode
+from embedx.config import Preprocessing
+from embedx.data.decode import ImageDecoder, decode
 from embedx.data.files import RejectedInputError
+from embedx.data.loaders import SplitLoader
+from embedx.data.plan import build_plan
+from embedx.data.sources.folder import FolderSource
 from scripts.fuzz import TARGETS
 from tests.runs import SEED, run
 
@@ -71,14 +76,16 @@ def feed_damaged(target: str, examples: int) -> int:
     return tried
 
 
-@pytest.mark.parametrize("target", ["decode", "table", "tar"])
+@pytest.mark.parametrize("target", ["decode", "table", "tar", "paths"])
 def test_damaged_files_give_a_result_or_a_worded_error(target: str) -> None:
     assert feed_damaged(target, 300) >= 250
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("target", "examples"), [("decode", 6000), ("table", 3000), ("tar", 3000), ("store", 500)])
+@pytest.mark.parametrize(
+    ("target", "examples"), [("decode", 6000), ("table", 3000), ("tar", 3000), ("paths", 1000), ("store", 500)]
+)
 def test_thousands_of_damaged_files_give_a_result_or_a_worded_error(
     target: str, examples: int, record_property: Callable[[str, object], None]
 ) -> None:
@@ -87,7 +94,7 @@ def test_thousands_of_damaged_files_give_a_result_or_a_worded_error(
     assert tried >= examples * 0.8
 
 
-@pytest.mark.parametrize("target", ["decode", "table", "tar"])
+@pytest.mark.parametrize("target", ["decode", "table", "tar", "paths"])
 def test_random_bytes_give_a_worded_error(target: str) -> None:
     seeds, feed = sorted(TARGETS[target].seeds()), TARGETS[target].feed
 
@@ -97,6 +104,30 @@ def test_random_bytes_give_a_worded_error(target: str) -> None:
         feed(data, name)
 
     check()
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+def test_workers_survive_thousands_of_damaged_images_and_get_to_the_end(tmp_path: Path) -> None:
+    """Also where they crash a decoder; each is what it is when it is decoded alone."""
+    seeds = TARGETS["decode"].seeds()
+    random_edits = random.Random(SEED)
+    for number in range(3000):
+        name, other = random_edits.choice(sorted(seeds)), random_edits.choice(sorted(seeds))
+        kinds = random_edits.choices(["flip", "set", "cut", "delete", "splice"], k=random_edits.randint(1, 6))
+        edits = [(kind, random_edits.randrange(1 << 16), random_edits.randrange(1 << 16)) for kind in kinds]
+        (tmp_path / f"{number:04}.jpg").write_bytes(damaged(seeds[name], edits, seeds[other]))
+    plan = build_plan({"all": FolderSource(tmp_path)}, None).splits["all"]
+    decoder = ImageDecoder(Preprocessing(36, 32, "bilinear", (0, 0, 0), (1, 1, 1)))
+    batches = list(SplitLoader(plan, [range(3000)], decoder, batch_size=50, workers=2, timeout=20))
+    reasons = [reason for batch in batches for reason in batch["reasons"]]
+    images = torch.cat([batch["images"] for batch in batches])
+    assert 500 < sum(reason is not None for reason in reasons) < 3000 == len(reasons)
+    for number, (image, reason) in enumerate(zip(images, reasons, strict=True)):
+        expected = torch.zeros_like(image)
+        if reason is None:
+            decoder.fill(expected, (tmp_path / f"{number:04}.jpg").read_bytes())
+        assert torch.equal(image, expected), number
 
 
 def cut_at_random(suffix: str) -> dict[int, bytes]:

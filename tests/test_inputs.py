@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import io
 import os
-import random
 import socket
 import struct
 import sys
@@ -21,7 +20,7 @@ import torch
 from PIL import Image, ImageOps
 
 import embedx
-from embedx import ExtractConfig, sample
+from embedx import ExtractConfig
 from embedx.cli.app import run
 from embedx.config import Preprocessing
 from embedx.data.decode import preprocess
@@ -29,8 +28,6 @@ from embedx.errors import InputError
 from embedx.extract import extract
 from embedx.outcome import list_inputs
 from embedx.store.layout import index_files
-from embedx.store.verify import verify
-from tests import runs
 from tests.runs import assert_visible_units_are_whole, digests
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -297,48 +294,3 @@ def test_the_first_reject_can_end_the_run_and_what_is_committed_stays(tmp_path: 
         os.utime(root / name, ns=(0, 0))
     assert extract(config).rows == 12
     assert digests(config.out) == digests(tmp_path / "undisturbed")
-
-
-@pytest.fixture(scope="module")
-def truncated(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
-    """A photograph as JPEG, PNG and WebP, whole, and cut at 100 random lengths each."""
-    root = tmp_path_factory.mktemp("truncated")
-    seed = 20240607
-    print(f"truncated with seed {seed}")
-    generator = random.Random(seed)
-    photo = Image.open(photos / "chelsea.png").convert("RGB").resize((225, 150))
-    for format in ("JPEG", "PNG", "WEBP"):
-        whole = encoded(format, photo)
-        (root / f"{format.lower()}-whole.{format.lower()}").write_bytes(whole)
-        for length in generator.sample(range(len(whole)), 100):
-            (root / f"{format.lower()}-{length:06}.{format.lower()}").write_bytes(whole[:length])
-    return root
-
-
-def assert_cut_files_are_rejected_or_like_the_whole(store: Path) -> None:
-    rows = rows_of(store) if embedx.open(store).recipe["backbone"] == BACKBONE else {}
-    for key, pixels in rows.items():
-        assert distance(pixels, rows[f"{key.split('-')[0]}-whole.{key.split('.')[1]}"]) < 1, key
-    index = embedx.open(store).index().to_pylist()
-    assert len(index) == 303 and list(verify(store)) == []
-    assert all((row["reason"] is None) == (row["status"] == "ok") for row in index)
-    assert {row["key"] for row in index if row["status"] == "ok"} >= {
-        "jpeg-whole.jpeg",
-        "png-whole.png",
-        "webp-whole.webp",
-    }
-    assert sum(row["status"] == "rejected" for row in index) > 280
-
-
-@pytest.mark.timeout(60)
-def test_files_cut_anywhere_are_rejected_or_rows_like_the_whole(tmp_path: Path, truncated: Path) -> None:
-    extract(ExtractConfig(backbone=BACKBONE, data=(str(truncated),), out=tmp_path / "store", workers=0))
-    assert_cut_files_are_rejected_or_like_the_whole(tmp_path / "store")
-
-
-@pytest.mark.soak
-def test_a_run_over_files_cut_anywhere_comes_to_its_end(tmp_path: Path, truncated: Path) -> None:
-    arguments = ("--backbone", sample.BACKBONE, "--weights", "sample", "--data", truncated, "--out", tmp_path / "store")
-    done = runs.run("extract", *arguments)
-    assert done.returncode == 3 and "--max-errors allows 0" in done.stderr, done.stderr
-    assert_cut_files_are_rejected_or_like_the_whole(tmp_path / "store")
