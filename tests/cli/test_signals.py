@@ -134,19 +134,19 @@ def test_a_run_in_a_long_forward_pass_is_ended_and_finished_with_the_same_bytes(
     (tmp_path / how).touch()
     for number, twice in ((signal.SIGINT, False), (signal.SIGTERM, True)):
         process = start(*map(str, arguments), "--out", "store", cwd=tmp_path)
-        while not (tmp_path / "blocked").exists():
+        while not ((tmp_path / "blocked").exists() and index_files(tmp_path / "store")):
             assert process.poll() is None
             time.sleep(0.02)
         (tmp_path / "blocked").unlink()
-        assert index_files(tmp_path / "store")
         family = descendants(process)
         sent = time.monotonic()
         process.send_signal(number)
         if twice:
             time.sleep(0.1)
             process.send_signal(number)
-        _, stderr = process.communicate(timeout=20)
+        process.wait(20)
         assert time.monotonic() - sent < (2 if twice else 5.5)
+        _, stderr = process.communicate(timeout=60)
         assert process.returncode in ((128 + number,) if how == "lock free" else (-9, 128 + number)), stderr
         assert "Traceback" not in stderr and "semaphore" not in stderr
         assert_gone(family)
