@@ -6,6 +6,7 @@ import sys
 import traceback
 from types import TracebackType
 
+import embedx.data.decode
 import embedx.data.loaders
 import embedx.store.process  # noqa: F401
 

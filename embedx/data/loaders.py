@@ -22,7 +22,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from multiprocessing import connection
+from multiprocessing import connection, reduction
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
@@ -318,7 +318,11 @@ def default_workers() -> int:
 def _start_worker(worker: int) -> None:
     become_decoding_process("embedx-loader")
     # libpng and libtiff print a line per odd file; what matters of it is in the reason of a rejected input.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    # Starts the thread that hands out the memory of batches. If memory were too short for it later, when the first one
+    # is asked for, the parent would wait for ever.
+    reduction.DupFd(nowhere)
 
 
 def _as_is(batch: Any) -> Any:

@@ -71,7 +71,9 @@ class TableFile:
             return f"row {row}, counting from 0"
         lines = self._json_lines() if self._format == ".jsonl" else (line for line, _ in self._csv_rows())
         header = self._format in _DELIMITERS
-        return f"line {next(line for number, line in enumerate(lines) if number == row + header)}"
+        # Of a table that is malformed pyarrow may count other rows.
+        line = next((line for number, line in enumerate(lines) if number == row + header), None)
+        return f"row {row}, counting from 0" if line is None else f"line {line}"
 
     def _fault(self, what: object) -> ConfigError:
         return ConfigError(f"--data {self.location}: {what}")
@@ -146,7 +148,8 @@ class TableFile:
                 self.embedded = frozenset(field.name for field in schema if _holds_images(field.type))
                 leaves = [f"{name}.path" if name in self.embedded else name for name in schema.names]
                 table = parquet.read(columns=leaves)
-        except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+            table.validate(full=True)  # such as that its text is text
+        except (OSError, EOFError, UnicodeDecodeError, zlib.error, pa.ArrowException) as error:
             reason = getattr(error, "strerror", None) or error
             raise self._fault(f"can't be read as Parquet ({reason}); check the table's path") from error
         columns = {}

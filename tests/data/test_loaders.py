@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import gc
 import hashlib
 import os
 import resource
@@ -8,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +20,16 @@ import pytest
 import torch
 from PIL import Image
 
+from embedx.callbacks.rejected import RejectedInputs
 from embedx.config import Preprocessing
 from embedx.data.decode import ImageDecoder, decode, preprocess
+from embedx.data.files import FileReader
 from embedx.data.loaders import Batches, LoaderError, SplitLoader, UnitBatches, default_workers
 from embedx.data.plan import SplitPlan, build_plan
 from embedx.data.sources.folder import FolderSource
+from embedx.engine.connectors import DataConnector
+from embedx.engine.loop import run_test
+from embedx.errors import InputError
 
 STEPS = Preprocessing(resize=36, crop=32, interpolation="bilinear", mean=(0, 0, 0), std=(1, 1, 1))
 DECODER = ImageDecoder(STEPS)
@@ -257,13 +265,42 @@ def test_inputs_that_end_their_worker_or_never_end_are_rejected_and_no_other(fol
     assert not reasons and wait_for(lambda: not workers_alive())
 
 
-class Poor(ImageDecoder):
-    """Decodes in a process that may have only 100 MB more than it has."""
+@pytest.mark.timeout(90)
+def test_the_first_reject_that_ends_a_run_is_the_first_of_the_plan(folder: Path) -> None:
+    """Not the one that is found first: a worker decodes ahead while another one is cut off."""
+    place = folder.parent / "first"
+    shutil.copytree(folder, place, symlinks=True)
+    (place / "cat/0a.jpg").write_bytes(b"blocked")
+    plan = plan_of(place)
+    loaders = {"all": SplitLoader(plan, plan.unit_rows(8), Fatal(STEPS), batch_size=1, workers=2, timeout=1)}
+    with pytest.raises(InputError, match=r"^cat/0a\.jpg: no end within --timeout; mend"):
+        run_test(torch.nn.Identity(), loaders, [RejectedInputs("fail")], DataConnector({"input": "images"}))
+    del loaders
+    gc.collect()
+    assert wait_for(lambda: not workers_alive())
 
+
+@contextlib.contextmanager
+def little_memory() -> Iterator[None]:
+    """While this lasts, the process may have only 100 MB more than it has."""
+    size = psutil.Process().memory_info().vms + 100_000_000
+    resource.setrlimit(resource.RLIMIT_AS, (size, resource.RLIM_INFINITY))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+class PoorReader(FileReader):
+    def read(self, path: bytes, offset: int | None = None, size: int | None = None) -> bytes:
+        with little_memory():
+            return super().read(path, offset, size)
+
+
+class PoorDecoder(ImageDecoder):
     def fill(self, row: torch.Tensor, data: bytes) -> None:
-        size = psutil.Process().memory_info().vms + 100_000_000
-        resource.setrlimit(resource.RLIMIT_AS, (size, resource.RLIM_INFINITY))
-        super().fill(row, data)
+        with little_memory():
+            super().fill(row, data)
 
 
 def test_what_does_not_fit_into_memory_is_rejected_and_the_worker_lives_on(folder: Path) -> None:
@@ -271,14 +308,13 @@ def test_what_does_not_fit_into_memory_is_rejected_and_the_worker_lives_on(folde
     (place / "cat").mkdir(parents=True)
     for name in ("a.jpg", "b.png"):
         Image.new("RGB", (6000, 6000)).save(place / "cat" / name)
-    (place / "cat/d.webp").write_bytes((folder / "cat/0.webp").read_bytes())
-    with open(place / "cat/e.jpg", "wb") as sparse:
+    with open(place / "cat/c.jpg", "wb") as sparse:
         sparse.truncate(1 << 33)
-    plan = plan_of(place)
-    many = SplitLoader(plan, plan.unit_rows(4), Poor(STEPS), batch_size=1, workers=1)
-    batches = list(many)
-    assert [reason for batch in batches for reason in batch["reasons"]] == [NO_MEMORY, NO_MEMORY, None, NO_MEMORY]
-    assert torch.equal(batches[2]["images"][0], preprocess(decode((folder / "cat/0.webp").read_bytes()), STEPS))
+    shutil.copy(folder / "cat/0.webp", place / "cat/d.webp")
+    plan = dataclasses.replace(plan_of(place), reader=PoorReader())
+    batches = list(SplitLoader(plan, plan.unit_rows(4), PoorDecoder(STEPS), batch_size=1, workers=1))
+    assert [reason for batch in batches for reason in batch["reasons"]] == [NO_MEMORY] * 3 + [None]
+    assert torch.equal(batches[3]["images"][0], preprocess(decode((folder / "cat/0.webp").read_bytes()), STEPS))
 
 
 @pytest.mark.soak

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +81,21 @@ def narrow(*, fits: int) -> nn.Module:
     model = Narrow().eval()
     model.preprocessing = small_steps()
     return model
+
+
+def pixels() -> nn.Module:
+    """A module that gives its input back, which is the pixels in [0, 1], when it is not normalised."""
+
+    class Pixels(nn.Flatten):
+        preprocessing: ClassVar = {
+            "resize": 16,
+            "crop": 16,
+            "interpolation": "bilinear",
+            "mean": (0,) * 3,
+            "std": (1,) * 3,
+        }
+
+    return Pixels().eval()
 
 
 def untraceable() -> nn.Module:
