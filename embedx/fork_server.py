@@ -10,7 +10,6 @@ import embedx.data.decode
 import embedx.data.loaders
 import embedx.store.process  # noqa: F401
 
-
 _SERVER = os.getpid()
 
 
