@@ -34,13 +34,16 @@ from embedx.models.backbones import BackboneSpec, describe_backbone
 from embedx.models.backbones.none import NONE, FeatureSpec, describe_features
 from embedx.models.runtime import LARGEST_BATCH, EagerRuntime, resolve_device, resolve_precision
 from embedx.outcome import Summary, list_inputs
-from embedx.processes import keep_large_blocks
+from embedx.processes import allow_files, keep_large_blocks
 from embedx.store.layout import MANIFEST, Unit
 from embedx.store.manifest import Manifest, existing_store
 from embedx.store.session import StoreSession
 from embedx.update import Layout, compare, lay_out
 
 _INDEX_BYTES = 8
+_FILES = 48
+_FILES_PER_WORKER = 12
+"""A batch's tensors are a file each while it is under way, of which there are four per worker."""
 _PACKAGES = ("embedx", "torch", "torchvision", "pillow", "numpy", "pyarrow", "safetensors")
 
 T = TypeVar("T")
@@ -210,6 +213,7 @@ def _update(job: Job, session: StoreSession, console: Console) -> Layout | None:
 
 def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], heartbeat: Heartbeat) -> None:
     _warn_of_space(job, session, loaders, heartbeat.console)
+    allow_files(_FILES + _FILES_PER_WORKER * _workers(job.config))
     model: nn.Module = nn.Identity()  # for no batches at all, where rows only move
     if loaders:
         heartbeat.say("loading the backbone")
@@ -268,10 +272,14 @@ def _loader(job: Job, split: SplitPlan, runs: Sequence[Sequence[int]], decoder: 
         runs,
         decoder,
         batch_size=job.batch_size,
-        workers=default_workers() if job.config.workers is None else job.config.workers,
+        workers=_workers(job.config),
         pin_memory=job.device.type == "cuda",
         timeout=job.config.timeout,
     )
+
+
+def _workers(config: ExtractConfig) -> int:
+    return default_workers() if config.workers is None else config.workers
 
 
 def describe_spec(config: ExtractConfig, plan: Plan | None, *, download: bool) -> BackboneSpec:

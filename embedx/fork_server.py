@@ -1,5 +1,7 @@
 """What the fork server imports: all that its children need. It is for the server alone, whose errors it filters."""
 
+import atexit
+import os
 import sys
 import traceback
 from types import TracebackType
@@ -7,6 +9,14 @@ from types import TracebackType
 import embedx.data.decode
 import embedx.data.loaders
 import embedx.store.process  # noqa: F401
+
+_SERVER = os.getpid()
+
+
+def _end_at_once() -> None:
+    """Ends the server when it has no parent any more; the interpreter would take seconds to free what it imported."""
+    if os.getpid() == _SERVER:
+        os._exit(0)
 
 
 def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -20,4 +30,5 @@ def _show(kind: type[BaseException], error: BaseException, trace: TracebackType 
         sys.__excepthook__(kind, error, trace)
 
 
+atexit.register(_end_at_once)
 sys.excepthook = _show

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import multiprocessing
 import os
 import resource
 import signal
+import sys
 import threading
 from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
@@ -29,8 +31,7 @@ def start_fork_server() -> None:
     multiprocessing.set_forkserver_preload(["embedx.fork_server"])
     # The server ignores SIGINT once it has imported; until then a Ctrl-C, which goes to all of a terminal's processes,
     # would end it with a traceback. What is blocked here stays so in the server, and reaches this process afterwards.
-    # The tracker comes first, as its start unblocks what it has blocked for itself.
-    resource_tracker.ensure_running()
+    _start_tracker()  # first, as its start unblocks what it has blocked for itself
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         forkserver.ensure_running()
@@ -38,9 +39,28 @@ def start_fork_server() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def raise_file_limit() -> None:
-    """Lets this process and its children open as many files as the system allows them: each batch under way is one."""
+def _start_tracker() -> None:
+    """Starts what removes the semaphores of a process that was ended at once, and has it do so without a warning."""
+    sys.warnoptions.append("ignore")  # a child's options are made of these
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.pop()
+
+
+def allow_files(count: int) -> None:
+    """Lets this process and its children open as many files as the system allows them.
+
+    Args:
+        count: How many they need.
+
+    Raises:
+        OSError: If they may not open so many: short of them, batches on their way from process to process get lost.
+    """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= most < count:
+        advice = f"this run may need {count}, and the limit is {most}; raise it, or give fewer --workers"
+        raise OSError(errno.EMFILE, f"{os.strerror(errno.EMFILE)}: {advice}")
     with contextlib.suppress(OSError, ValueError):  # macOS states a limit that it does not grant
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 

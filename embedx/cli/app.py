@@ -35,7 +35,7 @@ def run() -> int:
         _report(str(error), error)
         return error.exit_code
     except OSError as error:
-        _report(f"{error.strerror or error}: {error.filename or 'no file named'}", error)
+        _report(": ".join(str(part) for part in (error.strerror or error, error.filename) if part), error)
         return 1
     except Exception as error:  # noqa: BLE001  (the boundary)
         _report(

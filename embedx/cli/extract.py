@@ -25,7 +25,7 @@ from embedx.cli.output import (
 )
 from embedx.config import ExtractConfig, size_text
 from embedx.errors import TooManyRejectedError
-from embedx.processes import raise_file_limit, start_fork_server
+from embedx.processes import start_fork_server
 from embedx.store.layout import MANIFEST
 
 if TYPE_CHECKING:
@@ -89,7 +89,6 @@ def _run(config: ExtractConfig) -> Summary:
             if summary is not None:
                 return summary
         heartbeat.say("starting")
-        raise_file_limit()
         start_fork_server()
         from embedx.extract import extract
 

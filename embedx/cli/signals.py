@@ -89,10 +89,22 @@ def report(number: int) -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    if _is_importing(frame):
+        report(number)
+        os._exit(128 + number)
     for each in _WORDS:
         if signal.getsignal(each) is _interrupt:
             signal.signal(each, _leave_to_guard)
     raise Interrupted(number)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported: the start of an extension in C++ lets no exception through, and aborts."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _leave_to_guard(number: int, frame: FrameType | None) -> None:

@@ -101,7 +101,7 @@ def write_index(root: Path, rows: pa.Table, entry: UnitEntry) -> None:
             refusal = error
     else:
         raise StoreError(f"{place}: no reader would take it ({refusal}); leave out metadata that is nearly nothing")
-    make_folder(place.parent)
+    make_folder(place.parent, below=root)
     write_atomic(place, data)
 
 

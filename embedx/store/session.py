@@ -314,7 +314,7 @@ class StoreSession:
         shards = [shard.path for table in tables for shard in read_entry(self.out / table).shards]
         for paths in (shards, tables):
             for path in paths:
-                make_folder((self.root / path).parent)
+                make_folder((self.root / path).parent, below=self.root)
                 link_or_copy(self.out / path, self.root / path)
             for folder in dict.fromkeys((self.root / path).parent for path in paths):
                 sync_folder(folder)

@@ -83,7 +83,7 @@ def write_shard(root: Path, path: str, tensors: Mapping[str, Tensor], header: Sh
 
     place = inside(root, path)
     data = save(dict(tensors), metadata={HEADER_KEY: canonical_json(header._asdict())})
-    make_folder(place.parent)
+    make_folder(place.parent, below=root)
     write_atomic(place, data)
     return ShardEntry(path, header.group, len(tensors[INDEX]), len(data), hashlib.sha256(data).hexdigest())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from functools import cached_property
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from embedx.errors import StoreError
 from embedx.store.index import OK, PLACE_SCHEMA, UnitEntry, read_entry, write_index
-from embedx.store.layout import MANIFEST, GroupFolders, StoreTerms, Unit, folder_name, index_files, shard_path
+from embedx.store.layout import GroupFolders, StoreTerms, Unit, folder_name, index_files, shard_path
 from embedx.store.links import inside
 from embedx.store.rows import StoredRows
 from embedx.store.shards import FORMAT, INDEX, TARGETS, ShardEntry, ShardHeader, write_shard
@@ -116,7 +115,6 @@ class UnitBuffer:
         """
         if self.unit is None:
             raise StoreError("there are no rows to commit")
-        os.lstat(self.terms.root / MANIFEST)  # fails, before folders are made anew, where the store was removed
         rows = pa.concat_tables(self._rows, promote_options="default")
         order = pc.sort_indices(rows["index"])  # rows that stay come before those that are computed
         rows = rows.take(order)
