@@ -68,7 +68,8 @@ def test_help_lists_the_commands_and_every_flag(embedx) -> None:
     flags = (
         "--backbone --weights --checkpoint --data --out --group-key --batch-size -b --workers -j --device --runtime "
         "--precision --dtype --layer --pool --image-size --shard-size --overwrite --on-error --max-errors --seed "
-        "--dry-run --json --quiet --debug --config --no-exif --normalize --resize --crop --mean --std --interpolation"
+        "--dry-run --json --quiet --debug --config --no-exif --normalize --resize --crop --mean --std --interpolation "
+        "--max-pixels --timeout"
     )
     for flag in flags.split():
         assert flag in text, flag
@@ -239,7 +240,7 @@ BAD_USAGE = {
     "overwriting what is not a store": ([*GOOD, "--out", "{tmp}/mine", "--overwrite"], "not a store"),
     "unknown group key": ([*GOOD, "--group-key", "clas"], "did you mean class?"),
     "batch size 0": ([*GOOD, "-b", "0"], "--batch-size is 0"),
-    "batch size in words": ([*GOOD, "-b", "many"], "valid integer"),
+    "batch size in words": ([*GOOD, "-b", "many"], "is no number of"),
     "unknown weights": ([*GOOD, "--weights", "IMAGENET1K_V2"], "did you mean IMAGENET1K_V1?"),
     "unknown dtype": ([*GOOD, "--dtype", "float8"], "float16"),
     "unknown flag": ([*GOOD, "--bach-size", "3"], "--batch-size"),
