@@ -41,6 +41,8 @@ with instrumented:
     from embedx.data.sources import parse_data
     from embedx.data.sources.base import SourceOptions
     from embedx.errors import EmbedxError
+    from embedx.store.reader import Store
+    from embedx.store.verify import verify
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="embedx-fuzz-")
 _ROOM = Path(_FOLDER.name)
@@ -82,9 +84,9 @@ def try_store(data: bytes, name: str) -> None:
     path.write_bytes(data)
     try:
         with contextlib.suppress(EmbedxError):
-            list(embedx.verify(_store()))
+            list(verify(_store()))
         with contextlib.suppress(EmbedxError):
-            store = embedx.open(_store())
+            store = Store.open(_store())
             for split in store.splits:
                 store.load(split)
     finally:

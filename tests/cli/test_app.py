@@ -68,7 +68,8 @@ def test_help_lists_the_commands_and_every_flag(embedx) -> None:
     flags = (
         "--backbone --weights --checkpoint --data --out --group-key --batch-size -b --workers -j --device --runtime "
         "--precision --dtype --layer --pool --image-size --shard-size --overwrite --on-error --max-errors --seed "
-        "--dry-run --json --quiet --debug --config --no-exif --normalize --resize --crop --mean --std --interpolation"
+        "--dry-run --json --quiet --debug --config --no-exif --normalize --resize --crop --mean --std --interpolation "
+        "--max-pixels --timeout"
     )
     for flag in flags.split():
         assert flag in text, flag
