@@ -109,7 +109,9 @@ def test_the_checks_of_a_store_run(
         monkeypatch.setattr(sys, "argv", shlex.split(command, comments=True))
         assert run() == 0, command
     stdout, stderr = capfd.readouterr()
-    assert "20 rows recomputed: largest difference 0 (allowed 0.0001)" in stderr and "median drift" in stdout
+    # Not to the bit, as this process may compute in another number of threads than that of the session.
+    assert re.search(r"20 rows recomputed: largest difference \S+ \(allowed 0.0001\)", stderr), stderr
+    assert "median drift" in stdout
 
 
 @pytest.fixture(scope="module")
