@@ -103,6 +103,7 @@ def test_the_checks_of_a_store_run(
     commands = [line for line in lines if re.match("embedx (verify|compare) ", line)]
     assert len(commands) == 3
     monkeypatch.chdir(session[0])
+    monkeypatch.setenv("COLUMNS", "120")
     for name in ("before", "after"):
         Path(name).symlink_to("demo")
     for command in commands:
