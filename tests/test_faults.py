@@ -77,20 +77,15 @@ def interrupt(process) -> None:
     process.send_signal(signal.SIGINT)
 
 
-def terminate(process) -> None:
-    process.send_signal(signal.SIGTERM)
-
-
 STRIKES = [
     (kill_main, -signal.SIGKILL, ""),
     (kill_writer, 1, "killed by SIGKILL"),
     (interrupt, 130, "interrupted; what is committed stays"),
-    (terminate, 143, "terminated; what is committed stays"),
     (kill_loader, 0, "144 rows, 0 rejected"),  # another takes its place
 ]
 
 
-@pytest.mark.timeout(300)  # five whole runs
+@pytest.mark.timeout(300)  # four whole runs
 def test_a_run_that_is_struck_again_and_again_is_finished_with_the_same_bytes(
     tmp_path: Path, arguments: list[str], undisturbed: dict[str, str]
 ) -> None:
@@ -118,6 +113,8 @@ def test_a_run_that_is_struck_again_and_again_is_finished_with_the_same_bytes(
     assert digests(out) == undisturbed and list(verify(out)) == []
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(300)
 def test_a_file_in_the_way_fails_the_run_with_its_cause(
     tmp_path: Path, arguments: list[str], undisturbed: dict[str, str]
 ) -> None:
@@ -138,6 +135,8 @@ def test_a_file_in_the_way_fails_the_run_with_its_cause(
     assert digests(out) == undisturbed
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(300)
 def test_a_disk_that_is_full_at_the_last_flush_fails_the_run(tmp_path: Path) -> None:
     """The only unit is 224 rows of 4 KiB; a limit of 800 kB on any file's size stands for a full disk."""
     out = tmp_path / "store"
@@ -153,6 +152,8 @@ def test_a_disk_that_is_full_at_the_last_flush_fails_the_run(tmp_path: Path) -> 
     assert not index_files(out)
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(300)
 def test_a_disk_that_stands_still_stops_the_run_and_its_memory_and_a_second_run_is_turned_away(
     tmp_path: Path, arguments: list[str], undisturbed: dict[str, str]
 ) -> None:

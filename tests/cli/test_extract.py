@@ -6,10 +6,14 @@ import hashlib
 import json
 from pathlib import Path
 
+import pytest
+
 from embedx.store.verify import verify
 from tests.runs import run
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(300)
 def test_resnet50_as_typed_with_torchvision_s_weights_in_the_cache(tmp_path: Path) -> None:
     import torch
     from torchvision import models
