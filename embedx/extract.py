@@ -185,7 +185,8 @@ def _update(job: Job, session: StoreSession, console: Console) -> Layout | None:
 
     def sha256_of(split: SplitPlan, rows: Sequence[int]) -> list[str | None]:
         if rows:
-            console.print(f"{split.name}: reading {len(rows):,} inputs to see whether they have changed", markup=False)
+            inputs = "1 input" if len(rows) == 1 else f"{len(rows):,} inputs"
+            console.print(f"{split.name}: reading {inputs} to see what has changed", markup=False)
             loader = _loader(job, split, [rows], NoDecoder())
             return [digest for batch in loader for digest in batch["sha256"]]
         return []

@@ -85,6 +85,8 @@ def look_for_work(config: ExtractConfig) -> tuple[Summary | None, Plan | None]:
         StoreLockedError: If another run holds the store.
     """
     started = time.perf_counter()
+    if config.faults():
+        return None, None  # for a whole run to tell, beside all others
     try:
         manifest = Manifest.read(config.out)
     except StoreError:
@@ -97,7 +99,7 @@ def look_for_work(config: ExtractConfig) -> tuple[Summary | None, Plan | None]:
         return None, plan
     session = StoreSession.begin(config.out, now, mode="resume")
     session.close()
-    if not session.is_finished:
+    if session.needs_comparison or not session.is_finished:
         return None, plan
     seconds = time.perf_counter() - started
     return Summary(config.out / MANIFEST, manifest.totals, True, None, seconds, manifest.timings), plan

@@ -1,6 +1,7 @@
 """What differs between a plan and the inputs of a store, and which rows of the store serve the plan as they are.
 
-compare:  by key, then size and modification time, then sha256; what is new is looked for, by sha256, among what is gone
+compare:  by key, then size and modification time, then sha256; what is new or changed is looked for, by sha256, among
+          what is gone or was in the place of what has changed
 lay_out:  a row stays in its unit; what is new fills up units that lose rows, those that are missing, and the last one;
           units that are as they should be are taken over whole
 
@@ -109,6 +110,8 @@ def compare(
     sha256 = known["sha256"].to_pylist()
     rejected = pc.equal(known["status"], REJECTED).to_numpy()
     taken = np.zeros(len(known), bool)
+    displaced = np.zeros(len(known), bool)
+    contents: dict[tuple[str, int], str] = {}
     counts = dict.fromkeys(_COUNTS, 0)
     examples: dict[str, str] = {}
     origins, seats = {}, {}
@@ -126,26 +129,33 @@ def compare(
         for row, digest in zip(suspects, sha256_of(split, suspects.tolist()), strict=True):
             if digest is None or digest != sha256[seat[row]]:
                 origin[row] = -1
+                displaced[seat[row]] = True
+                if digest is not None:
+                    contents[name, int(row)] = digest
         count("changed", split, np.flatnonzero((seat >= 0) & (origin < 0)))
         if retry_rejected:
             retried = np.flatnonzero((origin >= 0) & _at(rejected, origin))
             origin[retried] = -1
             count("retried", split, retried)
         origins[name], seats[name] = origin, seat
-    gone = _by_sha256(known, np.flatnonzero(~taken))
+    displaced |= ~taken
+    leftover = _by_sha256(known, np.flatnonzero(displaced))
+    for (name, place), digest in contents.items():
+        if digest in leftover:
+            origins[name][place] = leftover[digest][0]
     for name, split in plan.splits.items():
         origin, seat = origins[name], seats[name]
         size = _numbers(split.table["size"])
-        candidates = np.flatnonzero((seat < 0) & np.isin(size, _numbers(known["bytes"])[~taken]))
+        candidates = np.flatnonzero((seat < 0) & np.isin(size, _numbers(known["bytes"])[displaced]))
         renamed = []
         for row, digest in zip(candidates, sha256_of(split, candidates.tolist()), strict=True):
-            if digest is not None and gone.get(digest):
-                old = gone[digest].pop(0)
-                taken[old] = True
+            if digest is not None and leftover.get(digest):
+                old = next((old for old in leftover[digest] if not taken[old]), leftover[digest][0])
                 origin[row] = old
                 renamed.append(row)
-                if known["split"][int(old)].as_py() == name:
+                if not taken[old] and known["split"][old].as_py() == name:
                     seat[row] = old
+                taken[old] = True
         count("renamed", split, np.array(renamed, np.int64))
         count("new" if names_differ else "pending", split, np.flatnonzero((seat < 0) & (origin < 0)))
         same_key = (origin >= 0) & (seat == origin) & ~np.isin(np.arange(len(split)), renamed)

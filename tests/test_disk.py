@@ -167,6 +167,8 @@ def test_a_result_that_can_t_be_printed_is_told(store: Path) -> None:
     full = shell(f'"$@" --out {store} >/dev/full')
     assert_refused(full, "stdout can't be written (No space left on device)", Path("stdout"))
     assert shell(f'"$@" --out {store} <&- >&- 2>&-').returncode == 0
+    told = shell(f'"$1" "$2" "$3" info {store} >/dev/full')
+    assert_refused(told, "stdout can't be written (No space left on device)", Path("stdout"))
 
 
 # The matrix.

@@ -80,7 +80,7 @@ def interrupt(process) -> None:
 STRIKES = [
     (kill_main, -signal.SIGKILL, ""),
     (kill_writer, 1, "killed by SIGKILL"),
-    (interrupt, 130, "interrupted; what is committed stays"),
+    (interrupt, 130, "interrupted; the same command goes on from what is committed"),
     (kill_loader, 0, "144 rows, 0 rejected"),  # another takes its place
 ]
 

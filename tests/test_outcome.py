@@ -54,6 +54,8 @@ def test_whatever_is_other_than_it_was_is_left_to_a_whole_run(done: ExtractConfi
         *(("out", done.out.parent / "none"), ("group_key", "class"), ("backbone", "timm:resnet10t")),
     ):
         assert look_for_work(dataclasses.replace(done, **{name: value})) == (None, None), name
+    for name, value in (("workers", -1), ("timeout", float("nan")), ("max_pixels", 0), ("max_errors", -1)):
+        assert look_for_work(dataclasses.replace(done, **{name: value})) == (None, None), name
     manifest = Manifest.read(done.out)
     for changes in ({"environment": {**manifest.environment, "torch": "1.0"}}, {"complete": False}):
         dataclasses.replace(manifest, **changes).write(done.out)

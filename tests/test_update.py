@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import shutil
@@ -10,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import embedx
-from embedx import ExtractConfig
+from embedx import ExtractConfig, sample
 from embedx.errors import ConfigError, StoreMismatchError
 from embedx.extract import extract
-from embedx.outcome import Summary
+from embedx.outcome import Summary, look_for_work
 from embedx.store.verify import verify
 from tests.runs import digests
 
@@ -172,18 +173,40 @@ def test_an_unfinished_store_is_updated_too(tmp_path: Path) -> None:
     assert_as_if_made_anew(root, out, tmp_path / "fresh")
 
 
-def test_a_store_that_was_updated_is_mended_where_it_is_damaged(tmp_path: Path) -> None:
-    root, out = folder(tmp_path / "images", 100), tmp_path / "store"
-    extract(config(root, out))
+@pytest.mark.parametrize("lost", ["index/train-00001.parquet", "train/*/shard-00001.safetensors"])
+def test_a_store_that_was_updated_is_mended_where_it_is_damaged(tmp_path: Path, lost: str) -> None:
+    root, out, weights = folder(tmp_path / "images", 100), tmp_path / "store", tmp_path / "weights.safetensors"
+    shutil.copyfile(sample.CHECKPOINT, weights)
+    # A backbone without code of its own, of which it is found out in short whether there is something to do.
+    settings = config(root, out, backbone=sample.BACKBONE, checkpoint=weights, image_size=32)
+    extract(settings)
     change_some(root, each=4)
-    extract(config(root, out, update=True))
+    extract(dataclasses.replace(settings, update=True))
     before = digests(out)
-    (out / "index/train-00001.parquet").unlink()
-    summary = extract(config(root, out))
-    assert (
-        list(changes(summary)) == ["pending", "unchanged"] and summary.timings["inputs"] == summary.changes["pending"]
-    )
+    assert look_for_work(settings)[0] is not None
+    min(out.glob(lost)).unlink()
+    assert look_for_work(settings)[0] is None
+    summary = extract(settings)
+    assert list(changes(summary)) == ["pending", "unchanged"]
+    assert summary.timings["inputs"] == summary.changes["pending"]
     assert digests(out) == before and list(verify(out)) == []
+
+
+def test_what_was_stored_under_another_name_is_not_computed_again(tmp_path: Path) -> None:
+    root, out = folder(tmp_path / "images", 40), tmp_path / "store"
+    extract(config(root, out))
+    paths = sorted((root / "train/class-1").iterdir())
+    for path, following in zip(reversed(paths[:-1]), reversed(paths[1:]), strict=True):
+        path.replace(following)  # the last is gone, the others have moved by one name
+    one, other = sorted((root / "val/class-0").iterdir())[:2]
+    one.rename(root / "aside")
+    other.rename(one)
+    (root / "aside").rename(other)
+    draw(root / "train/class-2/copy.ppm", 5)  # of one that stands where it stood: cheaper computed than looked for
+    summary = extract(config(root, out, update=True))
+    assert changes(summary) == {"new": 1, "changed": len(paths) + 1, "gone": 1, "unchanged": 40 - len(paths) - 2}
+    assert summary.timings["inputs"] == 1
+    assert_as_if_made_anew(root, out, tmp_path / "fresh")
 
 
 def test_rejected_inputs_are_tried_again_where_that_is_asked_for(tmp_path: Path) -> None:

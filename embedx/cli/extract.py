@@ -26,12 +26,12 @@ from embedx.cli.output import (
 from embedx.config import ExtractConfig, size_text
 from embedx.errors import TooManyRejectedError
 from embedx.processes import start_fork_server
-from embedx.store.layout import MANIFEST
+from embedx.store.layout import MANIFEST, staging_folder
 
 if TYPE_CHECKING:
     from embedx.outcome import Summary
 
-_RESUMABLE = "; what is committed stays, and the same command goes on from there"
+_RESUMABLE = "; the same command goes on from what is committed"
 
 
 @with_config_options
@@ -70,6 +70,12 @@ def command(
     signals.advice = _RESUMABLE
     summary = _run(config)
     STDERR.print(_outcome(summary), soft_wrap=True)
+    if os.path.lexists(replacement := staging_folder(config.out.resolve())):
+        STDERR.print(
+            f"beside it an interrupted --overwrite or --update has left {replacement}; the same command as then goes "
+            "on with it, and without need of it that folder can be removed",
+            soft_wrap=True,
+        )
     print_json(summary.to_json(), indent=None) if as_json else print_line(str(summary.manifest))
     if summary.rejected > config.max_errors:
         raise TooManyRejectedError(
@@ -81,7 +87,7 @@ def command(
 def _run(config: ExtractConfig) -> Summary:
     plan = None
     with Heartbeat(STDERR) as heartbeat:
-        if (config.out / MANIFEST).exists():
+        if os.path.lexists(config.out / MANIFEST):
             from embedx.outcome import look_for_work
 
             heartbeat.say("listing the inputs")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -35,10 +36,34 @@ class Talk(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
+class Data(Console):
+    """The console of stdout."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Prints what is there for people.
+
+        Raises:
+            EmbedxError: If it can't be written.
+        """
+        with _writing_stdout():
+            super().print(*objects, **options)
+
+
+@contextlib.contextmanager
+def _writing_stdout() -> Iterator[None]:
+    """Raises an EmbedxError that names stdout, unless it is that its reader has gone."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise EmbedxError(f"stdout can't be written ({error.strerror}); all else is done") from error
+
+
 # No markup: a name that looks like it is a name.
 STDERR = Talk(stderr=True, highlight=False, markup=False, emoji=False)
 """Notices, progress and errors."""
-STDOUT = Console(highlight=False, markup=False, emoji=False)
+STDOUT = Data(highlight=False, markup=False, emoji=False)
 """Tables for people; plain data is printed by `print_line` and `print_json`, never wrapped or coloured."""
 
 
@@ -60,12 +85,8 @@ def print_line(text: str) -> None:
         BrokenPipeError: If its reader has gone.
         EmbedxError: If it can't be written for another reason.
     """
-    try:
+    with _writing_stdout():
         print(text, file=sys.stdout, flush=True)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise EmbedxError(f"stdout can't be written ({error.strerror}); all else is done") from error
 
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:

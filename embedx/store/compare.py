@@ -308,6 +308,10 @@ def _nothing_in_common(stores: _Pair[Store], overlap: dict[str, Overlap]) -> str
         field.name: sum(getattr(of_split, field.name) for of_split in overlap.values())
         for field in dataclasses.fields(Overlap)
     }
+    if empty := [store for store in stores if not store.units]:
+        return (
+            f"{empty[0].path} has no units, and so no row that could be compared; `embedx verify` tells what it lacks"
+        )
     splits = " and ".join(f"{store.path} has the splits {', '.join(store.splits) or 'none'}" for store in stores)
     return (
         f"no row of {stores[0].path} can be compared with one of {stores[1].path}: {totals['only_in_a']} inputs are "

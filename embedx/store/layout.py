@@ -116,6 +116,11 @@ def can_be_shard(path: str, unit: Unit, group: str | None) -> bool:
     return path in [shard_path(unit, folder) for folder in folders]
 
 
+def staging_folder(out: Path) -> Path:
+    """Where the store that is to replace the one at `out` is written."""
+    return out.parent / f".{out.name}.embedx-new"
+
+
 def is_index_path(path: str) -> bool:
     """Whether `path` is one that an index table can have, relative to the store."""
     folder, _, name = path.partition("/")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from embedx.config import fingerprint
-from embedx.errors import StoreError, StoreMismatchError, is_refusal
+from embedx.errors import StoreError, StoreMismatchError, is_refusal, output_error
 from embedx.store.files import write_atomic
 from embedx.store.layout import MANIFEST, is_index_path, is_temporary
 from embedx.store.links import plain_file
@@ -114,8 +114,11 @@ def existing_store(root: Path) -> Manifest | None:
         StoreMismatchError: If something else is there.
         StoreError: If the machine does not let it be read.
     """
-    if not root.is_dir():
-        return None
+    try:
+        if not root.is_dir():
+            return None
+    except OSError as error:
+        raise output_error(root, "can't be looked at", error, is_store=False) from error
     if os.path.lexists(root / MANIFEST):
         try:
             return Manifest.read(root)

@@ -9,20 +9,43 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from embedx.config import LOCK
-from embedx.errors import StoreError
+from embedx.errors import ConfigError, StoreError
 from embedx.store import layout
 from embedx.store.files import sync_folder
 from embedx.store.index import read_entry
 from embedx.store.shards import open_shard, read_header
 
 
-def staging_folder(out: Path) -> Path:
-    """Where the store that is to replace `out` is written."""
-    return out.parent / f".{out.name}.embedx-new"
+def check_replaceable(out: Path) -> None:
+    """Checks that another folder can take the place of `out`.
+
+    Raises:
+        ConfigError: If not.
+    """
+    if _is_mount_point(out):
+        raise ConfigError(
+            f"--out {out} is a mount point, whose place no other folder can take, so that --overwrite, --update and "
+            f"--retry-rejected can't work on it; keep the store in a folder of its own below it, as {out / 'store'}"
+        )
+    if out in (here := Path.cwd(), *here.parents):
+        raise ConfigError(
+            f"--out {out} is, or holds, the working directory, which would be one that is removed afterwards, as "
+            f"another folder takes its place; run this from elsewhere, such as {out.parent}"
+        )
+
+
+def _is_mount_point(folder: Path) -> bool:
+    with contextlib.suppress(OSError):  # os.path.ismount() sees no bind mounts within a file system
+        for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+            place = re.sub(rb"\\([0-7]{3})", lambda code: bytes([int(code[1], 8)]), line.split()[4])
+            if place == os.fsencode(folder):
+                return True
+    return os.path.ismount(folder)
 
 
 def take_place(new: Path, out: Path) -> None:
@@ -45,7 +68,7 @@ def recover(out: Path) -> None:
 
 def finish_removal(out: Path) -> None:
     """Removes what is left of a store that `out` has replaced, where that was interrupted; `out` has to be locked."""
-    old = staging_folder(out)
+    old = layout.staging_folder(out)
     if (old / LOCK).exists() and not os.path.lexists(old / layout.MANIFEST):
         remove_store(old, rescue_to=out)
     if (_set_aside(out) / LOCK).exists():
@@ -65,31 +88,38 @@ def remove_store(root: Path, rescue_to: Path | None = None) -> None:
     sync_folder(root)
     for path in [*our_shards(root), *_index_tables(root), *layout.temporary_files(root)]:
         path.unlink()
-    for path in sorted(root.rglob("*"), reverse=True):
-        with contextlib.suppress(OSError):
-            if path.is_dir() and not path.is_symlink():
-                path.rmdir()
-            elif (
-                path != root / LOCK
-                and rescue_to is not None
-                and not os.path.lexists(rescue := rescue_to / path.relative_to(root))
-            ):
-                rescue.parent.mkdir(parents=True, exist_ok=True)
-                path.rename(rescue)
+        remove_empty_folders(path.parent, root)
+    if rescue_to is not None:
+        _move_into(rescue_to, root)
     (root / LOCK).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         root.rmdir()
 
 
 def our_shards(root: Path) -> Iterator[Path]:
-    """The shards at `root` that embedx wrote: those that say so themselves, and those that an index table names."""
+    """The shards of the store at `root`: those that an index table names, and those that say that they belong there.
+
+    A copy elsewhere in the folder, or a shard of another store below this one, is somebody's own.
+    """
     named: set[Path] = set()
     for path in _index_tables(root):
         with contextlib.suppress(StoreError):
             named.update(root / shard.path for shard in read_entry(path).shards)
-    for *_, path in layout.shard_files(root):
-        if path in named or _has_our_header(path):
+    for split, _, path in layout.shard_files(root):
+        if path in named or (not os.path.lexists(root / split / layout.MANIFEST) and _says_it_belongs(path, root)):
             yield path
+
+
+def _move_into(target: Path, folder: Path) -> None:
+    """Moves what is in a folder into another, except where something of that name is."""
+    for path in folder.iterdir():
+        place = target / path.name
+        with contextlib.suppress(OSError):
+            if not os.path.lexists(place):
+                path.rename(place)
+            elif all(each.is_dir() and not each.is_symlink() for each in (path, place)):
+                _move_into(place, path)
+                path.rmdir()
 
 
 def remove_empty_folders(folder: Path, root: Path) -> None:
@@ -100,13 +130,13 @@ def remove_empty_folders(folder: Path, root: Path) -> None:
             folder = folder.parent
 
 
-def _has_our_header(path: Path) -> bool:
+def _says_it_belongs(path: Path, root: Path) -> bool:
     try:
         with open_shard(path) as shard:
-            read_header(shard)
+            header = read_header(shard)
     except StoreError:
         return False
-    return True
+    return layout.can_be_shard(path.relative_to(root).as_posix(), layout.Unit(header.split, header.unit), header.group)
 
 
 def _index_tables(root: Path) -> list[Path]:

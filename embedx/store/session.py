@@ -30,12 +30,12 @@ from embedx.store.links import plain_file
 from embedx.store.lock import StoreLock
 from embedx.store.manifest import Manifest, existing_store
 from embedx.store.replacement import (
+    check_replaceable,
     finish_removal,
     our_shards,
     recover,
     remove_empty_folders,
     remove_store,
-    staging_folder,
     take_place,
 )
 
@@ -279,7 +279,8 @@ class StoreSession:
 
     def _stage(self) -> None:
         """Goes on in a folder beside the store, that will take its place; what is there of other terms is removed."""
-        self.root = staging_folder(self.out)
+        check_replaceable(self.out)
+        self.root = layout.staging_folder(self.out)
         before = existing_store(self.root)
         # Without the inputs' identity, nothing tells whether what an earlier run left there is of these.
         if before is not None and (

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from embedx.errors import StoreError, StoreLockedError, StoreMismatchError
+from embedx.errors import ConfigError, StoreError, StoreLockedError, StoreMismatchError
 from embedx.store import layout
 from embedx.store.layout import Unit
 from embedx.store.lock import StoreLock
@@ -91,6 +92,55 @@ def test_overwrite_removes_only_shards_that_embedx_wrote(tmp_path: Path) -> None
     session.close()
     assert {path: path.read_bytes() for path in foreign} == foreign
     assert os.listdir(tmp_path) == ["store"]
+
+
+def test_copies_of_shards_stores_below_and_empty_folders_are_left_alone(tmp_path: Path) -> None:
+    out = build_store(tmp_path / "store", inputs=16, rejected=())
+    (out / "empty").mkdir()
+    shutil.copytree(out / "train", out / "copy")
+    shutil.copytree(out / "train/cat", out / "train/copy")
+    for below in (out / "below", out / "val"):
+        build_store(below)
+    foreign = {
+        path.relative_to(out): path.read_bytes()
+        for folder in ("copy", "train/copy", "below", "val")
+        for path in (out / folder).rglob("*.safetensors")
+    }
+    assert len(foreign) == 6 + 2 * 4
+    (out / "index/train-00001.parquet").unlink()
+    session = StoreSession.begin(out, manifest({"train": 16}), "resume")
+    assert not (out / "train/cat/shard-00001.safetensors").exists()
+    commit(session, 8, 16)
+    session.finish({})
+    session.close()
+    session = StoreSession.begin(out, manifest({"train": 8}, recipe="new"), "overwrite")
+    commit(session, 0, 8)
+    session.finish({})
+    session.close()
+    assert {path: (out / path).read_bytes() for path in foreign} == foreign
+    assert (out / "empty").is_dir() and os.listdir(tmp_path) == ["store"]
+    assert list(verify(out / "below")) == list(verify(out / "val")) == []
+
+
+def test_a_store_whose_place_no_other_can_take_is_not_begun_to_be_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = build_store(tmp_path / "the store")
+
+    def refused(cause: str) -> None:
+        with pytest.raises(ConfigError, match=cause):
+            StoreSession.begin(out, manifest({"train": 8}, recipe="new"), "overwrite")
+        assert list(verify(out)) == [] and os.listdir(tmp_path) == ["the store"]
+
+    monkeypatch.chdir(out / "index")
+    refused("holds, the working directory")
+    monkeypatch.chdir(tmp_path)
+    bind = ["mount", "--bind", str(out), str(out)]
+    if subprocess.run(bind, capture_output=True, check=False).returncode == 0:
+        try:
+            refused("the store is a mount point")
+        finally:
+            subprocess.run(["umount", str(out)], check=True)
 
 
 @pytest.mark.parametrize("damage", ["shard gone", "shard cut off", "index table gone", "index table empty"])
