@@ -11,7 +11,7 @@ import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -20,6 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps, features
 from torchvision import models
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
 
 from embedx.config import Preprocessing
 from embedx.data.decode import decode, preprocess
@@ -389,6 +391,21 @@ def test_preprocessing_is_that_of_the_torchvision_preset(photos: Path, backbone:
     # Both round to uint8 after each pass of the resizing; a few pixels differ by one.
     assert difference(pixels, expected) < 0.05
     assert (pixels.int() - expected.int()).abs().max() <= 2
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("resize", "crop"), [(64, 56), (33, 33), (31, 48), (40, 101), ((50, 70), 57)])
+def test_preprocessing_is_torchvision_s_to_the_bit(
+    interpolation: Literal["bilinear", "bicubic"], resize: int | tuple[int, int], crop: int
+) -> None:
+    steps = Preprocessing(resize, crop, interpolation, mean=(0.5,) * 3, std=(0.5,) * 3)
+    for height, width in ((97, 61), (61, 97), (64, 64), (7, 40), (33, 200)):
+        pixels = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8).permute(2, 0, 1)
+        size = [resize] if isinstance(resize, int) else list(resize)
+        resized = transforms.resize(pixels, size, InterpolationMode(interpolation), antialias=True)
+        expected = transforms.center_crop(resized, [crop, crop])
+        for layout in (pixels, pixels.contiguous()):
+            assert torch.equal(preprocess(layout, steps), expected), (height, width)
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (3, 2), (500, 40), (40, 500), (224, 224)])
