@@ -21,7 +21,7 @@ from embedx.errors import ConfigError
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 StoredDtype = Literal["float32", "float16", "bfloat16"]
 Pooling = Literal["avg", "max", "gem", "cls", "none"]
-RuntimeName = Literal["auto", "eager"]
+RuntimeName = Literal["auto", "eager", "compile", "openvino"]
 OnError = Literal["reject", "fail"]
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -167,7 +167,7 @@ class ExtractConfig:
         short="-j",
     )
     device: str = setting("auto", help="auto (CUDA if there is one), cpu, cuda or cuda:N.")
-    runtime: RuntimeName = setting("auto", help="How the forward pass is run.")
+    runtime: RuntimeName = setting("auto", help="How the forward pass is run; auto: by what pays for so many inputs.")
     precision: Precision | None = setting(
         None, help="Precision of the forward pass. Default: fp32 on CPU, tf32 on CUDA."
     )

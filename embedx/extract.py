@@ -30,9 +30,11 @@ from embedx.data.plan import Plan, SplitPlan, rows_per_unit
 from embedx.engine.connectors import DataConnector
 from embedx.engine.loop import run_test
 from embedx.errors import ConfigError, StoreMismatchError
+from embedx.models import runtimes
 from embedx.models.backbones import BackboneSpec, describe_backbone
 from embedx.models.backbones.none import NONE, FeatureSpec, describe_features
-from embedx.models.runtime import LARGEST_BATCH, EagerRuntime, resolve_device, resolve_precision
+from embedx.models.runtime import LARGEST_BATCH, Runtime, resolve_device, resolve_precision
+from embedx.models.runtimes.eager import EagerRuntime
 from embedx.outcome import Summary, list_inputs
 from embedx.processes import allow_files, keep_large_blocks
 from embedx.store.layout import MANIFEST, Unit
@@ -61,8 +63,8 @@ class Job:
     batch_size: int
     rows_per_unit: int
     manifest: Manifest
-    model: EagerRuntime | None = None
-    """The backbone where it had to be tried out; else it is loaded when it is needed."""
+    runtimes: tuple[str, ...]
+    """Those to be tried: the first is the recipe's."""
 
     def describe(self) -> dict[str, Any]:
         """What would be done, as plain JSON values."""
@@ -74,6 +76,7 @@ class Job:
             "tensors": {name: list(shape) for name, shape in self.spec.shapes.items()},
             "device": str(self.device),
             "precision": self.precision,
+            "runtime": self.runtimes[0],
             "dtype": self.config.dtype,
             "batch_size": self.batch_size,
             "rows_per_unit": self.rows_per_unit,
@@ -221,7 +224,7 @@ def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], heart
         next(iter(loaders.values())).start()  # its workers decode while the model is built
         if job.device.type == "cpu":
             keep_large_blocks()
-        model = job.model or EagerRuntime(job.spec.load(), job.device, job.precision)
+        model = _runtime(job, session, heartbeat.console)
         if job.config.checkpoint is not None and (match := job.spec.architecture.match) is not None:
             heartbeat.console.print(f"{job.config.checkpoint}: {match}", markup=False, soft_wrap=True)
     callbacks: list[Callback] = [
@@ -237,6 +240,17 @@ def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], heart
         ),
     ]
     run_test(model, loaders, callbacks, DataConnector({"images": decoder_for(job.spec, job.config).entry}))
+
+
+def _runtime(job: Job, session: StoreSession, console: Console) -> Runtime:
+    """The backbone, made ready; if not by the recipe's runtime, the recipe is stated anew."""
+    images = decoder_for(job.spec, job.config).empty(job.batch_size).zero_()
+    model = runtimes.build(
+        job.runtimes, job.spec.load, job.device, job.precision, images, lambda text: console.print(text, markup=False)
+    )
+    if model.name != job.runtimes[0]:
+        session.set_recipe({**session.manifest.recipe, "runtime": model.name})
+    return model
 
 
 def _warn_of_space(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], console: Console) -> None:
@@ -305,21 +319,27 @@ def _job(
     device: torch.device,
     precision: Precision,
 ) -> Job:
-    batch_size, model = config.batch_size, None
-    if batch_size == "auto" and store is not None and not config.overwrite:
-        batch_size = store.recipe.get("batch_size", "auto")
+    begun = store.recipe if store is not None and not config.overwrite else {}
+    batch_size = begun.get("batch_size", "auto") if config.batch_size == "auto" else config.batch_size
     if batch_size == "auto":
-        model = EagerRuntime(spec.load(), device, precision)
-        batch_size = model.fitting_batch_size(decoder_for(spec, config).empty(LARGEST_BATCH[device.type]).zero_())
-    recipe = recipe_of(config, spec, device, precision, batch_size)
+        images = decoder_for(spec, config).empty(LARGEST_BATCH[device.type]).zero_()
+        batch_size = EagerRuntime(spec.load(), device, precision).fitting_batch_size(images)
+    wanted = begun.get("runtime", "auto") if config.runtime == "auto" else config.runtime
+    names = runtimes.candidates(wanted, device, spec.flops, sum(map(len, plan.splits.values())))
+    recipe = recipe_of(config, spec, device, precision, batch_size, names[0])
     unit = rows_per_unit(config.shard_size, _row_bytes(spec, config), batch_size)
     environment = environment_of(device, spec.architecture.libraries)
     manifest = Manifest(recipe.to_json(), plan.to_json(unit), environment, config.to_json())
-    return Job(config, plan, spec, device, precision, batch_size, unit, manifest, model)
+    return Job(config, plan, spec, device, precision, batch_size, unit, manifest, names)
 
 
 def recipe_of(
-    config: ExtractConfig, spec: BackboneSpec, device: torch.device, precision: Precision, batch_size: int
+    config: ExtractConfig,
+    spec: BackboneSpec,
+    device: torch.device,
+    precision: Precision,
+    batch_size: int,
+    runtime: str,
 ) -> Recipe:
     """All that determines what will be computed."""
     return Recipe(
@@ -331,7 +351,7 @@ def recipe_of(
         pooling=config.pool,
         normalize=spec.normalize,
         precision=precision,
-        runtime=EagerRuntime.name,
+        runtime=runtime,
         device=device.type,
         batch_size=batch_size,
         dtype=config.dtype,

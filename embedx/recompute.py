@@ -30,8 +30,10 @@ from embedx.engine.loop import run_test
 from embedx.engine.state import Batch, Outputs, TrainerState
 from embedx.errors import ConfigError, StoreMismatchError
 from embedx.extract import decoder_for, describe_spec, environment_of, recipe_of
+from embedx.models import runtimes
 from embedx.models.backbones import BackboneSpec, runs_code
-from embedx.models.runtime import EagerRuntime, resolve_device
+from embedx.models.runtime import resolve_device
+from embedx.models.runtimes.eager import EagerRuntime
 from embedx.store.differences import difference_text, leaves_that_differ
 from embedx.store.index import OK
 from embedx.store.reader import Store
@@ -213,7 +215,12 @@ def _run(
         )
         for split, plan in plans.items()
     }
-    model = EagerRuntime(spec.load(), device, config.precision or "fp32")
+    # If not by the runtime of then, which may not be installed here, by PyTorch's own: within what is allowed.
+    names = tuple(dict.fromkeys((store.recipe["runtime"], EagerRuntime.name)))
+    images = decoder.empty(store.recipe["batch_size"]).zero_()
+    model = runtimes.build(
+        names, spec.load, device, config.precision or "fp32", images, lambda text: console.print(text, markup=False)
+    )
     with Heartbeat(console) as heartbeat:
         progress = ProgressBar(heartbeat, {split: loader.inputs for split, loader in loaders.items()})
         run_test(model, loaders, [progress, checker], DataConnector({"images": decoder.entry}))
@@ -288,9 +295,10 @@ def _plan(split: str, rows: pa.Table, options: SourceOptions) -> SplitPlan:
 
 
 def _check_recipe(store: Store, config: ExtractConfig, spec: BackboneSpec, device: torch.device) -> None:
-    now = recipe_of(config, spec, device, config.precision or "fp32", store.recipe["batch_size"]).to_json()
-    chosen = {name: store.recipe[name] for name in ("device", "precision")}  # by this run, which tells of it
-    if differing := list(leaves_that_differ("recipe", store.recipe, now | chosen)):
+    then = store.recipe
+    now = recipe_of(config, spec, device, config.precision or "fp32", then["batch_size"], then["runtime"]).to_json()
+    chosen = {name: then[name] for name in ("device", "precision")}  # by this run, which tells of it
+    if differing := list(leaves_that_differ("recipe", then, now | chosen)):
         raise StoreMismatchError(
             f"{store.path} was made otherwise than it would be now:\n  "
             + "\n  ".join(difference_text(*leaf) for leaf in differing)

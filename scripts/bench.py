@@ -26,7 +26,7 @@ from rich.table import Table
 from embedx.config import ExtractConfig
 from embedx.data.loaders import SplitLoader, default_workers
 from embedx.extract import Job, extract, prepare
-from embedx.models.runtime import EagerRuntime
+from embedx.models.runtimes.eager import EagerRuntime
 from embedx.processes import keep_large_blocks
 
 _FORWARD_BATCHES = 8

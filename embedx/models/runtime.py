@@ -1,11 +1,10 @@
-"""Where and how the forward pass is run: device, precision, memory layout.
-
-A runtime is a module with one contract: a uint8 batch of a fixed shape on the CPU in, features on the device out.
-"""
+"""Where and how the forward pass is run: device, precision, and what all runtimes have in common."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +19,24 @@ LARGEST_BATCH = {"cuda": 1024, "cpu": 32}
 _SPARE = 0.1
 """Share of a device's memory that a batch which was found by trial leaves free."""
 _WAYS_OUT = "free some, or give a smaller --image-size, --precision bf16 or --device cpu"
-_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class EagerRuntime(nn.Module):
-    """PyTorch as it is, in channels-last layout, but for programs, which are left as they were made.
+class RuntimeUnfitError(ConfigError):
+    """A runtime can't run the backbone, or not here."""
+
+    @classmethod
+    def of(cls, name: str, error: Exception) -> Self:
+        """That the runtime of this name does not take the backbone, with what its library says."""
+        text = " ".join(str(error).split())
+        return cls(f"the runtime {name} does not take this backbone ({type(error).__name__}: {text:.300})")
+
+
+class Runtime(nn.Module):
+    """A backbone, made ready to run: a uint8 batch of a fixed shape on the CPU in, features on the device out.
 
     Args:
-        embedder: What to run.
+        embedder: What to run; it is used up.
         device: Where.
         precision: Of weights and activations; `tf32` lets CUDA round the factors of fp32 products.
 
@@ -35,7 +44,8 @@ class EagerRuntime(nn.Module):
         DeviceMemoryError: If it does not fit into the device's memory.
     """
 
-    name = "eager"
+    name: ClassVar[str]
+    embedder: Callable[[Tensor], dict[str, Tensor]]
 
     def __init__(self, embedder: Embedder, device: torch.device, precision: Precision) -> None:
         super().__init__()
@@ -43,15 +53,13 @@ class EagerRuntime(nn.Module):
             torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
             torch.backends.cudnn.allow_tf32 = precision == "tf32"
         self.device = device
+        self.takes_any_batch = not isinstance(embedder.backbone, Opaque)
         try:
-            self.embedder = embedder.requires_grad_(False).to(device)
+            embedder.requires_grad_(False).to(device)
         except torch.OutOfMemoryError as error:
             raise DeviceMemoryError(
                 f"{self._device_name} is out of memory with the weights alone; {_WAYS_OUT}"
             ) from error
-        if not isinstance(self.embedder.backbone, Opaque):
-            self.embedder.backbone.to(_DTYPES[precision])
-            self.embedder.backbone.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Computes [B, D] features of [B, 3, H, W] uint8 images.
@@ -60,14 +68,23 @@ class EagerRuntime(nn.Module):
             DeviceMemoryError: If they do not fit into the device's memory; it names the number that would.
         """
         try:
-            return self._compute(images)
+            return self.compute(images)
         except torch.OutOfMemoryError:
             pass  # first of all its traceback has to go, which holds all that was computed so far
         message = f"{self._device_name} is out of memory with --batch-size {len(images)}"
-        if isinstance(self.embedder.backbone, Opaque):  # it may take batches of one size only
+        if not self.takes_any_batch:
             raise DeviceMemoryError(f"{message}; {_WAYS_OUT}")
         fitting = self.fitting_batch_size(images[: len(images) // 2])
         raise DeviceMemoryError(f"{message}; {fitting} fits (tried): give --batch-size {fitting}, or auto")
+
+    def compute(self, images: Tensor) -> dict[str, Tensor]:
+        """The features of a batch.
+
+        Raises:
+            torch.OutOfMemoryError: If they do not fit into the device's memory.
+        """
+        with torch.inference_mode():
+            return self.embedder(images.to(self.device, non_blocking=True))
 
     def fitting_batch_size(self, images: Tensor) -> int:
         """Tries all of these images at once, then half as many, and so on, until they fit and leave memory to spare.
@@ -86,15 +103,10 @@ class EagerRuntime(nn.Module):
             raise DeviceMemoryError(f"{self._device_name} is out of memory even with one image at a time; {_WAYS_OUT}")
         return size
 
-    def _compute(self, images: Tensor) -> dict[str, Tensor]:
-        with torch.inference_mode():
-            outputs: dict[str, Tensor] = self.embedder(images.to(self.device, non_blocking=True))
-            return outputs
-
     def _fits(self, images: Tensor) -> bool:
         self._release_memory()
         try:
-            self._compute(images)
+            self.compute(images)
         except torch.OutOfMemoryError:
             return False
         return len(images) == 1 or self._spare_memory() >= _SPARE

@@ -189,6 +189,17 @@ class StoreSession:
         self.manifest = dataclasses.replace(self.manifest, plan={**self.manifest.plan, "rows_per_unit": rows})
         self.manifest.write(self.root)
 
+    def set_recipe(self, recipe: Mapping[str, Any]) -> None:
+        """States another recipe, as it turned out that it can't be that of the beginning.
+
+        Raises:
+            StoreMismatchError: If something of that one is committed already.
+        """
+        if self._committed or self.staying:
+            raise StoreMismatchError(f"{self.out} has units of another recipe; replace it with --overwrite")
+        self.manifest = dataclasses.replace(self.manifest, recipe=dict(recipe))
+        self.manifest.write(self.root)
+
     def finish(self, timings: Mapping[str, float]) -> Manifest:
         """Declares the store complete, after checking that every input of the plan is in it exactly once.
 

@@ -16,7 +16,7 @@ import embedx
 from embedx.config import ExtractConfig, parse_batch_size
 from embedx.errors import DeviceMemoryError, StoreMismatchError
 from embedx.extract import extract, prepare
-from embedx.models.runtime import EagerRuntime
+from embedx.models.runtimes.eager import EagerRuntime
 from embedx.store.layout import MANIFEST
 from tests.models.backbones.programs import SIZE
 
@@ -58,11 +58,6 @@ def test_auto_is_recorded_and_a_rerun_takes_it_from_the_store(images: Path, tmp_
     assert prepare(config(images, out, 5, overwrite=True)).model is not None
 
 
-def test_the_module_that_was_tried_is_the_one_that_runs(images: Path, tmp_path: Path) -> None:
-    job = prepare(config(images, tmp_path / "store", 9))
-    assert job.model is not None and job.model.embedder.backbone.sizes == [32, 16, 8]
-
-
 @pytest.mark.parametrize(("fits", "size"), [(20, 15), (10, 7), (1, 1)])
 def test_out_of_memory_names_the_batch_size_that_fits(images: Path, tmp_path: Path, fits: int, size: int) -> None:
     message = rf"CPU is out of memory with --batch-size 30; {size} fits \(tried\): give --batch-size {size}, or auto"
@@ -79,8 +74,8 @@ def test_where_not_even_one_image_fits_that_is_said(images: Path, tmp_path: Path
 
 
 def test_other_faults_of_a_forward_pass_are_not_taken_for_it(images: Path, tmp_path: Path) -> None:
-    model = prepare(config(images, tmp_path / "store", 3)).model
-    assert isinstance(model, EagerRuntime)
+    job = prepare(config(images, tmp_path / "store", 3))
+    model = EagerRuntime(job.spec.load(), job.device, job.precision)
     with pytest.raises(RuntimeError, match="shape") as caught:
         model(torch.zeros(2, 3, SIZE - 20, SIZE, dtype=torch.uint8))
     assert not isinstance(caught.value, torch.OutOfMemoryError)

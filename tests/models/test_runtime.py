@@ -13,7 +13,8 @@ from embedx.config import ExtractConfig, Preprocessing
 from embedx.errors import ConfigError
 from embedx.models.backbones import describe_backbone
 from embedx.models.features import Embedder
-from embedx.models.runtime import EagerRuntime, resolve_device, resolve_precision
+from embedx.models.runtime import resolve_device, resolve_precision
+from embedx.models.runtimes.eager import EagerRuntime
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")

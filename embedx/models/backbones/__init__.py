@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from embedx.config import ExtractConfig, Preprocessing
 from embedx.errors import ConfigError
@@ -36,6 +38,8 @@ class BackboneSpec:
     normalize: bool
     shapes: dict[str, tuple[int, ...]]
     """Shape of one row of every stored tensor, `embeddings` first: (D,), or (T, D) and (C, H, W) unpooled."""
+    flops: float | None = None
+    """Floating-point operations per image, as far as torch counts them; None of what is no backbone, or a program."""
 
     @property
     def name(self) -> str:
@@ -79,15 +83,22 @@ def describe_backbone(config: ExtractConfig, *, download: bool = True) -> Backbo
     embedder = _embedder(model, spec).to(architecture.outline_device)
     size = preprocessing.crop
 
+    flops = 0.0
+
     def row_shapes(batch: int) -> dict[str, tuple[int, ...]]:
-        outputs = embedder(_images(architecture, batch, size, torch.uint8))
+        nonlocal flops
+        counter = FlopCounterMode(display=False)
+        with contextlib.nullcontext() if architecture.opaque else counter:
+            outputs = embedder(_images(architecture, batch, size, torch.uint8))
+        flops = counter.get_total_flops() / batch
         for rows in {len(output) for output in outputs.values()} - {batch}:
             raise ValueError(
                 f"it gives {rows} rows for a batch of {batch}; if it takes batches of {rows}, give --batch-size {rows}"
             )
         return {name: tuple(output.shape[1:]) for name, output in outputs.items()}
 
-    return dataclasses.replace(spec, shapes=_try_out(architecture, row_shapes, size))
+    shapes = _try_out(architecture, row_shapes, size)
+    return dataclasses.replace(spec, shapes=shapes, flops=None if architecture.opaque else flops)
 
 
 def describe_layers(config: ExtractConfig) -> dict[str, tuple[int, ...]]:

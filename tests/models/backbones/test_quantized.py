@@ -15,7 +15,7 @@ from embedx.config import ExtractConfig
 from embedx.data.decode import preprocess
 from embedx.errors import CheckpointError, ConfigError
 from embedx.models.backbones import BackboneSpec, describe_backbone, describe_layers, quantized
-from embedx.models.runtime import EagerRuntime
+from embedx.models.runtimes.eager import EagerRuntime
 
 BACKBONE = "quantized_shufflenet_v2_x0_5"
 pytestmark = [

@@ -1,0 +1,79 @@
+"""Runtimes by name: how a forward pass is run. A runtime is one module here, and no other knows its library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from embedx.config import Precision, RuntimeName
+from embedx.models.features import Embedder
+from embedx.models.runtime import Runtime, RuntimeUnfitError
+from embedx.models.runtimes.compiled import CompiledRuntime
+from embedx.models.runtimes.eager import EagerRuntime
+from embedx.models.runtimes.openvino import OpenVinoRuntime
+
+_RUNTIMES = {runtime.name: runtime for runtime in (EagerRuntime, CompiledRuntime, OpenVinoRuntime)}
+
+_EAGER_FLOPS = {"cpu": 6e10, "cuda": 3e13}
+"""Floating-point operations per second of the eager runtime, roughly, per core of a CPU or of a whole GPU."""
+_BUILD_SECONDS = {"openvino": 4.0, "compile": 25.0}
+"""What building takes, roughly, beyond that of the eager runtime."""
+_SAVING = {"openvino": 0.5, "compile": 0.3}
+"""The share of the eager runtime's time that is saved, roughly."""
+
+
+def candidates(name: RuntimeName, device: torch.device, flops: float | None, inputs: int) -> tuple[str, ...]:
+    """The runtimes to try, the first that takes the backbone being it.
+
+    Args:
+        name: What was asked for; `auto` are those that are installed, and pay their building back, fastest first.
+        device: Where.
+        flops: Floating-point operations per image; None: of a program, which is run as it is.
+        inputs: How many images there are.
+    """
+    if name != "auto":
+        return (name,)
+    chosen = []
+    if flops is not None:
+        threads = torch.get_num_threads() if device.type == "cpu" else 1
+        seconds = inputs * flops / (_EAGER_FLOPS[device.type] * threads)
+        installed = ["openvino"] if device.type == "cpu" and find_spec("openvino") else []
+        for each in (*installed, "compile"):
+            if seconds * _SAVING[each] > _BUILD_SECONDS[each]:
+                chosen.append(each)
+    return (*chosen, EagerRuntime.name)
+
+
+def build(
+    names: tuple[str, ...],
+    load: Callable[[], Embedder],
+    device: torch.device,
+    precision: Precision,
+    images: Tensor,
+    notice: Callable[[str], None],
+) -> Runtime:
+    """Builds the first of these runtimes that takes the backbone.
+
+    Args:
+        names: Of runtimes, the preferred one first.
+        load: Gives the backbone.
+        device: Where.
+        precision: Of weights and activations.
+        images: [B, 3, H, W] uint8, of the shape and layout that all batches have; what is on them does not matter.
+        notice: Told of each that does not take it, and why.
+
+    Raises:
+        RuntimeUnfitError: If none does.
+        DeviceMemoryError: If it does not fit into the device's memory.
+    """
+    for number, name in enumerate(names, 1):
+        try:
+            return _RUNTIMES[name](load(), device, precision, images)
+        except RuntimeUnfitError as error:
+            if number == len(names):
+                raise
+            notice(f"{error}; going on with the runtime {names[number]}")
+    raise ValueError("no runtime was named")

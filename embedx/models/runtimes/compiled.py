@@ -1,0 +1,43 @@
+"""torch.compile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from embedx.config import Precision
+from embedx.models.features import Embedder
+from embedx.models.foreign import Opaque
+from embedx.models.runtime import DTYPES, Runtime, RuntimeUnfitError
+
+
+class CompiledRuntime(Runtime):
+    """The whole forward pass, from uint8 on, as one graph of a fixed shape with its weights frozen into it.
+
+    Raises:
+        RuntimeUnfitError: If the compiler does not take the backbone, or there is none for the device.
+    """
+
+    name = "compile"
+
+    def __init__(self, embedder: Embedder, device: torch.device, precision: Precision, images: Tensor) -> None:
+        super().__init__(embedder, device, precision)
+        if isinstance(embedder.backbone, Opaque):
+            raise RuntimeUnfitError("the backbone is a program, which is run as it was made: give --runtime eager")
+        embedder.backbone.to(DTYPES[precision])
+        embedder.backbone.to(memory_format=torch.channels_last)
+        # CUDA graphs, where there are any, hold the outputs in memory of their own, which the next batch overwrites.
+        options: dict[str, str | int | bool | Callable[..., Any]] = {
+            "freezing": True,
+            "triton.cudagraphs": device.type == "cuda",
+        }
+        self.embedder = torch.compile(embedder, dynamic=False, fullgraph=True, options=options)
+        try:
+            self(images)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:
+            raise RuntimeUnfitError.of(self.name, error) from error

@@ -1,0 +1,97 @@
+"""OpenVINO, the extra `openvino`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from embedx.config import Precision
+from embedx.models.features import Embedder
+from embedx.models.foreign import Opaque
+from embedx.models.runtime import Runtime, RuntimeUnfitError
+
+_PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
+
+
+class OpenVinoRuntime(Runtime):
+    """The whole forward pass, from uint8 on, exported by PyTorch and compiled by OpenVINO for this CPU.
+
+    Raises:
+        RuntimeUnfitError: If OpenVINO is not installed, or lacks an operator, the precision or the device.
+    """
+
+    name = "openvino"
+
+    def __init__(self, embedder: Embedder, device: torch.device, precision: Precision, images: Tensor) -> None:
+        super().__init__(embedder, device, precision)
+        openvino = _openvino()
+        core = openvino.Core()
+        if device.type != "cpu":
+            raise RuntimeUnfitError(f"--runtime openvino is for the CPU, and the device is {device}")
+        native = precision == "fp32" or "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if precision not in _PRECISIONS or not native:
+            raise RuntimeUnfitError(f"OpenVINO computes no {precision} on this CPU; give --precision fp32")
+        if isinstance(embedder.backbone, Opaque):
+            raise RuntimeUnfitError("the backbone is a program, which is run as it was made: give --runtime eager")
+        names: list[str] = []
+        try:
+            with torch.no_grad():
+                program = torch.export.export(_ChannelsLast(embedder, names), (_channels_last(images),))
+            model = openvino.convert_model(program)
+            compiled = core.compile_model(
+                model,
+                "CPU",
+                {
+                    "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
+                    "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+                    "PERFORMANCE_HINT": "LATENCY",
+                },
+            )
+        except Exception as error:
+            raise RuntimeUnfitError.of(self.name, error) from error
+        self._names = names
+        self._request = compiled.create_infer_request()
+
+    def compute(self, images: Tensor) -> dict[str, Tensor]:
+        """The features of a batch of the shape that this was built for."""
+        outputs = self._request.infer([_channels_last(images).numpy()], share_inputs=True)
+        values = zip(self._names, outputs.values(), strict=True)
+        return {name: torch.from_numpy(value) for name, value in values}
+
+
+class _ChannelsLast(nn.Module):
+    """An embedder of images [B, H, W, 3], as they lie in memory.
+
+    Args:
+        embedder: Of images [B, 3, H, W].
+        names: Gets the names of the features, which are returned without them.
+    """
+
+    def __init__(self, embedder: Embedder, names: list[str]) -> None:
+        super().__init__()
+        self.embedder = embedder
+        self._names = names
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        features = self.embedder(images.permute(0, 3, 1, 2))
+        self._names[:] = features
+        return tuple(features.values())
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    return images.permute(0, 2, 3, 1).contiguous()
+
+
+def _openvino() -> Any:
+    # OpenVINO's converter reports each use to its makers if it finds this package; nothing is to leave this machine.
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    try:
+        import openvino
+    except ImportError as error:
+        raise RuntimeUnfitError(
+            f"--runtime openvino needs the extra openvino ({error}): pip install 'embedx[openvino]'"
+        ) from error
+    return openvino

@@ -1,0 +1,162 @@
+"""Every runtime computes what the backbone does, row by row, whatever stands beside it."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from embedx.config import ExtractConfig, Preprocessing
+from embedx.models import runtimes
+from embedx.models.backbones import describe_backbone
+from embedx.models.features import Embedder
+from embedx.models.runtime import RuntimeUnfitError
+from embedx.models.runtimes.compiled import CompiledRuntime
+from embedx.models.runtimes.eager import EagerRuntime, fold_batch_norms
+from embedx.models.runtimes.openvino import OpenVinoRuntime
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CPU = torch.device("cpu")
+SIZE = 64
+PLAIN = Preprocessing(resize=SIZE, crop=SIZE, interpolation="bilinear", mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+
+
+def batch(seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (4, SIZE, SIZE, 3), dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
+
+
+class Small(nn.Module):
+    """A bit of a residual network, and of a transformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 8, 8), nn.BatchNorm2d(16), nn.ReLU())
+        self.block = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16))
+        self.attention = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        maps = self.stem(images)
+        tokens = (maps + self.block(maps)).flatten(2).mT
+        return {"embeddings": self.attention(tokens).mean(1), "stem": maps}
+
+
+def small() -> Embedder:
+    torch.manual_seed(0)
+    return Embedder(Small().eval(), PLAIN, pool="avg", normalize=True).eval()
+
+
+def of_name(name: str) -> Embedder:
+    config = ExtractConfig(backbone=name, out=Path("store"), weights="random", image_size=SIZE)
+    return describe_backbone(config).load()
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        small,
+        *(
+            pytest.param(functools.partial(of_name, name), marks=[pytest.mark.soak, pytest.mark.timeout(300)], id=name)
+            for name in ("resnet50", "mobilenet_v3_small", "swin_t")
+        ),
+    ],
+)
+@pytest.mark.parametrize("kind", [EagerRuntime, CompiledRuntime, OpenVinoRuntime])
+def test_rows_are_those_of_the_backbone_and_depend_on_nothing_else(load: Callable[[], Embedder], kind: Any) -> None:
+    images, embedder = batch(), load()
+    with torch.inference_mode():
+        expected = embedder(images)
+    runtime = kind(copy.deepcopy(embedder), CPU, "fp32", torch.zeros_like(images))
+    outputs = {name: value.clone() for name, value in runtime(images).items()}
+    assert list(outputs) == list(expected)
+    for name, value in outputs.items():
+        assert value.dtype == torch.float32 and value.shape == expected[name].shape
+        assert (value - expected[name]).abs().max() <= 1e-5 * expected[name].abs().max()
+    moved = runtime(images.flip(0))
+    assert all(torch.equal(moved[name].flip(0), value) for name, value in outputs.items())
+    padded = images.clone()
+    padded[1:] = 0
+    alone = runtime(padded)
+    assert all(torch.equal(alone[name][0], value[0]) for name, value in outputs.items())
+    again = kind(copy.deepcopy(embedder), CPU, "fp32", images)(images)
+    assert all(torch.equal(again[name], value) for name, value in outputs.items())
+
+
+def test_batch_norms_are_folded_where_the_backbone_can_be_traced() -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(5).eval()
+    norm.running_mean, norm.running_var = torch.rand(5), torch.rand(5) + 0.5
+    backbone = nn.Sequential(nn.Conv2d(3, 5, 3), norm, nn.ReLU(), nn.Flatten()).eval()
+    images = torch.rand(2, 3, 8, 8)
+    with torch.no_grad():
+        expected = backbone(images)
+        fold_batch_norms(backbone)
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules())
+        torch.testing.assert_close(backbone(images), expected)
+        for shared in (nn.Sequential(backbone[0], norm, backbone[0]), nn.Sequential(norm, backbone[0])):
+            shared[0].out_channels, before = 3, list(shared)
+            fold_batch_norms(shared)
+            assert list(shared) == before
+
+
+class Branching(nn.Module):
+    """What no graph can hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        pooled = images.mean((2, 3))
+        for _ in range(int(pooled.sum().item()) % 3 + 1):
+            pooled = pooled + 1
+        result: Tensor = self.head(pooled)
+        return result
+
+
+@pytest.mark.parametrize("name", ["compile", "openvino"])
+def test_what_a_runtime_does_not_take_falls_to_the_next_with_a_notice(name: str) -> None:
+    notices: list[str] = []
+    torch.manual_seed(0)
+    embedder = Embedder(Branching().eval(), PLAIN, pool="avg", normalize=False)
+    runtime = runtimes.build((name, "eager"), lambda: embedder, CPU, "fp32", batch(), notices.append)
+    assert runtime.name == "eager" and runtime(batch())["embeddings"].shape == (4, 5)
+    (notice,) = notices
+    assert notice.startswith(f"the runtime {name} does not take this backbone (")
+    assert notice.endswith("; going on with the runtime eager") and "\n" not in notice
+    with pytest.raises(RuntimeUnfitError, match=f"the runtime {name} does not take this backbone"):
+        runtimes.build((name,), lambda: embedder, CPU, "fp32", batch(), notices.append)
+
+
+def test_auto_takes_what_pays_for_so_many_images() -> None:
+    assert runtimes.candidates("auto", CPU, 8e9, 10) == ("eager",)
+    assert runtimes.candidates("auto", CPU, 8e9, 10_000) == ("openvino", "compile", "eager")
+    assert runtimes.candidates("auto", CPU, None, 10**9) == ("eager",)
+    assert runtimes.candidates("compile", CPU, 8e9, 1) == ("compile",)
+
+
+def test_openvino_tells_nobody() -> None:
+    """Its converter would report each use to its makers."""
+    code = """
+import sys, torch
+from torch import nn
+from embedx.config import Preprocessing
+from embedx.models.features import Embedder
+from embedx.models.runtimes.openvino import OpenVinoRuntime
+plain = Preprocessing(8, 8, "bilinear", (0.5,) * 3, (0.5,) * 3)
+sockets = []
+sys.addaudithook(lambda event, args: sockets.append(event) if event.startswith("socket.") else None)
+embedder = Embedder(nn.Flatten(), plain, pool="avg", normalize=False)
+images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+assert OpenVinoRuntime(embedder, torch.device("cpu"), "fp32", images)(images)["embeddings"].shape == (2, 192)
+assert not sockets and not any(name.startswith("openvino_telemetry.") for name in sys.modules), sockets
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
