@@ -93,32 +93,33 @@ def become_decoding_process(name: str) -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
-def find_fatal_rows(dataset: Any, rows: Sequence[int], timeout: float) -> dict[int, str]:
-    """Loads rows one by one in a process of its own, and in a new one after each that ends it.
+def find_fatal(dataset: Any, orders: Sequence[Any], timeout: float) -> dict[int, str]:
+    """Loads inputs one by one in a process of its own, and in a new one after each that ends it.
 
     Args:
-        dataset: Whose `dataset[row]` loads one; picklable.
-        rows: Which ones.
+        dataset: Whose `dataset[order]` loads one; picklable.
+        orders: Which ones; picklable.
         timeout: Seconds after which the process ends by itself.
 
     Returns:
-        For each row that ended its process, or that it did not come back from, the reason.
+        For each that ended its process, or that it did not come back from, its position and the reason.
     """
     fatal: dict[int, str] = {}
-    while rows:
-        begun, exitcode = _load_one_by_one(dataset, rows, timeout)
+    first = 0
+    while first < len(orders):
+        begun, exitcode = _load_one_by_one(dataset, orders[first:], timeout)
         if exitcode == 0:
             break
-        fatal[rows[begun]] = _reason(exitcode)
-        rows = rows[begun + 1 :]
+        fatal[first + begun] = _reason(exitcode)
+        first += begun + 1
     return fatal
 
 
-def _load_one_by_one(dataset: Any, rows: Sequence[int], timeout: float) -> tuple[int, int | None]:
-    """The position of the row that was last begun, and the exit code of the process that loaded them."""
+def _load_one_by_one(dataset: Any, orders: Sequence[Any], timeout: float) -> tuple[int, int | None]:
+    """The position of the one that was last begun, and the exit code of the process that loaded them."""
     context = multiprocessing.get_context(START_METHOD)
     progress, child_progress = context.Pipe(duplex=False)
-    process = context.Process(target=_probe, args=(dataset, rows, child_progress), daemon=True)
+    process = context.Process(target=_probe, args=(dataset, orders, child_progress), daemon=True)
     process.start()
     child_progress.close()
     begun = progress.recv()  # without a limit: it takes as long as the process takes to start
@@ -131,11 +132,11 @@ def _load_one_by_one(dataset: Any, rows: Sequence[int], timeout: float) -> tuple
     return begun, process.exitcode
 
 
-def _probe(dataset: Any, rows: Sequence[int], progress: connection.Connection) -> None:
+def _probe(dataset: Any, orders: Sequence[Any], progress: connection.Connection) -> None:
     become_decoding_process("embedx-probe")
-    for position, row in enumerate(rows):
+    for position, order in enumerate(orders):
         progress.send(position)
-        dataset[row]
+        dataset[order]
 
 
 def _reason(exitcode: int | None) -> str:

@@ -13,6 +13,7 @@ A batch is a plain dict; B is the batch size, n ≤ B the number of its inputs:
 from __future__ import annotations
 
 import atexit
+import copy
 import hashlib
 import math
 import multiprocessing
@@ -24,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from multiprocessing import connection, reduction
 from multiprocessing.process import BaseProcess
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 import torch
@@ -32,9 +33,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from embedx.data.files import RejectedInputError
-from embedx.data.isolation import NO_END, InHand, become_decoding_process, find_fatal_rows, time_limit
+from embedx.data.isolation import NO_END, InHand, become_decoding_process, find_fatal, time_limit
 from embedx.data.plan import SplitPlan
-from embedx.data.sources.base import as_text
+from embedx.data.sources.base import Reader, as_text
 from embedx.errors import EmbedxError
 from embedx.processes import START_METHOD, abandon, start_fork_server
 
@@ -93,64 +94,60 @@ class NoDecoder:
         """Does nothing."""
 
 
-class Batches(Dataset[dict[str, Any]]):
-    """The samples of one split as batches: `__getitems__(rows)` gives a whole batch."""
+class Order(NamedTuple):
+    """What a worker is told of an input."""
 
-    def __init__(self, plan: SplitPlan, decoder: Decoder, batch_size: int, timeout: float = _TIMEOUT) -> None:
-        self.plan = plan
+    row: int
+    """Of the plan."""
+    path: bytes
+    offset: int | None
+    size: int | None
+
+
+class Batches(Dataset[dict[str, Any]]):
+    """The inputs of one split, read and decoded: `__getitems__(orders)` gives a whole batch.
+
+    It holds nothing of the plan, of which each worker would have a copy.
+    """
+
+    def __init__(self, reader: Reader, decoder: Decoder, batch_size: int, timeout: float = _TIMEOUT) -> None:
+        self.reader = reader
         self.timeout = timeout
         self.decoder = decoder
         self.batch_size = batch_size
-        self.has_targets = plan.table["target"].null_count < len(plan)
         self.fatal: dict[int, str] = {}
         """Rows that would end the process, with the reason; they are not touched."""
         self.in_hand = InHand(0)
         """What the workers have in hand."""
 
-    def __len__(self) -> int:
-        return len(self.plan)
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
+    def __getitem__(self, order: Order) -> dict[str, Any]:
         """A batch of one input."""
-        return self.__getitems__([row])
+        return self.__getitems__([order])
 
-    def __getitems__(self, rows: Sequence[int]) -> dict[str, Any]:
-        """Reads and decodes the samples of these rows of the plan into one batch."""
-        samples = self.plan.table.take(pa.array(rows, pa.int64()))
+    def __getitems__(self, orders: Sequence[Order]) -> dict[str, Any]:
+        """Reads and decodes these inputs into one batch: what only reading tells of it, and the plan's `rows`."""
         inputs = self.decoder.empty(self.batch_size)
         if get_worker_info() is not None:
             inputs.share_memory_()  # type: ignore[no-untyped-call]  # now, so that no copy follows
-        places = zip(*(samples[name].to_pylist() for name in ("path", "offset", "size")), strict=True)
-        outcomes = [self._load(row, image, place) for row, image, place in zip(rows, inputs, places, strict=False)]
-        inputs[len(rows) :] = 0
+        outcomes = [self._load(order, image) for order, image in zip(orders, inputs, strict=False)]
+        inputs[len(orders) :] = 0
         reasons, sizes, digests = zip(*outcomes, strict=True)
-        batch = {
+        return {
             self.decoder.entry: inputs,
-            "index": torch.from_numpy(self.plan.index(rows)),
-            "keys": samples["key"].to_pylist(),
-            "paths": [as_text(path) for path in samples["path"].to_pylist()],
-            "offsets": samples["offset"].to_pylist(),
-            "mtime_ns": samples["mtime_ns"].to_pylist(),
-            "groups": samples["group"].to_pylist(),
+            "rows": [order.row for order in orders],
             "reasons": list(reasons),
             "bytes": list(sizes),
             "sha256": list(digests),
-            "metadata": {name: samples[name].combine_chunks() for name in self.plan.metadata},
         }
-        if self.has_targets:
-            batch["targets"] = torch.tensor(samples["target"].fill_null(-1).to_pylist(), dtype=torch.int64)
-        return batch
 
-    def _load(
-        self, row: int, image: Tensor, place: tuple[bytes, int | None, int | None]
-    ) -> tuple[str | None, int | None, str | None]:
+    def _load(self, order: Order, image: Tensor) -> tuple[str | None, int | None, str | None]:
         """Fills an image of the batch; returns (reason if rejected, bytes, sha256)."""
         size, digest = None, None
         try:
-            if row in self.fatal:
-                raise RejectedInputError(self.fatal[row])
-            with self.in_hand.hold(row), time_limit(self.timeout):
-                data = self.plan.reader.read(*place)
+            if order.row in self.fatal:
+                raise RejectedInputError(self.fatal[order.row])
+            with self.in_hand.hold(order.row), time_limit(self.timeout):
+                data = self.reader.read(order.path, order.offset, order.size)
                 size, digest = len(data), hashlib.sha256(data).hexdigest()
                 self.decoder.fill(image, data)
         except (RejectedInputError, MemoryError, RuntimeError) as error:
@@ -161,21 +158,32 @@ class Batches(Dataset[dict[str, Any]]):
         return None, size, digest
 
 
-class UnitBatches(Sampler[list[int]]):
-    """Rows of the given units, batch by batch, from batch `first` on; none reaches over the end of a unit."""
+class UnitBatches(Sampler[list[Order]]):
+    """The orders for the given units, batch by batch, from batch `first` on; none reaches over the end of a unit."""
 
-    def __init__(self, units: Sequence[Sequence[int]], batch_size: int, first: int = 0) -> None:
+    def __init__(self, plan: SplitPlan, units: Sequence[Sequence[int]], batch_size: int, first: int = 0) -> None:
+        self.places = plan.table.select(["path", "offset", "size"])
         self.units = units
         self.batch_size = batch_size
         self.first = first
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[Order]]:
         batches = (
             unit[start : start + self.batch_size]
             for unit in self.units
             for start in range(0, len(unit), self.batch_size)
         )
-        return map(list, islice(batches, self.first, None))
+        return map(self._orders, islice(batches, self.first, None))
+
+    def starting_at(self, first: int) -> UnitBatches:
+        """The same, from another batch on."""
+        later = copy.copy(self)
+        later.first = first
+        return later
+
+    def _orders(self, rows: Sequence[int]) -> list[Order]:
+        places = self.places.take(pa.array(rows, pa.int64()))
+        return list(map(Order, rows, *(column.to_pylist() for column in places.columns)))
 
     def __len__(self) -> int:
         return sum(math.ceil(len(unit) / self.batch_size) for unit in self.units) - self.first
@@ -207,8 +215,10 @@ class SplitLoader:
         timeout: float = _TIMEOUT,
     ) -> None:
         self.inputs = sum(len(unit) for unit in units)
-        self._batches = UnitBatches(units, batch_size)
-        self._dataset = Batches(plan, decoder, batch_size, timeout)
+        self._plan = plan
+        self._has_targets = plan.table["target"].null_count < len(plan)
+        self._batches = UnitBatches(plan, units, batch_size)
+        self._dataset = Batches(plan.reader, decoder, batch_size, timeout)
         self._workers = min(workers, len(self._batches))
         self._pin_memory = pin_memory
         self._iterator: Iterator[dict[str, Any]] | None = None
@@ -236,7 +246,7 @@ class SplitLoader:
             iterator = iterator or self._begin(delivered)
             try:
                 for batch in iterator:
-                    yield batch
+                    yield self._identified(batch)
                     delivered, fruitless, asked = delivered + 1, 0, time.monotonic()
                 return
             except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
@@ -265,7 +275,7 @@ class SplitLoader:
         self._dataset.in_hand = InHand(workers)
         loader = DataLoader(
             self._dataset,
-            batch_sampler=UnitBatches(self._batches.units, self._batches.batch_size, first),
+            batch_sampler=self._batches.starting_at(first),
             collate_fn=_as_is,
             num_workers=workers,
             prefetch_factor=_PREFETCH_BATCHES if workers else None,
@@ -303,11 +313,30 @@ class SplitLoader:
                 fatal[held.row] = NO_END
             elif exitcode is not None:
                 suspects.add(held.row)
-        for batch in islice(self._batches, delivered, delivered + self._workers * _PREFETCH_BATCHES):
-            if suspects.intersection(batch):
-                rows = [row for row in batch if row not in fatal.keys() | self._dataset.fatal.keys()]
-                fatal.update(find_fatal_rows(self._dataset, rows, timeout))
+        under_way = self._batches.starting_at(delivered)
+        for batch in islice(under_way, self._workers * _PREFETCH_BATCHES):
+            if suspects.intersection(order.row for order in batch):
+                orders = [order for order in batch if order.row not in fatal.keys() | self._dataset.fatal.keys()]
+                found = find_fatal(self._dataset, orders, timeout)
+                fatal.update({orders[position].row: reason for position, reason in found.items()})
         return fatal
+
+    def _identified(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with what the plan says of its rows."""
+        rows = batch.pop("rows")
+        samples = self._plan.table.take(pa.array(rows, pa.int64()))
+        batch |= {
+            "index": torch.from_numpy(self._plan.index(rows)),
+            "keys": samples["key"].to_pylist(),
+            "paths": [as_text(path) for path in samples["path"].to_pylist()],
+            "offsets": samples["offset"].to_pylist(),
+            "mtime_ns": samples["mtime_ns"].to_pylist(),
+            "groups": samples["group"].to_pylist(),
+            "metadata": {name: samples[name].combine_chunks() for name in self._plan.metadata},
+        }
+        if self._has_targets:
+            batch["targets"] = torch.tensor(samples["target"].fill_null(-1).to_pylist(), dtype=torch.int64)
+        return batch
 
 
 def default_workers() -> int:

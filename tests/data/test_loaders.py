@@ -5,6 +5,7 @@ import dataclasses
 import gc
 import hashlib
 import os
+import pickle
 import resource
 import shutil
 import signal
@@ -170,11 +171,13 @@ def test_no_batch_reaches_over_the_end_of_a_unit(folder: Path) -> None:
     assert (len(some), some.inputs) == (3, 7)
 
 
-def test_units_are_cut_into_batches_in_order() -> None:
-    batches = UnitBatches([range(5), range(8, 10)], 2)
-    assert list(batches) == [[0, 1], [2, 3], [4], [8, 9]]
-    assert len(batches) == 4
-    assert list(UnitBatches([], 2)) == []
+def test_units_are_cut_into_batches_in_order(folder: Path) -> None:
+    plan = plan_of(folder)
+    batches = UnitBatches(plan, [range(5), range(8, 10)], 2)
+    assert [[order.row for order in batch] for batch in batches] == [[0, 1], [2, 3], [4], [8, 9]]
+    assert len(batches) == 4 and len(list(batches.starting_at(3))) == len(batches.starting_at(3)) == 1
+    assert [order.path for batch in batches for order in batch][-1] == plan.table["path"][9].as_py()
+    assert list(UnitBatches(plan, [], 2)) == []
 
 
 def test_without_classes_there_are_no_targets(folder: Path, tmp_path: Path) -> None:
@@ -184,10 +187,14 @@ def test_without_classes_there_are_no_targets(folder: Path, tmp_path: Path) -> N
     assert batch["groups"] == [None]
 
 
-def test_one_row_is_a_batch_too(folder: Path) -> None:
-    batch = Batches(plan_of(folder), DECODER, batch_size=4)[2]
-    assert batch["index"].tolist() == [2]
+def test_one_input_is_a_batch_too_and_workers_get_no_plan(folder: Path) -> None:
+    plan = plan_of(folder)
+    (order,) = next(iter(UnitBatches(plan, [[2]], 1)))
+    dataset = Batches(plan.reader, DECODER, batch_size=4)
+    batch = dataset[order]
+    assert batch["rows"] == [2] and batch["reasons"] == [None]
     assert batch["images"].shape == (4, 3, 32, 32)
+    assert len(pickle.dumps(dataset.reader)) < 1000
 
 
 def test_paths_that_are_not_utf8_are_read_and_shown(folder: Path, tmp_path: Path) -> None:
