@@ -37,4 +37,4 @@ format: install ## Format the code, and mend what the linter can
 	$(BIN)/ruff format .
 
 bench: install ## Measure images per second, end to end, beside the forward pass alone and loading alone
-	$(BIN)/python scripts/bench.py
+	$(BIN)/python scripts/bench.py measure
