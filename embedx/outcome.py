@@ -25,6 +25,14 @@ _OF_THE_MACHINE = frozenset({"python", "device", "cores", "threads"})
 """What an environment tells beside versions of packages."""
 
 
+_VERDICTS = {
+    "loader_wait": "decode-bound: the model waited {share} of the time; give more --workers, or a faster disk",
+    "forward": "compute-bound: the model ran {share} of the time; --precision bf16, another --runtime or a GPU help",
+    "writer_wait": "disk-bound: the writer was waited for {share} of the time; give --dtype fp16, or a faster disk",
+}
+"""By what the loop spent most of its time on."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Summary:
     """What a run has done."""
@@ -49,6 +57,29 @@ class Summary:
         """Rejected inputs in the store."""
         return sum(split["rejected"] for split in self.totals.values())
 
+    @property
+    def profile(self) -> dict[str, dict[str, float]]:
+        """Per split, the seconds that the loop spent on each of its parts."""
+        found: dict[str, dict[str, float]] = {}
+        for name, seconds in self.timings.items():
+            part, _, split = name.partition("_seconds/")
+            if split:
+                found.setdefault(split, {})[part] = seconds
+        return found
+
+    @property
+    def verdict(self) -> str:
+        """What the run waited for most, and what could be done about it; empty if nothing was computed."""
+        parts: dict[str, float] = {}
+        for of_split in self.profile.values():
+            for part, seconds in of_split.items():
+                parts[part] = parts.get(part, 0.0) + seconds
+        total = sum(parts.values())
+        most = max(_VERDICTS, key=lambda part: parts.get(part, 0.0))
+        if not total or not parts.get(most):
+            return ""
+        return _VERDICTS[most].format(share=f"{parts[most] / total:.0%}")
+
     def to_json(self) -> dict[str, Any]:
         """The summary as plain JSON values."""
         return {
@@ -60,6 +91,7 @@ class Summary:
             "seconds": round(self.seconds, 3),
             "splits": self.totals,
             "timings": self.timings,
+            "verdict": self.verdict,
         }
 
 

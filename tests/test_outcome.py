@@ -11,7 +11,7 @@ import pytest
 from embedx import ExtractConfig, sample
 from embedx.errors import ConfigError, StoreLockedError
 from embedx.extract import extract
-from embedx.outcome import look_for_work
+from embedx.outcome import Summary, look_for_work
 from embedx.store.lock import StoreLock
 from embedx.store.manifest import Manifest
 
@@ -37,7 +37,7 @@ def test_that_nothing_is_to_be_done_is_found_out_without_torch(done: ExtractConf
 import sys
 from pathlib import Path, PosixPath
 from embedx import ExtractConfig
-from embedx.outcome import look_for_work
+from embedx.outcome import Summary, look_for_work
 summary, plan = look_for_work({done!r})
 assert summary.up_to_date and summary.rows == {len(list(IMAGES.iterdir()))}, summary
 assert not {{"torch", "torchvision"}} & set(sys.modules)
@@ -85,3 +85,26 @@ def test_inputs_or_files_that_are_other_than_they_were_are_left_to_a_whole_run(d
     shutil.rmtree(images)
     with pytest.raises(ConfigError, match="there is no folder"):
         look_for_work(done)
+
+
+@pytest.mark.parametrize(
+    ("timings", "verdict"),
+    [
+        ({"loader_wait_seconds/a": 3.0, "forward_seconds/a": 1.0}, "decode-bound: the model waited 75% of the time"),
+        (
+            {
+                "forward_seconds/a": 3.0,
+                "loader_wait_seconds/a": 2.0,
+                "forward_seconds/b": 1.0,
+                "callbacks_seconds/b": 2.0,
+            },
+            "compute-bound: the model ran 50% of the time",
+        ),
+        ({"writer_wait_seconds/a": 3.0, "forward_seconds/a": 2.0}, "disk-bound: the writer was waited for 60% of the"),
+        ({"inputs": 7.0}, ""),
+    ],
+)
+def test_the_verdict_names_what_takes_most_of_the_time(timings: dict[str, float], verdict: str) -> None:
+    summary = Summary(Path("manifest.json"), {}, False, None, 1.0, timings)
+    assert summary.verdict.startswith(verdict) and bool(summary.verdict) == bool(verdict)
+    assert summary.to_json()["verdict"] == summary.verdict

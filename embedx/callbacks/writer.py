@@ -19,6 +19,7 @@ from embedx.data.plan import rows_per_unit as rows_per_unit_of
 from embedx.engine.connectors import CallbackConnector
 from embedx.engine.loop import evaluation_mode, unpad
 from embedx.engine.state import Batch, Metrics, Outputs, TrainerState
+from embedx.engine.stopwatch import Stopwatch
 from embedx.errors import ConfigError
 from embedx.store.index import OK, REJECTED, ROW_SCHEMA
 from embedx.store.layout import Unit
@@ -150,10 +151,14 @@ class EmbeddingsWriter(Callback):
                 row_bytes = sum(tensor[:1].nbytes for tensor in tensors.values())
                 self._session.set_rows_per_unit(rows_per_unit_of(_SHARD_SIZE, row_bytes, len(rows)))
             self._process = WriterProcess(self._session.terms, tensors)
+        watch = Stopwatch()
         for unit, start, stop in self._units(split, batch["index"].tolist()):
             if (staying := self._session.staying.pop(unit, None)) is not None:
                 self._process.put(UnitBatch(unit, {}, staying))
             self._process.put(UnitBatch(unit, tensors, rows).part(start, stop))
+        watch.lap("writer_wait")
+        seconds = trainer_state["seconds"].setdefault(split, {})
+        seconds["writer_wait"] = seconds.get("writer_wait", 0.0) + watch.seconds["writer_wait"]
 
     def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> Metrics:
         """Waits until all is written, and declares the store complete.

@@ -20,6 +20,7 @@ from embedx.cli.output import (
     facts_table,
     group_text,
     numbers_table,
+    one_line,
     print_json,
     print_line,
 )
@@ -48,6 +49,7 @@ def command(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
     as_json: JsonOption = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Show on stderr where the time went.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Nothing on stderr but errors.")] = False,
     debug: DebugOption = False,
 ) -> None:
@@ -70,6 +72,8 @@ def command(
     signals.advice = _RESUMABLE
     summary = _run(config)
     STDERR.print(_outcome(summary), soft_wrap=True)
+    if profile and not summary.up_to_date:
+        _print_profile(summary)
     if os.path.lexists(replacement := staging_folder(config.out.resolve())):
         STDERR.print(
             f"beside it an interrupted --overwrite or --update has left {replacement}; the same command as then goes "
@@ -113,6 +117,15 @@ def _outcome(summary: Summary) -> str:
         return done + pace
     computed = count_text(int(summary.timings["inputs"]), "input")
     return f"updated, {computed} computed: {describe_counts(summary.changes)}\n{done}"
+
+
+def _print_profile(summary: Summary) -> None:
+    parts = ("loader_wait", "forward", "writer_wait", "callbacks")
+    table = numbers_table("split", *(part.replace("_", " ") for part in parts), title="seconds of the loop")
+    for split, seconds in summary.profile.items():
+        table.add_row(one_line(split), *(f"{seconds.get(part, 0.0):.1f}" for part in parts))
+    STDERR.print(table)
+    STDERR.print(summary.verdict, soft_wrap=True)
 
 
 def _print_plan(plan: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from embedx.callbacks.base import Callback
 from embedx.engine.connectors import DataConnector
 from embedx.engine.dispatch import Dispatcher
 from embedx.engine.state import Batch, TrainerState, new_state
+from embedx.engine.stopwatch import Stopwatch
 
 IMAGES = DataConnector({"images": "images"})
 """Feeds the batch's images to a model that takes `images`."""
@@ -65,12 +66,18 @@ def run_test_epoch(
     """One pass over the dataloaders, from on_test_epoch_start to on_test_epoch_end."""
     state = hooks.state
     hooks.fire("on_test_epoch_start", state, model)
-    for dataloader_idx, loader in enumerate(dataloaders.values()):
+    for dataloader_idx, (name, loader) in enumerate(dataloaders.items()):
+        watch = Stopwatch()
+        state["seconds"][name] = watch.seconds
         for batch_idx, batch in enumerate(loader):
+            watch.lap("loader_wait")
             with torch.inference_mode():
                 outputs = unpad(model(**connector(batch)), batch)
+            watch.lap("forward")
             state["global_step"] += 1
             hooks.fire("on_test_batch_end", state, model, outputs, batch, batch_idx, dataloader_idx)
+            watch.lap("callbacks")
+        watch.lap("loader_wait")
     hooks.fire("on_test_epoch_end", state, model, stage="test")
 
 

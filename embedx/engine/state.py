@@ -29,6 +29,8 @@ class TrainerState(TypedDict):
     """The test dataloaders by name, in order; a callback's `dataloader_idx` counts them from 0."""
     num_test_batches: list[int | None] | None
     """Batches of each test dataloader; None for one that can't tell."""
+    seconds: dict[str, dict[str, float]]
+    """Per test dataloader, where the time went: `loader_wait`, `forward`, `callbacks`, and of that `writer_wait`."""
     optimizers: NotRequired[list[Any]]
     lr_schedulers: NotRequired[list[Any]]
     metrics: NotRequired[dict[str, float | int | Tensor]]
@@ -46,5 +48,6 @@ def new_state() -> TrainerState:
         num_train_batches=None,
         test_dataloader=None,
         num_test_batches=None,
+        seconds={},
         metrics={},
     )

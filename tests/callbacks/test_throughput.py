@@ -36,7 +36,13 @@ def test_the_figures_go_together() -> None:
     start = time.perf_counter()
     found = figures(Throughput(), {"train": batches(2), "val": batches(1)})
     passed = time.perf_counter() - start
-    assert list(found) == ["inputs", "seconds", "first_batch_seconds", "images_per_second"]
+    spent = {name: value for name, value in found.items() if "/" in name}
+    assert list(found) == ["inputs", "seconds", "first_batch_seconds", "images_per_second", *spent]
+    parts = [
+        f"{part}_seconds/{split}" for split in ("train", "val") for part in ("loader_wait", "forward", "callbacks")
+    ]
+    assert list(spent) == parts and sum(spent.values()) == pytest.approx(found["seconds"], rel=0.1)
+    assert spent["forward_seconds/train"] >= 2 * PAUSE - 0.001 > spent["loader_wait_seconds/train"]
     assert found["inputs"] == 9, "padding is not counted"
     assert PAUSE <= found["first_batch_seconds"] + 0.001 < found["seconds"]
     assert 3 * PAUSE <= found["seconds"] + 0.001 <= passed + 0.002
