@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -24,7 +25,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from embedx.config import Preprocessing
-from embedx.data.decode import decode, preprocess
+from embedx.data.decode import ImageDecoder, decode, preprocess
 from embedx.data.files import FileReader, RejectedInputError
 
 ORIENTATION = 0x0112
@@ -423,3 +424,27 @@ def test_an_image_too_elongated_to_be_resized_is_rejected() -> None:
     assert preprocess(torch.zeros(3, 1, 100, dtype=torch.uint8), STEPS, max_pixels=256 * 25_600).shape == (3, 224, 224)
     with pytest.raises(RejectedInputError, match="1x100, resized to 256x25600 "):
         preprocess(torch.zeros(3, 100, 1, dtype=torch.uint8), STEPS, max_pixels=256 * 25_600 - 1)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_far_larger_than_needed_is_decoded_at_a_fraction_of_its_size(
+    photos: Path, mode: str, orientation: int
+) -> None:
+    steps = Preprocessing(resize=64, crop=56, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3)
+    photo = Image.open(photos / "chelsea.png").convert(mode).resize((901, 601))
+    file = io.BytesIO()
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    photo.save(file, "JPEG", quality=95, exif=exif)
+    data = file.getvalue()
+    expected = preprocess(decode(data), steps)
+    draft = decode(data, steps=steps)
+    assert draft.shape == ((3, 64, 95) if orientation == 1 else (3, 95, 64))
+    off = (preprocess(draft, steps).int() - expected.int()).abs()
+    assert off.float().mean() < 1 and off.max() <= 8
+    row = torch.empty_like(expected)
+    ImageDecoder(steps).fill(row, data)
+    assert torch.equal(row, preprocess(draft, steps))
+    for others in (dataclasses.replace(steps, resize=76), dataclasses.replace(steps, resize=(64, 64))):
+        assert torch.equal(decode(data, steps=others), decode(data))
