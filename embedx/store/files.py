@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from embedx.store.layout import TEMPORARY_SUFFIX
@@ -14,24 +15,56 @@ from embedx.store.layout import TEMPORARY_SUFFIX
 def write_atomic(path: Path, data: bytes) -> None:
     """Writes a file so that at any moment, power cuts included, it is whole or not there.
 
-    The order is: temporary name in the same folder, fsync, rename, fsync of the folder.
-
     Raises:
         OSError: If any step fails; the temporary file is removed then.
     """
-    temporary = path.with_name(f".{path.name}{TEMPORARY_SUFFIX}")
+    write_all([(path, data)], below=path.parent)
+
+
+def write_all(files: Iterable[tuple[Path, bytes]], below: Path, *, many: bool = False) -> None:
+    """Writes files so that at any moment, power cuts included, each is whole or not there.
+
+    The order is: temporary names in the files' own folders, which are made, all brought to disk, renames, and those
+    brought to disk.
+
+    Args:
+        files: Where to, and what.
+        below: A folder that is there, with all of these in it.
+        many: Whether they are so many that bringing the whole file system to disk, once, is quicker than each of them.
+
+    Raises:
+        OSError: If any step fails; the temporary files are removed then.
+    """
+    written: dict[Path, Path] = {}
+    folders: dict[Path, None] = {}
+    many = many and _sync_file_system(below)
     try:
-        temporary.unlink(missing_ok=True)  # of an interrupted run, or a link laid there to be written through
-        with temporary.open("xb") as file, _named(path):
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        for path, data in files:
+            folders |= dict.fromkeys([*_make(path.parent, below), path.parent])
+            temporary = path.with_name(f".{path.name}{TEMPORARY_SUFFIX}")
+            temporary.unlink(missing_ok=True)  # of an interrupted run, or a link laid there to be written through
+            written[temporary] = path
+            with temporary.open("xb") as file, _named(path):
+                file.write(data)
+                file.flush()
+                if not many:
+                    os.fsync(file.fileno())
+        if many:
+            _sync_file_system(below)
+        while written:
+            temporary, path = next(iter(written.items()))
+            temporary.replace(path)
+            del written[temporary]
     except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        for temporary in written:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
         raise
-    sync_folder(path.parent)
+    if many:
+        _sync_file_system(below)
+    else:
+        for folder in folders:
+            sync_folder(folder)
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -58,13 +91,38 @@ def make_folder(path: Path, below: Path | None = None) -> None:
     Raises:
         OSError: If it can't be made.
     """
+    for parent in _make(path, below):
+        sync_folder(parent)
+
+
+def _make(path: Path, below: Path | None) -> list[Path]:
+    """Makes a folder and its parents; returns the folders in which one was made."""
     if path.is_dir():
-        return
+        return []
     if path == below:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-    make_folder(path.parent, below)
+    made = _make(path.parent, below)
     path.mkdir(exist_ok=True)
-    sync_folder(path.parent)
+    return [*made, path.parent]
+
+
+def _sync_file_system(path: Path) -> bool:
+    """Brings all of a file system to disk, by Linux's `syncfs`; False where there is none.
+
+    Raises:
+        OSError: If something of it could not be written.
+    """
+    try:
+        syncfs = ctypes.CDLL(None, use_errno=True).syncfs
+    except (OSError, AttributeError):
+        return False
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if syncfs(descriptor) != 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def sync_folder(path: Path) -> None:

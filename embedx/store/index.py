@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from embedx.config import canonical_json
 from embedx.errors import StoreError
-from embedx.store.files import make_folder, write_atomic
+from embedx.store.files import write_all
 from embedx.store.layout import INDEX, Unit, can_be_shard, index_path
 from embedx.store.links import inside, plain_file
 from embedx.store.pages import extent, key_values
@@ -101,8 +101,7 @@ def write_index(root: Path, rows: pa.Table, entry: UnitEntry) -> None:
             refusal = error
     else:
         raise StoreError(f"{place}: no reader would take it ({refusal}); leave out metadata that is nearly nothing")
-    make_folder(place.parent, below=root)
-    write_atomic(place, data)
+    write_all([(place, data)], below=root)
 
 
 def read_entry(path: Path) -> UnitEntry:

@@ -15,8 +15,6 @@ from safetensors import SafetensorError, safe_open
 
 from embedx.config import canonical_json
 from embedx.errors import StoreError
-from embedx.store.files import make_folder, write_atomic
-from embedx.store.links import inside
 from embedx.store.parsing import parse_json, typed
 
 if TYPE_CHECKING:
@@ -65,27 +63,23 @@ def form(tensor: Tensor) -> str:
     return f"{tensor.dtype} [{', '.join(['N', *map(str, tensor.shape[1:])])}]".removeprefix("torch.")
 
 
-def write_shard(root: Path, path: str, tensors: Mapping[str, Tensor], header: ShardHeader) -> ShardEntry:
-    """Writes one shard, whole or not at all.
+def encode_shard(path: str, tensors: Mapping[str, Tensor], header: ShardHeader) -> tuple[ShardEntry, bytes]:
+    """Makes one shard's file.
 
     Args:
-        root: The store.
         path: Where the shard goes, relative to the store.
         tensors: `embeddings` [N, D] or [N, T, D], `index` [N] int64, `targets` [N] int64 where known, and one
             tensor [N, ...] per extra layer; contiguous, on the CPU.
         header: What the shard says of itself.
 
-    Raises:
-        OSError: If it can't be written.
-        StoreError: If it would be written through a link.
+    Returns:
+        What the index table says of it, and its bytes.
     """
     from safetensors.torch import save  # only here, as it imports torch, which a store that is up to date needs not
 
-    place = inside(root, path)
     data = save(dict(tensors), metadata={HEADER_KEY: canonical_json(header._asdict())})
-    make_folder(place.parent, below=root)
-    write_atomic(place, data)
-    return ShardEntry(path, header.group, len(tensors[INDEX]), len(data), hashlib.sha256(data).hexdigest())
+    entry = ShardEntry(path, header.group, len(tensors[INDEX]), len(data), hashlib.sha256(data).hexdigest())
+    return entry, data
 
 
 def open_shard(path: Path) -> AbstractContextManager[Any]:

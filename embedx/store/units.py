@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -12,14 +14,19 @@ import torch
 from torch import Tensor
 
 from embedx.errors import StoreError
+from embedx.store.files import write_all
 from embedx.store.index import OK, PLACE_SCHEMA, UnitEntry, read_entry, write_index
 from embedx.store.layout import GroupFolders, StoreTerms, Unit, folder_name, index_files, shard_path
 from embedx.store.links import inside
 from embedx.store.rows import StoredRows
-from embedx.store.shards import FORMAT, INDEX, TARGETS, ShardEntry, ShardHeader, write_shard
+from embedx.store.shards import FORMAT, INDEX, TARGETS, ShardEntry, ShardHeader, encode_shard
 
 UNKNOWN_TARGET = -1
 """Stands in a shard's `targets` for a row without one, where others have one."""
+
+
+_MANY_SHARDS = 16
+"""Beyond so many it is quicker to bring all of the file system to disk than each of them."""
 
 
 class UnitBatch(NamedTuple):
@@ -113,7 +120,7 @@ class UnitBuffer:
             OSError: If a file can't be written; the unit does not exist then.
             StoreError: If one would be written through a link.
         """
-        if self.unit is None:
+        if (unit := self.unit) is None:
             raise StoreError("there are no rows to commit")
         rows = pa.concat_tables(self._rows, promote_options="default")
         order = pc.sort_indices(rows["index"])  # rows that stay come before those that are computed
@@ -121,19 +128,25 @@ class UnitBuffer:
         places = torch.from_numpy(order.to_numpy().astype("int64"))
         shard_column: list[str | None] = [None] * len(rows)
         row_column: list[int | None] = [None] * len(rows)
-        shards = []
-        for group, positions in self._positions_by_group(rows).items():
-            shard = self._write_shard(self.unit, rows, group, positions, places)
-            for row, position in enumerate(positions):
-                shard_column[position], row_column[position] = shard.path, row
-            shards.append(shard)
+        shards: list[ShardEntry] = []
+        by_group = self._positions_by_group(rows)
+
+        def files() -> Iterator[tuple[Path, bytes]]:
+            for group, positions in by_group.items():
+                shard, data = self._shard(unit, rows, group, positions, places)
+                for row, position in enumerate(positions):
+                    shard_column[position], row_column[position] = shard.path, row
+                shards.append(shard)
+                yield inside(self.terms.root, shard.path), data
+
+        write_all(files(), below=self.terms.root, many=len(by_group) > _MANY_SHARDS)
         at = rows.schema.get_field_index("reason") + 1
         rows = rows.add_column(at, "shard", pa.array(shard_column, pa.string()))
         rows = rows.add_column(at + 1, "row", pa.array(row_column, pa.int64()))
         written = sum(shard.rows for shard in shards)
         entry = UnitEntry(
-            split=self.unit.split,
-            unit=self.unit.number,
+            split=unit.split,
+            unit=unit.number,
             recipe=self.terms.recipe,
             inputs=len(rows),
             rows=written,
@@ -153,9 +166,9 @@ class UnitBuffer:
             positions.setdefault(group if self.terms.grouped else None, []).append(position)
         return positions
 
-    def _write_shard(
+    def _shard(
         self, unit: Unit, rows: pa.Table, group: str | None, positions: list[int], places: Tensor
-    ) -> ShardEntry:
+    ) -> tuple[ShardEntry, bytes]:
         selected = places[torch.tensor(positions)]
         tensors = {name: tensor[selected] for name, tensor in self._tensors.items()}
         own = rows.select(["index", "target"]).take(pa.array(positions))
@@ -164,7 +177,7 @@ class UnitBuffer:
             tensors[TARGETS] = torch.tensor(own["target"].fill_null(UNKNOWN_TARGET).to_pylist())
         path = shard_path(unit, self._folder(unit.split, group) if self.terms.grouped else None)
         header = ShardHeader(FORMAT, unit.split, group, unit.number, self.terms.recipe)
-        return write_shard(self.terms.root, path, tensors, header)
+        return encode_shard(path, tensors, header)
 
     def _folder(self, split: str, group: str | None) -> str:
         if split not in self._folders:

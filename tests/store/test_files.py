@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from embedx.store.files import make_folder, write_atomic
+from embedx.store.files import make_folder, write_all, write_atomic
 
 
 def test_a_written_file_is_whole_and_leaves_no_temporary_one(tmp_path: Path) -> None:
@@ -31,3 +32,25 @@ def test_make_folder_makes_parents_and_minds_a_file_in_the_way(tmp_path: Path) -
     (tmp_path / "file").touch()
     with pytest.raises(OSError):
         make_folder(tmp_path / "file" / "x")
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_many_files_are_written_in_folders_that_are_made_for_them(tmp_path: Path, many: bool) -> None:
+    files = {tmp_path / f"a/{number % 7}/{number}": bytes([number]) for number in range(100)}
+    write_all(files.items(), below=tmp_path, many=many)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_of_many_files_that_can_t_be_written_nothing_half_is_left(tmp_path: Path, many: bool) -> None:
+    def files() -> Iterator[tuple[Path, bytes]]:
+        yield tmp_path / "a/one", b"1"
+        yield tmp_path / "b/two", b"2"
+        raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"):
+        write_all(files(), below=tmp_path, many=many)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    with pytest.raises(FileNotFoundError):
+        write_all([(tmp_path / "gone/x/file", b"")], below=tmp_path / "gone", many=many)
+    assert not (tmp_path / "gone").exists()

@@ -1,0 +1,264 @@
+"""How planning, a rerun with nothing to do, many groups and the writer scale, each in a process of its own.
+
+python scripts/bench_scale.py plan 10000 100000 1000000      files in folders of a thousand
+python scripts/bench_scale.py table 1000000 10000000         rows of a Parquet table
+python scripts/bench_scale.py rerun 10000 100000 1000000     `embedx extract` on a complete store
+python scripts/bench_scale.py memory 10000 100000            all processes of a run, at their peak
+python scripts/bench_scale.py groups 100000                  groups of ten rows each
+python scripts/bench_scale.py writer                         rows from memory, beside the disk's own rate with fsync
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Annotated
+
+import psutil
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from embedx.callbacks.writer import EmbeddingsWriter, rows_table
+from embedx.config import ExtractConfig
+from embedx.engine.state import new_state
+from embedx.extract import prepare
+from embedx.outcome import list_inputs
+from embedx.store.layout import Unit
+from embedx.store.manifest import Manifest
+from embedx.store.session import StoreSession
+from embedx.store.units import UnitBatch, UnitBuffer
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+Counts = Annotated[list[int], typer.Argument(help="How many inputs.")]
+Folder = Annotated[Path | None, typer.Option(help="Where to work; it should be on the disk in question.")]
+
+_PIXELS = b"P6 8 8 255\n"
+_DIM = 2048
+
+
+def make_images(root: Path, count: int) -> Path:
+    """Images of 8 x 8 pixels, no two alike, a thousand to a folder."""
+    for number in range(count):
+        folder = root / f"{number // 1000:04d}"
+        if number % 1000 == 0:
+            folder.mkdir(parents=True)
+        color = bytes((number % 256, number // 256 % 256, number // 65536 % 256))
+        (folder / f"{number:07d}.ppm").write_bytes(_PIXELS + color * 64)
+    return root
+
+
+def settings(root: Path, out: Path) -> list[str]:
+    """The backbone is the image itself, so that all else can be seen."""
+    chosen = {"backbone": "torch.nn:Flatten", "image-size": "8", "mean": "0.5,0.5,0.5", "std": "0.5,0.5,0.5"}
+    chosen |= {"data": f"all={root}", "out": str(out), "batch-size": "256"}
+    return [text for name, value in chosen.items() for text in (f"--{name}", value)]
+
+
+def alone(*arguments: str) -> tuple[float, int]:
+    """Seconds and peak memory, in bytes, of a Python process and those that it starts, at one time."""
+    process = psutil.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
+    start, peak = time.perf_counter(), 0
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.05):
+            total = 0
+            for each in (process, *process.children(recursive=True)):
+                try:
+                    total += each.memory_full_info().pss
+                except psutil.Error:
+                    continue
+            peak = max(peak, total)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    code = process.wait()
+    seconds = time.perf_counter() - start
+    done.set()
+    watcher.join()
+    if code != 0:
+        raise SystemExit(f"{arguments} ended with {code}")
+    return seconds, peak
+
+
+def report(title: str, columns: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
+    """Prints a table."""
+    table = Table(*columns, title=title)
+    for row in rows:
+        table.add_row(*(f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" for value in row))
+    Console().print(table)
+
+
+@app.command("list", hidden=True)
+def list_only(data: str, out: Path) -> None:
+    """Lists inputs, and prints seconds and peak memory of that alone."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    plan = list_inputs(ExtractConfig(data=(data,), out=out))
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(seconds, peak * 1024, (peak - before) * 1024, sum(map(len, plan.splits.values())))
+
+
+def planning(title: str, sources: dict[int, str], root: Path) -> None:
+    """Measures the listing of each source in a process of its own."""
+    rows: list[tuple[object, ...]] = []
+    for count, source in sources.items():
+        command = [sys.executable, __file__, "list", source, str(root / "none")]
+        words = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
+        seconds, peak, grown = map(float, words[:3])
+        if int(words[3]) != count:
+            raise SystemExit(f"{words[3]} inputs were listed, and there are {count}")
+        rows.append((count, seconds, seconds / count * 1e6, peak / 1e6, grown / count))
+    report(title, ("inputs", "seconds", "µs each", "MB at the peak", "bytes each"), rows)
+
+
+@app.command()
+def plan(counts: Counts, folder: Folder = None) -> None:
+    """Lists files."""
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        roots = {count: f"all={make_images(Path(place, str(count)), count)}" for count in counts}
+        planning("listing files", roots, Path(place))
+
+
+@app.command()
+def table(counts: Counts, folder: Folder = None) -> None:
+    """Lists rows of a table."""
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        sources = {}
+        for count in counts:
+            numbers = pa.array(range(count))
+            paths = pc.binary_join_element_wise("images/", numbers.cast(pa.string()), ".jpg", "")
+            sources[count] = f"all={place}/{count}.parquet"
+            pq.write_table(pa.table({"path": paths, "label": numbers}), Path(place, f"{count}.parquet"))
+        planning("listing rows of a table", sources, Path(place))
+
+
+@app.command()
+def rerun(counts: Counts, folder: Folder = None) -> None:
+    """Runs `embedx extract` where nothing is to be done."""
+    rows: list[tuple[object, ...]] = []
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        for count in counts:
+            root, out = make_images(Path(place, f"images-{count}"), count), Path(place, f"store-{count}")
+            backbone = ["--backbone", "mobilenet_v3_small", "--weights", "random"]
+            arguments = [*backbone, "--data", f"all={root}", "--out", str(out)]
+            config = ExtractConfig(backbone="mobilenet_v3_small", weights="random", data=(f"all={root}",), out=out)
+            _fill(config)
+            seconds, peak = alone("-m", "embedx", "extract", *arguments)
+            rows.append((count, seconds, seconds / count * 1e6, peak / 1e6))
+    report("a rerun with nothing to do", ("inputs", "seconds", "µs each", "MB at the peak"), rows)
+
+
+def _fill(config: ExtractConfig) -> None:
+    """Makes the store that an extraction would make, but for what is in it."""
+    job = prepare(config)
+    session = StoreSession.begin(config.out, job.manifest, "create")
+    dim = job.spec.shapes["embeddings"][0]
+    writer = EmbeddingsWriter(config.out, dataloader_idx_map={0: "all"}, session=session)
+    writer.setup()
+    state = new_state()
+    (split,) = job.plan.splits.values()
+    vectors = torch.zeros(job.rows_per_unit, dim)
+    nothing = torch.nn.Identity()
+    for rows in split.unit_rows(job.rows_per_unit):
+        own = split.table.slice(rows.start, len(rows))
+        batch = {
+            "index": torch.arange(rows.start, rows.stop),
+            "keys": own["key"].to_pylist(),
+            "paths": [path.decode() for path in own["path"].to_pylist()],
+            "mtime_ns": own["mtime_ns"].to_pylist(),
+            "bytes": own["size"].to_pylist(),
+            "metadata": {name: own[name].combine_chunks() for name in split.metadata},
+        }
+        writer.on_test_batch_end(state, nothing, {"embeddings": vectors[: len(rows)]}, batch, 0, 0)
+    writer.on_test_epoch_end(state, nothing)
+    session.close()
+
+
+@app.command()
+def memory(counts: Counts, folder: Folder = None) -> None:
+    """Runs an extraction."""
+    rows: list[tuple[object, ...]] = []
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        for count in counts:
+            root = make_images(Path(place, f"images-{count}"), count)
+            seconds, peak = alone("-m", "embedx", "extract", *settings(root, Path(place, f"store-{count}")))
+            rows.append((count, seconds, count / seconds, peak / 1e6))
+    report("an extraction", ("inputs", "seconds", "inputs/s", "MB of all processes"), rows)
+
+
+def _units(root: Path, units: int, rows_per_unit: int, dim: int, rows_per_group: int | None) -> float:
+    """Seconds in which units of rows from memory are committed, in this process."""
+    total = units * rows_per_unit
+    plan = {
+        "group_key": "slide" if rows_per_group else None,
+        "rows_per_unit": rows_per_unit,
+        "splits": {"all": {"inputs": total}},
+    }
+    session = StoreSession.begin(root, Manifest({"name": "bench"}, plan, {}), "create")
+    vectors = torch.randn(rows_per_unit, dim)
+    buffer = UnitBuffer(session.terms)
+    seconds = 0.0
+    for unit in range(units):
+        index = torch.arange(unit * rows_per_unit, (unit + 1) * rows_per_unit)
+        groups = [f"group-{row // rows_per_group:06d}" for row in index.tolist()] if rows_per_group else None
+        batch = {
+            "index": index,
+            "keys": [f"images/{row}.jpg" for row in index.tolist()],
+            "sha256": [f"{row:064x}" for row in index.tolist()],
+            "metadata": {"slide": groups} if groups else {},
+        }
+        rows = rows_table(batch, "all", "slide" if groups else None)
+        start = time.perf_counter()
+        buffer.add(UnitBatch(Unit("all", unit), {"embeddings": vectors}, rows))
+        buffer.commit()
+        seconds += time.perf_counter() - start
+    session.close()
+    return seconds
+
+
+@app.command()
+def groups(count: int = 100_000, folder: Folder = None) -> None:
+    """Writes groups of ten rows, in units of a thousand groups."""
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        seconds = _units(Path(place, "store"), max(1, count // 1000), min(count, 1000) * 10, 64, 10)
+    report("many small groups", ("groups", "seconds", "groups/s"), [(count, seconds, count / seconds)])
+
+
+@app.command()
+def writer(folder: Folder = None, units: int = 8, rounds: int = 5) -> None:
+    """Writes shards of 128 MiB, and in turn files of the same size."""
+    rows = 128 * 1024**2 // (_DIM * 4)
+    own, disk = [], []
+    data = os.urandom(128 * 1024**2)
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        for number in range(rounds):
+            own.append(units * len(data) / _units(Path(place, f"store-{number}"), units, rows, _DIM, None))
+            start = time.perf_counter()
+            for unit in range(units):
+                with Path(place, f"plain-{number}-{unit}").open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+            disk.append(units * len(data) / (time.perf_counter() - start))
+            subprocess.run(["rm", "-r", *map(str, Path(place).iterdir())], check=True)
+    a, b = statistics.median(own) / 1e6, statistics.median(disk) / 1e6
+    report(f"the writer, D = {_DIM} fp32", ("writer MB/s", "disk MB/s with fsync", "ratio"), [(a, b, a / b)])
+
+
+if __name__ == "__main__":
+    app()
