@@ -110,7 +110,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return runs
 
 
-@pytest.mark.parametrize("part", range(6), ids=lambda part: f"seed-{SEED}-{part}")
+@pytest.mark.parametrize(
+    "part",
+    [pytest.param(part, marks=[pytest.mark.long] if part else [], id=f"seed-{SEED}-{part}") for part in range(6)],
+)
 def test_a_run_that_is_killed_at_random_moments_is_finished_with_the_same_bytes(
     tmp_path: Path, runs: Runs, part: int
 ) -> None:

@@ -158,6 +158,7 @@ def test_a_run_in_a_long_forward_pass_is_ended_and_finished_with_the_same_bytes(
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", [SEED])
+@pytest.mark.long
 def test_a_run_that_is_struck_in_its_first_moments_leaves_nothing_behind(tmp_path: Path, seed: int) -> None:
     """At random times in its first three seconds, alone or with all its group, as by Ctrl-C on a terminal."""
     chance = random.Random(seed)
