@@ -328,7 +328,7 @@ def _job(
     names = runtimes.candidates(wanted, device, spec.flops, sum(map(len, plan.splits.values())))
     recipe = recipe_of(config, spec, device, precision, batch_size, names[0])
     unit = rows_per_unit(config.shard_size, _row_bytes(spec, config), batch_size)
-    environment = environment_of(device, spec.architecture.libraries)
+    environment = environment_of(device, (*spec.architecture.libraries, *runtimes.libraries(names[0])))
     manifest = Manifest(recipe.to_json(), plan.to_json(unit), environment, config.to_json())
     return Job(config, plan, spec, device, precision, batch_size, unit, manifest, names)
 

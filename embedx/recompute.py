@@ -199,7 +199,11 @@ def _run(
     spec = describe_spec(config, Plan(plans, [], None), download=True)
     _check_recipe(store, config, spec, device)
     _check_tensors(checker.stored, spec)
-    changes = leaves_that_differ("", store.manifest.environment, environment_of(device, spec.architecture.libraries))
+    changes = leaves_that_differ(
+        "",
+        store.manifest.environment,
+        environment_of(device, (*spec.architecture.libraries, *runtimes.libraries(store.recipe["runtime"]))),
+    )
     if told := "; ".join(difference_text(*change) for change in changes):
         console.print(f"since the store was begun: {told}", soft_wrap=True)
     decoder = decoder_for(spec, config)

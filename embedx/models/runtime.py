@@ -45,6 +45,8 @@ class Runtime(nn.Module):
     """
 
     name: ClassVar[str]
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """Packages beside torch that compute."""
     embedder: Callable[[Tensor], dict[str, Tensor]]
 
     def __init__(self, embedder: Embedder, device: torch.device, precision: Precision) -> None:

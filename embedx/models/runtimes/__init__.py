@@ -47,6 +47,11 @@ def candidates(name: RuntimeName, device: torch.device, flops: float | None, inp
     return (*chosen, EagerRuntime.name)
 
 
+def libraries(name: str) -> tuple[str, ...]:
+    """Packages beside torch that a runtime computes with; none where it is not installed."""
+    return tuple(library for library in _RUNTIMES[name].libraries if find_spec(library))
+
+
 def build(
     names: tuple[str, ...],
     load: Callable[[], Embedder],

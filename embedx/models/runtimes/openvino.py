@@ -24,6 +24,7 @@ class OpenVinoRuntime(Runtime):
     """
 
     name = "openvino"
+    libraries = ("openvino",)
 
     def __init__(self, embedder: Embedder, device: torch.device, precision: Precision, images: Tensor) -> None:
         super().__init__(embedder, device, precision)
