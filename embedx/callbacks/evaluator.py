@@ -108,7 +108,7 @@ class Evaluator(Callback):
             return {}
         metrics = {
             "top1": int(hits.sum()) / total,
-            "mean_class_accuracy": float((hits[there] / rows[there]).double().mean()),
+            "mean_class_accuracy": float((hits[there].double() / rows[there]).mean()),
             "loss": self._loss / total,
         }
         if self.k < self.num_classes:

@@ -2,9 +2,9 @@
 
 What is minimised is mean cross-entropy + l2 / 2 * |weights|^2, the bias going free: that of scikit-learn's
 LogisticRegression with C = 1 / (l2 * rows). The problem is convex, so that there is one answer, and L-BFGS finds it
-(see lbfgs.py): an epoch of the fit loop is a pass over the rows, batch by batch, and at its end the weights are updated.
-All is computed in float64: in float32 rounding errors hide the last steps, and hundreds of passes go into looking for
-them.
+(see lbfgs.py): an epoch of the fit loop is a pass over the rows, batch by batch, and at its end the weights are
+updated. All is computed in float64: in float32 rounding errors hide the last steps, and hundreds of passes go into
+looking for them.
 
 Shapes: N rows, n of a batch, D embedding dimension, C classes.
 """

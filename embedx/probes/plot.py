@@ -37,8 +37,9 @@ def confusion_png(result: ProbeResult) -> bytes:
     widest = max(_width(name) for name in names) if is_legible else 0
     left, top = _MARGIN + _FONT * 2 + widest, _MARGIN + _FONT * 4
     heading = f"{result.method} probe of {result.test}: top-1 {result.top1:.1%} of {result.test_rows} rows"
+    below = top + side * count
     width = max(left + side * count, _MARGIN + _width(heading)) + _MARGIN
-    image = Image.new("RGB", (width, top + side * count + widest + _FONT * 2 + _MARGIN), _WHITE)
+    image = Image.new("RGB", (width, below + 8 + widest + _MARGIN), _WHITE)
     draw = ImageDraw.Draw(image)
     draw.text((_MARGIN, _MARGIN), heading, _BLACK, _font())
     for row, numbers in enumerate(result.confusion):
@@ -53,7 +54,6 @@ def confusion_png(result: ProbeResult) -> bytes:
                 draw.text(
                     (x + side / 2, y + side / 2), str(number), _WHITE if share > 0.5 else _BLACK, font, anchor="mm"
                 )
-    below = top + side * count
     draw.rectangle((left - 1, top - 1, left + side * count, below), outline=_GREY)
     if is_legible:
         size = min(_FONT, side - 4)
@@ -61,8 +61,8 @@ def confusion_png(result: ProbeResult) -> bytes:
             middle = number * side + side / 2
             draw.text((left - 8, top + middle), name, _BLACK, _font(size), anchor="rm")
             _write_upwards(image, (int(left + middle), below + 8), name, size)
-    draw.text((left + side * count / 2, top - 8), "predicted →", _GREY, _font(), anchor="mb")
-    _write_upwards(image, (_MARGIN + _FONT // 2, top), "← class", _FONT, _GREY)
+    draw.text((left + side * count / 2, top - 8), "predicted as", _GREY, _font(), anchor="mb")
+    _write_upwards(image, (_MARGIN + _FONT // 2, top), "class", _FONT, _GREY)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
