@@ -46,8 +46,9 @@ def command(
     """
     STDERR.quiet = quiet
     config.validate()
-    if plot is not None and not plot.absolute().parent.is_dir():
-        raise ConfigError(f"--plot {plot}: there is no folder {plot.parent}; make it, or choose another path")
+    if plot is not None and (plot.is_dir() or not plot.absolute().parent.is_dir()):
+        fault = "it is a folder" if plot.is_dir() else f"there is no folder {plot.parent}"
+        raise ConfigError(f"--plot {plot}: {fault}; choose another path")
     if config.out is not None:
         signals.advice = "; the same command with --resume goes on from the last checkpoint"
     # Before torch is imported: threads that spin while they wait would steal each other's cores.

@@ -16,7 +16,7 @@ from embedx.engine.state import Batch
 from embedx.errors import ConfigError, StoreError, unknown
 from embedx.store.index import OK, read_index
 from embedx.store.reader import Shard, Store
-from embedx.store.shards import TARGETS
+from embedx.store.shards import INDEX, TARGETS
 from embedx.store.units import UNKNOWN_TARGET
 
 _BATCH_BYTES = 32 * 1024**2
@@ -166,8 +166,9 @@ def class_names(split: Split, classes: Tensor) -> list[str]:
 
 
 def _values(shard: Shard, tensor: str) -> Tensor:
-    if tensor not in shard.tensors:
-        raise ConfigError(unknown("tensor", tensor, shard.tensors, hint=f"in {shard.path}"))
+    names = shard.tensors.keys() - {INDEX, TARGETS}
+    if tensor not in names:
+        raise ConfigError(unknown("tensor", tensor, names, hint=f"in {shard.path}"))
     values: Tensor = shard.tensors[tensor]
     return values
 

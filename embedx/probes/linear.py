@@ -1,10 +1,10 @@
 """The linear probe: multinomial logistic regression on standardised features.
 
 What is minimised is mean cross-entropy + l2 / 2 * |weights|^2, the bias going free: that of scikit-learn's
-LogisticRegression with C = 1 / (l2 * rows). The problem is convex, so that there is one answer, and L-BFGS finds it
-(see lbfgs.py): an epoch of the fit loop is a pass over the rows, batch by batch, and at its end the weights are
-updated. All is computed in float64: in float32 rounding errors hide the last steps, and hundreds of passes go into
-looking for them.
+LogisticRegression with C = 1 / (l2 * rows), or twice that of two classes, as it has one vector for both. The problem is
+convex, so that there is one answer, and L-BFGS finds it (see lbfgs.py): an epoch of the fit loop is a pass over the
+rows, batch by batch, and at its end the weights are updated. All is computed in float64: in float32 rounding errors
+hide the last steps, and hundreds of passes go into looking for them.
 
 Shapes: N rows, n of a batch, D embedding dimension, C classes.
 """
@@ -70,16 +70,16 @@ class LinearHead(nn.Module):
         return {"logits": functional.linear(rows, self.weight, self.bias)}
 
 
-class Slope(Callback):
-    """Returns the gradient's largest entry, as `slope`."""
+class Convergence(Callback):
+    """Returns the gradient's largest entry, as `slope`, and whether the search has ended, as `converged`."""
 
     def __init__(self, optimizer: LBFGS) -> None:
         super().__init__()
         self.optimizer = optimizer
 
     def on_train_epoch_end(self, trainer_state: TrainerState, model: nn.Module, loss_module: nn.Module) -> Metrics:
-        """Returns it; 0 if the search has ended before, as rounding errors hide what is left."""
-        return {"slope": 0.0 if self.optimizer.converged else self.optimizer.slope}
+        """Returns both."""
+        return {"slope": self.optimizer.slope, "converged": int(self.optimizer.converged)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,8 +131,8 @@ def fit_linear(
     optimizer = LBFGS([head.weight, head.bias], l2, TOLERANCE)
     callbacks: list[Callback] = [
         Evaluator(num_classes),
-        Slope(optimizer),
-        EarlyStopping("train/slope", threshold=TOLERANCE),
+        Convergence(optimizer),
+        EarlyStopping("train/converged", "max", threshold=1),
         MetricsLog(heartbeat, f"l2 {l2:g}", _LOG_EPOCHS, epoch_based=True),
     ]
     state = None

@@ -18,7 +18,7 @@ from embedx.callbacks.evaluator import Evaluator
 from embedx.callbacks.heartbeat import SILENT, Heartbeat
 from embedx.config import fingerprint
 from embedx.engine.loop import run_test
-from embedx.errors import ConfigError
+from embedx.errors import ConfigError, output_error
 from embedx.probes.config import Method, ProbeConfig
 from embedx.probes.features import Features, Split, batch_rows, class_names, open_split
 from embedx.probes.linear import (
@@ -141,6 +141,11 @@ def probe(store: str | Path | Store, config: ProbeConfig | None = None, heartbea
     heartbeat.say("looking through the splits")
     keep_large_blocks()
     task = _Task.prepare(store, config)
+    if config.out is not None:
+        try:
+            make_folder(config.out.absolute())
+        except OSError as error:
+            raise output_error(config.out, "can't be made", error, is_store=False) from error
     evaluator = Evaluator(len(task.classes), TOP)
     fits: list[LinearFit] = []
     if config.method == "knn":
@@ -336,7 +341,6 @@ def _class_results(task: _Task, confusion: Tensor) -> tuple[ClassResult, ...]:
 
 def _save_head(path: Path, head: LinearHead, about: dict[str, Any]) -> None:
     """Writes `weight` [C, D], `bias` [C], `mean` and `std` [D] float64; as JSON in the header, what they are of."""
-    make_folder(path.parent.absolute())
     tensors = {name: tensor.contiguous() for name, tensor in head.state_dict().items()}
     write_atomic(path, save(tensors, metadata={HEADER_KEY: json.dumps(about)}))
 
