@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count, islice
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,20 @@ from embedx.errors import ConfigError
 
 IMAGES = DataConnector({"images": "images"})
 """Feeds the batch's images to a model that takes `images`."""
+
+
+class Optimizer(Protocol):
+    """What a fit asks of an optimizer: any of torch.optim's has it."""
+
+    param_groups: list[dict[str, Any]]
+
+    def zero_grad(self) -> None:
+        """Forgets the gradients."""
+        ...
+
+    def step(self, closure: Callable[[], Any]) -> Any:
+        """Updates the weights by their gradients; the closure returns the loss that those are of."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +108,7 @@ def run_test_epoch(
 def run_fit(
     model: nn.Module,
     loss_module: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     dataloader: Iterable[Batch],
     callbacks: Sequence[Callback],
     schedule: Schedule,
@@ -171,7 +185,7 @@ class _Fit:
 
     model: nn.Module
     loss_module: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     dataloader: Iterable[Batch]
     schedule: Schedule
     loss_connector: LossConnector
@@ -244,7 +258,7 @@ class _Fit:
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     parameter.grad /= self.weight
-        self.optimizer.step(lambda: loss)  # type: ignore[arg-type, return-value]  # a scalar, as a closure's usually is
+        self.optimizer.step(lambda: loss)
         self.state["metrics"]["train/loss"] = loss
         self.losses, self.weight = [], 0
         self.state["tested"] = False

@@ -23,11 +23,14 @@ _ROUNDING = 1e-14
 _SHORTEST = 1e-12
 
 
-class LBFGS(torch.optim.Optimizer):
+class LBFGS:
     """Limited-memory BFGS with a backtracking line search (Nocedal & Wright, Numerical Optimization, 7.4 and 7.5).
 
     A step takes the loss and the gradients at the parameters as they are. If that point is good enough it becomes
     the one from which the next direction is taken, else the step towards it is shortened.
+
+    It is no torch.optim.Optimizer, but has what a fit asks of one: to make one of those takes torch two seconds, of
+    imports for its compiler.
 
     Args:
         parameters: What is optimised, float64 for an exact end.
@@ -39,8 +42,13 @@ class LBFGS(torch.optim.Optimizer):
     def __init__(
         self, parameters: Iterable[nn.Parameter], l2: float = 0.0, tolerance: float = 1e-5, history: int = 10
     ) -> None:
-        super().__init__(parameters, {"l2": l2, "tolerance": tolerance, "history": history})
-        self._parameters: list[nn.Parameter] = self.param_groups[0]["params"]
+        self._parameters = list(parameters)
+        self.param_groups = [{"params": self._parameters}]
+        self.l2 = l2
+        self.tolerance = tolerance
+        self.history = history
+        self._own: dict[str, Any] = {}
+        """The last accepted point with its loss and gradient, the way from there, and the history; empty at first."""
 
     @property
     def converged(self) -> bool:
@@ -53,20 +61,20 @@ class LBFGS(torch.optim.Optimizer):
         return float(self._own["gradient"].abs().max()) if self._own else float("inf")
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any]) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any]) -> None:
         """Moves the parameters to the next point; once converged, to none.
 
         Args:
             closure: Returns the loss at the parameters, whose gradients are there already.
         """
-        own, terms = self._own, self.param_groups[0]
+        own = self._own
         if self.converged:
             return
         point = self._flat(self._parameters)
         penalised = self._flat([p if p.ndim > 1 else torch.zeros_like(p) for p in self._parameters])
         gradient = self._flat([p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters])
-        gradient += terms["l2"] * penalised
-        loss = float(closure()) + terms["l2"] / 2 * float(penalised @ penalised)
+        gradient += self.l2 * penalised
+        loss = float(closure()) + self.l2 / 2 * float(penalised @ penalised)
         if own:
             slack = _ROUNDING * abs(own["loss"])
             if not loss <= own["loss"] + _SUFFICIENT * own["length"] * own["descent"] + slack:
@@ -76,7 +84,7 @@ class LBFGS(torch.optim.Optimizer):
         else:
             own["steps"] = own["changes"] = gradient.new_zeros(0, len(gradient))
         own.update(point=point, gradient=gradient, loss=loss)
-        if self.slope <= terms["tolerance"]:
+        if self.slope <= self.tolerance:
             own["converged"] = True
             return
         own["direction"] = self._direction(gradient)
@@ -90,10 +98,18 @@ class LBFGS(torch.optim.Optimizer):
         if self._own:
             self._move(self._own["point"])
 
-    @property
-    def _own(self) -> dict[str, Any]:
-        own: dict[str, Any] = self.state[self._parameters[0]]
-        return own
+    def zero_grad(self) -> None:
+        """Forgets the gradients."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return dict(self._own)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from what a checkpoint has kept."""
+        self._own = dict(state)
 
     def _shorten(self, loss: float) -> None:
         """Goes a tenth to half as far: to the lowest point of the parabola through both losses and the slope."""
@@ -110,10 +126,10 @@ class LBFGS(torch.optim.Optimizer):
 
     def _remember(self, step: Tensor, change: Tensor) -> None:
         """Adds a pair to the history, unless rounding errors have made its curvature none."""
-        own, history = self._own, self.param_groups[0]["history"]
+        own = self._own
         if step @ change > 1e-10 * change @ change:
-            own["steps"] = torch.cat([own["steps"], step[None]])[-history:]
-            own["changes"] = torch.cat([own["changes"], change[None]])[-history:]
+            own["steps"] = torch.cat([own["steps"], step[None]])[-self.history :]
+            own["changes"] = torch.cat([own["changes"], change[None]])[-self.history :]
 
     def _direction(self, gradient: Tensor) -> Tensor:
         """[P]: minus the inverse Hessian, as the history knows it, times the gradient (the two-loop recursion)."""
