@@ -71,7 +71,7 @@ class MetricsLog(Callback):
     def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> None:
         """Tells the test's metrics."""
         if metrics := _text(trainer_state, "test/"):
-            self._heartbeat.tell(f"{self.title}: {metrics}, after {self._place(trainer_state)}")
+            self._heartbeat.tell(f"{self.title}: test after {self._place(trainer_state)}, {metrics}")
 
     def _take_in(self, state: TrainerState) -> None:
         self._sum = self.smoothing * self._sum + (1 - self.smoothing) * float(state["metrics"]["train/loss"])

@@ -97,7 +97,9 @@ class ProbeResult:
     confusion: tuple[tuple[int, ...], ...]
     """[C][C] test rows by class and predicted class, in the order of `classes`."""
     settings: dict[str, float | int]
-    """Of linear: l2, epochs, seed; of knn: k, temperature."""
+    """Of linear: l2, seed; of knn: k, temperature."""
+    epochs: int
+    """Passes over the train split by which the head was fitted; 0 for knn."""
     strengths: tuple[Strength, ...]
     """The L2 strengths that were tried; empty where it was given."""
     converged: bool
@@ -175,6 +177,7 @@ def probe(store: str | Path | Store, config: ProbeConfig | None = None, heartbea
         classes=_class_results(task, evaluator.confusion),
         confusion=tuple(tuple(row) for row in evaluator.confusion.tolist()),
         settings=_settings(config, fits),
+        epochs=fits[-1].epochs if fits else 0,
         strengths=tuple(Strength(f.l2, f.metrics["test/loss"], f.metrics["test/top1"]) for f in fits[:-1]),
         converged=all(fit.converged for fit in fits[-1:]),
         head=head,
@@ -324,7 +327,7 @@ def _faults(config: ProbeConfig, train: Split, test: Split, classes: Tensor, nam
 def _settings(config: ProbeConfig, fits: list[LinearFit]) -> dict[str, float | int]:
     if not fits:
         return {"k": config.k, "temperature": config.temperature}
-    return {"l2": fits[-1].l2, "epochs": fits[-1].epochs, "seed": config.seed}
+    return {"l2": fits[-1].l2, "seed": config.seed}
 
 
 def _class_results(task: _Task, confusion: Tensor) -> tuple[ClassResult, ...]:

@@ -61,10 +61,10 @@ def test_epochs_can_be_counted_instead_and_other_metrics_told_beside() -> None:
 
 def test_a_test_s_metrics_are_told_each_time() -> None:
     told = lines(Schedule(2, test_every=1), Given("test/top1", [0.25, 0.75]), every=100)
-    assert told == ["probe: top1 0.25, after step 3", "probe: top1 0.75, after step 6"]
+    assert told == ["probe: test after step 3, top1 0.25", "probe: test after step 6, top1 0.75"]
 
 
 def test_on_a_terminal_the_line_stays_and_only_tests_leave_one() -> None:
     told = lines(Schedule(2, test_every=1), Given("test/top1", [0.25, 0.75]), terminal=True, every=1)
     text = "\n".join(told)
-    assert "probe: top1 0.25, after step 3" in text and re.search(r"[⠀-⣿] probe: step \d", text)
+    assert "probe: test after step 3, top1 0.25" in text and re.search(r"[⠀-⣿] probe: step \d", text)

@@ -45,7 +45,7 @@ def test_the_result_is_a_table_on_stdout_and_talk_stays_on_stderr(call, store: P
     code, stdout, stderr = call("probe", store)
     assert code == 0 and "top-1                0.9667" in stdout and "learned on           train, 60 rows" in stdout
     assert "│ bee\\n    │ 20         │ 11        │ 10    │ 0.9091   │ ant" in stdout and "[red]cat" in stdout
-    assert "l2 100: top1 1" in stderr and "l2" not in stdout.replace("linear, l2", "")
+    assert "l2 100: test after epoch" in stderr and "l2" not in stdout.replace("linear, l2", "")
     code, stdout, stderr = call("probe", store, "--method", "knn", "-k", "3", "--quiet")
     assert (code, stderr) == (0, "") and "knn, k 3, temperature 0.07" in stdout
 

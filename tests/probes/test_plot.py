@@ -22,7 +22,7 @@ def picture(matrix: np.ndarray, names: list[str]) -> np.ndarray:
     rows = int(matrix.sum())
     result = ProbeResult(
         Path("store"), "f", "knn", "train", "val", 9, rows, matrix.trace() / rows, None, 0.5, None, classes,
-        tuple(map(tuple, matrix.tolist())), {}, (), True, None, 1.0,
+        tuple(map(tuple, matrix.tolist())), {}, 0, (), True, None, 1.0,
     )  # fmt: skip
     return np.asarray(Image.open(io.BytesIO(confusion_png(result))))
 
