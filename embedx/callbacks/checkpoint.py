@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
@@ -51,6 +52,7 @@ class Checkpoint(Callback):
         monitor: The metric that tells the best, such as `test/top1`; None: no best.
         mode: Whether less is better, or more.
         every: Epochs, or steps, from one to the next; the fit's last state is always written.
+        seconds: That have to pass as well, so that quick epochs do not wait for a disk.
         epoch_based: Whether to count by epochs, or by steps; an update by several batches must not be under way.
     """
 
@@ -63,6 +65,7 @@ class Checkpoint(Callback):
         monitor: str | None = None,
         mode: Literal["min", "max"] = "max",
         every: int = 1,
+        seconds: float = 0.0,
         epoch_based: bool = True,
     ) -> None:
         super().__init__(epoch_based)
@@ -71,8 +74,10 @@ class Checkpoint(Callback):
         self.about = dict(about or {})
         self.monitor = monitor
         self.every = every
+        self.seconds = seconds
         self._sign = 1 if mode == "max" else -1
         self._best = -math.inf
+        self._written = time.monotonic()
 
     def setup(self) -> None:
         """Makes the folder."""
@@ -88,7 +93,7 @@ class Checkpoint(Callback):
         batch_idx: int,
     ) -> None:
         """Writes the state after a step, if it is time for that."""
-        if not self.epoch_based and trainer_state["global_step"] % self.every == 0:
+        if not self.epoch_based and self._is_due(trainer_state["global_step"]):
             self._write("last", trainer_state)
 
     def on_train_epoch_end(self, trainer_state: TrainerState, model: nn.Module, loss_module: nn.Module) -> None:
@@ -100,7 +105,7 @@ class Checkpoint(Callback):
             or epochs == trainer_state["num_epochs"]
             or (not trainer_state["num_epochs"] and trainer_state["global_step"] >= trainer_state["num_steps"])
         )
-        if is_last or (self.epoch_based and epochs % self.every == 0):
+        if is_last or (self.epoch_based and self._is_due(epochs)):
             self._write("last", trainer_state)
 
     def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> None:
@@ -130,6 +135,9 @@ class Checkpoint(Callback):
         self._best = contents["best"]
         return cast(TrainerState, {**new_state(), **contents["state"]})
 
+    def _is_due(self, done: int) -> bool:
+        return done % self.every == 0 and time.monotonic() - self._written >= self.seconds
+
     def _compare(self, stage: str, state: TrainerState) -> None:
         if self.monitor is None or not self.monitor.startswith(stage):
             return
@@ -148,6 +156,7 @@ class Checkpoint(Callback):
             "parts": {part: stateful.state_dict() for part, stateful in self.parts.items()},
         }
         write_state(self.folder / f"{name}.safetensors", contents)
+        self._written = time.monotonic()
 
 
 def write_state(path: Path, contents: Mapping[str, Any]) -> None:

@@ -48,6 +48,8 @@ class ProbeConfig:
             )
         if self.l2 is not None and not 0 < self.l2 < math.inf:
             faults.append(f"--l2 is {self.l2:g}; give a number above 0, such as 1e-3")
+        if not 0 <= self.seed < 2**63:
+            faults.append(f"--seed is {self.seed}; give a whole number from 0 to 2^63 - 1")
         if self.k < 1:
             faults.append(f"-k is {self.k}; give a whole number of at least 1")
         if not 0 < self.temperature < math.inf:

@@ -19,7 +19,7 @@ from embedx.store.reader import Shard, Store
 from embedx.store.shards import INDEX, TARGETS
 from embedx.store.units import UNKNOWN_TARGET
 
-_BATCH_BYTES = 32 * 1024**2
+_BATCH_BYTES = 16 * 1024**2
 _NAME_COLUMNS = ("class", "label", "cls", "group")
 """Where a target's name may stand, next to the column that `--target-column` has named."""
 
@@ -144,7 +144,7 @@ class Features:
 
 
 def batch_rows(dim: int, num_classes: int) -> int:
-    """Rows of a batch of which neither the embeddings nor the logits take more than 32 MiB."""
+    """Rows of a batch of which neither the embeddings nor the logits take more than 16 MiB."""
     return max(64, _BATCH_BYTES // (torch.float32.itemsize * max(dim, num_classes)))
 
 
@@ -174,8 +174,10 @@ def _values(shard: Shard, tensor: str) -> Tensor:
 
 
 def _check_finite(store: Store, shard: Shard, values: Tensor) -> None:
-    """Raises a StoreError that names the first row with NaN or infinity, which its sum is then too, and else never."""
-    bad = (~values.sum(dim=1, dtype=torch.float64).isfinite()).nonzero().flatten().tolist()
+    """Raises a StoreError that names the first row with NaN or infinity."""
+    # Such a row's sum is not finite either; others', of very large numbers, may be so too.
+    suspects = (~values.sum(dim=1).isfinite()).nonzero().flatten()
+    bad = suspects[~values[suspects].isfinite().all(dim=1)].tolist()
     if bad:
         rows = store.index(shard.split, ["key", "shard", "row"])
         own = rows.filter(pc.equal(rows["shard"], shard.path.relative_to(store.path).as_posix()))

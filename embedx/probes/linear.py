@@ -41,7 +41,7 @@ HELD_OUT = 0.2
 TOLERANCE = 1e-5
 """Largest entry of the gradient at which a fit has come to its end."""
 MOST_EPOCHS = 1000
-_CHECKPOINT_EPOCHS = 20
+_CHECKPOINT_SECONDS = 5.0
 _LOG_EPOCHS = 100
 
 
@@ -138,7 +138,7 @@ def fit_linear(
     state = None
     if folder is not None:
         parts: dict[str, Stateful] = {"head": head, "optimizer": optimizer}
-        checkpoint = Checkpoint(folder, parts, {**(about or {}), "l2": l2}, every=_CHECKPOINT_EPOCHS)
+        checkpoint = Checkpoint(folder, parts, {**(about or {}), "l2": l2}, seconds=_CHECKPOINT_SECONDS)
         callbacks.append(checkpoint)
         state = checkpoint.restore() if resume else None
     state = run_fit(

@@ -31,7 +31,6 @@ from embedx.probes.linear import (
     fit_linear,
 )
 from embedx.probes.neighbours import BATCH_ROWS, VOTES, NearestNeighbours
-from embedx.processes import keep_large_blocks
 from embedx.store.files import make_folder, write_atomic
 from embedx.store.index import OK
 from embedx.store.reader import Store
@@ -141,7 +140,6 @@ def probe(store: str | Path | Store, config: ProbeConfig | None = None, heartbea
     config.validate()
     store = store if isinstance(store, Store) else Store.open(store)
     heartbeat.say("looking through the splits")
-    keep_large_blocks()
     task = _Task.prepare(store, config)
     if config.out is not None:
         try:

@@ -132,6 +132,7 @@ def test_any_safetensors_reader_has_the_weights(tmp_path: Path) -> None:
         (Schedule(5), {"every": 2}, [6, 12, 15]),
         (Schedule(7, epoch_based=False), {"every": 3, "epoch_based": False}, [3, 6, 7]),
         (Schedule(7, epoch_based=False), {"every": 2}, [6, 7]),
+        (Schedule(5), {"seconds": 100.0}, [15]),
     ],
 )
 def test_it_is_written_every_so_many_and_at_the_end(

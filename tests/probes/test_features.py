@@ -56,7 +56,7 @@ def test_some_of_the_rows(store: Store, memory: int) -> None:
 
 
 def test_a_batch_is_bounded_by_its_embeddings_and_by_its_logits() -> None:
-    assert batch_rows(512, 10) == batch_rows(10, 512) == 16384
+    assert batch_rows(512, 10) == batch_rows(10, 512) == 8192
     assert batch_rows(10**9, 2) == 64
 
 

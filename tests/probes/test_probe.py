@@ -278,10 +278,10 @@ def test_a_row_of_nan_is_one_clear_message(tmp_path: Path, split: str, method: A
 
 
 def test_the_settings_faults_are_reported_together() -> None:
-    config = ProbeConfig(train="a", test="a", l2=-1.0, k=0, temperature=0.0, method="knn", resume=True)
+    config = ProbeConfig(train="a", test="a", l2=-1.0, k=0, temperature=0.0, method="knn", resume=True, seed=-1)
     with pytest.raises(ConfigError) as caught:
         config.validate()
-    assert len(caught.value.faults) == 5
+    assert len(caught.value.faults) == 6
     with pytest.raises(ConfigError, match="--resume goes on from what is in --out; give that too"):
         ProbeConfig(resume=True).validate()
 
