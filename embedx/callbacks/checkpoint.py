@@ -109,11 +109,12 @@ class Checkpoint(Callback):
             self._write("last", trainer_state)
 
     def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> None:
-        """Writes the best state of a fit, and the last one, as a test may have ended it."""
+        """Writes the best state of a fit, and the last one, if the test has ended it."""
         if trainer_state["train_dataloader"] is None:
             return
         self._compare("test/", trainer_state)
-        self._write("last", trainer_state)
+        if trainer_state["should_stop"]:
+            self._write("last", trainer_state)
 
     def restore(self, name: Literal["last", "best"] = "last") -> TrainerState | None:
         """Brings all parts into the state of a checkpoint.

@@ -118,6 +118,28 @@ def test_the_best_is_kept_when_the_last_gets_worse(tmp_path: Path) -> None:
     assert torch.equal(model.layer.weight, weights[3])
 
 
+def test_the_best_stays_the_best_when_the_fit_goes_on(tmp_path: Path) -> None:
+    model = Classifier()
+    for limit, values in ((2, [0.5, 0.4]), (4, [0.4, 0.3, 0.45])):
+        checkpoint = Checkpoint(tmp_path, {"model": model}, monitor="test/top1")
+        state = checkpoint.restore()
+        fit(
+            Schedule(limit, test_every=1), Given("test/top1", values), checkpoint, model=model, tests=TESTS, state=state
+        )
+    state = checkpoint.restore("best")
+    assert state is not None and state["current_epoch"] == 0
+
+
+@pytest.mark.parametrize("monitor", ["train/x", "test/x"])
+def test_where_a_callback_has_ended_the_fit_the_last_state_is_written_too(tmp_path: Path, monitor: str) -> None:
+    model, stop = Classifier(), EarlyStopping(monitor, threshold=1)
+    checkpoint = Checkpoint(tmp_path, {"model": model}, every=50)
+    tests = TESTS if monitor == "test/x" else None
+    fit(Schedule(9, test_every=1), Given(monitor, [3, 2, 1]), stop, checkpoint, model=model, tests=tests)
+    state = checkpoint.restore()
+    assert state is not None and (state["current_epoch"], state["should_stop"]) == (2, True)
+
+
 def test_any_safetensors_reader_has_the_weights(tmp_path: Path) -> None:
     model = Classifier()
     fit(Schedule(1), Checkpoint(tmp_path, {"head": model}), model=model)

@@ -73,10 +73,11 @@ def test_a_loss_that_is_nan_counts_as_too_far() -> None:
     assert math.isnan(losses[1]) and parameter.item() == pytest.approx(0.5, abs=1e-9)
 
 
-def test_settling_goes_back_to_the_last_point_that_was_good() -> None:
+@pytest.mark.parametrize("steps", range(1, 40, 2))
+def test_settling_goes_back_to_the_best_point_so_far(steps: int) -> None:
     parameter = nn.Parameter(torch.tensor([-1.2, 1.0], dtype=torch.float64))
     optimizer = LBFGS([parameter], tolerance=1e-8)
-    losses = run(parameter, optimizer, rosenbrock, 9)
+    losses = run(parameter, optimizer, rosenbrock, steps)
     optimizer.settle()
     assert rosenbrock(parameter).item() == min(losses)
 

@@ -203,9 +203,7 @@ def test_an_interrupted_probe_goes_on_to_the_same_head(small: Path, tmp_path: Pa
     result = embedx.probe(small, dataclasses.replace(config, resume=True), resumed)
     assert (tmp_path / "cut" / "head.safetensors").read_bytes() == expected.head.read_bytes()
     assert (result.strengths, result.settings) == (expected.strengths, expected.settings)
-    assert (
-        resumed.told == whole.told[lines - 1 :]
-    )  # the tests of what is held out: fits that had ended are not repeated
+    assert resumed.told == whole.told[lines - 1 :]  # fits that had come to their end are not repeated
 
 
 def test_going_on_with_something_else_is_refused(digits: Path, tmp_path: Path) -> None:
