@@ -123,6 +123,7 @@ def fit_linear(
     Returns:
         The head; the same, to the bit, for the same batches.
     """
+    heartbeat.say(f"fitting at l2 {l2:g}")
     head = LinearHead(*moments(features), num_classes)
     if start is not None:
         with torch.no_grad():

@@ -250,7 +250,7 @@ class _Task:
                 if best_strength(fits) != strength:
                     break
             l2 = best_strength(fits)
-        return [*fits, self._fit(self.features(self.train), l2, "all", heartbeat)]
+        return [*fits, self._fit(self.features(self.train), l2, f"all-l2-{l2:g}", heartbeat)]
 
     def _fit(
         self,

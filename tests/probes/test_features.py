@@ -95,12 +95,20 @@ def test_what_is_not_there_is_told_with_what_is(store: Store, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("names", "expected"),
-    [(["cat", "dog"], ["cat", "dog"]), (["same", "same"], ["0", "1"]), (None, ["0", "1"])],
+    ("column", "names", "expected"),
+    [
+        ("class", ["cat", "dog"], ["cat", "dog"]),
+        ("species", ["cat", "dog"], ["cat", "dog"]),
+        ("colour", ["red", "blue"], ["0", "1"]),
+        ("class", ["same", "same"], ["0", "1"]),
+        ("class", None, ["0", "1"]),
+    ],
 )
 def test_names_stand_in_a_column_that_has_one_for_each_target(
-    tmp_path: Path, names: list[str] | None, expected: list[str]
+    tmp_path: Path, column: str, names: list[str] | None, expected: list[str]
 ) -> None:
-    store = Store.open(write_features(tmp_path / "store", {"train": (torch.zeros(4, 2), [1, 0, 1, 0])}, names=names))
+    splits = {"train": (torch.zeros(4, 2), [1, 0, 1, 0])}
+    store = Store.open(write_features(tmp_path / "store", splits, names=names, column=column))
+    store.manifest.settings["target_column"] = "species"
     split = open_split(store, "train", "embeddings")
     assert class_names(split, split.classes) == expected

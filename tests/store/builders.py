@@ -89,9 +89,10 @@ def write_features(
     splits: Mapping[str, tuple[torch.Tensor, Sequence[int | None]]],
     *,
     names: Sequence[str] | None = None,
+    column: str = "class",
     rows_per_unit: int = 64,
 ) -> Path:
-    """A complete store of these embeddings [N, D] and targets, with a column `class` if the targets have names."""
+    """A complete store of these embeddings [N, D] and targets, with a column of names if the targets have some."""
     plan = {
         "group_key": None,
         "rows_per_unit": rows_per_unit,
@@ -106,7 +107,7 @@ def write_features(
         columns |= {"target": list(targets), "status": ["ok"] * count}
         table = pa.table(columns, schema=ROW_SCHEMA)
         if names is not None:
-            table = table.append_column("class", pa.array([None if t is None else names[t] for t in targets]))
+            table = table.append_column(column, pa.array([None if t is None else names[t] for t in targets]))
         for start in range(0, count, rows_per_unit):
             part = slice(start, start + rows_per_unit)
             unit = Unit(split, start // rows_per_unit)
