@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from embedx.callbacks.base import Callback as Callback
+    from embedx.callbacks.checkpoint import Checkpoint as Checkpoint
+    from embedx.callbacks.early_stopping import EarlyStopping as EarlyStopping
+    from embedx.callbacks.evaluator import Evaluator as Evaluator
+    from embedx.callbacks.metrics_log import MetricsLog as MetricsLog
+    from embedx.callbacks.weight_average import WeightAverage as WeightAverage
     from embedx.callbacks.writer import EmbeddingsWriter as EmbeddingsWriter
     from embedx.config import ExtractConfig as ExtractConfig
     from embedx.engine.connectors import CallbackConnector as CallbackConnector
@@ -18,9 +23,14 @@ if TYPE_CHECKING:
     from embedx.engine.connectors import data_key as data_key
     from embedx.engine.connectors import pred_key as pred_key
     from embedx.engine.connectors import remap_pred_keys as remap_pred_keys
+    from embedx.engine.loop import Schedule as Schedule
+    from embedx.engine.loop import run_fit as run_fit
     from embedx.engine.loop import run_test as run_test
     from embedx.engine.state import TrainerState as TrainerState
     from embedx.errors import EmbedxError as EmbedxError
+    from embedx.probes.config import ProbeConfig as ProbeConfig
+    from embedx.probes.probe import ProbeResult as ProbeResult
+    from embedx.probes.probe import probe as probe
     from embedx.store.compare import Comparison as Comparison
     from embedx.store.compare import compare as compare
     from embedx.store.reader import NO_GROUP as NO_GROUP
@@ -34,19 +44,29 @@ _HOMES = {
     "NO_GROUP": "store.reader",
     "Callback": "callbacks.base",
     "CallbackConnector": "engine.connectors",
+    "Checkpoint": "callbacks.checkpoint",
     "Comparison": "store.compare",
     "DataConnector": "engine.connectors",
+    "EarlyStopping": "callbacks.early_stopping",
     "Embeddings": "store.reader",
     "EmbeddingsWriter": "callbacks.writer",
     "EmbedxError": "errors",
+    "Evaluator": "callbacks.evaluator",
     "ExtractConfig": "config",
     "LossConnector": "engine.connectors",
+    "MetricsLog": "callbacks.metrics_log",
+    "ProbeConfig": "probes.config",
+    "ProbeResult": "probes.probe",
+    "Schedule": "engine.loop",
     "Store": "store.reader",
     "TrainerState": "engine.state",
+    "WeightAverage": "callbacks.weight_average",
     "compare": "store.compare",
     "data_key": "engine.connectors",
     "pred_key": "engine.connectors",
+    "probe": "probes.probe",
     "remap_pred_keys": "engine.connectors",
+    "run_fit": "engine.loop",
     "run_test": "engine.loop",
     "verify": "store.verify",
 }

@@ -112,7 +112,7 @@ def parse_channels(value: str | Sequence[float]) -> tuple[float, float, float]:
 
 
 def setting(default: Any = dataclasses.MISSING, *, help: str, short: str = "", **extra: Any) -> Any:
-    """Declares one field of `ExtractConfig`, with what the command line and its help need to know of it."""
+    """Declares one field of a configuration, with what the command line and its help need to know of it."""
     return dataclasses.field(default=default, metadata={"help": help, "short": short, **extra})
 
 

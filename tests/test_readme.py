@@ -16,9 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
 from pyarrow import csv, parquet
 from torchvision import models
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
@@ -28,7 +30,8 @@ from embedx import sample
 from embedx.cli.app import run
 from tests.servers import s3_server, upload
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 BIN = Path(sys.executable).parent
 
 
@@ -76,7 +79,7 @@ def test_the_programs_run(
 ) -> None:
     """In this process, but for the one whose file the writer process imports."""
     *programs, with_processes = blocks("python")
-    assert len(programs) == 3
+    assert len(programs) == 4
     monkeypatch.chdir(session[0])
     for program in programs:
         exec(program, {})
@@ -112,6 +115,13 @@ def test_the_checks_of_a_store_run(
     # Not to the bit, as this process may compute in another number of threads than that of the session.
     assert re.search(r"20 rows recomputed: largest difference \S+ \(allowed 0.0001\)", stderr), stderr
     assert "A → B" in stdout and "median" in stdout
+
+
+def test_the_picture_is_the_one_that_the_session_draws(session: tuple[Path, str]) -> None:
+    (name,) = re.findall(r"^!\[[^\]]+\]\((\S+)\)$", README, re.MULTILINE)
+    shown, drawn = (np.asarray(Image.open(path)) for path in (ROOT / name, session[0] / Path(name).name))
+    assert shown.shape == drawn.shape
+    assert np.abs(shown.astype(int) - drawn).mean() < 2  # another version of the font's renderer may draw it otherwise
 
 
 @pytest.fixture(scope="module")

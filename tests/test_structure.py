@@ -31,8 +31,10 @@ MAY_IMPORT = {
     "outcome": GROUND | {"data", "store"},
     "extract": GROUND | {"data", "models", "store", "engine", "callbacks", "outcome", "update"},
     "recompute": GROUND | {"data", "models", "store", "engine", "callbacks", "outcome", "extract"},
-    "cli": GROUND | {"data", "models", "store", "engine", "callbacks", "outcome", "update", "extract", "recompute"},
-    "__init__": GROUND | {"data", "models", "store", "engine", "callbacks", "extract"},
+    "probes": GROUND | {"store", "engine", "callbacks"},
+    "cli": GROUND
+    | {"data", "models", "store", "engine", "callbacks", "outcome", "update", "extract", "recompute", "probes"},
+    "__init__": GROUND | {"data", "models", "store", "engine", "callbacks", "extract", "probes"},
     "__main__": {"cli", "errors"},
     "fork_server": {"data", "store"},
 }
@@ -61,7 +63,7 @@ def test_imports_go_one_way(module: str) -> None:
         assert any(target == name or target.startswith(f"{name}.") for name in allowed), f"{module} → {imported}"
 
 
-@pytest.mark.parametrize("room", ["store", "engine", "data", "models"])
+@pytest.mark.parametrize("room", ["store", "engine", "data", "models", "probes"])
 def test_only_callbacks_and_the_command_line_know_rich(room: str) -> None:
     for module, path in MODULES.items():
         if module.startswith(f"embedx.{room}"):

@@ -175,8 +175,7 @@ class EmbeddingsWriter(Callback):
         if self._process is not None:
             self._process.close()
             self._process = None
-        metrics = trainer_state.get("metrics", {})
-        numbers = {name.removeprefix("test/"): float(value) for name, value in metrics.items()}
+        numbers = {name.removeprefix("test/"): float(value) for name, value in trainer_state["metrics"].items()}
         timings = {name: number for name, number in numbers.items() if math.isfinite(number)}  # as JSON has no others
         totals = self._session.finish(timings).totals
         return {"rows": sum(split["rows"] for split in totals.values())}

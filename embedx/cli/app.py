@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 from rich.text import Text
 
-from embedx.cli import backbones, compare, extract, layers, stores
+from embedx.cli import backbones, compare, extract, layers, probe, stores
 from embedx.cli.output import STDERR
 from embedx.errors import EmbedxError
 
@@ -21,6 +21,7 @@ app.command("extract")(extract.command)
 app.command("info")(stores.info)
 app.command("verify")(stores.verify)
 app.command("compare")(compare.command)
+app.command("probe")(probe.command)
 app.command("backbones")(backbones.command)
 app.command("layers")(layers.command)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from embedx.callbacks.heartbeat import Heartbeat
 from embedx.cli import signals
-from embedx.cli.options import load_config_file, with_config_options
+from embedx.cli.options import ConfigFileOption, with_config_options
 from embedx.cli.output import (
     STDERR,
     STDOUT,
@@ -35,18 +34,10 @@ if TYPE_CHECKING:
 _RESUMABLE = "; the same command goes on from what is committed"
 
 
-@with_config_options
+@with_config_options(ExtractConfig)
 def command(
     config: ExtractConfig,
-    config_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--config",
-            help="TOML file with any of these settings; flags win.",
-            callback=load_config_file,
-            is_eager=True,
-        ),
-    ] = None,
+    config_file: ConfigFileOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
     as_json: JsonOption = False,
     profile: Annotated[bool, typer.Option("--profile", help="Show on stderr where the time went.")] = False,

@@ -1,8 +1,9 @@
-"""Command-line options from the fields of `ExtractConfig`, and their values from a TOML file."""
+"""Command-line options from the fields of a configuration, such as `ExtractConfig`; their values from a TOML file."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import tomllib
 import typing
@@ -12,18 +13,23 @@ from typing import Annotated, Any, get_origin
 
 import typer
 
-from embedx.config import ExtractConfig
 from embedx.errors import ConfigError, unknown
 
-_FIELDS = {field.name: field for field in dataclasses.fields(ExtractConfig)}
 
-
-def with_config_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command one option per field of ExtractConfig; it receives them as its `config`.
+def with_config_options(config: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command one option per field of a configuration; it receives them as its `config`.
 
     The command's other parameters stay as they are, behind those.
+
+    Args:
+        config: A dataclass, whose fields `embedx.config.setting` has declared.
     """
-    hints = typing.get_type_hints(ExtractConfig)
+    return functools.partial(_with_options, config)
+
+
+def _with_options(config: type[Any], command: Callable[..., None]) -> Callable[..., None]:
+    settings_of = {field.name: field for field in dataclasses.fields(config)}
+    hints = typing.get_type_hints(config)
     own = inspect.signature(command, eval_str=True)
     fields = [
         inspect.Parameter(
@@ -32,7 +38,7 @@ def with_config_options(command: Callable[..., None]) -> Callable[..., None]:
             annotation=Annotated[_option_type(hints[name], field), _option(field)],
             default=_default(field),
         )
-        for name, field in _FIELDS.items()
+        for name, field in settings_of.items()
     ]
     others = [
         parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
@@ -41,9 +47,9 @@ def with_config_options(command: Callable[..., None]) -> Callable[..., None]:
     ]
 
     def wrapper(**values: Any) -> None:
-        settings = {name: values.pop(name) for name in _FIELDS}
+        settings = {name: values.pop(name) for name in settings_of}
         settings = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
-        command(config=ExtractConfig(**settings), **values)
+        command(config=config(**settings), **values)
 
     parameters = [*fields, *others]
     wrapper.__doc__ = command.__doc__
@@ -73,6 +79,14 @@ def load_config_file(context: typer.Context, path: Path | None) -> Path | None:
         values[option.name] = [value] if option.multiple and not isinstance(value, list) else value
     context.default_map = {**(context.default_map or {}), **values}
     return path
+
+
+ConfigFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", help="TOML file with any of these settings; flags win.", callback=load_config_file, is_eager=True
+    ),
+]
 
 
 def _options_by_key(command: Any) -> dict[str, Any]:

@@ -36,9 +36,7 @@ class Dispatcher:
         for call in self._hooks[hook]:
             metrics = call(*args)
             if metrics and stage:
-                self.state.setdefault("metrics", {}).update(
-                    {f"{stage}/{name}": value for name, value in metrics.items()}
-                )
+                self.state["metrics"].update({f"{stage}/{name}": value for name, value in metrics.items()})
 
     @contextmanager
     def running(self) -> Iterator[None]:

@@ -19,10 +19,16 @@ class TrainerState(TypedDict):
     """Where the run stands; one object for the whole run, kept up to date by the loop."""
 
     current_epoch: int
+    epoch_step: int
+    """Batches of the current epoch that have been trained on; 0 again once it has come to its end."""
     num_epochs: int
     global_step: int
-    """Batches seen so far, over all epochs and dataloaders."""
+    """Batches seen so far, over all epochs and dataloaders; in a fit those that were trained on."""
     num_steps: int
+    should_stop: bool
+    """Set by a callback, ends a fit before its next batch."""
+    tested: bool
+    """Whether the weights are still those that the last test of a fit was of."""
     train_dataloader: Iterable[Batch] | None
     num_train_batches: int | None
     test_dataloader: Mapping[str, Iterable[Batch]] | None
@@ -33,7 +39,7 @@ class TrainerState(TypedDict):
     """Per test dataloader, where the time went: `loader_wait`, `forward`, `callbacks`, and of that `writer_wait`."""
     optimizers: NotRequired[list[Any]]
     lr_schedulers: NotRequired[list[Any]]
-    metrics: NotRequired[dict[str, float | int | Tensor]]
+    metrics: dict[str, float | int | Tensor]
     """Metrics returned by hooks so far, as `stage/name`; later callbacks of the same hook see them."""
 
 
@@ -41,9 +47,12 @@ def new_state() -> TrainerState:
     """The state before anything has run."""
     return TrainerState(
         current_epoch=0,
+        epoch_step=0,
         num_epochs=0,
         global_step=0,
         num_steps=0,
+        should_stop=False,
+        tested=False,
         train_dataloader=None,
         num_train_batches=None,
         test_dataloader=None,

@@ -63,7 +63,9 @@ def store(tmp_path_factory: pytest.TempPathFactory, few: Path) -> Path:
 
 def test_help_lists_the_commands_and_every_flag(embedx) -> None:
     top = embedx("--help")
-    assert top.code == 0 and all(name in top.stdout for name in ("extract", "info", "verify", "backbones", "layers"))
+    assert top.code == 0 and all(
+        name in top.stdout for name in ("extract", "info", "verify", "probe", "backbones", "layers")
+    )
     text = embedx("extract", "--help").stdout
     flags = (
         "--backbone --weights --checkpoint --data --out --group-key --batch-size -b --workers -j --device --runtime "

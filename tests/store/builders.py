@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -82,3 +82,36 @@ def commit(session: StoreSession, batch: UnitBatch) -> None:
     buffer = UnitBuffer(session.terms)
     buffer.add(batch)
     buffer.commit()
+
+
+def write_features(
+    out: Path,
+    splits: Mapping[str, tuple[torch.Tensor, Sequence[int | None]]],
+    *,
+    names: Sequence[str] | None = None,
+    column: str = "class",
+    rows_per_unit: int = 64,
+) -> Path:
+    """A complete store of these embeddings [N, D] and targets, with a column of names if the targets have some."""
+    plan = {
+        "group_key": None,
+        "rows_per_unit": rows_per_unit,
+        "splits": {split: {"inputs": len(rows)} for split, (rows, _) in splits.items()},
+    }
+    session = StoreSession.begin(out, Manifest(recipe={"name": "features"}, plan=plan, environment={}), "create")
+    for split, (rows, targets) in splits.items():
+        count = len(rows)
+        nothing = [None] * count
+        columns = dict.fromkeys(ROW_SCHEMA.names, nothing)
+        columns |= {"split": [split] * count, "index": range(count), "key": [f"key-{row}" for row in range(count)]}
+        columns |= {"target": list(targets), "status": ["ok"] * count}
+        table = pa.table(columns, schema=ROW_SCHEMA)
+        if names is not None:
+            table = table.append_column(column, pa.array([None if t is None else names[t] for t in targets]))
+        for start in range(0, count, rows_per_unit):
+            part = slice(start, start + rows_per_unit)
+            unit = Unit(split, start // rows_per_unit)
+            commit(session, UnitBatch(unit, {"embeddings": rows[part]}, table.slice(start, rows_per_unit)))
+    session.finish({"seconds": 1.0})
+    session.close()
+    return out

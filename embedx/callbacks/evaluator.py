@@ -1,0 +1,147 @@
+"""How well a classifier does.
+
+Shapes: n rows of a batch, N rows in all, C classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from embedx.callbacks.base import Callback
+from embedx.engine.connectors import CallbackConnector, data_key, pred_key
+from embedx.engine.state import Batch, Metrics, Outputs, TrainerState
+
+LOGITS = CallbackConnector({"logits": pred_key("logits"), "targets": data_key("targets")})
+"""The prediction's `logits` [n, C] and the batch's `targets` [n] int64."""
+
+
+class Evaluator(Callback):
+    """Compares logits with targets, over a training epoch and over one dataloader of a test.
+
+    Returns `top1`, in a test also `top{k}` (where there are more classes than that), `mean_class_accuracy` over the
+    classes that have rows, `loss` (the mean cross-entropy) and, of two classes, `average_precision` of the second.
+
+    Args:
+        num_classes: C.
+        k: A row counts for `top{k}` if its target is among the k largest logits.
+        dataloader_idx: The test's dataloader that is looked at.
+        train_connector: Where to find `logits` and `targets` in training.
+        test_connector: The same in a test.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        k: int = 5,
+        *,
+        dataloader_idx: int = 0,
+        train_connector: CallbackConnector = LOGITS,
+        test_connector: CallbackConnector = LOGITS,
+    ) -> None:
+        super().__init__(train_connector=train_connector, test_connector=test_connector)
+        self.num_classes = num_classes
+        self.k = k
+        self.dataloader_idx = dataloader_idx
+        self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        """[C, C] rows of the last test by target and predicted class."""
+        self._train_rows, self._train_hits = 0, 0
+        self._reset()
+
+    def on_train_epoch_start(self, trainer_state: TrainerState, model: nn.Module, loss_module: nn.Module) -> None:
+        """Begins to count."""
+        self._train_rows, self._train_hits = 0, 0
+
+    def on_train_batch_end(
+        self,
+        trainer_state: TrainerState,
+        model: nn.Module,
+        loss_module: nn.Module,
+        outputs: Outputs,
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
+        """Counts the batch's rows, and those whose target has the largest logit."""
+        inputs = self.get_train_callback_inputs(outputs, batch)
+        self._train_rows += len(inputs["targets"])
+        self._train_hits += int((inputs["logits"].argmax(dim=1) == inputs["targets"]).sum())
+
+    def on_train_epoch_end(self, trainer_state: TrainerState, model: nn.Module, loss_module: nn.Module) -> Metrics:
+        """Returns the share of the epoch's rows that were right, each by the weights of its time."""
+        return {"top1": self._train_hits / self._train_rows} if self._train_rows else {}
+
+    def on_test_epoch_start(self, trainer_state: TrainerState, model: nn.Module) -> None:
+        """Begins to count."""
+        self._reset()
+
+    def on_test_batch_end(
+        self,
+        trainer_state: TrainerState,
+        model: nn.Module,
+        outputs: Outputs,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Counts the batch's rows by target and prediction."""
+        if dataloader_idx != self.dataloader_idx:
+            return
+        inputs = self.get_test_callback_inputs(outputs, batch)
+        logits, targets = inputs["logits"].cpu(), inputs["targets"].cpu()
+        places = targets * self.num_classes + logits.argmax(dim=1)
+        self.confusion += places.bincount(minlength=self.num_classes**2).view_as(self.confusion)
+        self._loss += float(functional.cross_entropy(logits.double(), targets, reduction="sum"))
+        if self.k < self.num_classes:
+            # Of equal logits the target's comes last: a class that nothing speaks for is no guess.
+            as_large = ~(logits < logits.gather(1, targets[:, None]))
+            self._near_hits += int((as_large.sum(dim=1) <= self.k).sum())
+        if self.num_classes == 2:
+            self._scores.append((logits[:, 1] - logits[:, 0]).clone())
+            self._positives.append(targets == 1)
+
+    def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> Metrics:
+        """Returns the metrics; none if there was no row."""
+        rows, hits = self.confusion.sum(dim=1), self.confusion.diagonal()
+        total, there = int(rows.sum()), rows > 0
+        if not total:
+            return {}
+        metrics = {
+            "top1": int(hits.sum()) / total,
+            "mean_class_accuracy": float((hits[there].double() / rows[there]).mean()),
+            "loss": self._loss / total,
+        }
+        if self.k < self.num_classes:
+            metrics[f"top{self.k}"] = self._near_hits / total
+        if self.num_classes == 2:
+            metrics["average_precision"] = average_precision(torch.cat(self._scores), torch.cat(self._positives))
+        return metrics
+
+    def _reset(self) -> None:
+        self.confusion.zero_()
+        self._loss, self._near_hits = 0.0, 0
+        self._scores: list[Tensor] = []
+        self._positives: list[Tensor] = []
+
+
+def average_precision(scores: Tensor, positives: Tensor) -> float:
+    """The mean of the precisions at each positive's score, rows of equal scores taken together.
+
+    It is the step-wise area under the curve of precision over recall: sum of (R_i - R_{i-1}) * P_i over the distinct
+    scores, from the highest down (as scikit-learn has it; nothing is interpolated).
+
+    Args:
+        scores: [N] float.
+        positives: [N] bool.
+
+    Returns:
+        A number in [0, 1]; 0 without positives.
+    """
+    order = scores.argsort(descending=True)
+    hits = positives[order].cumsum(0).double()
+    last_of_score = torch.ones_like(positives)
+    last_of_score[:-1] = scores[order].diff() != 0
+    hits, places = hits[last_of_score], last_of_score.nonzero().flatten() + 1
+    if not len(hits) or not hits[-1]:
+        return 0.0
+    return float((hits.diff(prepend=hits.new_zeros(1)) * hits / places).sum() / hits[-1])

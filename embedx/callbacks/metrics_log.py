@@ -1,0 +1,108 @@
+"""What a fit tells while it lasts: smoothed loss, other metrics and rate."""
+
+from __future__ import annotations
+
+import time
+
+from torch import nn
+
+from embedx.callbacks.base import Callback
+from embedx.callbacks.heartbeat import Heartbeat
+from embedx.engine.state import Batch, Outputs, TrainerState
+
+
+class MetricsLog(Callback):
+    """Tells every so many steps or epochs how a fit goes, and after a test what came of it.
+
+    On a terminal that is a line which stays, elsewhere, and of a test, one line more each time. Callbacks whose metrics
+    it is to tell stand before it.
+
+    Args:
+        heartbeat: Where to; on stderr.
+        title: What is being fitted.
+        every: Steps, or epochs, from one line to the next.
+        smoothing: Share of what came before in the smoothed loss, an exponential mean without its bias to 0.
+        epoch_based: Whether to count, and to smooth, by epochs or by steps.
+    """
+
+    def __init__(
+        self,
+        heartbeat: Heartbeat,
+        title: str = "fit",
+        every: int = 50,
+        smoothing: float = 0.9,
+        *,
+        epoch_based: bool = False,
+    ) -> None:
+        super().__init__(epoch_based)
+        self.title = title
+        self.every = every
+        self.smoothing = smoothing
+        self._heartbeat = heartbeat
+        self._sum = 0.0
+        self._seen = 0
+        self._since = 0.0
+        self._told_at = 0
+
+    def on_train_epoch_start(self, trainer_state: TrainerState, model: nn.Module, loss_module: nn.Module) -> None:
+        """Starts the clock, once."""
+        if not self._since:
+            self._since = time.perf_counter()
+            self._told_at = self._count(trainer_state)
+
+    def on_train_batch_end(
+        self,
+        trainer_state: TrainerState,
+        model: nn.Module,
+        loss_module: nn.Module,
+        outputs: Outputs,
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
+        """Takes in the loss of a step."""
+        if not self.epoch_based:
+            self._take_in(trainer_state)
+
+    def on_train_epoch_end(self, trainer_state: TrainerState, model: nn.Module, loss_module: nn.Module) -> None:
+        """Takes in the loss of an epoch."""
+        if self.epoch_based:
+            self._take_in(trainer_state)
+
+    def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> None:
+        """Tells the test's metrics."""
+        if metrics := _text(trainer_state, "test/"):
+            self._heartbeat.tell(f"{self.title}: test after {self._place(trainer_state)}, {metrics}")
+
+    def _take_in(self, state: TrainerState) -> None:
+        self._sum = self.smoothing * self._sum + (1 - self.smoothing) * float(state["metrics"]["train/loss"])
+        self._seen += 1
+        done, now = self._count(state) + self.epoch_based, time.perf_counter()
+        if done % self.every:
+            return
+        rate = (done - self._told_at) / max(now - self._since, 1e-9)
+        self._told_at, self._since = done, now
+        loss = self._sum / (1 - self.smoothing**self._seen)
+        others = "".join(f", {text}" for text in [_text(state, "train/", without="loss")] if text)
+        line = f"{self.title}: {self._place(state)}, loss {loss:.4g}{others}, {rate:.1f} {self._unit}s/s"
+        if self._heartbeat.console.is_terminal:
+            self._heartbeat.say(line)
+        else:
+            self._heartbeat.tell(line)
+
+    @property
+    def _unit(self) -> str:
+        return "epoch" if self.epoch_based else "step"
+
+    def _count(self, state: TrainerState) -> int:
+        return state["current_epoch"] if self.epoch_based else state["global_step"]
+
+    def _place(self, state: TrainerState) -> str:
+        return f"{self._unit} {self._count(state) + self.epoch_based}"
+
+
+def _text(state: TrainerState, stage: str, without: str = "") -> str:
+    return ", ".join(
+        f"{name.removeprefix(stage)} {float(value):.4g}"
+        for name, value in state["metrics"].items()
+        if name.startswith(stage) and name != stage + without
+    )

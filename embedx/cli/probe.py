@@ -1,0 +1,102 @@
+"""`embedx probe`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from embedx.callbacks.heartbeat import Heartbeat
+from embedx.cli import signals
+from embedx.cli.options import ConfigFileOption, with_config_options
+from embedx.cli.output import (
+    STDERR,
+    STDOUT,
+    DebugOption,
+    JsonOption,
+    facts_table,
+    numbers_table,
+    one_line,
+    print_json,
+)
+from embedx.cli.stores import StoreArgument
+from embedx.errors import ConfigError
+from embedx.probes.config import ProbeConfig
+
+if TYPE_CHECKING:
+    from embedx.probes.probe import ProbeResult
+
+
+@with_config_options(ProbeConfig)
+def command(
+    path: StoreArgument,
+    config: ProbeConfig,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw the confusion matrix into this PNG file.")] = None,
+    config_file: ConfigFileOption = None,
+    as_json: JsonOption = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Nothing on stderr but errors.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Tell how well the targets of one split can be read from its embeddings, having learned on another split.
+
+    Prints accuracies, per class as well. The same store, settings and number of threads give the same numbers and the
+    same head, bit for bit.
+    """
+    STDERR.quiet = quiet
+    config.validate()
+    if plot is not None and (plot.is_dir() or not plot.absolute().parent.is_dir()):
+        fault = "it is a folder" if plot.is_dir() else f"there is no folder {plot.parent}"
+        raise ConfigError(f"--plot {plot}: {fault}; choose another path")
+    if config.out is not None:
+        signals.advice = "; the same command with --resume goes on from the last checkpoint"
+    # Before torch is imported: threads that spin while they wait would steal each other's cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with Heartbeat(STDERR) as heartbeat:
+        from embedx.probes.probe import probe
+        from embedx.store.reader import Store
+
+        store = Store.open(path)
+        if not store.complete:
+            STDERR.print(f"{path} is not complete: what is committed of it is probed", soft_wrap=True)
+        result = probe(store, config, heartbeat)
+    if not result.converged:
+        STDERR.print("the fit has not come to its end; a larger --l2 gets there sooner", style="bold yellow")
+    if plot is not None:
+        _write_plot(result, plot)
+    print_json(result.to_json(), indent=None) if as_json else _print(result)
+
+
+def _write_plot(result: ProbeResult, plot: Path) -> None:
+    from embedx.probes.plot import confusion_png
+    from embedx.store.files import write_atomic
+
+    try:
+        write_atomic(plot.absolute(), confusion_png(result))
+    except OSError as error:
+        raise ConfigError(f"--plot {plot}: can't be written ({error.strerror}); choose another path") from error
+
+
+def _print(result: ProbeResult) -> None:
+    facts = {
+        "store": str(result.store),
+        "method": f"{result.method}, " + ", ".join(f"{name} {value:g}" for name, value in result.settings.items()),
+        "learned on": f"{result.train}, {result.train_rows} rows",
+        "tested on": f"{result.test}, {result.test_rows} rows",
+        "top-1": f"{result.top1:.4f}",
+    }
+    if result.top5 is not None:
+        facts["top-5"] = f"{result.top5:.4f}"
+    facts["mean class accuracy"] = f"{result.mean_class_accuracy:.4f}"
+    if result.average_precision is not None:
+        facts["average precision"] = f"{result.average_precision:.4f} of {one_line(result.classes[1].name)}"
+    if result.head is not None:
+        facts["head"] = str(result.head)
+    STDOUT.print(facts_table(facts))
+    table = numbers_table("class", "learned on", "tested on", "right", "accuracy", "mistaken for")
+    for each in result.classes:
+        accuracy = "" if each.accuracy is None else f"{each.accuracy:.4f}"
+        numbers = (each.train_rows, each.rows, each.correct)
+        table.add_row(one_line(each.name), *map(str, numbers), accuracy, one_line(each.mistaken_for or ""))
+    STDOUT.print(table)

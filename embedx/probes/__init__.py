@@ -1,0 +1,1 @@
+"""What can be read from embeddings, by a linear head or by the nearest neighbours."""
