@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from embedx.store.manifest import Manifest
+
 
 def leaves_that_differ(name: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
     """Goes into dicts, and yields the dotted name of each value that differs, with the old one and the new one.
@@ -31,3 +33,13 @@ def _short(value: Any) -> str:
     text = str(value)
     longest = 12 if re.fullmatch(r"[0-9a-f]{64}", text) else 80
     return text if len(text) <= longest else f"{text[:longest]}…"
+
+
+def differences_of(old: Manifest, new: Manifest) -> list[str]:
+    """What differs between two stores in recipe and plan, but for the inputs, one phrase each."""
+    old_plan, new_plan = ({**one.plan, "splits": {}, "classes": []} for one in (old, new))
+    leaves = [
+        *leaves_that_differ("recipe", old.recipe, new.recipe),
+        *leaves_that_differ("plan", old_plan, new_plan),
+    ]
+    return [difference_text(*leaf) for leaf in leaves]

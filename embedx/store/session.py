@@ -22,7 +22,7 @@ import pyarrow as pa
 from embedx.config import LOCK
 from embedx.errors import ConfigError, StoreError, StoreMismatchError, is_refusal, output_error
 from embedx.store import layout
-from embedx.store.differences import difference_text, leaves_that_differ
+from embedx.store.differences import differences_of, leaves_that_differ
 from embedx.store.files import link_or_copy, make_folder, sync_folder
 from embedx.store.index import UnitEntry, read_entry
 from embedx.store.layout import StoreTerms, Unit
@@ -125,9 +125,7 @@ class StoreSession:
     @property
     def inputs_are_the_same(self) -> bool:
         """Whether key, group and target of every input are those of the plan that the store was begun with."""
-        if self._before is None:
-            return False
-        return _names(self._before.plan) == _names(self.manifest.plan)
+        return self._before is not None and _names(self._before.plan) == _names(self.manifest.plan)
 
     @property
     def was_updated(self) -> bool:
@@ -274,7 +272,7 @@ class StoreSession:
             return  # nothing is there that had to be kept
         if mode == "create":
             raise StoreMismatchError(f"{self.out} is a store already; choose another folder, or overwrite it")
-        if differing := _differences(before, self.manifest):
+        if differing := differences_of(before, self.manifest):
             raise StoreMismatchError(
                 f"{self.out} holds a store made otherwise:\n  " + "\n  ".join(differing) + "\nchoose another "
                 "folder, give the settings of then, or replace the store with --overwrite"
@@ -393,16 +391,6 @@ def _place(unit: Unit) -> tuple[str, int]:
 
 def _no_totals() -> dict[str, int]:
     return dict.fromkeys(("inputs", "rows", "rejected", "units", "shards", "bytes"), 0)
-
-
-def _differences(old: Manifest, new: Manifest) -> list[str]:
-    """What differs in recipe and plan, but for the inputs, one phrase each."""
-    old_plan, new_plan = ({**one.plan, "splits": {}, "classes": []} for one in (old, new))
-    leaves = [
-        *leaves_that_differ("recipe", old.recipe, new.recipe),
-        *leaves_that_differ("plan", old_plan, new_plan),
-    ]
-    return [difference_text(*leaf) for leaf in leaves]
 
 
 def _names(plan: Mapping[str, Any]) -> tuple[Any, ...]:
