@@ -81,6 +81,7 @@ def assert_finished(out: Path, expected: dict[str, str]) -> None:
     assert digests(out) == expected and list(verify(out)) == []
 
 
+@pytest.mark.soak
 def test_a_run_fills_the_disk_and_is_finished_when_there_is_room(tmp_path: Path, undisturbed: dict[str, str]) -> None:
     with small_disk(tmp_path / "disk") as disk:
         ballast = fill(disk, leave=150_000)

@@ -11,6 +11,7 @@ import signal
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -77,21 +78,22 @@ def interrupt(process) -> None:
     process.send_signal(signal.SIGINT)
 
 
-STRIKES = [
-    (kill_main, -signal.SIGKILL, ""),
-    (kill_writer, 1, "killed by SIGKILL"),
-    (interrupt, 130, "interrupted; the same command goes on from what is committed"),
-    (kill_loader, 0, "144 rows, 0 rejected"),  # another takes its place
-]
+MAIN = (kill_main, -signal.SIGKILL, "")
+WRITER = (kill_writer, 1, "killed by SIGKILL")
+INTERRUPT = (interrupt, 130, "interrupted; the same command goes on from what is committed")
+LOADER = (kill_loader, 0, "144 rows, 0 rejected")  # another takes its place
 
 
-@pytest.mark.timeout(300)  # four whole runs
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "strikes", [[MAIN, LOADER], pytest.param([WRITER, INTERRUPT, LOADER], marks=pytest.mark.soak)], ids=len
+)
 def test_a_run_that_is_struck_again_and_again_is_finished_with_the_same_bytes(
-    tmp_path: Path, arguments: list[str], undisturbed: dict[str, str]
+    tmp_path: Path, arguments: list[str], undisturbed: dict[str, str], strikes: list[Any]
 ) -> None:
     """Each strike hits the run that goes on from where the last one ended; the last does not end it."""
     out = tmp_path / "store"
-    for strike, exit_code, message in STRIKES:
+    for strike, exit_code, message in strikes:
         before = len(index_files(out))
         process = start(*arguments, "--out", out)
         wait_for_units(out, before + 2, process)

@@ -6,6 +6,8 @@ import shutil
 import sys
 from pathlib import Path
 
+import pytest
+
 from embedx import sample
 from tests import runs
 
@@ -29,6 +31,7 @@ open(f"{os.environ['AUDIT']}/process-{os.getpid()}", "w").close()
 """
 
 
+@pytest.mark.soak
 def test_a_run_makes_no_connection_and_asks_for_no_name(tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site/sitecustomize.py").write_text(SITECUSTOMIZE)

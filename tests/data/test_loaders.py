@@ -313,7 +313,7 @@ class PoorDecoder(ImageDecoder):
 def test_what_does_not_fit_into_memory_is_rejected_and_the_worker_lives_on(folder: Path) -> None:
     place = folder.parent / "large"
     (place / "cat").mkdir(parents=True)
-    for name in ("a.jpg", "b.png"):
+    for name in ("a.bmp", "b.png"):
         Image.new("RGB", (6000, 6000)).save(place / "cat" / name)
     with open(place / "cat/c.jpg", "wb") as sparse:
         sparse.truncate(1 << 33)

@@ -115,7 +115,7 @@ def test_rows_equal_transformers_own_forward_pass(kind: str, images: Path, tmp_p
     extract(config)
     rows = embedx.open(tmp_path / "store").load("all", framework="torch")
     steps = describe(tmp_path / "model").preprocessing
-    pixels = torch.stack([preprocess(decode((images / key).read_bytes()), steps) for key in rows.keys])
+    pixels = torch.stack([preprocess(decode((images / key).read_bytes(), steps=steps), steps) for key in rows.keys])
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (steps.mean, steps.std))
     expected = features(model, (pixels / 255 - mean) / std, output)
     assert rows.embeddings.shape == expected.shape

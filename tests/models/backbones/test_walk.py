@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ CLASSIFICATION = models.list_models(module=models)
 SEGMENTATION = models.list_models(module=models.segmentation)
 DETECTION = models.list_models(module=models.detection)
 MODELS = [*CLASSIFICATION, *SEGMENTATION, *DETECTION]
+LARGE = re.compile("efficientnet_(b[3-7]|v2)|densenet|swin_.*[sb]$|swin_v2|maxvit|vit_[lh]|regnet|resnet152|resnext101")
 OF_ONE_SIZE = ("vit_", "maxvit_")
 SMALLEST = {"inception_v3": 96, "ssd300_vgg16": 300, "ssdlite320_mobilenet_v3_large": 128}
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -33,7 +35,9 @@ def test_the_walk_leaves_none_out() -> None:
     assert len(CLASSIFICATION) >= 80 and len(SEGMENTATION) >= 6 and len(DETECTION) >= 12
 
 
-@pytest.mark.parametrize("backbone", CLASSIFICATION)
+@pytest.mark.parametrize(
+    "backbone", [pytest.param(name, marks=pytest.mark.soak) if LARGE.search(name) else name for name in CLASSIFICATION]
+)
 def test_every_model_gives_one_vector_per_image(backbone: str) -> None:
     """By shapes alone; nothing is computed."""
     (dimension,) = describe_backbone(config_of(backbone, weights="random")).shapes["embeddings"]

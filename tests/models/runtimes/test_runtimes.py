@@ -147,6 +147,7 @@ def test_auto_takes_what_pays_for_so_many_images() -> None:
     assert runtimes.candidates("compile", CPU, 8e9, 1) == ("compile",)
 
 
+@pytest.mark.soak
 def test_openvino_tells_nobody() -> None:
     """Its converter would report each use to its makers."""
     code = """
