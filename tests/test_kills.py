@@ -162,6 +162,7 @@ def reading(out: Path) -> Iterator[list[Exception]]:
     thread.join()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["--overwrite", "--update"])
 def test_a_killed_replacement_leaves_one_readable_store_and_is_finished_with_the_same_bytes(
     tmp_path: Path, kind: str

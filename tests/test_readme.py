@@ -91,12 +91,15 @@ def test_the_programs_run(
 def test_the_usual_call_runs_on_folders_of_one_s_own(
     session: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (command,) = (line for block in blocks("sh") for line in block.splitlines() if line.startswith("embedx extract"))
+    usual, profiled = (
+        line for block in blocks("sh") for line in block.splitlines() if line.startswith("embedx extract")
+    )
     folder = session[0]
     (folder / "photos").symlink_to(Path(__file__).parent.parent / "embedx" / "sample" / "images")
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", [*shlex.split(command), "--dry-run"])
-    assert run() == 0 and capsys.readouterr().out.count("star") == 2
+    for command, groups in ((usual, 2), (profiled, 0)):
+        monkeypatch.setattr(sys, "argv", [*shlex.split(command), "--dry-run"])
+        assert run() == 0 and capsys.readouterr().out.count("star") == groups
 
 
 def test_the_checks_of_a_store_run(

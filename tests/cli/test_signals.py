@@ -125,7 +125,7 @@ class Blocking(nn.Module):
 
 @pytest.mark.soak
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("how", ["lock free", "lock held"])
+@pytest.mark.parametrize("how", ["lock free", pytest.param("lock held", marks=pytest.mark.long)])
 def test_a_run_in_a_long_forward_pass_is_ended_and_finished_with_the_same_bytes(tmp_path: Path, how: str) -> None:
     (tmp_path / "blocking.py").write_text(FACTORY)
     arguments = ["extract", "--backbone", "blocking:Blocking", "--data", sample.IMAGES / "val", "-b", "8"]
