@@ -109,7 +109,7 @@ def test_rows_equal_a_plain_forward_pass_of_torchvision(tmp_path: Path, photogra
     assert cosine(rows.embeddings, by_pillow.roll(7, 0)).median() < 0.99  # other images do differ
 
 
-@pytest.mark.parametrize("backbone", ["mobilenet_v3_small", "vit_b_32"])
+@pytest.mark.parametrize("backbone", ["mobilenet_v3_small", pytest.param("vit_b_32", marks=pytest.mark.soak)])
 def test_other_architectures_agree_with_torchvision_too(tmp_path: Path, photographs: Path, backbone: str) -> None:
     torch.manual_seed(3)
     model = models.get_model(backbone)

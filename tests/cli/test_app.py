@@ -286,6 +286,7 @@ def test_debug_shows_the_traceback(embedx, tmp_path: Path, few: Path) -> None:
     assert done.code == 2 and "Traceback" in done.stderr and "ConfigError" in done.stderr
 
 
+@pytest.mark.soak
 def test_a_reader_of_stderr_that_goes_away_ends_the_talk_and_not_the_run(tmp_path: Path, few: Path) -> None:
     import os
     import subprocess

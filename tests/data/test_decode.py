@@ -300,6 +300,7 @@ def test_random_bytes_give_a_reason_and_nothing_else(start: bytes, rest: bytes) 
     assert isinstance(reason, tuple) or not re.search(r"0x[0-9a-f]{6,}", reason)
 
 
+@pytest.mark.soak
 def test_damaged_png_files_kill_nobody(photo: Image.Image, tmp_path: Path) -> None:
     whole = encode(photo, "PNG")
     for number in range(20):

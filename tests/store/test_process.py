@@ -194,6 +194,7 @@ def test_an_item_that_can_not_be_pickled_fails_in_put_and_not_silently(tmp_path:
         writer.abort()
 
 
+@pytest.mark.soak
 def test_a_slow_disk_costs_time_and_not_memory(tmp_path: Path) -> None:
     """1 MiB per batch and unit, 100 of them: no more than a queue's worth of them is ever in memory."""
     with store_session(tmp_path / "store", inputs=1600) as session:
