@@ -73,7 +73,7 @@ def of_name(name: str) -> Embedder:
         ),
     ],
 )
-@pytest.mark.parametrize("kind", [EagerRuntime, CompiledRuntime, OpenVinoRuntime])
+@pytest.mark.parametrize("kind", [EagerRuntime, pytest.param(CompiledRuntime, marks=pytest.mark.soak), OpenVinoRuntime])
 def test_rows_are_those_of_the_backbone_and_depend_on_nothing_else(load: Callable[[], Embedder], kind: Any) -> None:
     images, embedder = batch(), load()
     with torch.inference_mode():
