@@ -10,6 +10,7 @@ python scripts/bench_scale.py writer                         rows from memory, b
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import statistics
@@ -76,11 +77,9 @@ def alone(*arguments: str) -> tuple[float, int]:
         nonlocal peak
         while not done.wait(0.05):
             total = 0
-            for each in (process, *process.children(recursive=True)):
-                try:
+            with contextlib.suppress(psutil.Error):  # one of them has just ended
+                for each in (process, *process.children(recursive=True)):
                     total += each.memory_full_info().pss
-                except psutil.Error:
-                    continue
             peak = max(peak, total)
 
     watcher = threading.Thread(target=watch)
@@ -107,7 +106,7 @@ def list_only(data: str, out: Path) -> None:
     """Lists inputs, and prints seconds and peak memory of that alone."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
-    plan = list_inputs(ExtractConfig(data=(data,), out=out))
+    plan = list_inputs(ExtractConfig(backbone="resnet18", data=(data,), out=out))
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(seconds, peak * 1024, (peak - before) * 1024, sum(map(len, plan.splits.values())))
