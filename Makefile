@@ -1,7 +1,6 @@
 # Everything a fresh machine needs, from python3 (3.11 or later, with venv) and make.
 PYTHON ?= python3
 BIN := .venv/bin
-SOAK ?= soak
 PYTEST_FLAGS ?= --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
@@ -26,7 +25,7 @@ test: install ## Run the tests
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 soak: install ## Run the tests that take minutes each
-	$(BIN)/python -m pytest -m "$(SOAK)" --numprocesses auto
+	$(BIN)/python -m pytest -m soak --numprocesses auto
 
 check: install ## Lint, formatting and types
 	$(BIN)/ruff check .

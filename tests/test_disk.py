@@ -189,7 +189,6 @@ def cut_short(out: Path) -> None:
 @soak
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", [SEED])
-@pytest.mark.long
 def test_a_disk_that_is_full_at_any_moment(tmp_path: Path, undisturbed: dict[str, str], seed: int) -> None:
     """From the folder itself, by way of a shard and an index table, up to the last manifest."""
     chance = random.Random(seed)
@@ -236,7 +235,6 @@ def test_a_disk_that_turns_read_only_under_the_run(tmp_path: Path, undisturbed: 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("folder", [".", "index", "all"])
 @pytest.mark.parametrize("change", ["removed", "forbidden"])
-@pytest.mark.long
 def test_a_folder_that_goes_under_the_run(
     tmp_path: Path, undisturbed: dict[str, str], folder: str, change: str
 ) -> None:
@@ -269,7 +267,6 @@ def test_a_folder_that_goes_under_the_run(
 
 @soak
 @pytest.mark.timeout(900)
-@pytest.mark.long
 def test_few_file_descriptors_end_a_run_with_advice_or_do(tmp_path: Path, undisturbed: dict[str, str]) -> None:
     out = tmp_path / "store"
     for limit in (16, 24, 59, 60):
@@ -287,7 +284,6 @@ def test_few_file_descriptors_end_a_run_with_advice_or_do(tmp_path: Path, undist
 
 @soak
 @pytest.mark.timeout(300)
-@pytest.mark.long
 def test_a_folder_for_temporary_files_that_is_missing_or_full(tmp_path: Path, undisturbed: dict[str, str]) -> None:
     done = run(*ARGUMENTS, "--out", tmp_path / "missing", env={"TMPDIR": str(tmp_path / "none")})
     assert done.returncode == 0, done.stderr

@@ -31,7 +31,7 @@ from tests.runs import (
     writer_of,
 )
 
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 EXTRACT = ["extract", "--backbone", sample.BACKBONE, "--weights", "sample", "--group-key", "class"]
 UNITS = 36
 
@@ -85,7 +85,9 @@ INTERRUPT = (interrupt, 130, "interrupted; the same command goes on from what is
 LOADER = (kill_loader, 0, "144 rows, 0 rejected")  # another takes its place
 
 
-@pytest.mark.parametrize("strikes", [[MAIN, LOADER], [WRITER, INTERRUPT, LOADER]], ids=len)
+@pytest.mark.parametrize(
+    "strikes", [[MAIN, LOADER], pytest.param([WRITER, INTERRUPT, LOADER], marks=pytest.mark.soak)], ids=len
+)
 def test_a_run_that_is_struck_again_and_again_is_finished_with_the_same_bytes(
     tmp_path: Path, arguments: list[str], undisturbed: dict[str, str], strikes: list[Any]
 ) -> None:
@@ -113,6 +115,7 @@ def test_a_run_that_is_struck_again_and_again_is_finished_with_the_same_bytes(
     assert digests(out) == undisturbed and list(verify(out)) == []
 
 
+@pytest.mark.soak
 def test_a_file_in_the_way_fails_the_run_with_its_cause(
     tmp_path: Path, arguments: list[str], undisturbed: dict[str, str]
 ) -> None:
@@ -133,6 +136,7 @@ def test_a_file_in_the_way_fails_the_run_with_its_cause(
     assert digests(out) == undisturbed
 
 
+@pytest.mark.soak
 def test_a_disk_that_is_full_at_the_last_flush_fails_the_run(tmp_path: Path) -> None:
     """The only unit is 224 rows of 4 KiB; a limit of 800 kB on any file's size stands for a full disk."""
     out = tmp_path / "store"
@@ -148,6 +152,7 @@ def test_a_disk_that_is_full_at_the_last_flush_fails_the_run(tmp_path: Path) -> 
     assert not index_files(out)
 
 
+@pytest.mark.soak
 def test_a_disk_that_stands_still_stops_the_run_and_its_memory_and_a_second_run_is_turned_away(
     tmp_path: Path, arguments: list[str], undisturbed: dict[str, str]
 ) -> None:

@@ -82,7 +82,6 @@ def test_damaged_files_give_a_result_or_a_worded_error(target: str) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("target", "examples"), [("decode", 6000), ("table", 3000), ("tar", 3000), ("paths", 1000), ("store", 500)]
@@ -109,7 +108,6 @@ def test_random_bytes_give_a_worded_error(target: str) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(300)
-@pytest.mark.long
 def test_workers_survive_thousands_of_damaged_images_and_get_to_the_end(tmp_path: Path) -> None:
     """Also where they crash a decoder; each is what it is when it is decoded alone."""
     seeds = TARGETS["decode"].seeds()

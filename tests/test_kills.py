@@ -110,10 +110,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return runs
 
 
-@pytest.mark.parametrize(
-    "part",
-    [pytest.param(part, marks=[pytest.mark.long] if part else [], id=f"seed-{SEED}-{part}") for part in range(6)],
-)
+@pytest.mark.parametrize("part", range(6), ids=lambda part: f"seed-{SEED}-{part}")
 def test_a_run_that_is_killed_at_random_moments_is_finished_with_the_same_bytes(
     tmp_path: Path, runs: Runs, part: int
 ) -> None:
@@ -162,7 +159,6 @@ def reading(out: Path) -> Iterator[list[Exception]]:
     thread.join()
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("kind", ["--overwrite", "--update"])
 def test_a_killed_replacement_leaves_one_readable_store_and_is_finished_with_the_same_bytes(
     tmp_path: Path, kind: str

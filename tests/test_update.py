@@ -110,7 +110,6 @@ def test_an_update_computes_what_is_new_or_changed_and_nothing_else(tmp_path: Pa
 
 
 @pytest.mark.soak
-@pytest.mark.long
 def test_an_update_of_5000_inputs_computes_20(tmp_path: Path) -> None:
     root, out = folder(tmp_path / "images", 5000), tmp_path / "store"
     extract(config(root, out))

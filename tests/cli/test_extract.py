@@ -13,7 +13,6 @@ from tests.runs import run
 
 
 @pytest.mark.soak
-@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_resnet50_as_typed_with_torchvision_s_weights_in_the_cache(tmp_path: Path) -> None:
     import torch

@@ -125,7 +125,7 @@ class Blocking(nn.Module):
 
 @pytest.mark.soak
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("how", ["lock free", pytest.param("lock held", marks=pytest.mark.long)])
+@pytest.mark.parametrize("how", ["lock free", "lock held"])
 def test_a_run_in_a_long_forward_pass_is_ended_and_finished_with_the_same_bytes(tmp_path: Path, how: str) -> None:
     (tmp_path / "blocking.py").write_text(FACTORY)
     arguments = ["extract", "--backbone", "blocking:Blocking", "--data", sample.IMAGES / "val", "-b", "8"]
@@ -158,7 +158,6 @@ def test_a_run_in_a_long_forward_pass_is_ended_and_finished_with_the_same_bytes(
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", [SEED])
-@pytest.mark.long
 def test_a_run_that_is_struck_in_its_first_moments_leaves_nothing_behind(tmp_path: Path, seed: int) -> None:
     """At random times in its first three seconds, alone or with all its group, as by Ctrl-C on a terminal."""
     chance = random.Random(seed)

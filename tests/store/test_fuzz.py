@@ -207,7 +207,6 @@ def test_values_of_any_kind_are_rows_or_a_store_error(whole: Path) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.long
 @pytest.mark.parametrize("name", [MANIFEST, TABLE, SHARD])
 def test_much_damage_is_rows_or_a_store_error(whole: Path, name: str) -> None:
     print("seed 2, 250 inputs")
@@ -215,7 +214,6 @@ def test_much_damage_is_rows_or_a_store_error(whole: Path, name: str) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.long
 def test_many_values_are_rows_or_a_store_error(whole: Path) -> None:
     print("derandomized, 200 inputs")
     fuzz_values(whole, 200)

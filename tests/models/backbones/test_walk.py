@@ -55,7 +55,6 @@ def state_dict(backbone: str) -> dict[str, Tensor]:
 @pytest.mark.soak
 @pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
 @pytest.mark.parametrize("backbone", MODELS)
-@pytest.mark.long
 def test_every_model_lists_its_layers_and_gives_one_vector_per_image(tmp_path: Path, backbone: str) -> None:
     layers = describe_layers(config_of(backbone))
     assert len(layers) > 5 and all(len(shape) in (1, 2, 3, 4, 5) for shape in layers.values())

@@ -66,7 +66,7 @@ def of_name(name: str) -> Embedder:
         *(
             pytest.param(
                 functools.partial(of_name, name),
-                marks=[pytest.mark.soak, pytest.mark.long, pytest.mark.timeout(300)],
+                marks=[pytest.mark.soak, pytest.mark.timeout(300)],
                 id=name,
             )
             for name in ("resnet50", "mobilenet_v3_small", "swin_t")
