@@ -44,7 +44,7 @@ def write_all(files: Iterable[tuple[Path, bytes]], below: Path, *, many: bool = 
             temporary = path.with_name(f".{path.name}{TEMPORARY_SUFFIX}")
             temporary.unlink(missing_ok=True)  # of an interrupted run, or a link laid there to be written through
             written[temporary] = path
-            with temporary.open("xb") as file, _named(path):
+            with _named(path), temporary.open("xb") as file:  # whose closing writes too
                 file.write(data)
                 file.flush()
                 if not many:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from embedx.store.files import make_folder, write_all, write_atomic
+from tests.disks import fill, small_disk
 
 
 def test_a_written_file_is_whole_and_leaves_no_temporary_one(tmp_path: Path) -> None:
@@ -23,6 +24,16 @@ def test_a_failed_write_keeps_the_old_file_and_removes_its_temporary_one(tmp_pat
         write_atomic(tmp_path / "taken", b"new")
     assert (tmp_path / "taken" / "inside").is_file()
     assert os.listdir(tmp_path) == ["taken"]
+
+
+@pytest.mark.parametrize("size", [100, 100_000])
+def test_the_error_of_a_full_disk_names_the_file(tmp_path: Path, size: int) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        fill(disk)
+        with pytest.raises(OSError, match="No space left on device: ") as caught:
+            write_atomic(disk / "file", bytes(size))
+        assert str(disk / "file") in str(caught.value)
+        assert os.listdir(disk) == ["ballast"]
 
 
 def test_make_folder_makes_parents_and_minds_a_file_in_the_way(tmp_path: Path) -> None:
