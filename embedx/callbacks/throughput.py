@@ -41,15 +41,15 @@ class Throughput(Callback):
     def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> Metrics:
         """Returns inputs, seconds, seconds until the first batch was done, images per second, and where time went.
 
-        The last are, per split, `loader_wait_seconds/train` and so on: what the loop waited for the loader, the forward
-        pass and the writer, and what other callbacks took.
+        The last are, per split, `loader_wait_seconds/train` and so on: what the loop waited for the loader, for copies
+        to the device, the forward pass and the writer, and what other callbacks took.
         """
         seconds = time.perf_counter() - self._start
-        spent = {}
-        for split, parts in trainer_state["seconds"].items():
-            others = parts.get("callbacks", 0.0) - parts.get("writer_wait", 0.0)
-            for name, part in {**parts, "callbacks": others}.items():
-                spent[f"{name}_seconds/{split}"] = round(part, 3)
+        spent = {
+            f"{part}_seconds/{split}": round(part_seconds, 3)
+            for split, parts in trainer_state["seconds"].items()
+            for part, part_seconds in parts.items()
+        }
         return {
             "inputs": self.inputs,
             "seconds": round(seconds, 3),

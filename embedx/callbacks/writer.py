@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,6 +18,7 @@ from embedx.config import RESERVED_COLUMNS, RESERVED_SPLITS
 from embedx.data.plan import rows_per_unit as rows_per_unit_of
 from embedx.engine.connectors import CallbackConnector
 from embedx.engine.loop import evaluation_mode, unpad
+from embedx.engine.results import Results, copies_from
 from embedx.engine.state import Batch, Metrics, Outputs, TrainerState
 from embedx.engine.stopwatch import Stopwatch
 from embedx.errors import ConfigError
@@ -30,6 +31,15 @@ from embedx.store.shards import EMBEDDINGS, INDEX, TARGETS, form
 from embedx.store.units import UNKNOWN_TARGET, UnitBatch
 
 _SHARD_SIZE = 128 * 1024**2
+
+
+class _Identities(NamedTuple):
+    """What a batch's results belong to."""
+
+    split: str
+    places: list[int]
+    """The batch's `index`."""
+    rows: pa.Table
 
 
 class EmbeddingsWriter(Callback):
@@ -81,6 +91,7 @@ class EmbeddingsWriter(Callback):
         self._session = session
         self._owns_session = session is None
         self._process: WriterProcess | None = None
+        self._results: Results[_Identities] | None = None
         self._last_index: dict[str, int] = {}
         self._forms: dict[str, str] = {}
         if rows_per_unit is not None and rows_per_unit < 1:
@@ -101,6 +112,7 @@ class EmbeddingsWriter(Callback):
             )
         self._last_index.clear()
         self._forms.clear()
+        self._results = None
 
     def on_test_epoch_start(self, trainer_state: TrainerState, model: nn.Module) -> None:
         """Checks that every dataloader has a split name of its own, and one that a split can have.
@@ -124,7 +136,9 @@ class EmbeddingsWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Hands the batch to the writer process, waiting only while its queue is full.
+        """Hands what has come from the device to the writer process, waiting only while its queue is full.
+
+        The outputs may be overwritten by the next forward pass.
 
         Raises:
             WriterError: If that process has failed.
@@ -142,23 +156,14 @@ class EmbeddingsWriter(Callback):
         tensors = _stored(outputs, len(rows), self.dtype)
         self._check_order(split, batch["index"])
         self._check_forms(tensors)
-        if self._session is None:
-            raise RuntimeError("EmbeddingsWriter.setup() has not been called")
         if len(rows) == 0:
             return
-        if self._process is None:
-            if self._session.manifest.plan["rows_per_unit"] is None:
-                row_bytes = sum(tensor[:1].nbytes for tensor in tensors.values())
-                self._session.set_rows_per_unit(rows_per_unit_of(_SHARD_SIZE, row_bytes, len(rows)))
-            self._process = WriterProcess(self._session.terms, tensors)
-        watch = Stopwatch()
-        for unit, start, stop in self._units(split, batch["index"].tolist()):
-            if (staying := self._session.staying.pop(unit, None)) is not None:
-                self._process.put(UnitBatch(unit, {}, staying))
-            self._process.put(UnitBatch(unit, tensors, rows).part(start, stop))
-        watch.lap("writer_wait")
+        self._results = self._results or Results(copies_from(tensors[EMBEDDINGS].device))
+        self._results.send(_Identities(split, batch["index"].tolist(), rows), tensors)
         seconds = trainer_state["seconds"].setdefault(split, {})
-        seconds["writer_wait"] = seconds.get("writer_wait", 0.0) + watch.seconds["writer_wait"]
+        for part, spent in self._hand_over(self._results.arrived()).items():
+            seconds[part] = seconds.get(part, 0.0) + spent
+            seconds["callbacks"] = seconds.get("callbacks", 0.0) - spent  # to which the loop adds all of this hook
 
     def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> Metrics:
         """Waits until all is written, and declares the store complete.
@@ -169,6 +174,8 @@ class EmbeddingsWriter(Callback):
         """
         if self._session is None:
             raise RuntimeError("EmbeddingsWriter.setup() has not been called")
+        if self._results is not None:
+            self._hand_over(self._results.arrived(until_empty=True))
         for unit, staying in self._session.staying.items():  # of units in which nothing had to be computed
             self._process = self._process or WriterProcess(self._session.terms, {})
             self._process.put(UnitBatch(unit, {}, staying))
@@ -218,15 +225,33 @@ class EmbeddingsWriter(Callback):
         if forms != self._forms:
             raise ConfigError(f"a batch's outputs are {forms}, but the first batch's {self._forms}; give all one form")
 
-    def _units(self, split: str, index: list[int]) -> Iterator[tuple[Unit, int, int]]:
-        """Cuts a batch where one unit ends and the next begins: (unit, first position, position behind)."""
+    def _hand_over(self, arrived: Iterable[tuple[_Identities, dict[str, Tensor]]]) -> dict[str, float]:
+        """Hands results to the writer process; returns the seconds that the device and that process were waited for."""
         if self._session is None:
-            return
-        rows_per_unit = self._session.terms.rows_per_unit
-        numbers = [row // rows_per_unit for row in index]
-        for number in dict.fromkeys(numbers):
-            start = numbers.index(number)
-            yield Unit(split, number), start, start + numbers.count(number)
+            raise RuntimeError("EmbeddingsWriter.setup() has not been called")
+        watch = Stopwatch()
+        for (split, places, rows), tensors in arrived:
+            watch.lap("forward")
+            if self._process is None:
+                if self._session.manifest.plan["rows_per_unit"] is None:
+                    row_bytes = sum(tensor[:1].nbytes for tensor in tensors.values())
+                    self._session.set_rows_per_unit(rows_per_unit_of(_SHARD_SIZE, row_bytes, len(rows)))
+                self._process = WriterProcess(self._session.terms, tensors)
+            for unit, start, stop in _units(split, places, self._session.terms.rows_per_unit):
+                if (staying := self._session.staying.pop(unit, None)) is not None:
+                    self._process.put(UnitBatch(unit, {}, staying))
+                self._process.put(UnitBatch(unit, tensors, rows).part(start, stop))
+            watch.lap("writer_wait")
+        watch.lap("forward")
+        return watch.seconds
+
+
+def _units(split: str, places: Sequence[int], rows_per_unit: int) -> Iterator[tuple[Unit, int, int]]:
+    """Cuts a batch where one unit ends and the next begins: (unit, first position, position behind)."""
+    numbers = [place // rows_per_unit for place in places]
+    for number in dict.fromkeys(numbers):
+        start = numbers.index(number)
+        yield Unit(split, number), start, start + numbers.count(number)
 
 
 def rows_table(batch: Batch, split: str, group_key: str | None) -> pa.Table:

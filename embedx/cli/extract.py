@@ -111,7 +111,7 @@ def _outcome(summary: Summary) -> str:
 
 
 def _print_profile(summary: Summary) -> None:
-    parts = ("loader_wait", "forward", "writer_wait", "callbacks")
+    parts = ("loader_wait", "copy", "forward", "writer_wait", "callbacks")
     table = numbers_table("split", *(part.replace("_", " ") for part in parts), title="seconds of the loop")
     for split, seconds in summary.profile.items():
         table.add_row(one_line(split), *(f"{seconds.get(part, 0.0):.1f}" for part in parts))

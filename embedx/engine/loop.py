@@ -55,12 +55,14 @@ def run_test(
     dataloaders: Mapping[str, Iterable[Batch]],
     callbacks: Sequence[Callback],
     connector: DataConnector = IMAGES,
+    place: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> TrainerState:
     """Runs a model over named dataloaders, in evaluation and inference mode.
 
         setup
         on_test_epoch_start
         for each dataloader, for each batch:
+            batch = place(batch)
             outputs = model(**connector(batch)), without the batch's padding
             on_test_batch_end
         on_test_epoch_end
@@ -72,6 +74,7 @@ def run_test(
         dataloaders: By name, in order; each yields batches.
         callbacks: Called in this order.
         connector: Which of the batch's values the model gets.
+        place: Brings what the model needs of a batch to where it runs.
 
     Returns:
         The state at the end, with the metrics that hooks returned as `test/name`.
@@ -82,7 +85,7 @@ def run_test(
     state["num_epochs"] = 1
     hooks = Dispatcher(callbacks, state)
     with hooks.running():
-        run_test_epoch(model, dataloaders, hooks, connector)
+        run_test_epoch(model, dataloaders, hooks, connector, place)
     return state
 
 
@@ -91,6 +94,7 @@ def run_test_epoch(
     dataloaders: Mapping[str, Iterable[Batch]],
     hooks: Dispatcher,
     connector: DataConnector,
+    place: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> None:
     """One pass over the dataloaders, from on_test_epoch_start to on_test_epoch_end."""
     state = hooks.state
@@ -99,8 +103,10 @@ def run_test_epoch(
         for dataloader_idx, (name, loader) in enumerate(dataloaders.items()):
             watch = Stopwatch()
             state["seconds"][name] = watch.seconds
-            for batch_idx, batch in enumerate(loader):
+            for batch_idx, loaded in enumerate(loader):
                 watch.lap("loader_wait")
+                batch = place(loaded)
+                watch.lap("copy")
                 with torch.inference_mode():
                     outputs = unpad(model(**connector(batch)), batch)
                 watch.lap("forward")

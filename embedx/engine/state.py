@@ -36,7 +36,7 @@ class TrainerState(TypedDict):
     num_test_batches: list[int | None] | None
     """Batches of each test dataloader; None for one that can't tell."""
     seconds: dict[str, dict[str, float]]
-    """Per test dataloader, where the time went: `loader_wait`, `forward`, `callbacks`, and of that `writer_wait`."""
+    """Per test dataloader, where the time went: `loader_wait`, `copy`, `forward`, `writer_wait`, other `callbacks`."""
     optimizers: NotRequired[list[Any]]
     lr_schedulers: NotRequired[list[Any]]
     metrics: dict[str, float | int | Tensor]

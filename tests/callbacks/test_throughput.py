@@ -38,9 +38,8 @@ def test_the_figures_go_together() -> None:
     passed = time.perf_counter() - start
     spent = {name: value for name, value in found.items() if "/" in name}
     assert list(found) == ["inputs", "seconds", "first_batch_seconds", "images_per_second", *spent]
-    parts = [
-        f"{part}_seconds/{split}" for split in ("train", "val") for part in ("loader_wait", "forward", "callbacks")
-    ]
+    names = ("loader_wait", "copy", "forward", "callbacks")
+    parts = [f"{part}_seconds/{split}" for split in ("train", "val") for part in names]
     assert list(spent) == parts and sum(spent.values()) == pytest.approx(found["seconds"], rel=0.1)
     assert spent["forward_seconds/train"] >= 2 * PAUSE - 0.001 > spent["loader_wait_seconds/train"]
     assert found["inputs"] == 9, "padding is not counted"
