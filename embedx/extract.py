@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import platform
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from typing import Any, TypeVar
 
 import torch
@@ -22,20 +19,29 @@ from embedx.callbacks.progress import ProgressBar
 from embedx.callbacks.rejected import RejectedInputs
 from embedx.callbacks.throughput import Throughput
 from embedx.callbacks.writer import EmbeddingsWriter
-from embedx.config import ExtractConfig, Precision, Recipe, size_text
-from embedx.data.decode import ImageDecoder
-from embedx.data.features import FeatureDecoder, features_shape
-from embedx.data.loaders import Decoder, NoDecoder, SplitLoader, default_workers
+from embedx.config import ExtractConfig, Precision, size_text
+from embedx.data.loaders import SplitLoader
 from embedx.data.plan import Plan, SplitPlan, rows_per_unit
+from embedx.data.rows import Decoder, NoDecoder
 from embedx.engine.connectors import DataConnector
 from embedx.engine.loop import run_test
+from embedx.engine.state import Batch
 from embedx.errors import ConfigError, StoreMismatchError
 from embedx.models import runtimes
-from embedx.models.backbones import BackboneSpec, describe_backbone
-from embedx.models.backbones.none import NONE, FeatureSpec, describe_features
-from embedx.models.runtime import LARGEST_BATCH, Runtime, resolve_device, resolve_precision
+from embedx.models.backbones import BackboneSpec
+from embedx.models.runtime import LARGEST_BATCH, Runtime, check_decoder, has_bf16, resolve_device, resolve_precision
 from embedx.models.runtimes.eager import EagerRuntime
 from embedx.outcome import Summary, list_inputs
+from embedx.parts import (
+    decoder_for,
+    describe_spec,
+    environment_of,
+    loading,
+    placing,
+    recipe_of,
+    required,
+    workers_of,
+)
 from embedx.processes import allow_files, keep_large_blocks
 from embedx.store.layout import MANIFEST, Unit
 from embedx.store.manifest import Manifest, existing_store
@@ -46,7 +52,6 @@ _INDEX_BYTES = 8
 _FILES = 48
 _FILES_PER_WORKER = 12
 """A batch's tensors are a file each while it is under way, of which there are four per worker."""
-_PACKAGES = ("embedx", "torch", "torchvision", "pillow", "numpy", "pyarrow", "safetensors")
 
 T = TypeVar("T")
 
@@ -123,13 +128,15 @@ def prepare(
     store = attempt(lambda: existing_store(config.out))
     device = attempt(lambda: resolve_device(config.device))
     precision = attempt(lambda: resolve_precision(config.precision, device)) if device is not None else None
+    if device is not None:
+        attempt(lambda: check_decoder(config.decoder, device))
     heartbeat.say("listing the inputs")
     plan = plan or attempt(lambda: list_inputs(config))
     heartbeat.say("preparing the backbone")
     # Last, as it may have to fetch weights, which is not worth it for a run that can't be.
     spec = attempt(lambda: describe_spec(config, plan, download=download and not faults))
     ConfigError.check(faults)
-    return _job(config, store, _required(plan), _required(spec), _required(device), _required(precision))
+    return _job(config, store, required(plan), required(spec), required(device), required(precision))
 
 
 def extract(config: ExtractConfig, heartbeat: Heartbeat = SILENT, plan: Plan | None = None) -> Summary:
@@ -217,14 +224,17 @@ def _update(job: Job, session: StoreSession, console: Console) -> Layout | None:
 
 def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], heartbeat: Heartbeat) -> None:
     _warn_of_space(job, session, loaders, heartbeat.console)
-    allow_files(_FILES + _FILES_PER_WORKER * _workers(job.config))
+    allow_files(_FILES + _FILES_PER_WORKER * workers_of(job.config))
+    decoder = decoder_for(job.spec, job.config)
     model: nn.Module = nn.Identity()  # for no batches at all, where rows only move
+    place: Callable[[Batch], Batch] = dict
     if loaders:
         heartbeat.say("loading the backbone")
         next(iter(loaders.values())).start()  # its workers decode while the model is built
         if job.device.type == "cpu":
             keep_large_blocks()
         model = _runtime(job, session, heartbeat.console)
+        place = placing(decoder, job.config, job.batch_size, job.device)
         if job.config.checkpoint is not None and (match := job.spec.architecture.match) is not None:
             heartbeat.console.print(f"{job.config.checkpoint}: {match}", markup=False, soft_wrap=True)
     callbacks: list[Callback] = [
@@ -239,7 +249,7 @@ def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], heart
             session=session,
         ),
     ]
-    run_test(model, loaders, callbacks, DataConnector({"images": decoder_for(job.spec, job.config).entry}))
+    run_test(model, loaders, callbacks, DataConnector({"images": decoder.entry}), place)
 
 
 def _runtime(job: Job, session: StoreSession, console: Console) -> Runtime:
@@ -275,7 +285,7 @@ def _loaders(job: Job, session: StoreSession, update: Layout | None) -> dict[str
             pairs = zip(update.computed[name], numbers.tolist(), strict=True)
             missing[name] = [[row for row, number in pairs if not session.is_committed(Unit(name, number))]]
     return {
-        name: _loader(job, plan.splits[name], runs, decoder_for(job.spec, job.config))
+        name: _loader(job, plan.splits[name], runs, loading(decoder_for(job.spec, job.config), job.config))
         for name, runs in missing.items()
         if any(runs)
     }
@@ -287,28 +297,10 @@ def _loader(job: Job, split: SplitPlan, runs: Sequence[Sequence[int]], decoder: 
         runs,
         decoder,
         batch_size=job.batch_size,
-        workers=_workers(job.config),
+        workers=workers_of(job.config),
         pin_memory=job.device.type == "cuda",
         timeout=job.config.timeout,
     )
-
-
-def _workers(config: ExtractConfig) -> int:
-    return default_workers() if config.workers is None else config.workers
-
-
-def describe_spec(config: ExtractConfig, plan: Plan | None, *, download: bool) -> BackboneSpec:
-    """The backbone that was asked for, or, without one, what is made of the plan's features."""
-    if config.backbone != NONE:
-        return describe_backbone(config, download=download)
-    return describe_features(config, features_shape(plan) if plan is not None else (1,))
-
-
-def decoder_for(spec: BackboneSpec, config: ExtractConfig) -> Decoder:
-    """What turns inputs into what the backbone takes."""
-    if isinstance(spec, FeatureSpec):
-        return FeatureDecoder(spec.input_shape)
-    return ImageDecoder(_required(spec.preprocessing), config.max_pixels)
 
 
 def _job(
@@ -333,45 +325,9 @@ def _job(
     return Job(config, plan, spec, device, precision, batch_size, unit, manifest, names)
 
 
-def recipe_of(
-    config: ExtractConfig,
-    spec: BackboneSpec,
-    device: torch.device,
-    precision: Precision,
-    batch_size: int,
-    runtime: str,
-) -> Recipe:
-    """All that determines what will be computed."""
-    return Recipe(
-        backbone=spec.name,
-        backbone_args=dict(spec.architecture.arguments),
-        weights=spec.weights.to_json(),
-        preprocessing=spec.preprocessing,
-        layers=spec.layers,
-        pooling=config.pool,
-        normalize=spec.normalize,
-        precision=precision,
-        runtime=runtime,
-        device=device.type,
-        batch_size=batch_size,
-        dtype=config.dtype,
-    )
-
-
 def _row_bytes(spec: BackboneSpec, config: ExtractConfig) -> int:
     item_bytes = getattr(torch, config.dtype).itemsize
     return int(sum(math.prod(shape) for shape in spec.shapes.values()) * item_bytes + _INDEX_BYTES)
-
-
-def environment_of(device: torch.device, libraries: tuple[str, ...]) -> dict[str, Any]:
-    """Versions and hardware, as the manifest has them."""
-    return {
-        "python": platform.python_version(),
-        **{package: version(package) for package in (*_PACKAGES, *libraries)},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-    }
 
 
 def _notices(job: Job, console: Console) -> None:
@@ -380,15 +336,10 @@ def _notices(job: Job, console: Console) -> None:
         console.print(f"no --data given: using the bundled sample of {total} images", style="yellow")
     if job.config.batch_size == "auto":
         console.print(f"--batch-size auto: {job.batch_size}", markup=False)
+    if job.precision == "bf16" and not has_bf16(job.device):
+        console.print(f"this {job.device.type.upper()} has no bf16 of its own: fp32 will be faster", style="yellow")
     if job.spec.weights.name == "random":
         console.print(
             f"random weights (seed {job.spec.weights.seed}): these embeddings mean nothing",
             style="bold yellow",
         )
-
-
-def _required(value: T | None) -> T:
-    """A value that is there, as no fault was found on the way to it."""
-    if value is None:
-        raise RuntimeError("a step failed without saying why")
-    return value

@@ -21,7 +21,7 @@ from embedx.callbacks.base import Callback
 from embedx.callbacks.heartbeat import Heartbeat
 from embedx.callbacks.progress import ProgressBar
 from embedx.config import ExtractConfig, Precision
-from embedx.data.loaders import SplitLoader, default_workers
+from embedx.data.loaders import SplitLoader
 from embedx.data.plan import Plan, SplitPlan
 from embedx.data.sources import find_reader
 from embedx.data.sources.base import SourceOptions, as_path
@@ -29,11 +29,11 @@ from embedx.engine.connectors import DataConnector
 from embedx.engine.loop import run_test
 from embedx.engine.state import Batch, Outputs, TrainerState
 from embedx.errors import ConfigError, StoreMismatchError
-from embedx.extract import decoder_for, describe_spec, environment_of, recipe_of
 from embedx.models import runtimes
 from embedx.models.backbones import BackboneSpec, runs_code
 from embedx.models.runtime import resolve_device
 from embedx.models.runtimes.eager import EagerRuntime
+from embedx.parts import decoder_for, describe_spec, environment_of, loading, placing, recipe_of, workers_of
 from embedx.store.differences import difference_text, leaves_that_differ
 from embedx.store.index import OK
 from embedx.store.reader import Store
@@ -211,9 +211,9 @@ def _run(
         split: SplitLoader(
             plan,
             [range(len(plan))],
-            decoder,
+            loading(decoder, config),
             batch_size=store.recipe["batch_size"],
-            workers=default_workers() if config.workers is None else config.workers,
+            workers=workers_of(config),
             pin_memory=device.type == "cuda",
             timeout=config.timeout,
         )
@@ -227,7 +227,8 @@ def _run(
     )
     with Heartbeat(console) as heartbeat:
         progress = ProgressBar(heartbeat, {split: loader.inputs for split, loader in loaders.items()})
-        run_test(model, loaders, [progress, checker], DataConnector({"images": decoder.entry}))
+        place = placing(decoder, config, store.recipe["batch_size"], device)
+        run_test(model, loaders, [progress, checker], DataConnector({"images": decoder.entry}), place)
 
 
 def _config(store: Store, device: str | None, *, trust: bool, console: Console) -> ExtractConfig:

@@ -10,8 +10,11 @@ import torch
 
 import embedx
 from embedx import ExtractConfig, sample
+from embedx.data.device import Upload
 from embedx.errors import DeviceMemoryError
 from embedx.extract import extract
+from embedx.models import runtimes
+from embedx.models.backbones import describe_backbone
 from embedx.store.verify import verify
 from tests.runs import digests
 
@@ -56,3 +59,27 @@ def test_out_of_memory_names_a_batch_size_that_fits_and_auto_finds_one(tmp_path:
         assert embedx.open(tmp_path / "auto").manifest.recipe["batch_size"] == fitting
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_jpegs_decoded_on_the_gpu_give_nearly_the_rows_of_the_cpu(tmp_path: Path) -> None:
+    reference = extracted(tmp_path / "cpu", device="cuda", precision="fp32")
+    rows = extracted(tmp_path / "cuda", device="cuda", precision="fp32", decoder="cuda")
+    assert torch.nn.functional.cosine_similarity(rows, reference).min() > 0.999
+    for workers in (0, 2):
+        extracted(tmp_path / str(workers), device="cuda", decoder="cuda", workers=workers)
+    assert digests(tmp_path / "0") == digests(tmp_path / "2")
+
+
+@pytest.mark.parametrize("runtime", ["eager", "compile"])
+def test_a_batch_s_rows_are_those_of_the_plain_forward_pass(runtime: str) -> None:
+    config = ExtractConfig(backbone="resnet18", weights="random", out=Path("none"))
+    device = torch.device("cuda")
+    spec = describe_backbone(config)
+    images = [torch.randint(256, (8, 3, 224, 224), dtype=torch.uint8) for _ in range(5)]
+    model = runtimes.build((runtime,), spec.load, device, "fp32", images[0], print)
+    plain = spec.load().to(device)
+    for batch in images:
+        with torch.inference_mode():
+            expected = plain(batch.to(device))["embeddings"]
+        found = model(Upload(device, "images")({"images": batch.pin_memory()})["images"])["embeddings"]
+        assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()

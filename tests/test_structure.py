@@ -29,8 +29,9 @@ MAY_IMPORT = {
     "callbacks": GROUND | {"engine", "store", "data", "models"},
     "update": GROUND | {"data", "store"},
     "outcome": GROUND | {"data", "store"},
-    "extract": GROUND | {"data", "models", "store", "engine", "callbacks", "outcome", "update"},
-    "recompute": GROUND | {"data", "models", "store", "engine", "callbacks", "outcome", "extract"},
+    "parts": GROUND | {"data", "models", "engine"},
+    "extract": GROUND | {"data", "models", "store", "engine", "callbacks", "outcome", "update", "parts"},
+    "recompute": GROUND | {"data", "models", "store", "engine", "callbacks", "parts"},
     "probes": GROUND | {"store", "engine", "callbacks"},
     "cli": GROUND
     | {"data", "models", "store", "engine", "callbacks", "outcome", "update", "extract", "recompute", "probes"},

@@ -21,6 +21,7 @@ from torchvision.io import ImageReadMode, decode_image
 
 from embedx.config import MAX_PIXELS, Preprocessing
 from embedx.data.files import RejectedInputError
+from embedx.data.rows import DenseDecoder
 
 Image.init()
 _FORMATS: list[str] = [
@@ -34,18 +35,22 @@ _NATIVE = {("JPEG", "RGB"), ("JPEG", "L"), ("MPO", "RGB"), ("WEBP", "RGB"), ("WE
 
 Not PNG: on damaged files its decoder ends the whole process (seen with torchvision 0.29).
 """
-_RESIZES_BYTES = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") or platform.machine() == "aarch64"
-"""Whether torch resizes bilinearly in uint8 faster than in float32; torchvision decides in the same way."""
+_FAST_BYTES = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") or platform.machine() == "aarch64"
+_RESIZES_BYTES = ("bilinear", "bicubic") if _FAST_BYTES else ("bicubic",)
+"""What torch resizes in uint8 on the CPU, and not in float32; torchvision decides in the same way."""
 _DRAFTED_FROM = 8
 """How much larger than needed a JPEG has to be to be decoded as a draft; below that, it takes as long as the whole."""
 _DRAFT_AT_LEAST = 2
 """How much larger than needed a draft is at least: what is resized from it differs by less than a level on average."""
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_END_OF_JPEG = b"\xff\xd9"
+_ORIENTATION = 0x0112
+"""EXIF's tag of it."""
 _NATIVE_EXIF = {"JPEG", "MPO"}
 """Formats in which torchvision.io applies the EXIF orientation."""
 
 
-class ImageDecoder:
+class ImageDecoder(DenseDecoder):
     """Images as rows of a uint8 batch.
 
     Args:
@@ -54,7 +59,6 @@ class ImageDecoder:
     """
 
     entry = "images"
-    """The batch's name for them."""
 
     def __init__(self, preprocessing: Preprocessing, max_pixels: int = MAX_PIXELS) -> None:
         self.preprocessing = preprocessing
@@ -71,9 +75,15 @@ class ImageDecoder:
         Raises:
             RejectedInputError: If that can't be done; the row is undefined then.
         """
-        steps = self.preprocessing
-        pixels = decode(data, exif=steps.exif, max_pixels=self.max_pixels, steps=steps)
-        row.copy_(preprocess(pixels, steps, max_pixels=self.max_pixels))
+        row.copy_(preprocess(self.decode(data), self.preprocessing, max_pixels=self.max_pixels))
+
+    def decode(self, data: bytes) -> Tensor:
+        """Decodes an input's bytes to [3, H, W], yet to be resized.
+
+        Raises:
+            RejectedInputError: If that can't be done.
+        """
+        return decode(data, exif=self.preprocessing.exif, max_pixels=self.max_pixels, steps=self.preprocessing)
 
 
 def decode(
@@ -135,13 +145,18 @@ def _too_many(width: int, height: int, allowed: int) -> str:
     return f"{width}x{height} = {pixels} pixels, more than --max-pixels {allowed}; raise it to let such images in"
 
 
+def _is_drafted(image: Image.Image, steps: Preprocessing) -> bool:
+    needed = steps.resize
+    return image.format == "JPEG" and isinstance(needed, int) and min(image.size) >= _DRAFTED_FROM * needed
+
+
 def _decode_draft(image: Image.Image, steps: Preprocessing, *, exif: bool) -> Tensor | None:
     """Decodes a JPEG far larger than needed to a fraction of its size, and resizes that; None for any other.
 
     Its cosine transform is inverted for fewer pixels, which are means of those that there would be.
     """
     needed, (width, height) = steps.resize, image.size
-    if image.format != "JPEG" or not isinstance(needed, int) or min(width, height) < _DRAFTED_FROM * needed:
+    if not (isinstance(needed, int) and _is_drafted(image, steps)):
         return None
     draft = image.draft(None, (_DRAFT_AT_LEAST * needed, _DRAFT_AT_LEAST * needed))
     if draft is None:
@@ -168,6 +183,29 @@ def _decode_native(data: bytes, image: Image.Image, *, exif: bool) -> Tensor | N
     except RuntimeError:
         return None  # Pillow has the last word, and the better messages
     return pixels if pixels.dtype == torch.uint8 and pixels.ndim == 3 else None
+
+
+def is_plain_jpeg(data: bytes, steps: Preprocessing, max_pixels: int = MAX_PIXELS) -> bool:
+    """Whether any JPEG decoder makes of it what `decode` does: whole, of gray or three colours, upright, of usual size.
+
+    Args:
+        data: The file's bytes, of which the headers and the last are looked at.
+        steps: What follows.
+        max_pixels: That it may have, as it is and resized.
+    """
+    if not data.rstrip(b"\0").endswith(_END_OF_JPEG):
+        return False
+    with _only_own_limits():
+        try:
+            image = Image.open(io.BytesIO(data), formats=["JPEG"])
+            upright = not steps.exif or (
+                image.getexif().get(_ORIENTATION, 1) == 1 and b"Orientation" not in image.info.get("xmp", b"")
+            )
+            _resized(image.height, image.width, steps, max_pixels)
+        except Exception:  # noqa: BLE001  (whatever is wrong with it is for `decode` to say)
+            return False
+    usual = image.width * image.height <= max_pixels and not _is_drafted(image, steps)
+    return upright and usual and (image.format, image.mode) in (("JPEG", "RGB"), ("JPEG", "L"))
 
 
 def _decode_with_pillow(image: Image.Image, *, exif: bool) -> Tensor:
@@ -200,27 +238,43 @@ def preprocess(pixels: Tensor, steps: Preprocessing, *, max_pixels: int = MAX_PI
         RejectedInputError: If the image is so elongated that it would have more.
     """
     height, width = pixels.shape[-2:]
-    if isinstance(steps.resize, int):
-        new_height, new_width = (side * steps.resize // min(height, width) for side in (height, width))
-        if new_width * new_height > max_pixels:
-            raise RejectedInputError(
-                f"too elongated: {width}x{height}, resized to {_too_many(new_width, new_height, max_pixels)}"
-            )
-    else:
-        new_height, new_width = steps.resize
+    new_height, new_width = _resized(height, width, steps, max_pixels)
     if (new_height, new_width) != (height, width):
-        pixels = _resize(pixels, new_height, new_width, steps.interpolation)
+        pixels = resize(pixels, new_height, new_width, steps.interpolation)
     return _center_crop(pixels, steps.crop)
 
 
-def _resize(pixels: Tensor, height: int, width: int, interpolation: str) -> Tensor:
-    """As torchvision.transforms.v2 does it, whose import takes longer than that of torch."""
+def _resized(height: int, width: int, steps: Preprocessing, max_pixels: int) -> tuple[int, int]:
+    """The height and width to which an image is resized.
+
+    Raises:
+        RejectedInputError: If it is so elongated that it would have too many pixels.
+    """
+    if not isinstance(steps.resize, int):
+        return steps.resize
+    new_height, new_width = (side * steps.resize // min(height, width) for side in (height, width))
+    if new_width * new_height > max_pixels:
+        raise RejectedInputError(
+            f"too elongated: {width}x{height}, resized to {_too_many(new_width, new_height, max_pixels)}"
+        )
+    return new_height, new_width
+
+
+def resize(pixels: Tensor, height: int, width: int, interpolation: str) -> Tensor:
+    """Resizes as torchvision.transforms.v2 does, whose import takes longer than that of torch.
+
+    Args:
+        pixels: [3, H, W] uint8; of a CUDA device they are resized in float32, as there is no other way.
+        height: To which.
+        width: To which.
+        interpolation: bilinear or bicubic, antialiased.
+    """
     one = pixels.permute(1, 2, 0).unsqueeze(0).permute(0, 3, 1, 2)  # so that the layout in memory can be told
-    native = interpolation != "bilinear" or _RESIZES_BYTES
+    native = pixels.device.type == "cpu" and interpolation in _RESIZES_BYTES
     resized = functional.interpolate(
         one if native else one.float(), (height, width), mode=interpolation, antialias=True
     ).squeeze(0)
-    return resized if native else resized.round_().to(torch.uint8)
+    return resized if native else resized.round_().clamp_(0, 255).to(torch.uint8)  # as bicubic overshoots
 
 
 def _center_crop(pixels: Tensor, size: int) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from embedx.data.files import RejectedInputError
 from embedx.data.plan import Plan, SplitPlan
+from embedx.data.rows import DenseDecoder
 from embedx.data.sources.folder import FEATURE_SUFFIXES
 from embedx.errors import ConfigError
 
@@ -22,7 +23,7 @@ _TRIED = 1000
 """Inputs of a split of which one must tell the features' shape."""
 
 
-class FeatureDecoder:
+class FeatureDecoder(DenseDecoder):
     """Features as rows of a float32 batch.
 
     Args:
@@ -30,7 +31,6 @@ class FeatureDecoder:
     """
 
     entry = "features"
-    """The batch's name for them."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.shape = shape

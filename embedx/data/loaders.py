@@ -25,16 +25,16 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from multiprocessing import connection, reduction
 from multiprocessing.process import BaseProcess
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from embedx.data.files import RejectedInputError
 from embedx.data.isolation import NO_END, InHand, become_decoding_process, find_fatal, time_limit
 from embedx.data.plan import SplitPlan
+from embedx.data.rows import Decoder, Rows
 from embedx.data.sources.base import Reader, as_text
 from embedx.errors import EmbedxError
 from embedx.processes import START_METHOD, abandon, start_fork_server
@@ -60,38 +60,6 @@ _FRUITLESS_RESTARTS = 3
 
 class LoaderError(EmbedxError):
     """A worker process ended before its work was done."""
-
-
-class Decoder(Protocol):
-    """Turns inputs' bytes into rows of a batch, in a worker process; picklable."""
-
-    entry: str
-    """The batch's name for them."""
-
-    def empty(self, batch_size: int) -> Tensor:
-        """A batch to be filled, of a fixed shape."""
-        ...
-
-    def fill(self, row: Tensor, data: bytes) -> None:
-        """Turns an input's bytes into its row.
-
-        Raises:
-            RejectedInputError: If that can't be done; the row is undefined then.
-        """
-        ...
-
-
-class NoDecoder:
-    """Leaves inputs undecoded, where only their sha256 is asked for."""
-
-    entry = "nothing"
-
-    def empty(self, batch_size: int) -> Tensor:
-        """A batch [B, 0]."""
-        return torch.empty(batch_size, 0)
-
-    def fill(self, row: Tensor, data: bytes) -> None:
-        """Does nothing."""
 
 
 class Order(NamedTuple):
@@ -126,22 +94,19 @@ class Batches(Dataset[dict[str, Any]]):
 
     def __getitems__(self, orders: Sequence[Order]) -> dict[str, Any]:
         """Reads and decodes these inputs into one batch: what only reading tells of it, and the plan's `rows`."""
-        inputs = self.decoder.empty(self.batch_size)
-        if get_worker_info() is not None:
-            inputs.share_memory_()  # type: ignore[no-untyped-call]  # now, so that no copy follows
-        outcomes = [self._load(order, image) for order, image in zip(orders, inputs, strict=False)]
-        inputs[len(orders) :] = 0
+        batch = self.decoder.begin(self.batch_size)
+        outcomes = [self._load(order, batch, row) for row, order in enumerate(orders)]
         reasons, sizes, digests = zip(*outcomes, strict=True)
         return {
-            self.decoder.entry: inputs,
+            **batch.finish(len(orders)),
             "rows": [order.row for order in orders],
             "reasons": list(reasons),
             "bytes": list(sizes),
             "sha256": list(digests),
         }
 
-    def _load(self, order: Order, image: Tensor) -> tuple[str | None, int | None, str | None]:
-        """Fills an image of the batch; returns (reason if rejected, bytes, sha256)."""
+    def _load(self, order: Order, batch: Rows, row: int) -> tuple[str | None, int | None, str | None]:
+        """Fills a row of the batch; returns (reason if rejected, bytes, sha256)."""
         size, digest = None, None
         try:
             if order.row in self.fatal:
@@ -149,11 +114,11 @@ class Batches(Dataset[dict[str, Any]]):
             with self.in_hand.hold(order.row), time_limit(self.timeout):
                 data = self.reader.read(order.path, order.offset, order.size)
                 size, digest = len(data), hashlib.sha256(data).hexdigest()
-                self.decoder.fill(image, data)
+                batch.fill(row, data)
         except (RejectedInputError, MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not _OUT_OF_MEMORY.search(str(error)):
                 raise
-            image.zero_()
+            batch.clear(row)
             return str(error) if isinstance(error, RejectedInputError) else _NO_MEMORY, size, digest
         return None, size, digest
 

@@ -1,0 +1,107 @@
+"""The parts of a run, by its settings: what `extract` and `recompute` are put together from."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any, TypeVar
+
+import torch
+
+from embedx.config import ExtractConfig, Precision, Recipe
+from embedx.data.decode import ImageDecoder
+from embedx.data.device import DeviceDecoder, EncodedDecoder, Upload
+from embedx.data.features import FeatureDecoder, features_shape
+from embedx.data.loaders import default_workers
+from embedx.data.plan import Plan
+from embedx.data.rows import Decoder, DenseDecoder
+from embedx.engine.state import Batch
+from embedx.models.backbones import BackboneSpec, describe_backbone
+from embedx.models.backbones.none import NONE, FeatureSpec, describe_features
+
+_PACKAGES = ("embedx", "torch", "torchvision", "pillow", "numpy", "pyarrow", "safetensors")
+
+T = TypeVar("T")
+
+
+def describe_spec(config: ExtractConfig, plan: Plan | None, *, download: bool) -> BackboneSpec:
+    """The backbone that was asked for, or, without one, what is made of the plan's features."""
+    if config.backbone != NONE:
+        return describe_backbone(config, download=download)
+    return describe_features(config, features_shape(plan) if plan is not None else (1,))
+
+
+def decoder_for(spec: BackboneSpec, config: ExtractConfig) -> DenseDecoder:
+    """What turns inputs into what the backbone takes."""
+    if isinstance(spec, FeatureSpec):
+        return FeatureDecoder(spec.input_shape)
+    return ImageDecoder(required(spec.preprocessing), config.max_pixels)
+
+
+def loading(decoder: DenseDecoder, config: ExtractConfig) -> Decoder:
+    """What workers do of the decoding."""
+    return EncodedDecoder(decoder) if config.decoder == "cuda" and isinstance(decoder, ImageDecoder) else decoder
+
+
+def placing(
+    decoder: DenseDecoder, config: ExtractConfig, batch_size: int, device: torch.device
+) -> Callable[[Batch], Batch]:
+    """What brings a batch that workers have made to the device.
+
+    Raises:
+        ConfigError: If it can't be decoded there, as was asked for.
+    """
+    if config.decoder == "cuda" and isinstance(decoder, ImageDecoder):
+        return DeviceDecoder(decoder, batch_size, device)
+    return Upload(device, decoder.entry)
+
+
+def recipe_of(
+    config: ExtractConfig,
+    spec: BackboneSpec,
+    device: torch.device,
+    precision: Precision,
+    batch_size: int,
+    runtime: str,
+) -> Recipe:
+    """All that determines what will be computed."""
+    return Recipe(
+        backbone=spec.name,
+        backbone_args=dict(spec.architecture.arguments),
+        weights=spec.weights.to_json(),
+        preprocessing=spec.preprocessing,
+        layers=spec.layers,
+        pooling=config.pool,
+        normalize=spec.normalize,
+        precision=precision,
+        runtime=runtime,
+        device=device.type,
+        decoder=config.decoder,
+        batch_size=batch_size,
+        dtype=config.dtype,
+    )
+
+
+def environment_of(device: torch.device, libraries: tuple[str, ...]) -> dict[str, Any]:
+    """Versions and hardware, as the manifest has them."""
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in (*_PACKAGES, *libraries)},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def workers_of(config: ExtractConfig) -> int:
+    """Processes that read and decode."""
+    return default_workers() if config.workers is None else config.workers
+
+
+def required(value: T | None) -> T:
+    """A value that is there, as no fault was found on the way to it."""
+    if value is None:
+        raise RuntimeError("a step failed without saying why")
+    return value

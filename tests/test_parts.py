@@ -1,0 +1,53 @@
+"""The parts of a run, put together as its settings say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from embedx import ExtractConfig, sample
+from embedx import extract as extract_module
+from embedx.data.decode import ImageDecoder
+from embedx.data.device import DeviceDecoder, EncodedDecoder, Upload
+from embedx.data.features import FeatureDecoder
+from embedx.data.rows import DenseDecoder
+from embedx.errors import ConfigError
+from embedx.extract import extract, prepare
+from embedx.parts import loading, placing
+from embedx.recompute import recompute
+from embedx.store.reader import Store
+from tests.runs import digests
+
+CPU = torch.device("cpu")
+SETTINGS = {"backbone": sample.BACKBONE, "weights": "sample", "data": (str(sample.IMAGES / "val"),)}
+
+
+def test_only_images_are_decoded_on_the_device_and_only_if_asked_for(tmp_path: Path) -> None:
+    spec = prepare(ExtractConfig(**SETTINGS, out=tmp_path)).spec
+    images, features = ImageDecoder(spec.preprocessing), FeatureDecoder((8,))
+    for decoder, name, there in ((images, "cpu", False), (images, "cuda", True), (features, "cuda", False)):
+        config = ExtractConfig(**SETTINGS, out=tmp_path, decoder=name)
+        assert isinstance(loading(decoder, config), EncodedDecoder if there else DenseDecoder)
+        assert isinstance(placing(decoder, config, 4, CPU), DeviceDecoder if there else Upload)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_images_can_only_be_decoded_where_the_model_runs(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--decoder cuda decodes where the model runs, and that is the cpu"):
+        extract(ExtractConfig(**SETTINGS, out=tmp_path / "store", decoder="cuda"))
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_run_that_decodes_on_the_device_gives_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On this one; what nvJPEG makes of an image is for the tests that need a GPU."""
+    monkeypatch.setattr(extract_module, "check_decoder", lambda decoder, device: None)
+    for name in ("cpu", "cuda"):
+        extract(ExtractConfig(**SETTINGS, out=tmp_path / name, device="cpu", decoder=name, batch_size=16))
+    one, other = (Store.open(tmp_path / name) for name in ("cpu", "cuda"))
+    assert one.recipe | {"decoder": "cuda"} == other.recipe != one.recipe
+    assert torch.equal(*(store.load("all", framework="torch").embeddings for store in (one, other)))
+    assert digests(tmp_path / "cpu") != digests(tmp_path / "cuda"), "shards name their recipe"
+    found = recompute(tmp_path / "cuda", 20)
+    assert found.rows == 20 and not found.faults and found.largest_difference == 0
