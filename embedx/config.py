@@ -163,9 +163,12 @@ class ExtractConfig:
     )
     workers: int | None = setting(
         None,
-        help="Processes that read and decode. Default: one per core. 0: none; --timeout has no effect then, and an "
-        "input that crashes its decoder ends the run.",
+        help="Processes that read and decode. Default: one per core, as for --threads. 0: none; --timeout has no "
+        "effect then, and an input that crashes its decoder ends the run.",
         short="-j",
+    )
+    threads: int | None = setting(
+        None, help="Threads of a forward pass on the CPU. Default: one per core, as affinity and container limit them."
     )
     device: str = setting("auto", help="auto (CUDA if there is one), cpu, cuda or cuda:N.")
     runtime: RuntimeName = setting("auto", help="How the forward pass is run; auto: by what pays for so many inputs.")
@@ -214,7 +217,7 @@ class ExtractConfig:
         """Everything wrong with the settings themselves, one message each; empty if nothing is."""
         faults = []
         for name, lowest in (
-            *(("batch_size", 1), ("workers", 0), ("image_size", 1), ("crop", 1)),
+            *(("batch_size", 1), ("workers", 0), ("threads", 1), ("image_size", 1), ("crop", 1)),
             *(("max_pixels", 1), ("max_errors", 0)),
         ):
             value = getattr(self, name)

@@ -40,6 +40,7 @@ from embedx.parts import (
     placing,
     recipe_of,
     required,
+    use_threads,
     workers_of,
 )
 from embedx.processes import allow_files, keep_large_blocks
@@ -159,6 +160,7 @@ def extract(config: ExtractConfig, heartbeat: Heartbeat = SILENT, plan: Plan | N
     """
     started = time.perf_counter()
     console = heartbeat.console
+    use_threads(config)
     job = prepare(config, plan=plan, heartbeat=heartbeat)
     _notices(job, console)
     heartbeat.say("looking through the store")
@@ -179,7 +181,15 @@ def extract(config: ExtractConfig, heartbeat: Heartbeat = SILENT, plan: Plan | N
     manifest = session.manifest
     seconds = time.perf_counter() - started
     changes = update.counts if update is not None else None
-    return Summary(config.out / MANIFEST, manifest.totals, up_to_date, changes, seconds, manifest.timings)
+    means = {} if up_to_date else _means(job, manifest)
+    return Summary(config.out / MANIFEST, manifest.totals, up_to_date, changes, seconds, manifest.timings, means)
+
+
+def _means(job: Job, manifest: Manifest) -> dict[str, str | int]:
+    means: dict[str, str | int] = {"device": str(job.device), "runtime": manifest.recipe["runtime"]}
+    if job.device.type == "cpu":
+        means["threads"] = torch.get_num_threads()
+    return {**means, "workers": workers_of(job.config), "batch_size": job.batch_size}
 
 
 def _update(job: Job, session: StoreSession, console: Console) -> Layout | None:

@@ -19,14 +19,15 @@ from embedx.store.layout import MANIFEST
 from embedx.store.manifest import Manifest
 from embedx.store.session import StoreSession
 
-_WITHOUT_EFFECT = frozenset({"workers", "on_error", "timeout", "max_pixels", "max_errors", "update"})
+_WITHOUT_EFFECT = frozenset({"workers", "threads", "on_error", "timeout", "max_pixels", "max_errors", "update"})
 """Settings that change nothing of a store which is complete."""
 _OF_THE_MACHINE = frozenset({"python", "device", "cores", "threads"})
 """What an environment tells beside versions of packages."""
 
 
 _VERDICTS = {
-    "loader_wait": "decode-bound: the model waited {share} of the time; give more --workers, or a faster disk",
+    "loader_wait": "decode-bound: the model waited {share} of the time; give more --workers, "
+    "a faster disk, or on a GPU --decoder cuda",
     "forward": "compute-bound: the model ran {share} of the time; --precision bf16, another --runtime or a GPU help",
     "writer_wait": "disk-bound: the writer was waited for {share} of the time; give --dtype fp16, or a faster disk",
 }
@@ -46,6 +47,8 @@ class Summary:
     """What was different from the store that was there, as counts of inputs, where it was brought up to date."""
     seconds: float
     timings: dict[str, float]
+    means: dict[str, str | int] = dataclasses.field(default_factory=dict)
+    """What computed: device, runtime, threads (of a CPU), workers, batch_size; empty if nothing was computed."""
 
     @property
     def rows(self) -> int:
@@ -90,6 +93,7 @@ class Summary:
             "changes": self.changes,
             "seconds": round(self.seconds, 3),
             "splits": self.totals,
+            "means": self.means,
             "timings": self.timings,
             "verdict": self.verdict,
         }

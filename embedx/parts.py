@@ -14,12 +14,12 @@ from embedx.config import ExtractConfig, Precision, Recipe
 from embedx.data.decode import ImageDecoder
 from embedx.data.device import DeviceDecoder, EncodedDecoder, Upload
 from embedx.data.features import FeatureDecoder, features_shape
-from embedx.data.loaders import default_workers
 from embedx.data.plan import Plan
 from embedx.data.rows import Decoder, DenseDecoder
 from embedx.engine.state import Batch
 from embedx.models.backbones import BackboneSpec, describe_backbone
 from embedx.models.backbones.none import NONE, FeatureSpec, describe_features
+from embedx.processes import cores
 
 _PACKAGES = ("embedx", "torch", "torchvision", "pillow", "numpy", "pyarrow", "safetensors")
 
@@ -96,8 +96,15 @@ def environment_of(device: torch.device, libraries: tuple[str, ...]) -> dict[str
 
 
 def workers_of(config: ExtractConfig) -> int:
-    """Processes that read and decode."""
-    return default_workers() if config.workers is None else config.workers
+    """Processes that read and decode: one for each core, unless another number is given."""
+    return cores() if config.workers is None else config.workers
+
+
+def use_threads(config: ExtractConfig) -> None:
+    """Has torch compute with as many threads as are given, or else as it would, but no more than there are cores."""
+    threads = config.threads or min(torch.get_num_threads(), cores())
+    if threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
 
 
 def required(value: T | None) -> T:

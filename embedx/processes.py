@@ -65,6 +65,13 @@ def allow_files(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
+def cores() -> int:
+    """Cores that this process may use, by its affinity and by the limits of its container; rounded up."""
+    from loky import cpu_count  # type: ignore[import-untyped]
+
+    return int(cpu_count())
+
+
 def keep_large_blocks() -> None:
     """Has glibc keep large blocks when they are freed; elsewhere nothing is done.
 

@@ -33,7 +33,16 @@ from embedx.models import runtimes
 from embedx.models.backbones import BackboneSpec, runs_code
 from embedx.models.runtime import resolve_device
 from embedx.models.runtimes.eager import EagerRuntime
-from embedx.parts import decoder_for, describe_spec, environment_of, loading, placing, recipe_of, workers_of
+from embedx.parts import (
+    decoder_for,
+    describe_spec,
+    environment_of,
+    loading,
+    placing,
+    recipe_of,
+    use_threads,
+    workers_of,
+)
 from embedx.store.differences import difference_text, leaves_that_differ
 from embedx.store.index import OK
 from embedx.store.reader import Store
@@ -101,6 +110,7 @@ def recompute(
     console = console or Console(quiet=True)
     store = Store.open(Path(path).absolute())
     config = _config(store, device, trust=trust, console=console)
+    use_threads(config)
     seed = random.randrange(2**32) if seed is None else seed
     chosen = _choose(store, count, seed)
     total = sum(len(rows) for rows in chosen.values())

@@ -76,8 +76,9 @@ def forward(backbone: Backbone, precision: Precision, runtime: Runtime, data: Da
     import torch
 
     from embedx.config import ExtractConfig
-    from embedx.extract import decoder_for, prepare
+    from embedx.extract import prepare
     from embedx.models import runtimes
+    from embedx.parts import decoder_for
     from embedx.processes import keep_large_blocks
 
     keep_large_blocks()
@@ -99,16 +100,18 @@ def forward(backbone: Backbone, precision: Precision, runtime: Runtime, data: Da
 def loading(backbone: Backbone, precision: Precision, runtime: Runtime, data: Data) -> None:
     """Prints images per second that all cores' workers read, decode and resize while nothing else runs."""
     from embedx.config import ExtractConfig
-    from embedx.data.loaders import SplitLoader, default_workers
-    from embedx.extract import decoder_for, prepare
+    from embedx.data.loaders import SplitLoader
+    from embedx.extract import prepare
+    from embedx.parts import decoder_for
+    from embedx.processes import cores
 
     job = prepare(ExtractConfig(**_settings(backbone, precision, runtime, data, data.parent / "nothing")))
     (split,) = job.plan.splits.values()
     # Over all images four times, so that what is decoded ahead while the clock is started does not count.
     units = [range(len(split))] * 4
     decoder = decoder_for(job.spec, job.config)
-    batches = iter(SplitLoader(split, units, decoder, batch_size=job.batch_size, workers=default_workers()))
-    skipped = 4 * default_workers() + 1
+    batches = iter(SplitLoader(split, units, decoder, batch_size=job.batch_size, workers=cores()))
+    skipped = 4 * cores() + 1
     for _, _batch in zip(range(skipped), batches, strict=False):
         start = time.perf_counter()
     images = sum(len(batch["index"]) for batch in batches)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -18,9 +20,10 @@ from embedx.extract import extract, prepare
 from embedx.parts import loading, placing
 from embedx.recompute import recompute
 from embedx.store.reader import Store
-from tests.runs import digests
+from tests.runs import EMBEDX, digests
 
 CPU = torch.device("cpu")
+BACKBONE = ("--backbone", sample.BACKBONE, "--weights", "sample")
 SETTINGS = {"backbone": sample.BACKBONE, "weights": "sample", "data": (str(sample.IMAGES / "val"),)}
 
 
@@ -51,3 +54,19 @@ def test_a_run_that_decodes_on_the_device_gives_the_same_rows(tmp_path: Path, mo
     assert digests(tmp_path / "cpu") != digests(tmp_path / "cuda"), "shards name their recipe"
     found = recompute(tmp_path / "cuda", 20)
     assert found.rows == 20 and not found.faults and found.largest_difference == 0
+
+
+def test_threads_and_workers_are_as_many_as_there_are_cores_unless_given(tmp_path: Path) -> None:
+    def means(*arguments: str) -> dict[str, object]:
+        out = tmp_path / "-".join(arguments)
+        call = ["extract", "--data", str(sample.IMAGES / "val"), *BACKBONE, "--out", str(out), "--json", *arguments]
+        done = subprocess.run(["taskset", "-c", "0", *EMBEDX, *call], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)["means"]
+        assert f"({found['runtime']} on cpu, {found['threads']} thread" in done.stderr
+        assert Store.open(out).manifest.environment["threads"] == found["threads"]
+        return {name: found[name] for name in ("device", "threads", "workers", "batch_size")}
+
+    cpu = {"device": "cpu", "batch_size": 32}
+    assert means("--device", "cpu") == {**cpu, "threads": 1, "workers": 1}
+    assert means("--device", "cpu", "--threads", "2", "-j", "3") == {**cpu, "threads": 2, "workers": 3}

@@ -102,12 +102,18 @@ def _outcome(summary: Summary) -> str:
     if summary.up_to_date:
         return f"up to date: {count_text(summary.rows, 'row')}"
     rate = summary.timings.get("images_per_second")
-    pace = f", {rate:.0f} images/s" if rate else ""
+    pace = f", {rate:.0f} images/s ({_means(summary)})" if rate else ""
     done = f"{count_text(summary.rows, 'row')}, {summary.rejected} rejected, in {summary.seconds:.1f} s"
     if summary.changes is None:
         return done + pace
     computed = count_text(int(summary.timings["inputs"]), "input")
     return f"updated, {computed} computed: {describe_counts(summary.changes)}\n{done}"
+
+
+def _means(summary: Summary) -> str:
+    means = summary.means
+    threads = f", {count_text(int(means['threads']), 'thread')}" if "threads" in means else ""
+    return f"{means['runtime']} on {means['device']}{threads}, {count_text(int(means['workers']), 'worker')}"
 
 
 def _print_profile(summary: Summary) -> None:

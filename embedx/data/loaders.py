@@ -304,11 +304,6 @@ class SplitLoader:
         return batch
 
 
-def default_workers() -> int:
-    """One worker per core that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _start_worker(worker: int) -> None:
     become_decoding_process("embedx-loader")
     # libpng and libtiff print a line per odd file; what matters of it is in the reason of a rejected input.

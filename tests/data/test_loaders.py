@@ -25,7 +25,7 @@ from embedx.callbacks.rejected import RejectedInputs
 from embedx.config import Preprocessing
 from embedx.data.decode import ImageDecoder, decode, preprocess
 from embedx.data.files import FileReader
-from embedx.data.loaders import Batches, LoaderError, SplitLoader, UnitBatches, default_workers
+from embedx.data.loaders import Batches, LoaderError, SplitLoader, UnitBatches
 from embedx.data.plan import SplitPlan, build_plan
 from embedx.data.sources.folder import FolderSource
 from embedx.engine.connectors import DataConnector
@@ -376,7 +376,3 @@ def test_workers_that_die_whatever_they_do_end_the_run(folder: Path, monkeypatch
     with pytest.raises(LoaderError, match=r"die again and again .*give fewer --workers"):
         list(doomed)
     assert wait_for(lambda: not workers_alive())
-
-
-def test_there_is_at_least_one_worker_by_default() -> None:
-    assert 1 <= default_workers() <= (os.cpu_count() or 1)
