@@ -4,19 +4,11 @@ import atexit
 import os
 import sys
 import traceback
-from types import ModuleType, TracebackType
+from types import TracebackType
 
-import torch  # noqa: F401
+from embedx.lean import import_torchvision
 
-# Torchvision asks at its import whether its operators can be compiled, for which it would import torch's compiler: that
-# takes as long as all the rest, and no child compiles.
-_compiler = ModuleType("torch._dynamo.utils")
-_compiler.is_compile_supported = lambda device: False  # type: ignore[attr-defined]
-sys.modules[_compiler.__name__] = _compiler
-try:
-    import torchvision  # noqa: F401
-finally:
-    del sys.modules[_compiler.__name__]
+import_torchvision()
 
 import embedx.data.decode  # noqa: E402
 import embedx.data.loaders  # noqa: E402

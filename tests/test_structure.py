@@ -16,11 +16,12 @@ PACKAGE = Path(embedx.__file__).parent
 MODULES = {path.relative_to(PACKAGE.parent).with_suffix("").as_posix().replace("/", "."): path
            for path in sorted(PACKAGE.rglob("*.py"))}  # fmt: skip
 
-GROUND = {"errors", "processes", "config", "sample"}
+GROUND = {"errors", "processes", "config", "sample", "lean"}
 MAY_IMPORT = {
     "errors": set(),
     "processes": set(),
     "sample": set(),
+    "lean": set(),
     "config": {"errors"},
     "data": GROUND,
     "models": GROUND,

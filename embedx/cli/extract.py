@@ -25,6 +25,7 @@ from embedx.cli.output import (
 )
 from embedx.config import ExtractConfig, size_text
 from embedx.errors import TooManyRejectedError
+from embedx.lean import import_torchvision
 from embedx.processes import start_fork_server
 from embedx.store.layout import MANIFEST, staging_folder
 
@@ -91,6 +92,7 @@ def _run(config: ExtractConfig) -> Summary:
                 return summary
         heartbeat.say("starting")
         start_fork_server()
+        import_torchvision()
         from embedx.extract import extract
 
         return extract(config, heartbeat, plan)

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from embedx.config import ExtractConfig, Preprocessing
 from embedx.errors import ConfigError
+from embedx.lean import without_compiler
 from embedx.models.backbones import dense, factory, huggingface, program, quantized, timm, torchvision
 from embedx.models.backbones.base import Architecture, BackboneKind, last_line
 from embedx.models.checkpoints import Weights
@@ -78,10 +79,17 @@ def describe_backbone(config: ExtractConfig, *, download: bool = True) -> Backbo
     spec = BackboneSpec(architecture, preprocessing, config.layer, config.pool, config.normalize, shapes={})
     if config.layer:
         _check_has_layers(architecture)
+    with contextlib.suppress(Exception), without_compiler():  # which some backbone may need, that can be anyone's code
+        return _tried_out(spec, preprocessing.crop)
+    return _tried_out(spec, preprocessing.crop)
+
+
+def _tried_out(spec: BackboneSpec, size: int) -> BackboneSpec:
+    """The description, with what is told by the backbone's outline as it is built and run."""
+    architecture = spec.architecture
     model = architecture.outline()
-    ConfigError.check(layer_faults(model, config.backbone, config.layer))
+    ConfigError.check(layer_faults(model, architecture.name, spec.layers))
     embedder = _embedder(model, spec).to(architecture.outline_device)
-    size = preprocessing.crop
 
     flops = 0.0
 

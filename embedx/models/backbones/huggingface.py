@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as transforms
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as transforms
 
 from embedx.config import ExtractConfig, Interpolation, Preprocessing
 from embedx.errors import CheckpointError, ConfigError

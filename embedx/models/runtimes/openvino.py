@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.jit._trace import TracerWarning
 
 from embedx.config import Precision
 from embedx.models.features import Embedder
@@ -17,7 +19,7 @@ _PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 
 
 class OpenVinoRuntime(Runtime):
-    """The whole forward pass, from uint8 on, exported by PyTorch and compiled by OpenVINO for this CPU.
+    """The whole forward pass, from uint8 on, traced or exported by PyTorch, and compiled by OpenVINO for this CPU.
 
     Raises:
         RuntimeUnfitError: If OpenVINO is not installed, or lacks an operator, the precision or the device.
@@ -39,9 +41,7 @@ class OpenVinoRuntime(Runtime):
             raise RuntimeUnfitError("the backbone is a program, which is run as it was made: give --runtime eager")
         names: list[str] = []
         try:
-            with torch.no_grad():
-                program = torch.export.export(_ChannelsLast(embedder, names), (_channels_last(images),))
-            model = openvino.convert_model(program)
+            model = _converted(openvino, _ChannelsLast(embedder, names), _channels_last(images))
             compiled = core.compile_model(
                 model,
                 "CPU",
@@ -80,6 +80,27 @@ class _ChannelsLast(nn.Module):
         features = self.embedder(images.permute(0, 3, 1, 2))
         self._names[:] = features
         return tuple(features.values())
+
+
+def _converted(openvino: Any, model: _ChannelsLast, images: Tensor) -> Any:
+    """The model for OpenVINO, by way of a trace; where that might be another model, of torch.export.
+
+    The trace, of two images, takes a second where torch.export takes six, as that imports torch's compiler, which goes
+    through the model three times. But Python's branches stay as they were taken, of which torch warns.
+    """
+    shape = list(images.shape)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", TracerWarning)
+        try:
+            example = images[:2]
+            trace = torch.jit.trace(model, (example,), check_trace=False)  # type: ignore[no-untyped-call]
+            converted = openvino.convert_model(trace, example_input=(example,), input=[(shape, openvino.Type.u8)])
+            if all(output.partial_shape[0] == shape[0] for output in converted.outputs):
+                return converted
+        except Exception:  # noqa: BLE001  (it may be anyone's code, which the way below takes or refuses)
+            pass
+        return openvino.convert_model(torch.export.export(model, (images,)))
 
 
 def _channels_last(images: Tensor) -> Tensor:

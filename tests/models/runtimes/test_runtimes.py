@@ -140,6 +140,40 @@ def test_what_a_runtime_does_not_take_falls_to_the_next_with_a_notice(name: str)
         runtimes.build((name,), lambda: embedder, CPU, "fp32", batch(), notices.append)
 
 
+class Maps(nn.Module):
+    """The same operations whatever the images are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 8, 8), nn.BatchNorm2d(16), nn.ReLU())
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps: Tensor = self.stem(images)
+        return maps.flatten(2).mean(2)
+
+
+class Judging(Maps):
+    """Looks at the images' size, of which a trace can't be sure that it stays."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images if images.shape[2] % 2 == 0 else images[:, :, 1:, 1:])
+
+
+@pytest.mark.parametrize(("module", "exported"), [(Maps, False), (Judging, True)])
+def test_openvino_takes_a_trace_unless_that_might_be_another_model(
+    monkeypatch: pytest.MonkeyPatch, module: type[Maps], exported: bool
+) -> None:
+    exports = []
+    export = torch.export.export
+    monkeypatch.setattr(torch.export, "export", lambda *args: exports.append(args) or export(*args))
+    torch.manual_seed(0)
+    embedder = Embedder(module().eval(), PLAIN, pool="avg", normalize=True).eval()
+    with torch.inference_mode():
+        expected = embedder(batch())["embeddings"]
+    found = OpenVinoRuntime(embedder, CPU, "fp32", batch())(batch())["embeddings"]
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max() and bool(exports) == exported
+
+
 def test_auto_takes_what_pays_for_so_many_images() -> None:
     assert runtimes.candidates("auto", CPU, 8e9, 10) == ("eager",)
     assert runtimes.candidates("auto", CPU, 8e9, 10_000) == ("openvino", "compile", "eager")

@@ -1,0 +1,60 @@
+"""Torch without its compiler, whose import takes as long as torch's own, and which few runs use.
+
+It is imported later where something is compiled or exported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+_COMPILER = "torch._dynamo"
+
+
+def import_torchvision() -> None:
+    """Imports torch and torchvision, which asks whether its operators can be compiled, and is told that they can't."""
+    import torch  # noqa: F401
+
+    if _COMPILER in sys.modules:
+        return
+    utils = ModuleType(f"{_COMPILER}.utils")
+    utils.is_compile_supported = lambda device: False  # type: ignore[attr-defined]
+    with _in_place_of(utils):
+        import torchvision  # noqa: F401
+
+
+@contextlib.contextmanager
+def without_compiler() -> Iterator[None]:
+    """While this lasts, what torch keeps its compiler out of runs as it is, and does not import it for that.
+
+    So it is with all that computes on the meta device. What asks the compiler for anything else fails.
+    """
+    if _COMPILER in sys.modules:
+        yield
+        return
+    marked: list[Any] = []
+
+    def disable(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[..., Any]:
+        marked.append(function)
+        return function
+
+    compiler = ModuleType(_COMPILER)
+    compiler.disable = disable  # type: ignore[attr-defined]
+    with _in_place_of(compiler):
+        try:
+            yield
+        finally:
+            for function in marked:  # torch notes there what it was given, for later calls
+                vars(function).pop("__dynamo_disable", None)
+
+
+@contextlib.contextmanager
+def _in_place_of(module: ModuleType) -> Iterator[None]:
+    sys.modules[module.__name__] = module
+    try:
+        yield
+    finally:
+        del sys.modules[module.__name__]

@@ -1,0 +1,63 @@
+"""Torch's compiler is imported only where something is compiled."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from embedx import sample
+from tests.runs import OFFLINE
+
+
+def python(code: str, *arguments: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=OFFLINE)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("runtime", ["eager", "openvino"])
+def test_a_run_does_without_the_compiler(tmp_path: Path, runtime: str) -> None:
+    code = """
+import os, sys
+from embedx.__main__ import main
+if __name__ == "__main__":
+    end = os._exit
+    os._exit = lambda code: end(code or 10 * ("torch._dynamo" in sys.modules))
+    main()
+"""
+    settings = ["--backbone", sample.BACKBONE, "--weights", "sample", "--device", "cpu", "-j", "1"]
+    inputs = ["--data", str(sample.IMAGES / "val"), "--out", str(tmp_path / "out")]
+    printed = python(code, "extract", *settings, *inputs, "--runtime", runtime)
+    assert printed.strip() == str(tmp_path / "out/manifest.json")
+
+
+def test_the_compiler_can_be_had_afterwards_and_knows_what_it_is_kept_out_of() -> None:
+    code = """
+import sys
+from embedx.lean import import_torchvision, without_compiler
+import_torchvision()
+import torch
+from torch._prims_common import wrappers
+marked = []
+with without_compiler():
+    torch.zeros(2, device="meta", dtype=torch.uint8) - torch.ones(2, device="meta")
+    stub = sys.modules["torch._dynamo"]
+    try:
+        torch.compile(torch.nn.Identity())(torch.ones(1))
+    except Exception as error:
+        print("refused")
+assert "torch._dynamo" not in sys.modules
+with without_compiler():
+    pass
+assert torch.compile(torch.nn.Linear(2, 2), backend="eager")(torch.ones(1, 2)).shape == (1, 2)
+assert sys.modules["torch._dynamo"] is not stub
+with without_compiler():
+    assert sys.modules["torch._dynamo"] is not stub
+import torchvision
+boxes = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
+assert torchvision.ops.roi_align(torch.ones(1, 1, 4, 4), [boxes], 2).shape == (1, 1, 2, 2)
+"""
+    assert python(code) == "refused\n"
