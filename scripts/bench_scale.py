@@ -232,10 +232,27 @@ def _units(root: Path, units: int, rows_per_unit: int, dim: int, rows_per_group:
 
 @app.command()
 def groups(count: int = 100_000, folder: Folder = None) -> None:
-    """Writes groups of ten rows, in units of a thousand groups."""
+    """Writes groups of ten rows, in units of a thousand groups, and as many folders with a plain file in each."""
     with tempfile.TemporaryDirectory(dir=folder) as place:
         seconds = _units(Path(place, "store"), max(1, count // 1000), min(count, 1000) * 10, 64, 10)
-    report("many small groups", ("groups", "seconds", "groups/s"), [(count, seconds, count / seconds)])
+        (shard,) = next(Path(place, "store", "all").iterdir()).iterdir()
+        bare = _bare_files(Path(place, "bare"), count, shard.read_bytes())
+    columns = ("groups", "seconds", "groups/s", "bare folders and files/s", "ratio")
+    report("many small groups", columns, [(count, seconds, count / seconds, count / bare, bare / seconds)])
+
+
+def _bare_files(root: Path, count: int, data: bytes) -> float:
+    """Seconds in which the file system makes folders with a renamed file in each, and brings all to disk."""
+    root.mkdir()
+    start = time.perf_counter()
+    for number in range(count):
+        group = f"{root}/group-{number:06d}"
+        os.mkdir(group)
+        with open(f"{group}/temporary", "xb") as file:
+            file.write(data)
+        os.rename(f"{group}/temporary", f"{group}/000000.safetensors")
+    os.sync()
+    return time.perf_counter() - start
 
 
 @app.command()

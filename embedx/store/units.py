@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -87,7 +87,7 @@ class UnitBuffer:
 
     def _copy_staying(self, rows: pa.Table) -> None:
         embedded = pc.is_valid(rows["shard"])
-        positions = self._count + torch.from_numpy(pc.indices_nonzero(embedded).to_numpy().astype("int64"))
+        positions = self._count + _tensor(pc.indices_nonzero(embedded))
         places = rows.filter(embedded)
         for name in self._base.names if len(places) else ():
             tensor = self._base.gather(name, places)
@@ -125,15 +125,16 @@ class UnitBuffer:
         rows = pa.concat_tables(self._rows, promote_options="default")
         order = pc.sort_indices(rows["index"])  # rows that stay come before those that are computed
         rows = rows.take(order)
-        places = torch.from_numpy(order.to_numpy().astype("int64"))
+        places = _tensor(order)
         shard_column: list[str | None] = [None] * len(rows)
         row_column: list[int | None] = [None] * len(rows)
         shards: list[ShardEntry] = []
         by_group = self._positions_by_group(rows)
+        numbers = {INDEX: _tensor(rows["index"]), TARGETS: _tensor(rows["target"].fill_null(UNKNOWN_TARGET))}
 
         def files() -> Iterator[tuple[Path, bytes]]:
             for group, positions in by_group.items():
-                shard, data = self._shard(unit, rows, group, positions, places)
+                shard, data = self._shard(unit, group, torch.tensor(positions), places, numbers)
                 for row, position in enumerate(positions):
                     shard_column[position], row_column[position] = shard.path, row
                 shards.append(shard)
@@ -167,14 +168,13 @@ class UnitBuffer:
         return positions
 
     def _shard(
-        self, unit: Unit, rows: pa.Table, group: str | None, positions: list[int], places: Tensor
+        self, unit: Unit, group: str | None, positions: Tensor, places: Tensor, numbers: Mapping[str, Tensor]
     ) -> tuple[ShardEntry, bytes]:
-        selected = places[torch.tensor(positions)]
+        selected = places[positions]
         tensors = {name: tensor[selected] for name, tensor in self._tensors.items()}
-        own = rows.select(["index", "target"]).take(pa.array(positions))
-        tensors[INDEX] = torch.tensor(own["index"].to_pylist())
-        if own["target"].null_count < len(own):
-            tensors[TARGETS] = torch.tensor(own["target"].fill_null(UNKNOWN_TARGET).to_pylist())
+        tensors |= {name: column[positions] for name, column in numbers.items()}
+        if (tensors[TARGETS] == UNKNOWN_TARGET).all():
+            del tensors[TARGETS]
         path = shard_path(unit, self._folder(unit.split, group) if self.terms.grouped else None)
         header = ShardHeader(FORMAT, unit.split, group, unit.number, self.terms.recipe)
         return encode_shard(path, tensors, header)
@@ -183,3 +183,8 @@ class UnitBuffer:
         if split not in self._folders:
             self._folders[split] = GroupFolders(inside(self.terms.root, folder_name(split)))
         return self._folders[split].of(group)
+
+
+def _tensor(column: pa.Array | pa.ChunkedArray) -> Tensor:
+    """Whole numbers, none missing, as a tensor [N] int64."""
+    return torch.from_numpy(column.to_numpy().astype("int64"))
