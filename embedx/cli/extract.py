@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -95,6 +96,7 @@ def _run(config: ExtractConfig) -> Summary:
         import_torchvision()
         from embedx.extract import extract
 
+        gc.freeze()  # what was imported stays; else every collection of garbage would go through it
         return extract(config, heartbeat, plan)
 
 

@@ -6,6 +6,7 @@ import difflib
 import os
 import stat
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -36,6 +37,9 @@ FEATURE_SUFFIXES = frozenset({".npy", ".safetensors"})
 SPLIT_FOLDERS = frozenset({"train", "val", "valid", "validation", "test"})
 
 
+_CHUNK = 1 << 16
+"""Inputs of which a table is made at a time; one of all would take four times the memory while it is made."""
+
 _Found: TypeAlias = tuple[tuple[bytes, ...], int | None, int | None, bytes]
 """Path below the folder in parts, size, modification time in ns, and the whole path or URL."""
 
@@ -60,19 +64,24 @@ class FolderSource:
 
     def scan(self) -> pa.Table:
         """Lists the images; the target is the class."""
-        found = sorted(self._found())
-        if not found:
+        found = self._found()
+        chunks = []
+        while chunk := list(islice(found, _CHUNK)):
+            chunks.append(self._table(chunk))
+        if not chunks:
             what = "images" if self.suffixes is IMAGE_SUFFIXES else "features"
             raise ConfigError(f"no {what} in {self}; looked for files named {' '.join(sorted(self.suffixes))}")
+        return pa.concat_tables(chunks)
+
+    def _table(self, found: list[_Found]) -> pa.Table:
         relative, sizes, times, paths = zip(*found, strict=True)
-        keys = [as_text(b"/".join(parts)) for parts in relative]
         folders = [[as_text(part) for part in parts[:-1]] for parts in relative]
         classes = [parts[0] if parts else None for parts in folders]
         return pa.table(
             {
-                "key": keys,
+                "key": [as_text(b"/".join(parts)) for parts in relative],
                 "path": paths,
-                "offset": [None] * len(keys),
+                "offset": [None] * len(found),
                 "size": sizes,
                 "mtime_ns": times,
                 TARGET: classes,
@@ -83,17 +92,15 @@ class FolderSource:
         )
 
     def _found(self) -> Iterator[_Found]:
-        root = os.fsencode(self.root.absolute())
-        for parts, size, time in self._walk(os.fsencode(self.root), ()):
-            yield parts, size, time, os.path.join(root, *parts)
+        """What there is, by its path below the folder, part by part."""
+        return self._walk(os.fsencode(self.root.absolute()))
 
     def _walk(
-        self, folder: bytes, ancestors: tuple[tuple[int, int], ...], below: tuple[bytes, ...] = ()
-    ) -> Iterator[tuple[tuple[bytes, ...], int | None, int | None]]:
-        """Yields (path below the root in parts, size, modification time) of every image."""
+        self, folder: bytes, ancestors: tuple[tuple[int, int], ...] = (), below: tuple[bytes, ...] = ()
+    ) -> Iterator[_Found]:
         try:
             own = os.stat(folder)
-            entries = list(os.scandir(folder))
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
             raise ConfigError(
                 f"{as_text(folder)}: can't be listed ({error.strerror}); mend it, or name other folders"
@@ -114,7 +121,7 @@ class FolderSource:
                     continue
                 size_and_time = status.st_size, status.st_mtime_ns
             if _suffix(entry.name) in self.suffixes:
-                yield (*below, entry.name), *size_and_time
+                yield (*below, entry.name), *size_and_time, entry.path
 
 
 class RemoteFolder(FolderSource):
@@ -135,8 +142,7 @@ class RemoteFolder(FolderSource):
         return self.url
 
     def _found(self) -> Iterator[_Found]:
-        for file in self.files:
-            parts = tuple(os.fsencode(file.below).split(b"/"))
+        for parts, file in sorted((tuple(os.fsencode(file.below).split(b"/")), file) for file in self.files):
             if _suffix(parts[-1]) in self.suffixes and not any(part.startswith(b".") for part in parts):
                 yield parts, file.size, file.mtime_ns, os.fsencode(file.url)
 
