@@ -163,12 +163,13 @@ class ExtractConfig:
     )
     workers: int | None = setting(
         None,
-        help="Processes that read and decode. Default: one per core, as for --threads. 0: none; --timeout has no "
-        "effect then, and an input that crashes its decoder ends the run.",
+        help="Processes that read and decode. Default: one per core, by affinity and the container's limit. 0: none; "
+        "--timeout has no effect then, and an input that crashes its decoder ends the run.",
         short="-j",
     )
     threads: int | None = setting(
-        None, help="Threads of a forward pass on the CPU. Default: one per core, as affinity and container limit them."
+        None,
+        help="Threads of a forward pass on the CPU. Default: torch's own number, but no more than the cores there are.",
     )
     device: str = setting("auto", help="auto (CUDA if there is one), cpu, cuda or cuda:N.")
     runtime: RuntimeName = setting("auto", help="How the forward pass is run; auto: by what pays for so many inputs.")
@@ -345,8 +346,11 @@ class Recipe:
     dtype: StoredDtype
 
     def to_json(self) -> dict[str, Any]:
-        """The recipe as plain JSON values, as the manifest holds it."""
-        return cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(self))))
+        """The recipe as plain JSON values, as the manifest holds it; without a decoder that is the usual one."""
+        values = dataclasses.asdict(self)
+        if self.decoder == "cpu":
+            del values["decoder"]
+        return cast(dict[str, Any], json.loads(json.dumps(values)))
 
 
 def canonical_json(value: Any) -> str:

@@ -26,13 +26,14 @@ from embedx.data.rows import Decoder, NoDecoder
 from embedx.engine.connectors import DataConnector
 from embedx.engine.loop import run_test
 from embedx.engine.state import Batch
-from embedx.errors import ConfigError, StoreMismatchError
+from embedx.errors import ConfigError, DeviceMemoryError, StoreMismatchError
 from embedx.models import runtimes
 from embedx.models.backbones import BackboneSpec
-from embedx.models.runtime import LARGEST_BATCH, Runtime, check_decoder, has_bf16, resolve_device, resolve_precision
+from embedx.models.runtime import LARGEST_BATCH, Runtime, has_bf16, resolve_device, resolve_precision
 from embedx.models.runtimes.eager import EagerRuntime
 from embedx.outcome import Summary, list_inputs
 from embedx.parts import (
+    check_decoder,
     decoder_for,
     describe_spec,
     environment_of,
@@ -40,7 +41,7 @@ from embedx.parts import (
     placing,
     recipe_of,
     required,
-    use_threads,
+    use_machine,
     workers_of,
 )
 from embedx.processes import allow_files, keep_large_blocks
@@ -130,7 +131,7 @@ def prepare(
     device = attempt(lambda: resolve_device(config.device))
     precision = attempt(lambda: resolve_precision(config.precision, device)) if device is not None else None
     if device is not None:
-        attempt(lambda: check_decoder(config.decoder, device))
+        attempt(lambda: check_decoder(config, device))
     heartbeat.say("listing the inputs")
     plan = plan or attempt(lambda: list_inputs(config))
     heartbeat.say("preparing the backbone")
@@ -160,7 +161,6 @@ def extract(config: ExtractConfig, heartbeat: Heartbeat = SILENT, plan: Plan | N
     """
     started = time.perf_counter()
     console = heartbeat.console
-    use_threads(config)
     job = prepare(config, plan=plan, heartbeat=heartbeat)
     _notices(job, console)
     heartbeat.say("looking through the store")
@@ -181,7 +181,7 @@ def extract(config: ExtractConfig, heartbeat: Heartbeat = SILENT, plan: Plan | N
     manifest = session.manifest
     seconds = time.perf_counter() - started
     changes = update.counts if update is not None else None
-    means = {} if up_to_date else _means(job, manifest)
+    means = _means(job, manifest) if loaders else {}
     return Summary(config.out / MANIFEST, manifest.totals, up_to_date, changes, seconds, manifest.timings, means)
 
 
@@ -259,7 +259,13 @@ def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], heart
             session=session,
         ),
     ]
-    run_test(model, loaders, callbacks, DataConnector({"images": decoder.entry}), place)
+    try:
+        run_test(model, loaders, callbacks, DataConnector({"images": decoder.entry}), place)
+    except torch.OutOfMemoryError as error:  # not of the forward pass, which tells of it by itself
+        raise DeviceMemoryError(
+            f"{job.device.type.upper()} is out of memory with --batch-size {job.batch_size}, where batches are brought "
+            "there and results back; give a smaller one, or --decoder cpu"
+        ) from error
 
 
 def _runtime(job: Job, session: StoreSession, console: Console) -> Runtime:
@@ -321,6 +327,7 @@ def _job(
     device: torch.device,
     precision: Precision,
 ) -> Job:
+    use_machine(config, device)
     begun = store.recipe if store is not None and not config.overwrite else {}
     batch_size = begun.get("batch_size", "auto") if config.batch_size == "auto" else config.batch_size
     if batch_size == "auto":

@@ -27,28 +27,41 @@ def import_torchvision() -> None:
 
 
 @contextlib.contextmanager
-def without_compiler() -> Iterator[None]:
+def without_compiler() -> Iterator[_Absent]:
     """While this lasts, what torch keeps its compiler out of runs as it is, and does not import it for that.
 
-    So it is with all that computes on the meta device. What asks the compiler for anything else fails.
+    So it is with all that computes on the meta device. What asks the compiler for anything else fails, and what this
+    yields then tells that it `was_missed`.
     """
+    compiler = _Absent(_COMPILER)
     if _COMPILER in sys.modules:
-        yield
+        yield compiler
         return
-    marked: list[Any] = []
-
-    def disable(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[..., Any]:
-        marked.append(function)
-        return function
-
-    compiler = ModuleType(_COMPILER)
-    compiler.disable = disable  # type: ignore[attr-defined]
     with _in_place_of(compiler):
         try:
-            yield
+            yield compiler
         finally:
-            for function in marked:  # torch notes there what it was given, for later calls
+            for function in compiler.marked:  # torch notes there what it was given, for later calls
                 vars(function).pop("__dynamo_disable", None)
+
+
+class _Absent(ModuleType):
+    """Stands for the compiler."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.was_missed = False
+        self.marked: list[Any] = []
+
+    def disable(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[..., Any]:
+        """Gives the function as it is."""
+        self.marked.append(function)
+        return function
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "__path__" or not name.startswith("__"):
+            self.was_missed = True
+        raise AttributeError(f"{self.__name__} is left out, and has no {name}")
 
 
 @contextlib.contextmanager

@@ -12,16 +12,20 @@ import torch
 
 from embedx.config import ExtractConfig, Precision, Recipe
 from embedx.data.decode import ImageDecoder
-from embedx.data.device import DeviceDecoder, EncodedDecoder, Upload
+from embedx.data.device import DeviceDecoder, EncodedDecoder, Upload, try_to_decode
 from embedx.data.features import FeatureDecoder, features_shape
 from embedx.data.plan import Plan
 from embedx.data.rows import Decoder, DenseDecoder
 from embedx.engine.state import Batch
+from embedx.errors import ConfigError
 from embedx.models.backbones import BackboneSpec, describe_backbone
 from embedx.models.backbones.none import NONE, FeatureSpec, describe_features
 from embedx.processes import cores
 
 _PACKAGES = ("embedx", "torch", "torchvision", "pillow", "numpy", "pyarrow", "safetensors")
+
+_THREADS = torch.get_num_threads()
+"""As many as torch would use."""
 
 T = TypeVar("T")
 
@@ -45,14 +49,25 @@ def loading(decoder: DenseDecoder, config: ExtractConfig) -> Decoder:
     return EncodedDecoder(decoder) if config.decoder == "cuda" and isinstance(decoder, ImageDecoder) else decoder
 
 
+def check_decoder(config: ExtractConfig, device: torch.device) -> None:
+    """Checks that images can be decoded where they should be.
+
+    Raises:
+        ConfigError: If not.
+    """
+    if config.decoder == "cpu":
+        return
+    if config.backbone == NONE:
+        raise ConfigError("--decoder cuda is for images, and --backbone none takes features; leave it out")
+    if device.type != "cuda":
+        raise ConfigError(f"--decoder cuda decodes where the model runs, and that is the {device}; give --decoder cpu")
+    try_to_decode(device)
+
+
 def placing(
     decoder: DenseDecoder, config: ExtractConfig, batch_size: int, device: torch.device
 ) -> Callable[[Batch], Batch]:
-    """What brings a batch that workers have made to the device.
-
-    Raises:
-        ConfigError: If it can't be decoded there, as was asked for.
-    """
+    """What brings a batch that workers have made to the device."""
     if config.decoder == "cuda" and isinstance(decoder, ImageDecoder):
         return DeviceDecoder(decoder, batch_size, device)
     return Upload(device, decoder.entry)
@@ -100,9 +115,11 @@ def workers_of(config: ExtractConfig) -> int:
     return cores() if config.workers is None else config.workers
 
 
-def use_threads(config: ExtractConfig) -> None:
-    """Has torch compute with as many threads as are given, or else as it would, but no more than there are cores."""
-    threads = config.threads or min(torch.get_num_threads(), cores())
+def use_machine(config: ExtractConfig, device: torch.device) -> None:
+    """Has torch compute on a device, and with as many threads as are given, or as it would, but no more than cores."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    threads = config.threads or min(_THREADS, cores())
     if threads != torch.get_num_threads():
         torch.set_num_threads(threads)
 

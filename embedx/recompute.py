@@ -40,7 +40,7 @@ from embedx.parts import (
     loading,
     placing,
     recipe_of,
-    use_threads,
+    use_machine,
     workers_of,
 )
 from embedx.store.differences import difference_text, leaves_that_differ
@@ -110,7 +110,7 @@ def recompute(
     console = console or Console(quiet=True)
     store = Store.open(Path(path).absolute())
     config = _config(store, device, trust=trust, console=console)
-    use_threads(config)
+    use_machine(config, resolve_device(config.device))
     seed = random.randrange(2**32) if seed is None else seed
     chosen = _choose(store, count, seed)
     total = sum(len(rows) for rows in chosen.values())
@@ -259,6 +259,8 @@ def _config(store: Store, device: str | None, *, trust: bool, console: Console) 
     return dataclasses.replace(
         config,
         out=store.path,
+        workers=None,
+        threads=None,
         device=found,
         precision=precision,
         dtype=recipe["dtype"],

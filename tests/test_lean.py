@@ -42,22 +42,22 @@ import_torchvision()
 import torch
 from torch._prims_common import wrappers
 marked = []
-with without_compiler():
+with without_compiler() as compiler:
     torch.zeros(2, device="meta", dtype=torch.uint8) - torch.ones(2, device="meta")
-    stub = sys.modules["torch._dynamo"]
+    assert not compiler.was_missed and sys.modules["torch._dynamo"] is compiler
     try:
         torch.compile(torch.nn.Identity())(torch.ones(1))
     except Exception as error:
-        print("refused")
+        print("refused", compiler.was_missed)
 assert "torch._dynamo" not in sys.modules
 with without_compiler():
     pass
 assert torch.compile(torch.nn.Linear(2, 2), backend="eager")(torch.ones(1, 2)).shape == (1, 2)
-assert sys.modules["torch._dynamo"] is not stub
+assert sys.modules["torch._dynamo"] is not compiler
 with without_compiler():
-    assert sys.modules["torch._dynamo"] is not stub
+    assert sys.modules["torch._dynamo"] is not compiler
 import torchvision
 boxes = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
 assert torchvision.ops.roi_align(torch.ones(1, 1, 4, 4), [boxes], 2).shape == (1, 1, 2, 2)
 """
-    assert python(code) == "refused\n"
+    assert python(code) == "refused True\n"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from embedx import ExtractConfig, sample
 from embedx import extract as extract_module
@@ -17,7 +19,9 @@ from embedx.data.features import FeatureDecoder
 from embedx.data.rows import DenseDecoder
 from embedx.errors import ConfigError
 from embedx.extract import extract, prepare
-from embedx.parts import loading, placing
+from embedx.parts import _THREADS as torch_threads
+from embedx.parts import check_decoder, loading, placing
+from embedx.processes import cores
 from embedx.recompute import recompute
 from embedx.store.reader import Store
 from tests.runs import EMBEDX, digests
@@ -43,9 +47,32 @@ def test_images_can_only_be_decoded_where_the_model_runs(tmp_path: Path) -> None
     assert not (tmp_path / "store").exists()
 
 
+def test_features_are_decoded_nowhere(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--decoder cuda is for images, and --backbone none takes features"):
+        check_decoder(ExtractConfig(backbone="none", out=tmp_path, decoder="cuda"), torch.device("cuda"))
+
+
+def test_a_number_of_threads_is_for_one_run(tmp_path: Path) -> None:
+    prepare(ExtractConfig(**SETTINGS, out=tmp_path, device="cpu", threads=3))
+    assert torch.get_num_threads() == 3
+    prepare(ExtractConfig(**SETTINGS, out=tmp_path, device="cpu"))
+    assert torch.get_num_threads() == min(torch_threads, cores())
+    with pytest.raises(ConfigError, match="--threads is -1; give a whole number of at least 1"):
+        prepare(ExtractConfig(**SETTINGS, out=tmp_path, device="cpu", threads=-1))
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bf16_where_a_processor_has_none_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+    monkeypatch.setattr(extract_module, "has_bf16", lambda device: native)
+    job = prepare(ExtractConfig(**SETTINGS, out=tmp_path, device="cpu", precision="bf16"))
+    console = Console(file=io.StringIO(), width=200)
+    extract_module._notices(job, console)
+    assert ("this CPU has no bf16 of its own: fp32 will be faster" in console.file.getvalue()) != native
+
+
 def test_a_run_that_decodes_on_the_device_gives_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On this one; what nvJPEG makes of an image is for the tests that need a GPU."""
-    monkeypatch.setattr(extract_module, "check_decoder", lambda decoder, device: None)
+    monkeypatch.setattr(extract_module, "check_decoder", lambda config, device: None)
     for name in ("cpu", "cuda"):
         extract(ExtractConfig(**SETTINGS, out=tmp_path / name, device="cpu", decoder=name, batch_size=16))
     one, other = (Store.open(tmp_path / name) for name in ("cpu", "cuda"))

@@ -39,7 +39,7 @@ class Throughput(Callback):
         self.inputs += len(batch["index"])
 
     def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> Metrics:
-        """Returns inputs, seconds, seconds until the first batch was done, images per second, and where time went.
+        """Returns inputs, seconds, seconds until the first batch was handed on, images per second, and where time went.
 
         The last are, per split, `loader_wait_seconds/train` and so on: what the loop waited for the loader, for copies
         to the device, the forward pass and the writer, and what other callbacks took.

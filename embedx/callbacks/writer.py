@@ -160,8 +160,10 @@ class EmbeddingsWriter(Callback):
             return
         self._results = self._results or Results(copies_from(tensors[EMBEDDINGS].device))
         self._results.send(_Identities(split, batch["index"].tolist(), rows), tensors)
+        lengths = trainer_state["num_test_batches"]
+        is_last = lengths is not None and lengths[dataloader_idx] == batch_idx + 1
         seconds = trainer_state["seconds"].setdefault(split, {})
-        for part, spent in self._hand_over(self._results.arrived()).items():
+        for part, spent in self._hand_over(self._results.arrived(until_empty=is_last)).items():
             seconds[part] = seconds.get(part, 0.0) + spent
             seconds["callbacks"] = seconds.get("callbacks", 0.0) - spent  # to which the loop adds all of this hook
 

@@ -186,7 +186,7 @@ def _decode_native(data: bytes, image: Image.Image, *, exif: bool) -> Tensor | N
 
 
 def is_plain_jpeg(data: bytes, steps: Preprocessing, max_pixels: int = MAX_PIXELS) -> bool:
-    """Whether any JPEG decoder makes of it what `decode` does: whole, of gray or three colours, upright, of usual size.
+    """Whether any JPEG decoder makes of it what `decode` does: whole, gray or YCbCr, upright, of usual size.
 
     Args:
         data: The file's bytes, of which the headers and the last are looked at.
@@ -205,6 +205,7 @@ def is_plain_jpeg(data: bytes, steps: Preprocessing, max_pixels: int = MAX_PIXEL
         except Exception:  # noqa: BLE001  (whatever is wrong with it is for `decode` to say)
             return False
     usual = image.width * image.height <= max_pixels and not _is_drafted(image, steps)
+    usual &= image.info.get("adobe_transform") != 0  # which is coded as RGB
     return upright and usual and (image.format, image.mode) in (("JPEG", "RGB"), ("JPEG", "L"))
 
 

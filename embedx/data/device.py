@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +15,11 @@ from embedx.data.decode import ImageDecoder, is_plain_jpeg, preprocess
 from embedx.data.files import RejectedInputError
 from embedx.data.rows import Rows
 from embedx.errors import ConfigError
+
+_AT_A_TIME = 64
+"""Images that are decoded together."""
+_OF_THE_DEVICE = re.compile("out of memory|ALLOCATOR|CUDA error", re.IGNORECASE)
+"""Errors of decoding that are no image's: torchvision makes a RuntimeError of each."""
 
 
 class _Beside:
@@ -28,7 +35,12 @@ class _Beside:
 
     def run(self) -> contextlib.AbstractContextManager[Any]:
         """While this lasts, what the device is given to do goes to that stream."""
-        return torch.cuda.stream(self._stream)  # nothing, if there is none
+        return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+    def wait(self) -> None:
+        """Waits until all is done that the device was given to do on that stream."""
+        if self._stream is not None:
+            self._stream.synchronize()
 
     def join(self, tensor: Tensor) -> Tensor:
         """Has what is computed next wait, on the device, for this tensor, which was made beside it."""
@@ -58,6 +70,26 @@ class Upload:
         return {**batch, self._entry: self._beside.join(copied)}
 
 
+def try_to_decode(device: torch.device) -> None:
+    """Tries whether JPEGs can be decoded on a device.
+
+    Raises:
+        ConfigError: If not.
+    """
+    try:
+        _decode([encode_jpeg(torch.zeros(3, 16, 16, dtype=torch.uint8))], device)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"--decoder cuda: torchvision decodes no JPEG on {device} ({error}); give --decoder cpu, or install a "
+            "torchvision that was built with nvJPEG"
+        ) from error
+
+
+def _decode(encoded: list[Tensor], device: torch.device) -> list[Tensor]:
+    pixels: list[Tensor] = decode_jpeg(encoded, mode=ImageReadMode.RGB, device=device)
+    return pixels
+
+
 class EncodedDecoder:
     """Leaves plain JPEGs as they are, for a device to decode; all else is decoded here.
 
@@ -70,13 +102,12 @@ class EncodedDecoder:
 
     def begin(self, batch_size: int) -> Rows:
         """A batch to be filled."""
-        return _EncodedRows(self._decoder, batch_size)
+        return _EncodedRows(self._decoder)
 
 
 class _EncodedRows:
-    def __init__(self, decoder: ImageDecoder, batch_size: int) -> None:
+    def __init__(self, decoder: ImageDecoder) -> None:
         self._decoder = decoder
-        self._batch_size = batch_size
         self._encoded: dict[int, Tensor] = {}
         self._decoded: dict[int, Tensor] = {}
 
@@ -111,22 +142,12 @@ class DeviceDecoder:
         decoder: What to make of an image; it decodes those that the device does not take.
         batch_size: Of every batch.
         device: Which; the CPU too does all of this.
-
-    Raises:
-        ConfigError: If nothing can be decoded there.
     """
 
     def __init__(self, decoder: ImageDecoder, batch_size: int, device: torch.device) -> None:
         self._decoder = decoder
         self._batch_size = batch_size
         self._beside = _Beside(device)
-        try:
-            self._decode([encode_jpeg(torch.zeros(3, 16, 16, dtype=torch.uint8))])
-        except RuntimeError as error:
-            raise ConfigError(
-                f"--decoder cuda: torchvision decodes no JPEG on {device} ({error}); give --decoder cpu, or install a "
-                "torchvision that was built with nvJPEG"
-            ) from error
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch with its images [B, 3, H, W] uint8; what turns out to be damaged now gets its reason."""
@@ -140,27 +161,33 @@ class DeviceDecoder:
             images = images.permute(0, 3, 1, 2)
             if decoded_rows:
                 images[decoded_rows] = decoded.to(self._beside.device, non_blocking=True)
-            for row, pixels in zip(rows, self._pixels(list(encoded)), strict=True):
+            for row, pixels in zip(rows, self._all_pixels(encoded), strict=True):
                 if isinstance(pixels, RejectedInputError):
                     reasons[row] = str(pixels)
                 else:
                     images[row] = preprocess(pixels, self._decoder.preprocessing, max_pixels=self._decoder.max_pixels)
         return {**own, self._decoder.entry: self._beside.join(images)}
 
-    def _decode(self, encoded: list[Tensor]) -> list[Tensor]:
-        pixels: list[Tensor] = decode_jpeg(encoded, mode=ImageReadMode.RGB, device=self._beside.device)
-        return pixels
+    def _all_pixels(self, encoded: Sequence[Tensor]) -> Iterator[Tensor | RejectedInputError]:
+        """Decodes some at a time, as they take far more memory before they are resized."""
+        for start in range(0, len(encoded), _AT_A_TIME):
+            # Torchvision decodes on a stream of its own, and may be given memory that what was begun here still reads.
+            self._beside.wait()
+            yield from self._pixels(list(encoded[start : start + _AT_A_TIME]))
 
     def _pixels(self, encoded: list[Tensor]) -> list[Tensor | RejectedInputError]:
-        """Decodes all at once; if that fails, one by one, and those that fail again on the CPU."""
-        if not encoded:
-            return []
+        """Decodes all at once; if that fails, one by one, and those that fail again on the CPU.
+
+        Raises:
+            torch.OutOfMemoryError: If there is not enough memory for it on the device.
+        """
         try:
-            return list(self._decode(encoded))
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:
+            return list(_decode(encoded, self._beside.device))
+        except RuntimeError as error:
+            if _OF_THE_DEVICE.search(str(error)):
+                raise torch.OutOfMemoryError(str(error)) from error
             if len(encoded) > 1:
+                self._beside.wait()
                 return [pixels for data in encoded for pixels in self._pixels([data])]
         try:
             return [self._decoder.decode(encoded[0].numpy().tobytes()).to(self._beside.device)]

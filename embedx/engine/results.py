@@ -56,6 +56,8 @@ class NoCopies:
 class CudaCopies:
     """Of tensors on a CUDA device, to pinned memory, on a stream of their own beside the one that computes.
 
+    What is on another device, or on the host, is copied at once.
+
     Args:
         device: Which.
     """
@@ -65,17 +67,18 @@ class CudaCopies:
 
     def start(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Arrival]:
         """Begins to copy; torch's allocators give memory out again once the copies that use it have come to an end."""
-        own = {name: tensor.clone() for name, tensor in tensors.items()}  # by the stream that may overwrite it next
+        here = {name: tensor for name, tensor in tensors.items() if tensor.device == self._stream.device}
+        own = {name: tensor.clone() for name, tensor in here.items()}  # by the stream that may overwrite it next
+        copies = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items() if name not in here}
         self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-        copies = {}
         with torch.cuda.stream(self._stream):
             for name, tensor in own.items():
                 copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
                 copies[name].copy_(tensor, non_blocking=True)
                 tensor.record_stream(self._stream)
-            arrival = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            arrival = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             arrival.record(self._stream)
-        return copies, arrival
+        return {name: copies[name] for name in tensors}, arrival
 
 
 def copies_from(device: torch.device) -> Copies:

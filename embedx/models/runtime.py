@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from embedx.config import DecoderName, Precision
+from embedx.config import Precision
 from embedx.errors import ConfigError, DeviceMemoryError
 from embedx.models.features import Embedder
 from embedx.models.foreign import Opaque
@@ -152,20 +152,11 @@ def resolve_device(name: str) -> torch.device:
 def has_bf16(device: torch.device) -> bool:
     """Whether a device multiplies bfloat16 numbers by itself; others do it in float32, and lose time with it."""
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if platform.machine() in ("aarch64", "arm64"):
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def check_decoder(decoder: DecoderName, device: torch.device) -> None:
-    """Checks that images can be decoded where they should be.
-
-    Raises:
-        ConfigError: If not.
-    """
-    if decoder == "cuda" and device.type != "cuda":
-        raise ConfigError(f"--decoder cuda decodes where the model runs, and that is the {device}; give --decoder cpu")
 
 
 def resolve_precision(precision: Precision | None, device: torch.device) -> Precision:

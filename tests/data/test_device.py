@@ -17,7 +17,7 @@ from embedx.config import Interpolation, Preprocessing
 from embedx.data import decode as decode_module
 from embedx.data import device as device_module
 from embedx.data.decode import ImageDecoder, decode, is_plain_jpeg, resize
-from embedx.data.device import DeviceDecoder, EncodedDecoder, Upload
+from embedx.data.device import DeviceDecoder, EncodedDecoder, Upload, try_to_decode
 from embedx.data.loaders import SplitLoader
 from embedx.errors import ConfigError
 from tests.data.test_loaders import plan_of
@@ -53,6 +53,7 @@ def images(photos: Path) -> dict[str, bytes]:
             photo, xmp=b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><tiff:Orientation>6</tiff:Orientation>'
         ),
         "cmyk": saved(photo.convert("CMYK")),
+        "rgb": saved(photo, keep_rgb=True),
         "large": saved(photo.resize((36 * 8, 36 * 9))),
         "cut": plain[: len(plain) // 2],
         "png": saved(photo, "PNG"),
@@ -130,12 +131,36 @@ def test_what_the_device_does_not_take_is_decoded_by_the_cpu_or_rejected(
     inner = ImageDecoder(STEPS, 400_000)
     expected = batches(folder, inner, lambda batch: batch, 0)
     found = batches(folder, EncodedDecoder(inner), DeviceDecoder(inner, 4, CPU), 0)
-    assert lengths == [1, 4, 1, 1, 1, 1], "only what fails is tried one by one"
+    assert lengths == [4, 1, 1, 1, 1], "only what fails is tried one by one"
     assert {name: reason for name, (_, reason) in found.items()} == {
         name: reason for name, (_, reason) in expected.items()
     }
     assert found["broken.jpg"][1] and not found["broken.jpg"][0].any()
     assert all(torch.equal(found[name][0], image) for name, (image, _) in expected.items())
+
+
+def test_memory_that_is_short_is_no_image_s_fault(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def poor(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("Error while decoding JPEG images: CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(device_module, "decode_jpeg", poor)
+    inner = ImageDecoder(STEPS, 400_000)
+    with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"):
+        batches(folder, EncodedDecoder(inner), DeviceDecoder(inner, 4, CPU), 0)
+
+
+def test_many_images_are_decoded_some_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_module, "_AT_A_TIME", 2)
+    lengths: list[int] = []
+    real = device_module.decode_jpeg
+    monkeypatch.setattr(
+        device_module, "decode_jpeg", lambda data, **how: lengths.append(len(data)) or real(data, **how)
+    )
+    inner = ImageDecoder(STEPS, 400_000)
+    expected = batches(folder, inner, lambda batch: batch, 0)
+    found = batches(folder, EncodedDecoder(inner), DeviceDecoder(inner, 4, CPU), 0)
+    assert all(torch.equal(found[name][0], image) for name, (image, _) in expected.items())
+    assert sum(lengths) == len(PLAIN) and max(lengths) <= 2
 
 
 def test_a_torchvision_that_decodes_nothing_there_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +169,7 @@ def test_a_torchvision_that_decodes_nothing_there_is_a_fault(monkeypatch: pytest
 
     monkeypatch.setattr(device_module, "decode_jpeg", none)
     with pytest.raises(ConfigError, match=r"--decoder cuda: .* not compiled with nvJPEG.*; give --decoder cpu"):
-        DeviceDecoder(ImageDecoder(STEPS), 4, CPU)
+        try_to_decode(CPU)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])

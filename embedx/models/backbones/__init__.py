@@ -79,8 +79,12 @@ def describe_backbone(config: ExtractConfig, *, download: bool = True) -> Backbo
     spec = BackboneSpec(architecture, preprocessing, config.layer, config.pool, config.normalize, shapes={})
     if config.layer:
         _check_has_layers(architecture)
-    with contextlib.suppress(Exception), without_compiler():  # which some backbone may need, that can be anyone's code
-        return _tried_out(spec, preprocessing.crop)
+    with without_compiler() as compiler:
+        try:
+            return _tried_out(spec, preprocessing.crop)
+        except Exception:
+            if not compiler.was_missed:
+                raise
     return _tried_out(spec, preprocessing.crop)
 
 

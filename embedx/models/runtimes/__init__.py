@@ -19,7 +19,7 @@ _RUNTIMES = {runtime.name: runtime for runtime in (EagerRuntime, CompiledRuntime
 
 _EAGER_FLOPS = {"cpu": 6e10, "cuda": 3e13}
 """Floating-point operations per second of the eager runtime, roughly, per core of a CPU or of a whole GPU."""
-_BUILD_SECONDS = {"openvino": 4.0, "compile": 25.0}
+_BUILD_SECONDS = {"openvino": 2.0, "compile": 25.0}
 """What building takes, roughly, beyond that of the eager runtime."""
 _SAVING = {"openvino": 0.5, "compile": 0.3}
 """The share of the eager runtime's time that is saved, roughly."""

@@ -36,7 +36,7 @@ class CompiledRuntime(Runtime):
         }
         self.embedder = torch.compile(embedder, dynamic=False, fullgraph=True, options=options)
         try:
-            self(images)
+            self(images.to(device))  # as batches come: what is made within inference mode would be compiled for apart
         except (torch.OutOfMemoryError, MemoryError):
             raise
         except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 
 import torch
@@ -40,10 +41,9 @@ class EagerRuntime(Runtime):
         embedder.backbone.to(memory_format=torch.channels_last)
         if device.type == "cuda" and images is not None:
             self(images)  # tells what is wrong, if anything is
-            try:
+            with contextlib.suppress(RuntimeError):  # of what waits for the device in between, or has no memory for it
                 self._graph = _Graph(embedder, images.to(device, copy=True))
-            except RuntimeError:  # of what waits for the device in between, or has no memory for it
-                self._release_memory()
+            self._release_memory()
 
     def compute(self, images: Tensor) -> dict[str, Tensor]:
         """The features of a batch, on CUDA in memory that the next call overwrites."""
@@ -66,8 +66,10 @@ class _Graph:
     def __init__(self, embedder: Embedder, images: Tensor) -> None:
         self.images = images
         self._graph = torch.cuda.CUDAGraph()
+        stream = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]  # torch's own is of one device for all
         # Other threads may ask for pinned memory meanwhile, which would end a recording that is everybody's.
-        with torch.inference_mode(), torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        recording = torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local")
+        with torch.cuda.device(images.device), torch.inference_mode(), recording:
             self._outputs = embedder(images)
 
     def replay(self, images: Tensor) -> dict[str, Tensor]:
