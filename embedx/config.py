@@ -168,8 +168,7 @@ class ExtractConfig:
         short="-j",
     )
     threads: int | None = setting(
-        None,
-        help="Threads of a forward pass on the CPU. Default: torch's own number, but no more than the cores there are.",
+        None, help="Threads of a forward pass on the CPU. Default: torch's own number, at most one per core."
     )
     device: str = setting("auto", help="auto (CUDA if there is one), cpu, cuda or cuda:N.")
     runtime: RuntimeName = setting("auto", help="How the forward pass is run; auto: by what pays for so many inputs.")

@@ -28,8 +28,8 @@ _OF_THE_MACHINE = frozenset({"python", "device", "cores", "threads"})
 _VERDICTS = {
     "loader_wait": "decode-bound: the model waited {share} of the time; give more --workers, "
     "a faster disk, or on a GPU --decoder cuda",
-    "copy": "bound by bringing batches to the GPU, or decoding them there: that took {share} of the time; give a larger "
-    "--batch-size, or --decoder cpu",
+    "copy": "bound by bringing batches to the GPU, or decoding them there: that took {share} of the time; "
+    "give a larger --batch-size, or --decoder cpu",
     "forward": "compute-bound: the model ran {share} of the time; --precision bf16, another --runtime or a GPU help",
     "writer_wait": "disk-bound: the writer was waited for {share} of the time; give --dtype fp16, or a faster disk",
 }

@@ -107,11 +107,11 @@ def loading(backbone: Backbone, precision: Precision, runtime: Runtime, data: Da
 
     job = prepare(ExtractConfig(**_settings(backbone, precision, runtime, data, data.parent / "nothing")))
     (split,) = job.plan.splits.values()
-    # Over all images four times, so that what is decoded ahead while the clock is started does not count.
-    units = [range(len(split))] * 4
+    # Over all images several times, so that what is decoded ahead while the clock is started does not count.
+    skipped = 4 * cores() + 1
+    units = [range(len(split))] * max(4, 5 * skipped * job.batch_size // len(split))
     decoder = decoder_for(job.spec, job.config)
     batches = iter(SplitLoader(split, units, decoder, batch_size=job.batch_size, workers=cores()))
-    skipped = 4 * cores() + 1
     for _, _batch in zip(range(skipped), batches, strict=False):
         start = time.perf_counter()
     images = sum(len(batch["index"]) for batch in batches)

@@ -64,6 +64,7 @@ def settings(root: Path, out: Path) -> list[str]:
     """The backbone is the image itself, so that all else can be seen."""
     chosen = {"backbone": "torch.nn:Flatten", "image-size": "8", "mean": "0.5,0.5,0.5", "std": "0.5,0.5,0.5"}
     chosen |= {"data": f"all={root}", "out": str(out), "batch-size": "256"}
+    chosen["shard-size"] = "1MiB"  # so that a short run fills some too: they take twice their size in memory
     return [text for name, value in chosen.items() for text in (f"--{name}", value)]
 
 

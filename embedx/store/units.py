@@ -170,7 +170,7 @@ class UnitBuffer:
     def _shard(
         self, unit: Unit, group: str | None, positions: Tensor, places: Tensor, numbers: Mapping[str, Tensor]
     ) -> tuple[ShardEntry, bytes]:
-        selected = places[positions]
+        selected = _as_slice(places[positions])
         tensors = {name: tensor[selected] for name, tensor in self._tensors.items()}
         tensors |= {name: column[positions] for name, column in numbers.items()}
         if (tensors[TARGETS] == UNKNOWN_TARGET).all():
@@ -183,6 +183,13 @@ class UnitBuffer:
         if split not in self._folders:
             self._folders[split] = GroupFolders(inside(self.terms.root, folder_name(split)))
         return self._folders[split].of(group)
+
+
+def _as_slice(positions: Tensor) -> Tensor | slice:
+    """The same positions as a slice, if they are one: of that no copy is made."""
+    first, behind = int(positions[0]), int(positions[-1]) + 1
+    is_slice = behind - first == len(positions) and bool((positions.diff() == 1).all())
+    return slice(first, behind) if is_slice else positions
 
 
 def _tensor(column: pa.Array | pa.ChunkedArray) -> Tensor:

@@ -153,9 +153,13 @@ def test_many_images_are_decoded_some_at_a_time(folder: Path, monkeypatch: pytes
     monkeypatch.setattr(device_module, "_AT_A_TIME", 2)
     lengths: list[int] = []
     real = device_module.decode_jpeg
-    monkeypatch.setattr(
-        device_module, "decode_jpeg", lambda data, **how: lengths.append(len(data)) or real(data, **how)
-    )
+
+    def counting(encoded: list[Tensor], **how: Any) -> list[Tensor]:
+        lengths.append(len(encoded))
+        found: list[Tensor] = real(encoded, **how)
+        return found
+
+    monkeypatch.setattr(device_module, "decode_jpeg", counting)
     inner = ImageDecoder(STEPS, 400_000)
     expected = batches(folder, inner, lambda batch: batch, 0)
     found = batches(folder, EncodedDecoder(inner), DeviceDecoder(inner, 4, CPU), 0)

@@ -26,6 +26,10 @@ from embedx.data.tables import EmbeddedImages, TableFile, table_format
 from embedx.errors import ConfigError
 
 _PATH_COLUMNS = ("path", "image", "file", "filename")
+_ODD = r"^/|://|\x00|(^|/)\.{0,2}(/|$)"
+"""Paths that begin somewhere else than in a folder, or have steps that are no names."""
+_CHUNK = 1 << 16
+"""Rows that are Python's objects at a time."""
 TARGET_COLUMNS = ("target", "label")
 """Columns that are the target where none is named, if they can be."""
 
@@ -49,12 +53,15 @@ class TableSource:
 
     def scan(self) -> pa.Table:
         """Adds what the file system says of the files; an embedded image has the time of the table."""
-        paths, offsets = self.samples["path"].to_pylist(), self.samples["offset"].to_pylist()
-        known = {path: size_and_time(path) for path in dict.fromkeys(paths)}
-        sizes = [known[path][0] if offset is None else None for path, offset in zip(paths, offsets, strict=True)]
-        times = [known[path][1] for path in paths]
+        sizes, times = [], []
+        for batch in self.samples.select(["path", "offset"]).to_batches(_CHUNK):
+            paths = batch["path"].to_pylist()
+            known = {path: size_and_time(path) for path in dict.fromkeys(paths)}
+            size = pa.array([known[path][0] for path in paths], pa.int64())
+            sizes.append(pc.if_else(pc.is_null(batch["offset"]), size, None))
+            times.append(pa.array([known[path][1] for path in paths], pa.int64()))
         key, path, offset, *others = self.samples.columns
-        columns = [key, path, offset, pa.array(sizes, pa.int64()), pa.array(times, pa.int64()), *others]
+        columns = [key, path, offset, pa.chunked_array(sizes, pa.int64()), pa.chunked_array(times, pa.int64()), *others]
         return pa.table(columns, names=[*COMMON_SCHEMA.names, TARGET, *self.metadata])
 
 
@@ -222,9 +229,9 @@ def _samples(file: TableFile, table: pa.Table, roles: _Roles, root: Root, *, emb
     """The columns `key`, `path`, `offset` and `target`, then the metadata."""
     count = len(table)
     if embedded:
-        paths, offsets = [file.location] * count, pa.array(range(count), pa.int64())
+        paths, offsets = pa.repeat(os.fsencode(file.location), count), pa.array(range(count), pa.int64())
     else:
-        paths, offsets = _located(file, table[roles.path].to_pylist(), root), pa.nulls(count, pa.int64())
+        paths, offsets = _located(file, table[roles.path], root), pa.nulls(count, pa.int64())
     key = table[roles.key or roles.path]
     if roles.key is None and embedded and (_rows_without(key) or pc.count_distinct(key).as_py() < count):
         key = pa.array([f"row-{row:07d}" for row in range(count)])
@@ -237,19 +244,27 @@ def _samples(file: TableFile, table: pa.Table, roles: _Roles, root: Root, *, emb
     # A target is metadata too, so that inputs can be grouped by the names of classes.
     used = {*roles.texts(), *({roles.target} & RESERVED_COLUMNS)}
     metadata = table.drop([name for name in table.column_names if name in used])
-    columns = [key, pa.array([os.fsencode(path) for path in paths], pa.binary()), offsets, target]
+    columns = [key, paths, offsets, target]
     return pa.table([*columns, *metadata.columns], names=["key", "path", "offset", TARGET, *metadata.column_names])
 
 
-def _located(file: TableFile, paths: list[str], root: Root) -> list[str]:
-    whole = []
-    for row, path in enumerate(paths):
-        try:
-            whole.append(root.locate(path))
-        except ValueError as error:
-            raise ConfigError(f"--data {file.location}: {file.place(row)}: the path {error}") from error
-    check_urls(whole)
-    return whole
+def _located(file: TableFile, paths: pa.ChunkedArray, root: Root) -> pa.ChunkedArray:
+    """The whole paths, or URLs, in bytes; those that only have to be put behind the root's are not looked at singly."""
+    located, start = [], 0
+    for batch in pa.table({"path": paths}).to_batches(_CHUNK):
+        chunk = batch["path"]
+        odd = pc.match_substring_regex(chunk, ".?" if is_url(root.folder) else _ODD)
+        whole = []
+        for row, path in zip(pc.indices_nonzero(odd).to_pylist(), chunk.filter(odd).to_pylist(), strict=True):
+            try:
+                whole.append(root.locate(path))
+            except ValueError as error:
+                raise ConfigError(f"--data {file.location}: {file.place(start + row)}: the path {error}") from error
+        check_urls(whole)
+        joined = pc.binary_join_element_wise(root.folder.rstrip("/"), chunk, "/")
+        located.append(pc.replace_with_mask(joined, odd, pa.array(whole, pa.string())).cast(pa.binary()))
+        start += len(chunk)
+    return pa.chunked_array(located, pa.binary())
 
 
 def as_target(column: pa.ChunkedArray) -> pa.ChunkedArray | None:

@@ -23,6 +23,7 @@ from embedx import ExtractConfig, sample
 from embedx.data.files import RejectedInputError
 from embedx.data.plan import build_plan
 from embedx.data.sources import parse_data
+from embedx.data.sources import table as table_module
 from embedx.data.sources.base import COMMON_SCHEMA, Source, SourceOptions
 from embedx.data.sources.table import EmbeddedReader, Root
 from embedx.errors import ConfigError
@@ -390,3 +391,32 @@ def test_a_root_may_be_named_in_full_or_be_a_url(tmp_path: Path) -> None:
 def test_options_of_tables_without_a_table_are_refused(images: Path) -> None:
     message = faults(images, path_column="path", root="/")
     assert "--path-column is for tables, and no source is of that kind" in message and "--root is for tables" in message
+
+
+@pytest.mark.parametrize("closed", [True, False])
+@pytest.mark.parametrize("folder", ["photos", "https://host/photos"])
+def test_paths_are_located_as_they_are_singly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, closed: bool
+) -> None:
+    """Most are not looked at singly; chunks are of two rows here."""
+    monkeypatch.setattr(table_module, "_CHUNK", 2)
+    root = Root(folder if "://" in folder else str(tmp_path / folder), closed=closed)
+    inside = [
+        "a.jpg",
+        "a/b.jpg",
+        ".a/..b/c..",
+        "a/./b",
+        "a//b",
+        "./a",
+        "a/../b",
+        "é\n/a",
+        "%41",
+        "a?b#c",
+        "x:/y",
+        "...",
+    ]
+    outside = [] if closed else ["/etc/a", "https://other/a", "../a", "a/../../b"]
+    paths = [*inside, *outside]
+    file = table_module.TableFile(str(tmp_path / "list.csv"))
+    located = table_module._located(file, pa.chunked_array([paths[:3], paths[3:]], pa.string()), root)
+    assert located.to_pylist() == [root.locate(path).encode() for path in paths]
