@@ -417,6 +417,7 @@ def test_paths_are_located_as_they_are_singly(
     ]
     outside = [] if closed else ["/etc/a", "https://other/a", "../a", "a/../../b"]
     paths = [*inside, *outside]
+    (tmp_path / "list.csv").write_text("path\na\n")
     file = table_module.TableFile(str(tmp_path / "list.csv"))
     located = table_module._located(file, pa.chunked_array([paths[:3], paths[3:]], pa.string()), root)
     assert located.to_pylist() == [root.locate(path).encode() for path in paths]
