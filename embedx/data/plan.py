@@ -20,6 +20,8 @@ from embedx.errors import ConfigError, unknown
 PLAN_COLUMNS = (*COMMON_SCHEMA.names, "group", TARGET)
 """Columns of a split's plan; the source's own metadata columns follow."""
 
+_CHUNK = 1 << 20
+"""Rows that are made text at a time."""
 _TAKEN = RESERVED_COLUMNS.union(PLAN_COLUMNS)
 
 
@@ -171,12 +173,12 @@ def _repeated(column: pa.ChunkedArray) -> list[str]:
 def _digest(table: pa.Table) -> str:
     """Sha256 of a table's values, whatever its chunks: per column the values' lengths, then their text."""
     digest = hashlib.sha256()
-    for column in table.columns:
-        values = pc.fill_null(column.cast(pa.large_string()), "\0")
-        for array in (pc.binary_length(values), values):
-            for chunk in array.chunks:
+    for name in table.column_names:
+        for part in (pc.binary_length, lambda values: values):
+            for batch in table.select([name]).to_batches(_CHUNK):
+                values = part(pc.fill_null(batch.column(0).cast(pa.large_string()), "\0"))
                 # A copied array starts at offset 0; what lies behind its last value is padding.
-                own = pa.concat_arrays([chunk])
+                own = pa.concat_arrays([values])
                 data = own.buffers()[-1]
                 if data is not None:
                     length = pc.sum(pc.binary_length(own)).as_py() if own.type == pa.large_string() else own.nbytes
