@@ -22,10 +22,9 @@ from embedx.callbacks.writer import EmbeddingsWriter
 from embedx.config import ExtractConfig, Precision, size_text
 from embedx.data.loaders import SplitLoader
 from embedx.data.plan import Plan, SplitPlan, rows_per_unit
-from embedx.data.rows import Decoder, NoDecoder
+from embedx.data.rows import NoDecoder
 from embedx.engine.connectors import DataConnector
 from embedx.engine.loop import run_test
-from embedx.engine.state import Batch
 from embedx.errors import ConfigError, DeviceMemoryError, StoreMismatchError
 from embedx.models import runtimes
 from embedx.models.backbones import BackboneSpec
@@ -41,6 +40,7 @@ from embedx.parts import (
     placing,
     recipe_of,
     required,
+    split_loader,
     use_machine,
     workers_of,
 )
@@ -207,7 +207,7 @@ def _update(job: Job, session: StoreSession, console: Console) -> Layout | None:
         if rows:
             inputs = "1 input" if len(rows) == 1 else f"{len(rows):,} inputs"
             console.print(f"{split.name}: reading {inputs} to see what has changed", markup=False)
-            loader = _loader(job, split, [rows], NoDecoder())
+            loader = split_loader(split, [rows], NoDecoder(), config, job.batch_size, job.device)
             return [digest for batch in loader for digest in batch["sha256"]]
         return []
 
@@ -236,15 +236,14 @@ def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], heart
     _warn_of_space(job, session, loaders, heartbeat.console)
     allow_files(_FILES + _FILES_PER_WORKER * workers_of(job.config))
     decoder = decoder_for(job.spec, job.config)
+    place = placing(decoder, job.config, job.batch_size, job.device)
     model: nn.Module = nn.Identity()  # for no batches at all, where rows only move
-    place: Callable[[Batch], Batch] = dict
     if loaders:
         heartbeat.say("loading the backbone")
         next(iter(loaders.values())).start()  # its workers decode while the model is built
         if job.device.type == "cpu":
             keep_large_blocks()
         model = _runtime(job, session, heartbeat.console)
-        place = placing(decoder, job.config, job.batch_size, job.device)
         if job.config.checkpoint is not None and (match := job.spec.architecture.match) is not None:
             heartbeat.console.print(f"{job.config.checkpoint}: {match}", markup=False, soft_wrap=True)
     callbacks: list[Callback] = [
@@ -300,23 +299,12 @@ def _loaders(job: Job, session: StoreSession, update: Layout | None) -> dict[str
             numbers = split.index(update.computed[name]) // job.rows_per_unit
             pairs = zip(update.computed[name], numbers.tolist(), strict=True)
             missing[name] = [[row for row, number in pairs if not session.is_committed(Unit(name, number))]]
+    decoder = loading(decoder_for(job.spec, job.config), job.config)
     return {
-        name: _loader(job, plan.splits[name], runs, loading(decoder_for(job.spec, job.config), job.config))
+        name: split_loader(plan.splits[name], runs, decoder, job.config, job.batch_size, job.device)
         for name, runs in missing.items()
         if any(runs)
     }
-
-
-def _loader(job: Job, split: SplitPlan, runs: Sequence[Sequence[int]], decoder: Decoder) -> SplitLoader:
-    return SplitLoader(
-        split,
-        runs,
-        decoder,
-        batch_size=job.batch_size,
-        workers=workers_of(job.config),
-        pin_memory=job.device.type == "cuda",
-        timeout=job.config.timeout,
-    )
 
 
 def _job(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -14,7 +14,8 @@ from embedx.config import ExtractConfig, Precision, Recipe
 from embedx.data.decode import ImageDecoder
 from embedx.data.device import DeviceDecoder, EncodedDecoder, Upload, try_to_decode
 from embedx.data.features import FeatureDecoder, features_shape
-from embedx.data.plan import Plan
+from embedx.data.loaders import SplitLoader
+from embedx.data.plan import Plan, SplitPlan
 from embedx.data.rows import Decoder, DenseDecoder
 from embedx.engine.state import Batch
 from embedx.errors import ConfigError
@@ -113,6 +114,26 @@ def environment_of(device: torch.device, libraries: tuple[str, ...]) -> dict[str
 def workers_of(config: ExtractConfig) -> int:
     """Processes that read and decode: one for each core, unless another number is given."""
     return cores() if config.workers is None else config.workers
+
+
+def split_loader(
+    plan: SplitPlan,
+    runs: Sequence[Sequence[int]],
+    decoder: Decoder,
+    config: ExtractConfig,
+    batch_size: int,
+    device: torch.device,
+) -> SplitLoader:
+    """A loader of some of a split's inputs, as the settings have it."""
+    return SplitLoader(
+        plan,
+        runs,
+        decoder,
+        batch_size=batch_size,
+        workers=workers_of(config),
+        pin_memory=device.type == "cuda",
+        timeout=config.timeout,
+    )
 
 
 def use_machine(config: ExtractConfig, device: torch.device) -> None:

@@ -21,7 +21,6 @@ from embedx.callbacks.base import Callback
 from embedx.callbacks.heartbeat import Heartbeat
 from embedx.callbacks.progress import ProgressBar
 from embedx.config import ExtractConfig, Precision
-from embedx.data.loaders import SplitLoader
 from embedx.data.plan import Plan, SplitPlan
 from embedx.data.sources import find_reader
 from embedx.data.sources.base import SourceOptions, as_path
@@ -40,8 +39,8 @@ from embedx.parts import (
     loading,
     placing,
     recipe_of,
+    split_loader,
     use_machine,
-    workers_of,
 )
 from embedx.store.differences import difference_text, leaves_that_differ
 from embedx.store.index import OK
@@ -216,28 +215,20 @@ def _run(
     )
     if told := "; ".join(difference_text(*change) for change in changes):
         console.print(f"since the store was begun: {told}", soft_wrap=True)
-    decoder = decoder_for(spec, config)
+    decoder, batch_size = decoder_for(spec, config), store.recipe["batch_size"]
     loaders = {
-        split: SplitLoader(
-            plan,
-            [range(len(plan))],
-            loading(decoder, config),
-            batch_size=store.recipe["batch_size"],
-            workers=workers_of(config),
-            pin_memory=device.type == "cuda",
-            timeout=config.timeout,
-        )
+        split: split_loader(plan, [range(len(plan))], loading(decoder, config), config, batch_size, device)
         for split, plan in plans.items()
     }
     # If not by the runtime of then, which may not be installed here, by PyTorch's own: within what is allowed.
     names = tuple(dict.fromkeys((store.recipe["runtime"], EagerRuntime.name)))
-    images = decoder.empty(store.recipe["batch_size"]).zero_()
+    images = decoder.empty(batch_size).zero_()
     model = runtimes.build(
         names, spec.load, device, config.precision or "fp32", images, lambda text: console.print(text, markup=False)
     )
     with Heartbeat(console) as heartbeat:
         progress = ProgressBar(heartbeat, {split: loader.inputs for split, loader in loaders.items()})
-        place = placing(decoder, config, store.recipe["batch_size"], device)
+        place = placing(decoder, config, batch_size, device)
         run_test(model, loaders, [progress, checker], DataConnector({"images": decoder.entry}), place)
 
 

@@ -37,7 +37,9 @@ class FileReader:
 
 def is_url(location: str | bytes) -> bool:
     """Whether a location is read by its scheme, such as `s3://`; any other is a path."""
-    return _URL.match(os.fsdecode(location)) is not None
+    if isinstance(location, bytes):
+        return b"://" in location and is_url(os.fsdecode(location))  # most are paths, and need not be decoded
+    return _URL.match(location) is not None
 
 
 def check_urls(locations: Iterable[str]) -> None:

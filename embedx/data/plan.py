@@ -176,11 +176,15 @@ def _digest(table: pa.Table) -> str:
     for name in table.column_names:
         for part in (pc.binary_length, lambda values: values):
             for batch in table.select([name]).to_batches(_CHUNK):
-                values = part(pc.fill_null(batch.column(0).cast(pa.large_string()), "\0"))
-                # A copied array starts at offset 0; what lies behind its last value is padding.
-                own = pa.concat_arrays([values])
-                data = own.buffers()[-1]
-                if data is not None:
-                    length = pc.sum(pc.binary_length(own)).as_py() if own.type == pa.large_string() else own.nbytes
-                    digest.update(memoryview(data)[: length or 0])
+                digest.update(_content(part(pc.fill_null(batch.column(0).cast(pa.large_string()), "\0"))))
     return digest.hexdigest()
+
+
+def _content(array: pa.Array) -> memoryview | bytes:
+    """The bytes of an array's numbers or texts, one after the other."""
+    own = pa.concat_arrays([array])  # a copied array starts at offset 0; what lies behind its last value is padding
+    data = own.buffers()[-1]
+    if data is None:
+        return b""
+    length = pc.sum(pc.binary_length(own)).as_py() if own.type == pa.large_string() else own.nbytes
+    return memoryview(data)[: length or 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
 import torch
@@ -37,23 +38,23 @@ class Decoder(Protocol):
         ...
 
 
-class DenseDecoder:
+class DenseDecoder(ABC):
     """Turns inputs into rows of one shape, of a single tensor that passes to the parent process without a copy."""
 
     entry: str
     """The batch's name for them."""
 
+    @abstractmethod
     def empty(self, batch_size: int) -> Tensor:
         """A batch to be filled, of a fixed shape."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fill(self, row: Tensor, data: bytes) -> None:
         """Turns an input's bytes into its row.
 
         Raises:
             RejectedInputError: If that can't be done; the row is undefined then.
         """
-        raise NotImplementedError
 
     def begin(self, batch_size: int) -> Rows:
         """A batch to be filled."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-SLOTS = 4
+_SLOTS = 4
 """Results that may be under way."""
 
 
@@ -100,7 +100,7 @@ class Results(Generic[T]):
         slots: How much may be under way; for more, the oldest is waited for.
     """
 
-    def __init__(self, copies: Copies, slots: int = SLOTS) -> None:
+    def __init__(self, copies: Copies, slots: int = _SLOTS) -> None:
         self._copies = copies
         self._slots = slots
         self._under_way: deque[_UnderWay[T]] = deque()

@@ -115,7 +115,7 @@ def as_path(text: str) -> bytes:
 
 def size_and_time(path: bytes) -> tuple[int | None, int | None]:
     """A file's size in bytes and time of modification in ns; (None, None) for a URL, and if reading it will fail."""
-    if b"://" in path and is_url(path):
+    if is_url(path):
         return None, None
     try:
         status = os.stat(path)
