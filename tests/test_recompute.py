@@ -82,8 +82,8 @@ def falsify(store: Path, key: str, name: str, change: float) -> None:
                 tensors[name][row["row"]].view(-1)[1] += change
                 with open_shard(store / row["shard"]) as shard:
                     header = read_header(shard)
-                written, data = encode_shard(row["shard"], tensors, header)
-                (store / row["shard"]).write_bytes(data)
+                written, parts = encode_shard(row["shard"], tensors, header)
+                (store / row["shard"]).write_bytes(b"".join(parts))
                 shards = tuple(written if one.path == row["shard"] else one for one in entry.shards)
                 write_index(store, rows, entry._replace(shards=shards))
                 break

@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from embedx.store.layout import TEMPORARY_SUFFIX
@@ -18,17 +18,17 @@ def write_atomic(path: Path, data: bytes) -> None:
     Raises:
         OSError: If any step fails; the temporary file is removed then.
     """
-    write_all([(path, data)], below=path.parent)
+    write_all([(path, [data])], below=path.parent)
 
 
-def write_all(files: Iterable[tuple[Path, bytes]], below: Path, *, many: bool = False) -> None:
+def write_all(files: Iterable[tuple[Path, Sequence[bytes | memoryview]]], below: Path, *, many: bool = False) -> None:
     """Writes files so that at any moment, power cuts included, each is whole or not there.
 
     The order is: temporary names in the files' own folders, which are made, all brought to disk, renames, and those
     brought to disk.
 
     Args:
-        files: Where to, and what.
+        files: Where to, and what, in parts.
         below: A folder that is there, with all of these in it.
         many: Whether they are so many that bringing the whole file system to disk, once, is quicker than each of them.
 
@@ -39,13 +39,13 @@ def write_all(files: Iterable[tuple[Path, bytes]], below: Path, *, many: bool = 
     folders: dict[Path, None] = {}
     many = many and _sync_file_system(below)
     try:
-        for path, data in files:
+        for path, parts in files:
             folders |= dict.fromkeys([*_make(path.parent, below), path.parent])
             temporary = path.with_name(f".{path.name}{TEMPORARY_SUFFIX}")
             temporary.unlink(missing_ok=True)  # of an interrupted run, or a link laid there to be written through
             written[temporary] = path
             with _named(path), temporary.open("xb") as file:  # whose closing writes too
-                file.write(data)
+                file.writelines(parts)
                 file.flush()
                 if not many:
                     os.fsync(file.fileno())

@@ -101,7 +101,7 @@ def write_index(root: Path, rows: pa.Table, entry: UnitEntry) -> None:
             refusal = error
     else:
         raise StoreError(f"{place}: no reader would take it ({refusal}); leave out metadata that is nearly nothing")
-    write_all([(place, data)], below=root)
+    write_all([(place, [data])], below=root)
 
 
 def read_entry(path: Path) -> UnitEntry:

@@ -6,6 +6,7 @@ Shapes: N rows, D embedding dimension, T tokens.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -26,11 +27,13 @@ INDEX = "index"
 TARGETS = "targets"
 HEADER_KEY = "embedx"
 
-_DTYPES = frozenset(
-    {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "C64", "BOOL"}
-    | {"I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8"}
+_DTYPES = (
+    {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "complex64": "C64", "bool": "BOOL"}
+    | {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
+    | {"int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8"}
+    | {"uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8"}
 )
-"""Of the types that safetensors knows, those of which torch can choose rows."""
+"""Of the types that safetensors knows, those of which torch can choose rows: torch's names and safetensors' own."""
 
 
 class ShardEntry(NamedTuple):
@@ -63,8 +66,13 @@ def form(tensor: Tensor) -> str:
     return f"{tensor.dtype} [{', '.join(['N', *map(str, tensor.shape[1:])])}]".removeprefix("torch.")
 
 
-def encode_shard(path: str, tensors: Mapping[str, Tensor], header: ShardHeader) -> tuple[ShardEntry, bytes]:
-    """Makes one shard's file.
+def encode_shard(
+    path: str, tensors: Mapping[str, Tensor], header: ShardHeader
+) -> tuple[ShardEntry, list[bytes | memoryview]]:
+    """Makes one shard's file, in the form of https://github.com/huggingface/safetensors#format.
+
+    No tensor is copied, which the library's own `save` does twice. Those of longer numbers come first, so that each
+    is aligned.
 
     Args:
         path: Where the shard goes, relative to the store.
@@ -73,13 +81,33 @@ def encode_shard(path: str, tensors: Mapping[str, Tensor], header: ShardHeader) 
         header: What the shard says of itself.
 
     Returns:
-        What the index table says of it, and its bytes.
+        What the index table says of it, and its bytes, in parts.
     """
-    from safetensors.torch import save  # only here, as it imports torch, which a store that is up to date needs not
+    described: dict[str, Any] = {"__metadata__": {HEADER_KEY: canonical_json(header._asdict())}}
+    parts: list[bytes | memoryview] = []
+    end = 0
+    for name in sorted(tensors, key=lambda name: (-tensors[name].itemsize, name)):
+        part = _bytes_of(tensors[name])
+        begin, end = end, end + part.nbytes
+        dtype = _DTYPES[str(tensors[name].dtype).removeprefix("torch.")]
+        described[name] = {"dtype": dtype, "shape": list(tensors[name].shape), "data_offsets": [begin, end]}
+        parts.append(part)
+    text = json.dumps(described, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    parts.insert(0, len(text).to_bytes(8, "little") + text)
+    digest = hashlib.sha256()
+    for each in parts:
+        digest.update(each)
+    size = len(parts[0]) + end
+    return ShardEntry(path, header.group, len(tensors[INDEX]), size, digest.hexdigest()), parts
 
-    data = save(dict(tensors), metadata={HEADER_KEY: canonical_json(header._asdict())})
-    entry = ShardEntry(path, header.group, len(tensors[INDEX]), len(data), hashlib.sha256(data).hexdigest())
-    return entry, data
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """A tensor's memory, of a machine on which the first byte of a number is its lowest."""
+    import torch  # only here, as a store that is up to date needs it not
+
+    memory: memoryview = tensor.reshape(-1).view(torch.uint8).numpy().data
+    return memory
 
 
 def open_shard(path: Path) -> AbstractContextManager[Any]:
@@ -126,7 +154,7 @@ def _check_tensors(shard: Any) -> None:
         dtype = slices[name].get_dtype()
         whole_numbers = name in (INDEX, TARGETS)
         if (
-            dtype not in _DTYPES
+            dtype not in _DTYPES.values()
             or (whole_numbers and (dtype, shape) != ("I64", [rows]))
             or (name == EMBEDDINGS and len(shape) < 2)
             or shape[:1] != [rows]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -24,6 +25,8 @@ from embedx.store.shards import FORMAT, INDEX, TARGETS, ShardEntry, ShardHeader,
 UNKNOWN_TARGET = -1
 """Stands in a shard's `targets` for a row without one, where others have one."""
 
+Numbers: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
+"""[n]"""
 
 _MANY_SHARDS = 16
 """Beyond so many it is quicker to bring all of the file system to disk than each of them."""
@@ -87,7 +90,7 @@ class UnitBuffer:
 
     def _copy_staying(self, rows: pa.Table) -> None:
         embedded = pc.is_valid(rows["shard"])
-        positions = self._count + _tensor(pc.indices_nonzero(embedded))
+        positions = torch.from_numpy(self._count + _numbers(pc.indices_nonzero(embedded)))
         places = rows.filter(embedded)
         for name in self._base.names if len(places) else ():
             tensor = self._base.gather(name, places)
@@ -124,26 +127,22 @@ class UnitBuffer:
             raise StoreError("there are no rows to commit")
         rows = pa.concat_tables(self._rows, promote_options="default")
         order = pc.sort_indices(rows["index"])  # rows that stay come before those that are computed
-        rows = rows.take(order)
-        places = _tensor(order)
-        shard_column: list[str | None] = [None] * len(rows)
-        row_column: list[int | None] = [None] * len(rows)
+        rows, places = rows.take(order), _numbers(order)
+        groups = self._by_group(rows)
+        numbers = {INDEX: _numbers(rows["index"]), TARGETS: _numbers(rows["target"].fill_null(UNKNOWN_TARGET))}
         shards: list[ShardEntry] = []
-        by_group = self._positions_by_group(rows)
-        numbers = {INDEX: _tensor(rows["index"]), TARGETS: _tensor(rows["target"].fill_null(UNKNOWN_TARGET))}
 
-        def files() -> Iterator[tuple[Path, bytes]]:
-            for group, positions in by_group.items():
-                shard, data = self._shard(unit, group, torch.tensor(positions), places, numbers)
-                for row, position in enumerate(positions):
-                    shard_column[position], row_column[position] = shard.path, row
+        def files() -> Iterator[tuple[Path, Sequence[bytes | memoryview]]]:
+            for group, positions in groups:
+                own = {name: column[positions] for name, column in numbers.items()}
+                shard, parts = self._shard(unit, group, places[positions], own)
                 shards.append(shard)
-                yield inside(self.terms.root, shard.path), data
+                yield inside(self.terms.root, shard.path), parts
 
-        write_all(files(), below=self.terms.root, many=len(by_group) > _MANY_SHARDS)
+        write_all(files(), below=self.terms.root, many=len(groups) > _MANY_SHARDS)
         at = rows.schema.get_field_index("reason") + 1
-        rows = rows.add_column(at, "shard", pa.array(shard_column, pa.string()))
-        rows = rows.add_column(at + 1, "row", pa.array(row_column, pa.int64()))
+        paths, within = _places(shards, [positions for _, positions in groups], len(rows))
+        rows = rows.add_column(at, "shard", paths).add_column(at + 1, "row", within)
         written = sum(shard.rows for shard in shards)
         entry = UnitEntry(
             split=unit.split,
@@ -159,22 +158,25 @@ class UnitBuffer:
         self._rows, self._count = [], 0
         return entry
 
-    def _positions_by_group(self, rows: pa.Table) -> dict[str | None, list[int]]:
+    def _by_group(self, rows: pa.Table) -> list[tuple[str | None, Numbers]]:
         """The rows that have an embedding, as positions in the unit, by group in order of appearance."""
-        positions: dict[str | None, list[int]] = {}
-        kept = pc.indices_nonzero(pc.equal(rows["status"], OK))
-        for position, group in zip(kept.to_pylist(), rows["group"].take(kept).to_pylist(), strict=True):
-            positions.setdefault(group if self.terms.grouped else None, []).append(position)
-        return positions
+        kept = _numbers(pc.indices_nonzero(pc.equal(rows["status"], OK)))
+        if not self.terms.grouped or len(kept) == 0:
+            return [(None, kept)] if len(kept) else []
+        groups = rows["group"].take(kept).combine_chunks().dictionary_encode("encode")
+        codes = _numbers(groups.indices)
+        order = np.argsort(codes, kind="stable")
+        parts = np.split(kept[order], np.flatnonzero(np.diff(codes[order])) + 1)
+        return list(zip(groups.dictionary.to_pylist(), parts, strict=True))
 
     def _shard(
-        self, unit: Unit, group: str | None, positions: Tensor, places: Tensor, numbers: Mapping[str, Tensor]
-    ) -> tuple[ShardEntry, bytes]:
-        selected = _as_slice(places[positions])
+        self, unit: Unit, group: str | None, places: Numbers, numbers: Mapping[str, Numbers]
+    ) -> tuple[ShardEntry, list[bytes | memoryview]]:
+        selected = _as_slice(places)
         tensors = {name: tensor[selected] for name, tensor in self._tensors.items()}
-        tensors |= {name: column[positions] for name, column in numbers.items()}
-        if (tensors[TARGETS] == UNKNOWN_TARGET).all():
-            del tensors[TARGETS]
+        tensors[INDEX] = torch.from_numpy(numbers[INDEX])
+        if (numbers[TARGETS] != UNKNOWN_TARGET).any():
+            tensors[TARGETS] = torch.from_numpy(numbers[TARGETS])
         path = shard_path(unit, self._folder(unit.split, group) if self.terms.grouped else None)
         header = ShardHeader(FORMAT, unit.split, group, unit.number, self.terms.recipe)
         return encode_shard(path, tensors, header)
@@ -185,13 +187,24 @@ class UnitBuffer:
         return self._folders[split].of(group)
 
 
-def _as_slice(positions: Tensor) -> Tensor | slice:
+def _as_slice(positions: Numbers) -> Tensor | slice:
     """The same positions as a slice, if they are one: of that no copy is made."""
     first, behind = int(positions[0]), int(positions[-1]) + 1
-    is_slice = behind - first == len(positions) and bool((positions.diff() == 1).all())
-    return slice(first, behind) if is_slice else positions
+    is_slice = behind - first == len(positions) and bool((np.diff(positions) == 1).all())
+    return slice(first, behind) if is_slice else torch.from_numpy(positions)
 
 
-def _tensor(column: pa.Array | pa.ChunkedArray) -> Tensor:
-    """Whole numbers, none missing, as a tensor [N] int64."""
-    return torch.from_numpy(column.to_numpy().astype("int64"))
+def _places(shards: Sequence[ShardEntry], positions: Sequence[Numbers], count: int) -> tuple[pa.Array, pa.Array]:
+    """The columns of PLACE_SCHEMA for so many rows, of which each shard has those at its positions, in that order."""
+    shard, row = np.full((2, count), -1)
+    for number, own in enumerate(positions):
+        shard[own], row[own] = number, np.arange(len(own))
+    rejected = shard < 0
+    paths = pa.array([entry.path for entry in shards], pa.string())
+    return paths.take(pa.array(shard, mask=rejected)), pa.array(row, mask=rejected)
+
+
+def _numbers(column: pa.Array | pa.ChunkedArray) -> Numbers:
+    """Whole numbers, none missing."""
+    numbers: Numbers = column.to_numpy().astype(np.int64, copy=False)
+    return numbers

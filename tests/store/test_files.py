@@ -47,21 +47,21 @@ def test_make_folder_makes_parents_and_minds_a_file_in_the_way(tmp_path: Path) -
 
 @pytest.mark.parametrize("many", [False, True])
 def test_many_files_are_written_in_folders_that_are_made_for_them(tmp_path: Path, many: bool) -> None:
-    files = {tmp_path / f"a/{number % 7}/{number}": bytes([number]) for number in range(100)}
-    write_all(files.items(), below=tmp_path, many=many)
+    files = {tmp_path / f"a/{number % 7}/{number}": bytes([number, 1, 2]) for number in range(100)}
+    write_all(((path, [data[:1], data[1:]]) for path, data in files.items()), below=tmp_path, many=many)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
 
 
 @pytest.mark.parametrize("many", [False, True])
 def test_of_many_files_that_can_t_be_written_nothing_half_is_left(tmp_path: Path, many: bool) -> None:
-    def files() -> Iterator[tuple[Path, bytes]]:
-        yield tmp_path / "a/one", b"1"
-        yield tmp_path / "b/two", b"2"
+    def files() -> Iterator[tuple[Path, list[bytes]]]:
+        yield tmp_path / "a/one", [b"1"]
+        yield tmp_path / "b/two", [b"2"]
         raise ValueError("no more")
 
     with pytest.raises(ValueError, match="no more"):
         write_all(files(), below=tmp_path, many=many)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     with pytest.raises(FileNotFoundError):
-        write_all([(tmp_path / "gone/x/file", b"")], below=tmp_path / "gone", many=many)
+        write_all([(tmp_path / "gone/x/file", [])], below=tmp_path / "gone", many=many)
     assert not (tmp_path / "gone").exists()
