@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from embedx.config import RESERVED_COLUMNS
 from embedx.data.files import FileReader
-from embedx.data.sources.base import COMMON_SCHEMA, TARGET, Reader, Source
+from embedx.data.sources.base import COMMON_SCHEMA, TARGET, Reader, Source, repeated
 from embedx.errors import ConfigError, unknown
 
 PLAN_COLUMNS = (*COMMON_SCHEMA.names, "group", TARGET)
@@ -113,7 +113,7 @@ def build_plan(sources: Mapping[str, Source], group_key: str | None) -> Plan:
             faults += error.faults
             continue
         faults += _unstorable(tables[split].select(source.metadata), split, group_key)
-        if twice := _repeated(tables[split]["key"]):
+        if twice := repeated(tables[split]["key"]):
             faults.append(f"split {split!r}: {len(twice)} keys stand there twice, such as {twice[0]!r}; rename those")
     ConfigError.check(faults)
     named = [table for table in tables.values() if pa.types.is_string(table[TARGET].type)]
@@ -161,13 +161,6 @@ def _plan_split(
     table = table.take(order) if order is not None else table
     table = table.select([*PLAN_COLUMNS, *source.metadata]).combine_chunks()
     return SplitPlan(split, table, source.reader)
-
-
-def _repeated(column: pa.ChunkedArray) -> list[str]:
-    if pc.count_distinct(column).as_py() == len(column):
-        return []
-    counts = pc.value_counts(column)
-    return list(counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist())
 
 
 def _digest(table: pa.Table) -> str:

@@ -6,12 +6,16 @@ import dataclasses
 import os
 import re
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol, Self
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from embedx.config import ExtractConfig
 from embedx.data.files import is_url
+from embedx.processes import cores
 
 SINGLE_SPLIT = "all"
 """The split of a source that has no name and names none."""
@@ -32,6 +36,9 @@ COMMON_SCHEMA = pa.schema(
 
 TARGET = "target"
 """The column behind those: strings, which become numbers, integers, or all null."""
+
+_CHUNK = 1 << 14
+"""Files that are asked for, and texts that are hashed, at a time."""
 
 
 class Reader(Protocol):
@@ -111,6 +118,46 @@ def as_path(text: str) -> bytes:
     if "\\x" not in text or os.path.exists(path):
         return path
     return re.sub(rb"\\x([0-9a-f]{2})", lambda match: bytes.fromhex(match[1].decode()), path)
+
+
+def repeated(texts: pa.ChunkedArray) -> list[str]:
+    """The texts that stand there more than once.
+
+    By their hashes first, and of the texts only those whose hash is there twice: a table of all would take ten times
+    the memory, and the time.
+    """
+    hashes = np.empty(len(texts), np.int64)
+    start = 0
+    for batch in pa.table({"text": texts}).to_batches(_CHUNK):
+        hashes[start : start + len(batch)] = [hash(text) for text in batch["text"].to_pylist()]
+        start += len(batch)
+    ordered = np.sort(hashes)
+    twice = ordered[1:][ordered[1:] == ordered[:-1]]
+    counts = pc.value_counts(texts.filter(pa.array(np.isin(hashes, twice))))
+    found: list[str] = counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist()
+    return found
+
+
+def sizes_and_times(paths: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+    """What `size_and_time` is of many files, asked by a thread per core."""
+    chunks = [batch["path"] for batch in pa.table({"path": paths}).to_batches(_CHUNK)]
+    with ThreadPoolExecutor(cores()) as threads:
+        asked = list(threads.map(_ask, chunks))
+    sizes, times = (pa.chunked_array([answers[which] for answers in asked], pa.int64()) for which in (0, 1))
+    return sizes, times
+
+
+def _ask(paths: pa.Array) -> tuple[pa.Array, pa.Array]:
+    from pyarrow.fs import LocalFileSystem  # only here, as it takes time that folders need not pay for
+
+    repeated = paths.dictionary_encode()
+    names = repeated.dictionary.to_pylist()
+    try:  # without Python's lock, while which no other thread could ask
+        found = [(info.size, info.mtime_ns) for info in LocalFileSystem().get_file_info(names)]
+    except (OSError, pa.ArrowInvalid):  # for one of them
+        found = [size_and_time(name) for name in names]
+    sizes, times = (pa.array([answer[which] for answer in found], pa.int64()) for which in (0, 1))
+    return sizes.take(repeated.indices), times.take(repeated.indices)
 
 
 def size_and_time(path: bytes) -> tuple[int | None, int | None]:

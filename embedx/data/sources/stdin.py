@@ -18,7 +18,7 @@ from embedx.data.sources.base import (
     SourceKind,
     SourceOptions,
     as_text,
-    size_and_time,
+    sizes_and_times,
 )
 from embedx.errors import ConfigError
 
@@ -41,7 +41,7 @@ class PathList:
         """Adds what the file system says of the files."""
         here = os.getcwdb()
         whole = [path if is_url(path) else os.path.join(here, path) for path in self.paths]
-        sizes, times = zip(*map(size_and_time, whole), strict=True)
+        sizes, times = sizes_and_times(pa.chunked_array([pa.array(whole, pa.binary())]))
         columns = {
             "key": [as_text(path) for path in self.paths],
             "path": whole,

@@ -20,7 +20,8 @@ from embedx.data.sources.base import (
     Source,
     SourceKind,
     SourceOptions,
-    size_and_time,
+    repeated,
+    sizes_and_times,
 )
 from embedx.data.tables import EmbeddedImages, TableFile, table_format
 from embedx.errors import ConfigError
@@ -53,15 +54,9 @@ class TableSource:
 
     def scan(self) -> pa.Table:
         """Adds what the file system says of the files; an embedded image has the time of the table."""
-        sizes, times = [], []
-        for batch in self.samples.select(["path", "offset"]).to_batches(_CHUNK):
-            paths = batch["path"].to_pylist()
-            known = {path: size_and_time(path) for path in dict.fromkeys(paths)}
-            size = pa.array([known[path][0] for path in paths], pa.int64())
-            sizes.append(pc.if_else(pc.is_null(batch["offset"]), size, None))
-            times.append(pa.array([known[path][1] for path in paths], pa.int64()))
         key, path, offset, *others = self.samples.columns
-        columns = [key, path, offset, pa.chunked_array(sizes, pa.int64()), pa.chunked_array(times, pa.int64()), *others]
+        sizes, times = sizes_and_times(path)
+        columns = [key, path, offset, pc.if_else(pc.is_null(offset), sizes, None), times, *others]
         return pa.table(columns, names=[*COMMON_SCHEMA.names, TARGET, *self.metadata])
 
 
@@ -233,7 +228,7 @@ def _samples(file: TableFile, table: pa.Table, roles: _Roles, root: Root, *, emb
     else:
         paths, offsets = _located(file, table[roles.path], root), pa.nulls(count, pa.int64())
     key = table[roles.key or roles.path]
-    if roles.key is None and embedded and (_rows_without(key) or pc.count_distinct(key).as_py() < count):
+    if roles.key is None and embedded and (_rows_without(key) or repeated(key)):
         key = pa.array([f"row-{row:07d}" for row in range(count)])
     target = pa.nulls(count) if roles.target is None else as_target(table[roles.target])
     if target is None:
