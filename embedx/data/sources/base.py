@@ -12,9 +12,9 @@ from typing import NamedTuple, Protocol, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyarrow.fs import LocalFileSystem
 
 from embedx.config import ExtractConfig
-from embedx.data.files import is_url
 from embedx.processes import cores
 
 SINGLE_SPLIT = "all"
@@ -37,7 +37,7 @@ COMMON_SCHEMA = pa.schema(
 TARGET = "target"
 """The column behind those: strings, which become numbers, integers, or all null."""
 
-_CHUNK = 1 << 14
+_CHUNK = 1 << 12
 """Files that are asked for, and texts that are hashed, at a time."""
 
 
@@ -139,7 +139,7 @@ def repeated(texts: pa.ChunkedArray) -> list[str]:
 
 
 def sizes_and_times(paths: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
-    """What `size_and_time` is of many files, asked by a thread per core."""
+    """`size_and_time` of many files, as two columns; a thread per core asks."""
     chunks = [batch["path"] for batch in pa.table({"path": paths}).to_batches(_CHUNK)]
     with ThreadPoolExecutor(cores()) as threads:
         asked = list(threads.map(_ask, chunks))
@@ -148,8 +148,6 @@ def sizes_and_times(paths: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.Chunked
 
 
 def _ask(paths: pa.Array) -> tuple[pa.Array, pa.Array]:
-    from pyarrow.fs import LocalFileSystem  # only here, as it takes time that folders need not pay for
-
     repeated = paths.dictionary_encode()
     names = repeated.dictionary.to_pylist()
     try:  # without Python's lock, while which no other thread could ask
@@ -161,11 +159,9 @@ def _ask(paths: pa.Array) -> tuple[pa.Array, pa.Array]:
 
 
 def size_and_time(path: bytes) -> tuple[int | None, int | None]:
-    """A file's size in bytes and time of modification in ns; (None, None) for a URL, and if reading it will fail."""
-    if is_url(path):
-        return None, None
+    """A file's size in bytes and time of modification in ns; None for what a URL, or what can't be read, has not."""
     try:
-        status = os.stat(path)
-    except OSError:
+        info = LocalFileSystem().get_file_info(path)
+    except (OSError, pa.ArrowInvalid):
         return None, None
-    return status.st_size, status.st_mtime_ns
+    return info.size, info.mtime_ns

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import os
-import stat
-from collections.abc import Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from embedx.config import LOCK
@@ -23,6 +24,7 @@ from embedx.data.sources.base import (
     SourceKind,
     SourceOptions,
     as_text,
+    sizes_and_times,
 )
 from embedx.errors import ConfigError
 
@@ -40,8 +42,15 @@ SPLIT_FOLDERS = frozenset({"train", "val", "valid", "validation", "test"})
 _CHUNK = 1 << 16
 """Inputs of which a table is made at a time; one of all would take four times the memory while it is made."""
 
-_Found: TypeAlias = tuple[tuple[bytes, ...], int | None, int | None, bytes]
-"""Path below the folder in parts, size, modification time in ns, and the whole path or URL."""
+
+class _Run(NamedTuple):
+    """Inputs of one folder that follow one another, at most `_CHUNK` of them."""
+
+    below: tuple[bytes, ...]
+    """The folder's path below the source's, in parts."""
+    names: list[bytes]
+    paths: list[bytes]
+    """Whole paths, or URLs."""
 
 
 class FolderSource:
@@ -59,45 +68,54 @@ class FolderSource:
         self.root = root
         self.suffixes = suffixes
 
+    @cached_property
+    def _endings(self) -> tuple[bytes, ...]:
+        return tuple(map(os.fsencode, self.suffixes))
+
+    def _is_one(self, name: bytes) -> bool:
+        return name.lower().endswith(self._endings)
+
     def __str__(self) -> str:
         return str(self.root)
 
     def scan(self) -> pa.Table:
         """Lists the images; the target is the class."""
-        found = self._found()
-        chunks = []
-        while chunk := list(islice(found, _CHUNK)):
-            chunks.append(self._table(chunk))
-        if not chunks:
+        tables = [self._table(runs) for runs in _in_chunks(self._runs())]
+        if not tables:
             what = "images" if self.suffixes is IMAGE_SUFFIXES else "features"
             raise ConfigError(f"no {what} in {self}; looked for files named {' '.join(sorted(self.suffixes))}")
-        return pa.concat_tables(chunks)
+        return pa.concat_tables(tables)
 
-    def _table(self, found: list[_Found]) -> pa.Table:
-        relative, sizes, times, paths = zip(*found, strict=True)
-        folders = [[as_text(part) for part in parts[:-1]] for parts in relative]
-        classes = [parts[0] if parts else None for parts in folders]
+    def _table(self, runs: list[_Run]) -> pa.Table:
+        paths = pa.chunked_array([pa.array([path for run in runs for path in run.paths], pa.binary())])
+        sizes, times = self._sizes_and_times(paths)
+        folders = [[as_text(part) for part in run.below] for run in runs]
+        run_of = pa.array(np.repeat(np.arange(len(runs)), [len(run.names) for run in runs]))
+        classes = pa.array([parts[0] if parts else None for parts in folders], pa.string()).take(run_of)
         return pa.table(
             {
-                "key": [as_text(b"/".join(parts)) for parts in relative],
+                "key": [as_text(key) for run in runs for key in _joined(run)],
                 "path": paths,
-                "offset": [None] * len(found),
+                "offset": pa.nulls(len(paths), pa.int64()),
                 "size": sizes,
                 "mtime_ns": times,
                 TARGET: classes,
                 "class": classes,
-                "parent": ["/".join(parts) or None for parts in folders],
+                "parent": pa.array(["/".join(parts) or None for parts in folders], pa.string()).take(run_of),
             },
             schema=pa.schema([*COMMON_SCHEMA, *((name, pa.string()) for name in (TARGET, *self.metadata))]),
         )
 
-    def _found(self) -> Iterator[_Found]:
+    def _sizes_and_times(self, paths: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+        return sizes_and_times(paths)
+
+    def _runs(self) -> Iterator[_Run]:
         """What there is, by its path below the folder, part by part."""
         return self._walk(os.fsencode(self.root.absolute()))
 
     def _walk(
         self, folder: bytes, ancestors: tuple[tuple[int, int], ...] = (), below: tuple[bytes, ...] = ()
-    ) -> Iterator[_Found]:
+    ) -> Iterator[_Run]:
         try:
             own = os.stat(folder)
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -108,20 +126,21 @@ class FolderSource:
         identity = (own.st_dev, own.st_ino)
         if identity in ancestors:
             return
+        run = _Run(below, [], [])
         for entry in entries:
             if entry.name.startswith(b"."):
                 continue
-            try:
-                status = entry.stat()
-            except OSError:  # a broken link: the read will say so, and reject it
-                size_and_time: tuple[int | None, int | None] = None, None
-            else:
-                if stat.S_ISDIR(status.st_mode):
-                    yield from self._walk(entry.path, (*ancestors, identity), (*below, entry.name))
-                    continue
-                size_and_time = status.st_size, status.st_mtime_ns
-            if _suffix(entry.name) in self.suffixes:
-                yield (*below, entry.name), *size_and_time, entry.path
+            is_folder = _is_folder(entry)
+            if not is_folder and self._is_one(entry.name):
+                run.names.append(entry.name)
+                run.paths.append(entry.path)
+            if run.names and (is_folder or len(run.names) == _CHUNK):
+                yield run
+                run = _Run(below, [], [])
+            if is_folder:
+                yield from self._walk(entry.path, (*ancestors, identity), (*below, entry.name))
+        if run.names:
+            yield run
 
 
 class RemoteFolder(FolderSource):
@@ -135,16 +154,26 @@ class RemoteFolder(FolderSource):
 
     def __init__(self, url: str, files: list[Listed], suffixes: frozenset[str]) -> None:
         self.url = url
-        self.files = files
+        self._files = {os.fsencode(file.url): file for file in files}
         self.suffixes = suffixes
 
     def __str__(self) -> str:
         return self.url
 
-    def _found(self) -> Iterator[_Found]:
-        for parts, file in sorted((tuple(os.fsencode(file.below).split(b"/")), file) for file in self.files):
-            if _suffix(parts[-1]) in self.suffixes and not any(part.startswith(b".") for part in parts):
-                yield parts, file.size, file.mtime_ns, os.fsencode(file.url)
+    def _sizes_and_times(self, paths: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+        known = [self._files[url] for url in paths.to_pylist()]
+        sizes, times = [file.size for file in known], [file.mtime_ns for file in known]
+        return pa.chunked_array([pa.array(sizes, pa.int64())]), pa.chunked_array([pa.array(times, pa.int64())])
+
+    def _runs(self) -> Iterator[_Run]:
+        found = sorted((tuple(os.fsencode(file.below).split(b"/")), url) for url, file in self._files.items())
+        for below, listed in groupby(found, key=lambda each: each[0][:-1]):
+            if any(part.startswith(b".") for part in below):
+                continue
+            ours = [(n, url) for (*_, n), url in listed if self._is_one(n) and not n.startswith(b".")]
+            for start in range(0, len(ours), _CHUNK):
+                names, urls = zip(*ours[start : start + _CHUNK], strict=True)
+                yield _Run(below, list(names), list(urls))
 
 
 def open_folder(name: str | None, location: str, options: SourceOptions) -> Mapping[str, Source]:
@@ -190,6 +219,32 @@ def _open_remote(name: str | None, url: str, suffixes: frozenset[str]) -> Mappin
         )
         for part in sorted(parts)
     }
+
+
+def _in_chunks(runs: Iterable[_Run]) -> Iterator[list[_Run]]:
+    """Runs of together `_CHUNK` inputs or a little more."""
+    chunk: list[_Run] = []
+    count = 0
+    for run in runs:
+        chunk.append(run)
+        count += len(run.names)
+        if count >= _CHUNK:
+            yield chunk
+            chunk, count = [], 0
+    if chunk:
+        yield chunk
+
+
+def _joined(run: _Run) -> Iterator[bytes]:
+    prefix = b"".join(part + b"/" for part in run.below)
+    return (prefix + name for name in run.names)
+
+
+def _is_folder(entry: os.DirEntry[bytes]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a broken link: the read will say so, and reject it
+        return False
 
 
 def _suffix(name: bytes) -> str:
