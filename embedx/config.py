@@ -42,6 +42,7 @@ MAX_PIXELS = 178_956_970
 """Pixels beyond which an image counts as a decompression bomb unless another limit is given; Pillow's own default."""
 
 _SIZE_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 def parse_size(text: str | int) -> int:
@@ -354,7 +355,7 @@ class Recipe:
 
 def canonical_json(value: Any) -> str:
     """The one spelling of a JSON value: sorted keys, no spaces."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return _CANONICAL.encode(value)
 
 
 def fingerprint(value: Any) -> str:

@@ -8,6 +8,7 @@ import errno
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from embedx.store.layout import TEMPORARY_SUFFIX
 
@@ -35,16 +36,16 @@ def write_all(files: Iterable[tuple[Path, Sequence[bytes | memoryview]]], below:
     Raises:
         OSError: If any step fails; the temporary files are removed then.
     """
-    written: dict[Path, Path] = {}
-    folders: dict[Path, None] = {}
+    written: dict[str, str] = {}
+    folders: dict[str, None] = {}
     many = many and _sync_file_system(below)
     try:
         for path, parts in files:
-            folders |= dict.fromkeys([*_make(path.parent, below), path.parent])
-            temporary = path.with_name(f".{path.name}{TEMPORARY_SUFFIX}")
-            temporary.unlink(missing_ok=True)  # of an interrupted run, or a link laid there to be written through
-            written[temporary] = path
-            with _named(path), temporary.open("xb") as file:  # whose closing writes too
+            folder, name = os.path.dirname(path) or os.curdir, path.name
+            folders |= dict.fromkeys([*_make(folder, below), folder])
+            temporary = os.path.join(folder, f".{name}{TEMPORARY_SUFFIX}")
+            written[temporary] = os.fspath(path)
+            with _named(path), _create(temporary) as file:  # whose closing writes too
                 file.writelines(parts)
                 file.flush()
                 if not many:
@@ -52,19 +53,27 @@ def write_all(files: Iterable[tuple[Path, Sequence[bytes | memoryview]]], below:
         if many:
             _sync_file_system(below)
         while written:
-            temporary, path = next(iter(written.items()))
-            temporary.replace(path)
+            temporary = next(iter(written))
+            os.replace(temporary, written[temporary])
             del written[temporary]
     except BaseException:
         for temporary in written:
             with contextlib.suppress(OSError):
-                temporary.unlink()
+                os.unlink(temporary)
         raise
     if many:
         _sync_file_system(below)
     else:
         for folder in folders:
             sync_folder(folder)
+
+
+def _create(temporary: str) -> BinaryIO:
+    try:
+        return open(temporary, "xb")
+    except FileExistsError:  # of an interrupted run, or a link laid there to be written through
+        os.unlink(temporary)
+        return open(temporary, "xb")
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -91,19 +100,24 @@ def make_folder(path: Path, below: Path | None = None) -> None:
     Raises:
         OSError: If it can't be made.
     """
-    for parent in _make(path, below):
+    for parent in _make(os.fspath(path), below):
         sync_folder(parent)
 
 
-def _make(path: Path, below: Path | None) -> list[Path]:
+def _make(folder: str, below: Path | None) -> list[str]:
     """Makes a folder and its parents; returns the folders in which one was made."""
-    if path.is_dir():
+    if os.path.isdir(folder):
         return []
-    if path == below:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-    made = _make(path.parent, below)
-    path.mkdir(exist_ok=True)
-    return [*made, path.parent]
+    if below is not None and folder == os.fspath(below):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), folder)
+    parent = os.path.dirname(folder) or os.curdir
+    made = _make(parent, below)
+    try:
+        os.mkdir(folder)
+    except FileExistsError:
+        if not os.path.isdir(folder):  # as another process has made it just now
+            raise
+    return [*made, parent]
 
 
 def _sync_file_system(path: Path) -> bool:
@@ -125,7 +139,7 @@ def _sync_file_system(path: Path) -> bool:
     return True
 
 
-def sync_folder(path: Path) -> None:
+def sync_folder(path: str | Path) -> None:
     """Brings a folder's entries to disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -136,7 +150,7 @@ def sync_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
+def _named(path: str | Path) -> Iterator[None]:
     """Has an error name the file, which the system doesn't where it was written to by its descriptor."""
     try:
         yield

@@ -10,7 +10,7 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from embedx.errors import StoreError
 
@@ -21,14 +21,14 @@ def inside(root: Path, relative: str) -> Path:
     Raises:
         StoreError: If a link stands there or on the way there.
     """
-    path = root
-    for part in PurePosixPath(relative).parts:
-        path = path / part
+    path = os.fspath(root)
+    for part in relative.split("/"):
+        path = f"{path}/{part}"
         if os.path.islink(path):
             raise StoreError(
                 f"{path} is a link, and those in a store are not followed; put what it leads to in its place"
             )
-    return path
+    return Path(path)
 
 
 def plain_file(root: Path, relative: str) -> Path:

@@ -36,6 +36,9 @@ _DTYPES = (
 """Of the types that safetensors knows, those of which torch can choose rows: torch's names and safetensors' own."""
 
 
+_HEADER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
+
+
 class ShardEntry(NamedTuple):
     """What a unit's index table says of one of its shards."""
 
@@ -92,7 +95,7 @@ def encode_shard(
         dtype = _DTYPES[str(tensors[name].dtype).removeprefix("torch.")]
         described[name] = {"dtype": dtype, "shape": list(tensors[name].shape), "data_offsets": [begin, end]}
         parts.append(part)
-    text = json.dumps(described, separators=(",", ":"), ensure_ascii=False).encode()
+    text = _HEADER.encode(described).encode()
     text += b" " * (-len(text) % 8)
     parts.insert(0, len(text).to_bytes(8, "little") + text)
     digest = hashlib.sha256()

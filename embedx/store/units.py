@@ -190,7 +190,7 @@ class UnitBuffer:
 def _as_slice(positions: Numbers) -> Tensor | slice:
     """The same positions as a slice, if they are one: of that no copy is made."""
     first, behind = int(positions[0]), int(positions[-1]) + 1
-    is_slice = behind - first == len(positions) and bool((np.diff(positions) == 1).all())
+    is_slice = behind - first == len(positions) and bool((positions[1:] - positions[:-1] == 1).all())
     return slice(first, behind) if is_slice else torch.from_numpy(positions)
 
 
