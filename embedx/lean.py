@@ -9,9 +9,11 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 _COMPILER = "torch._dynamo"
+
+T = TypeVar("T")
 
 
 def import_torchvision() -> None:
@@ -24,6 +26,17 @@ def import_torchvision() -> None:
     utils.is_compile_supported = lambda device: False  # type: ignore[attr-defined]
     with _in_place_of(utils):
         import torchvision  # noqa: F401
+
+
+def first_without_compiler(compute: Callable[[], T]) -> T:
+    """What a function gives `without_compiler`, or, if it asks for that, with it, in a second call."""
+    with without_compiler() as compiler:
+        try:
+            return compute()
+        except Exception:
+            if not compiler.was_missed:
+                raise
+    return compute()
 
 
 @contextlib.contextmanager

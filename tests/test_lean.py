@@ -21,9 +21,7 @@ def python(code: str, *arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("runtime", ["eager", "openvino"])
-def test_a_run_does_without_the_compiler(tmp_path: Path, runtime: str) -> None:
-    code = """
+WATCHED = """
 import os, sys
 from embedx.__main__ import main
 if __name__ == "__main__":
@@ -31,10 +29,28 @@ if __name__ == "__main__":
     os._exit = lambda code: end(code or 10 * ("torch._dynamo" in sys.modules))
     main()
 """
+"""The command line; its exit code is 10 if the compiler has been imported."""
+
+
+@pytest.mark.parametrize("runtime", ["eager", "openvino"])
+def test_a_run_does_without_the_compiler(tmp_path: Path, runtime: str) -> None:
     settings = ["--backbone", sample.BACKBONE, "--weights", "sample", "--device", "cpu", "-j", "1"]
     inputs = ["--data", str(sample.IMAGES / "val"), "--out", str(tmp_path / "out")]
-    printed = python(code, "extract", *settings, *inputs, "--runtime", runtime)
+    printed = python(WATCHED, "extract", *settings, *inputs, "--runtime", runtime)
     assert printed.strip() == str(tmp_path / "out/manifest.json")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["backbones"],
+        ["layers", "resnet18"],
+        ["extract", "--dry-run", "--json", "--backbone", "resnet18", "--weights", "random", "--out", "nowhere"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_what_only_describes_does_without_the_compiler(command: list[str]) -> None:
+    assert ("layer4" if command[0] == "layers" else "resnet18") in python(WATCHED, *command)
 
 
 def test_the_compiler_can_be_had_afterwards_and_knows_what_it_is_kept_out_of() -> None:

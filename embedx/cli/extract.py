@@ -57,6 +57,7 @@ def command(
     # Before torch is imported: threads that spin while they wait would steal the decoders' cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if dry_run:
+        import_torchvision()
         from embedx.extract import prepare
 
         description = prepare(config, download=False).describe()

@@ -9,6 +9,7 @@ import typer
 
 from embedx.cli.output import DebugOption, JsonOption, print_json, print_line
 from embedx.config import ExtractConfig
+from embedx.lean import import_torchvision
 
 
 def command(
@@ -26,6 +27,7 @@ def command(
 
     They stand in the order in which they are computed; no weights are needed.
     """
+    import_torchvision()
     from embedx.models.backbones import describe_layers
 
     config = ExtractConfig(backbone=backbone, out=Path(), image_size=image_size, backbone_arg=tuple(backbone_arg or ()))

@@ -26,6 +26,7 @@ from embedx.cli.output import (
 )
 from embedx.config import size_text
 from embedx.errors import ConfigError, StoreError
+from embedx.lean import import_torchvision
 
 if TYPE_CHECKING:
     from embedx.recompute import Recomputation
@@ -105,6 +106,7 @@ def verify(
     damaged = faults not in ([], [NOT_COMPLETE])
     found = None
     if recompute is not None and not damaged:
+        import_torchvision()
         from embedx.recompute import recompute as recomputed
 
         options: dict[str, Any] = {"seed": seed, "device": device, "trust": trust, "tolerance": tolerance}

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from embedx.config import ExtractConfig, Preprocessing
 from embedx.errors import ConfigError
-from embedx.lean import without_compiler
+from embedx.lean import first_without_compiler
 from embedx.models.backbones import dense, factory, huggingface, program, quantized, timm, torchvision
 from embedx.models.backbones.base import Architecture, BackboneKind, last_line
 from embedx.models.checkpoints import Weights
@@ -79,13 +79,7 @@ def describe_backbone(config: ExtractConfig, *, download: bool = True) -> Backbo
     spec = BackboneSpec(architecture, preprocessing, config.layer, config.pool, config.normalize, shapes={})
     if config.layer:
         _check_has_layers(architecture)
-    with without_compiler() as compiler:
-        try:
-            return _tried_out(spec, preprocessing.crop)
-        except Exception:
-            if not compiler.was_missed:
-                raise
-    return _tried_out(spec, preprocessing.crop)
+    return first_without_compiler(lambda: _tried_out(spec, preprocessing.crop))
 
 
 def _tried_out(spec: BackboneSpec, size: int) -> BackboneSpec:
@@ -125,10 +119,14 @@ def describe_layers(config: ExtractConfig) -> dict[str, tuple[int, ...]]:
     size = config.image_size or (own.crop if own else architecture.image_size)
     if size is None:
         raise ConfigError(f"nobody knows which images {config.backbone} takes; give --image-size")
-    model = architecture.outline().to(architecture.outline_device)
-    return _try_out(
-        architecture, lambda batch: layer_shapes(model, _images(architecture, batch, size, torch.float32)), size
-    )
+
+    def shapes() -> dict[str, tuple[int, ...]]:
+        model = architecture.outline().to(architecture.outline_device)
+        return _try_out(
+            architecture, lambda batch: layer_shapes(model, _images(architecture, batch, size, torch.float32)), size
+        )
+
+    return first_without_compiler(shapes)
 
 
 def runs_code(name: str) -> bool:
