@@ -322,7 +322,7 @@ def _job(
         images = decoder_for(spec, config).empty(LARGEST_BATCH[device.type]).zero_()
         batch_size = EagerRuntime(spec.load(), device, precision).fitting_batch_size(images)
     wanted = begun.get("runtime", "auto") if config.runtime == "auto" else config.runtime
-    names = runtimes.candidates(wanted, device, spec.flops, sum(map(len, plan.splits.values())))
+    names = runtimes.candidates(wanted, device, spec.written_bytes, sum(map(len, plan.splits.values())))
     recipe = recipe_of(config, spec, device, precision, batch_size, names[0])
     unit = rows_per_unit(config.shard_size, _row_bytes(spec, config), batch_size)
     environment = environment_of(device, (*spec.architecture.libraries, *runtimes.libraries(names[0])))

@@ -9,7 +9,6 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from embedx.config import ExtractConfig, Preprocessing
 from embedx.errors import ConfigError
@@ -20,6 +19,7 @@ from embedx.models.checkpoints import Weights
 from embedx.models.features import Embedder
 from embedx.models.layers import layer_faults, layer_shapes, with_layers
 from embedx.models.preprocessing import resolve_preprocessing
+from embedx.models.traffic import WrittenBytes
 
 _KINDS = (timm.KIND, huggingface.KIND, program.KIND, factory.KIND, dense.KIND, quantized.KIND, torchvision.KIND)
 """The first that matches is it; any text can be a torchvision model's name."""
@@ -39,8 +39,8 @@ class BackboneSpec:
     normalize: bool
     shapes: dict[str, tuple[int, ...]]
     """Shape of one row of every stored tensor, `embeddings` first: (D,), or (T, D) and (C, H, W) unpooled."""
-    flops: float | None = None
-    """Floating-point operations per image, as far as torch counts them; None of what is no backbone, or a program."""
+    written_bytes: float | None = None
+    """What the forward pass writes per image, see `WrittenBytes`; None of what is no backbone, or a program."""
 
     @property
     def name(self) -> str:
@@ -89,14 +89,13 @@ def _tried_out(spec: BackboneSpec, size: int) -> BackboneSpec:
     ConfigError.check(layer_faults(model, architecture.name, spec.layers))
     embedder = _embedder(model, spec).to(architecture.outline_device)
 
-    flops = 0.0
+    written = 0.0
 
     def row_shapes(batch: int) -> dict[str, tuple[int, ...]]:
-        nonlocal flops
-        counter = FlopCounterMode(display=False)
-        with contextlib.nullcontext() if architecture.opaque else counter:
+        nonlocal written
+        with contextlib.nullcontext() if architecture.opaque else WrittenBytes() as counter:
             outputs = embedder(_images(architecture, batch, size, torch.uint8))
-        flops = counter.get_total_flops() / batch
+        written = counter.total / batch if counter is not None else 0.0
         for rows in {len(output) for output in outputs.values()} - {batch}:
             raise ValueError(
                 f"it gives {rows} rows for a batch of {batch}; if it takes batches of {rows}, give --batch-size {rows}"
@@ -104,7 +103,7 @@ def _tried_out(spec: BackboneSpec, size: int) -> BackboneSpec:
         return {name: tuple(output.shape[1:]) for name, output in outputs.items()}
 
     shapes = _try_out(architecture, row_shapes, size)
-    return dataclasses.replace(spec, shapes=shapes, flops=None if architecture.opaque else flops)
+    return dataclasses.replace(spec, shapes=shapes, written_bytes=None if architecture.opaque else written)
 
 
 def describe_layers(config: ExtractConfig) -> dict[str, tuple[int, ...]]:

@@ -17,29 +17,30 @@ from embedx.models.runtimes.openvino import OpenVinoRuntime
 
 _RUNTIMES = {runtime.name: runtime for runtime in (EagerRuntime, CompiledRuntime, OpenVinoRuntime)}
 
-_EAGER_FLOPS = {"cpu": 6e10, "cuda": 3e13}
-"""Floating-point operations per second of the eager runtime, roughly, per core of a CPU or of a whole GPU."""
+_WRITING = {"cpu": 1.75e9, "cuda": 6e11}
+"""Bytes per second that the eager runtime's operations write, roughly, per core of a CPU or by a whole GPU, beyond what
+they compute."""
+_SAVING = {"openvino": 0.65, "compile": 0.4}
+"""The share of that time which is saved, roughly: operations are fused, products and convolutions are as quick."""
 _BUILD_SECONDS = {"openvino": 2.0, "compile": 25.0}
 """What building takes, roughly, beyond that of the eager runtime."""
-_SAVING = {"openvino": 0.5, "compile": 0.3}
-"""The share of the eager runtime's time that is saved, roughly."""
 
 
-def candidates(name: RuntimeName, device: torch.device, flops: float | None, inputs: int) -> tuple[str, ...]:
+def candidates(name: RuntimeName, device: torch.device, written_bytes: float | None, inputs: int) -> tuple[str, ...]:
     """The runtimes to try, the first that takes the backbone being it.
 
     Args:
         name: What was asked for; `auto` are those that are installed, and pay their building back, fastest first.
         device: Where.
-        flops: Floating-point operations per image; None: of a program, which is run as it is.
+        written_bytes: What the forward pass writes per image; None: that of a program, which is run as it is.
         inputs: How many images there are.
     """
     if name != "auto":
         return (name,)
     chosen = []
-    if flops is not None:
+    if written_bytes is not None:
         threads = torch.get_num_threads() if device.type == "cpu" else 1
-        seconds = inputs * flops / (_EAGER_FLOPS[device.type] * threads)
+        seconds = inputs * written_bytes / (_WRITING[device.type] * threads)
         installed = ["openvino"] if device.type == "cpu" and find_spec("openvino") else []
         for each in (*installed, "compile"):
             if seconds * _SAVING[each] > _BUILD_SECONDS[each]:

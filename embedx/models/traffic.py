@@ -1,0 +1,27 @@
+"""How much a forward pass writes, by which one can tell what there is to be saved by fusing its operations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class WrittenBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the bytes of what operations give, on whatever device, while it is entered.
+
+    Batch norms are left out, as every runtime folds them into convolutions, and so are views.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs the operation, and counts."""
+        output = func(*args, **(kwargs or {}))
+        if not getattr(func, "is_view", False) and "batch_norm" not in func.name():
+            self.total += sum(leaf.nbytes for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+        return output
