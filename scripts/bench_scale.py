@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -47,6 +47,8 @@ Folder = Annotated[Path | None, typer.Option(help="Where to work; it should be o
 
 _PIXELS = b"P6 8 8 255\n"
 _DIM = 2048
+_FILES = 100_000
+"""That rows of a table name together; making more would take longer than listing them."""
 
 
 def make_images(root: Path, count: int) -> Path:
@@ -103,26 +105,37 @@ def report(title: str, columns: tuple[str, ...], rows: list[tuple[object, ...]])
 
 
 @app.command("list", hidden=True)
-def list_only(data: str, out: Path) -> None:
-    """Lists inputs, and prints seconds and peak memory of that alone."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
-    plan = list_inputs(ExtractConfig(backbone="resnet18", data=(data,), out=out))
-    seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(seconds, peak * 1024, (peak - before) * 1024, sum(map(len, plan.splits.values())))
+def list_only(sources: list[str], key_column: Annotated[str | None, typer.Option()] = None) -> None:
+    """Lists one source after the other, and prints inputs and seconds of the last one, and memory before and at most.
+
+    The first ones are there so that what is imported, and allocated once, does not count.
+    """
+    for source in sources:
+        before, start = _peak(), time.perf_counter()
+        config = ExtractConfig(
+            backbone="resnet18", data=(f"all={source}",), out=Path("/nowhere"), key_column=key_column
+        )
+        plan = list_inputs(config)
+        seconds = time.perf_counter() - start
+    print(len(plan.splits["all"]), seconds, before, _peak())
 
 
-def planning(title: str, sources: dict[int, str], root: Path) -> None:
-    """Measures the listing of each source in a process of its own."""
+def _peak() -> int:
+    """The most memory that this process has had, in bytes; `getrusage` counts that of its parent too."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def planning(title: str, sources: dict[int, Path], *options: str) -> None:
+    """Measures the listing of each source in a process of its own, behind that of the smallest."""
     rows: list[tuple[object, ...]] = []
     for count, source in sources.items():
-        command = [sys.executable, __file__, "list", source, str(root / "none")]
-        words = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
-        seconds, peak, grown = map(float, words[:3])
-        if int(words[3]) != count:
-            raise SystemExit(f"{words[3]} inputs were listed, and there are {count}")
-        rows.append((count, seconds, seconds / count * 1e6, peak / 1e6, grown / count))
+        command = [sys.executable, __file__, "list", str(sources[min(sources)]), str(source), *options]
+        printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        found, seconds, before, peak = map(float, printed.split())
+        if found != count:
+            raise SystemExit(f"{found} inputs were listed, and there are {count}")
+        rows.append((count, seconds, seconds / count * 1e6, peak / 1e6, (peak - before) / count))
     report(title, ("inputs", "seconds", "µs each", "MB at the peak", "bytes each"), rows)
 
 
@@ -130,21 +143,23 @@ def planning(title: str, sources: dict[int, str], root: Path) -> None:
 def plan(counts: Counts, folder: Folder = None) -> None:
     """Lists files."""
     with tempfile.TemporaryDirectory(dir=folder) as place:
-        roots = {count: f"all={make_images(Path(place, str(count)), count)}" for count in counts}
-        planning("listing files", roots, Path(place))
+        planning("listing files", {count: make_images(Path(place, str(count)), count) for count in counts})
 
 
 @app.command()
 def table(counts: Counts, folder: Folder = None) -> None:
-    """Lists rows of a table."""
+    """Lists rows of a table, each with a key of its own; together they name no more files than can be made quickly."""
     with tempfile.TemporaryDirectory(dir=folder) as place:
+        images = make_images(Path(place, "images"), min(_FILES, *counts))
+        paths = pa.array([str(path.relative_to(place)) for path in images.rglob("*.ppm")])
         sources = {}
         for count in counts:
             numbers = pa.array(range(count))
-            paths = pc.binary_join_element_wise("images/", numbers.cast(pa.string()), ".jpg", "")
-            sources[count] = f"all={place}/{count}.parquet"
-            pq.write_table(pa.table({"path": paths, "label": numbers}), Path(place, f"{count}.parquet"))
-        planning("listing rows of a table", sources, Path(place))
+            keys = pc.binary_join_element_wise("row-", numbers.cast(pa.string()), "")
+            rows = {"key": keys, "path": paths.take(pa.array(np.arange(count) % len(paths))), "label": numbers}
+            sources[count] = Path(place, f"{count}.parquet")
+            pq.write_table(pa.table(rows), sources[count])
+        planning("listing rows of a table", sources, "--key-column", "key")
 
 
 @app.command()
