@@ -148,14 +148,14 @@ def sizes_and_times(paths: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.Chunked
 
 
 def _ask(paths: pa.Array) -> tuple[pa.Array, pa.Array]:
-    repeated = paths.dictionary_encode()
-    names = repeated.dictionary.to_pylist()
+    encoded = paths.dictionary_encode()
+    names = encoded.dictionary.to_pylist()
     try:  # without Python's lock, while which no other thread could ask
         found = [(info.size, info.mtime_ns) for info in LocalFileSystem().get_file_info(names)]
     except (OSError, pa.ArrowInvalid):  # for one of them
         found = [size_and_time(name) for name in names]
     sizes, times = (pa.array([answer[which] for answer in found], pa.int64()) for which in (0, 1))
-    return sizes.take(repeated.indices), times.take(repeated.indices)
+    return sizes.take(encoded.indices), times.take(encoded.indices)
 
 
 def size_and_time(path: bytes) -> tuple[int | None, int | None]:
