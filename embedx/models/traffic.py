@@ -10,10 +10,12 @@ from torch.utils._pytree import tree_leaves
 
 
 class WrittenBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the bytes of what operations give, on whatever device, while it is entered.
+    """Adds up the bytes of what operations give while it is entered; on the meta device too, where nothing is written.
 
     Batch norms are left out, as every runtime folds them into convolutions, and so are views.
     """
+
+    supports_higher_order_operators = True
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -22,6 +24,8 @@ class WrittenBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the operation, and counts."""
         output = func(*args, **(kwargs or {}))
-        if not getattr(func, "is_view", False) and "batch_norm" not in func.name():
-            self.total += sum(leaf.nbytes for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+        name = func.name()
+        if not getattr(func, "is_view", False) and "view" not in name and "batch_norm" not in name:
+            written = (leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+            self.total += sum(leaf.numel() * leaf.itemsize for leaf in written)
         return output

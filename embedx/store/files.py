@@ -8,7 +8,6 @@ import errno
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 from embedx.store.layout import TEMPORARY_SUFFIX
 
@@ -45,7 +44,9 @@ def write_all(files: Iterable[tuple[Path, Sequence[bytes | memoryview]]], below:
             folders |= dict.fromkeys([*_make(folder, below), folder])
             temporary = os.path.join(folder, f".{name}{TEMPORARY_SUFFIX}")
             written[temporary] = os.fspath(path)
-            with _named(path), _create(temporary) as file:  # whose closing writes too
+            if os.path.lexists(temporary):  # of an interrupted run, or a link laid there to be written through
+                os.unlink(temporary)
+            with _named(path), open(temporary, "xb") as file:  # whose closing writes too
                 file.writelines(parts)
                 file.flush()
                 if not many:
@@ -66,14 +67,6 @@ def write_all(files: Iterable[tuple[Path, Sequence[bytes | memoryview]]], below:
     else:
         for folder in folders:
             sync_folder(folder)
-
-
-def _create(temporary: str) -> BinaryIO:
-    try:
-        return open(temporary, "xb")
-    except FileExistsError:  # of an interrupted run, or a link laid there to be written through
-        os.unlink(temporary)
-        return open(temporary, "xb")
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, get_type_hints
 
@@ -55,7 +55,7 @@ _NEVER_NULL = ("split", "index", "key", "status")
 _UNIQUE = ("key", "path", "sha256")
 _MOST_UNPACKED = 128
 """Bytes that a byte of an index table may stand for: embedx writes it so, and reads no other."""
-_LONGEST_STEP = 65536
+_LONGEST_STEP = 8192
 
 
 class UnitEntry(NamedTuple):
@@ -95,7 +95,8 @@ def write_index(root: Path, rows: pa.Table, entry: UnitEntry) -> None:
         pq.write_table(table, sink, store_schema=True, **options)
         data = sink.getvalue().to_pybytes()
         try:
-            _unpacked(data)
+            for _ in _batches(data):
+                pass
             break
         except ValueError as error:
             refusal = error
@@ -135,7 +136,7 @@ def read_index(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     try:
         data = file.read_bytes()
         entry = _entry(path.name, io.BytesIO(data))
-        table = _unpacked(data, columns)
+        table = pa.Table.from_batches(list(_batches(data, columns))).combine_chunks()
         _check_rows(table, entry.inputs, INDEX_SCHEMA.names if columns is None else columns)
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise StoreError(f"{path}: not a readable index table ({error})") from error
@@ -162,23 +163,23 @@ def _entry(name: str, file: BinaryIO) -> UnitEntry:
     return entry
 
 
-def _unpacked(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table in a Parquet file, or a ValueError if it is larger than such a file of embedx's can be."""
+def _batches(data: bytes, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows of a Parquet file, at least one; a ValueError if it is larger than such a file of embedx's can be."""
     most = _MOST_UNPACKED * len(data)
     unpacked = extent(data)
     if unpacked.most > most:
         raise ValueError(f"{len(data)} bytes say that they hold {unpacked.most}, which is too much to be true")
     steps = max(1, min(_LONGEST_STEP, most // (unpacked.row + 1)))
-    batches = []
+    rows = 0
     with pq.ParquetFile(pa.BufferReader(data)) as file:
         for batch in file.iter_batches(steps, columns=columns, use_threads=False):
             most -= batch.get_total_buffer_size()
             if most < 0:
                 raise ValueError(f"{len(data)} bytes hold more than {_MOST_UNPACKED} times as many")
-            batches.append(batch)
-    if not batches:
+            rows += len(batch)
+            yield batch
+    if not rows:
         raise ValueError("it has no rows")
-    return pa.Table.from_batches(batches).combine_chunks()
 
 
 def _check_rows(table: pa.Table, inputs: int, columns: Sequence[str]) -> None:

@@ -197,6 +197,7 @@ def _run(
     """The child's main function."""
     tie_to_parent("embedx-writer")
     return_large_blocks()
+    pa.set_memory_pool(pa.system_memory_pool())  # arrow's own would keep what it has had
     torch.set_num_threads(1)
     try:
         _write_units(items, ring, terms, buffer_factory)

@@ -35,8 +35,8 @@ _DTYPES = (
 )
 """Of the types that safetensors knows, those of which torch can choose rows: torch's names and safetensors' own."""
 
-
-_HEADER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
+_JSON = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
+"""As safetensors' own library writes it."""
 
 
 class ShardEntry(NamedTuple):
@@ -92,10 +92,12 @@ def encode_shard(
     for name in sorted(tensors, key=lambda name: (-tensors[name].itemsize, name)):
         part = _bytes_of(tensors[name])
         begin, end = end, end + part.nbytes
-        dtype = _DTYPES[str(tensors[name].dtype).removeprefix("torch.")]
-        described[name] = {"dtype": dtype, "shape": list(tensors[name].shape), "data_offsets": [begin, end]}
+        dtype = str(tensors[name].dtype).removeprefix("torch.")
+        if dtype not in _DTYPES:
+            raise StoreError(f"{name!r} is {dtype}, and a shard can't hold that; give one of {', '.join(_DTYPES)}")
+        described[name] = {"dtype": _DTYPES[dtype], "shape": list(tensors[name].shape), "data_offsets": [begin, end]}
         parts.append(part)
-    text = _HEADER.encode(described).encode()
+    text = _JSON.encode(described).encode()
     text += b" " * (-len(text) % 8)
     parts.insert(0, len(text).to_bytes(8, "little") + text)
     digest = hashlib.sha256()

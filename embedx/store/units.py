@@ -26,7 +26,7 @@ UNKNOWN_TARGET = -1
 """Stands in a shard's `targets` for a row without one, where others have one."""
 
 Numbers: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
-"""[n]"""
+"""[n], int64"""
 
 _MANY_SHARDS = 16
 """Beyond so many it is quicker to bring all of the file system to disk than each of them."""
@@ -125,9 +125,11 @@ class UnitBuffer:
         """
         if (unit := self.unit) is None:
             raise StoreError("there are no rows to commit")
-        rows = pa.concat_tables(self._rows, promote_options="default")
-        order = pc.sort_indices(rows["index"])  # rows that stay come before those that are computed
-        rows, places = rows.take(order), _numbers(order)
+        rows = pa.concat_tables(self._rows, promote_options="default").combine_chunks()
+        self._rows.clear()  # of a unit of many short rows they take as much memory as the tensors
+        places = _numbers(pc.sort_indices(rows["index"]))  # as rows that stay come before those that are computed
+        if (places[1:] < places[:-1]).any():
+            rows = rows.take(places)
         groups = self._by_group(rows)
         numbers = {INDEX: _numbers(rows["index"]), TARGETS: _numbers(rows["target"].fill_null(UNKNOWN_TARGET))}
         shards: list[ShardEntry] = []
@@ -155,7 +157,7 @@ class UnitBuffer:
         )
         write_index(self.terms.root, rows, entry)
         self.unit = None
-        self._rows, self._count = [], 0
+        self._count = 0
         return entry
 
     def _by_group(self, rows: pa.Table) -> list[tuple[str | None, Numbers]]:

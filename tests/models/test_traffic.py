@@ -22,3 +22,19 @@ def test_numbers_of_half_the_size_are_half_as_many_bytes() -> None:
         images.half()
         images.view(4, 12).split(6, dim=1)
     assert written.total == images.numel() * 2
+
+
+def test_products_and_branches_are_counted_as_they_are_run() -> None:
+    linear, tokens = nn.Linear(6, 4, bias=False), torch.ones(2, 3, 6)
+    with torch.inference_mode(), WrittenBytes() as written:
+        linear(tokens)
+    assert written.total == 2 * 3 * 4 * 4
+    with torch.inference_mode(), WrittenBytes() as written:
+        result = torch.cond(tokens.sum() > 0, lambda x: x + 1, lambda x: x - 1, (tokens,))
+    assert torch.equal(result, tokens + 1) and written.total >= tokens.nbytes
+
+
+def test_tensors_without_a_memory_of_their_own_do_not_hinder() -> None:
+    with torch.inference_mode(), WrittenBytes() as written:
+        torch.eye(4).to_sparse()
+    assert written.total > 0

@@ -36,6 +36,21 @@ def test_the_error_of_a_full_disk_names_the_file(tmp_path: Path, size: int) -> N
         assert os.listdir(disk) == ["ballast"]
 
 
+def test_what_stands_in_the_way_of_a_temporary_file_is_named_and_what_an_interrupted_run_left_is_not(
+    tmp_path: Path,
+) -> None:
+    temporary = tmp_path / ".file.embedx-tmp"
+    temporary.symlink_to(tmp_path / "elsewhere")
+    write_atomic(tmp_path / "file", b"one")
+    temporary.write_bytes(b"half")
+    write_atomic(tmp_path / "file", b"two")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"file": b"two"}
+    temporary.mkdir()
+    with pytest.raises(OSError, match="embedx-tmp"):
+        write_atomic(tmp_path / "file", b"three")
+    assert (tmp_path / "file").read_bytes() == b"two"
+
+
 def test_make_folder_makes_parents_and_minds_a_file_in_the_way(tmp_path: Path) -> None:
     make_folder(tmp_path / "a" / "b" / "c")
     make_folder(tmp_path / "a" / "b" / "c")

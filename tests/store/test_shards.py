@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from embedx.config import canonical_json
+from embedx.errors import StoreError
 from embedx.store.shards import _DTYPES, FORMAT, HEADER_KEY, ShardHeader, encode_shard, open_shard, read_header
 
 HEADER = ShardHeader(FORMAT, "train", 'a "group", \N{SNOWMAN} and \udce9', 3, "0" * 64)
@@ -42,3 +43,11 @@ def test_the_library_reads_a_shard_of_any_type(tmp_path: Path, dtype: str) -> No
         assert torch.equal(read[name].view(torch.uint8), tensor.contiguous().view(torch.uint8))
     with open_shard(tmp_path / "shard") as shard:
         assert read_header(shard) == HEADER
+
+
+def test_a_type_that_safetensors_lacks_is_refused_by_name() -> None:
+    tensors = {"embeddings": torch.zeros(5, 2, dtype=torch.complex128), **NUMBERS}
+    with pytest.raises(
+        StoreError, match="'embeddings' is complex128, and a shard can't hold that; give one of float64"
+    ):
+        encode_shard("shard", tensors, HEADER)

@@ -150,7 +150,7 @@ def sizes_and_times(paths: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.Chunked
 def _ask(paths: pa.Array) -> tuple[pa.Array, pa.Array]:
     encoded = paths.dictionary_encode()
     names = encoded.dictionary.to_pylist()
-    try:  # without Python's lock, while which no other thread could ask
+    try:  # without Python's lock, during which no other thread could ask
         found = [(info.size, info.mtime_ns) for info in LocalFileSystem().get_file_info(names)]
     except (OSError, pa.ArrowInvalid):  # for one of them
         found = [size_and_time(name) for name in names]
@@ -159,7 +159,10 @@ def _ask(paths: pa.Array) -> tuple[pa.Array, pa.Array]:
 
 
 def size_and_time(path: bytes) -> tuple[int | None, int | None]:
-    """A file's size in bytes and time of modification in ns; None for what a URL, or what can't be read, has not."""
+    """A file's size in bytes and time of modification in ns; both None for a URL, and for what is not there.
+
+    What is no plain file has no size.
+    """
     try:
         info = LocalFileSystem().get_file_info(path)
     except (OSError, pa.ArrowInvalid):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -68,13 +68,6 @@ class FolderSource:
         self.root = root
         self.suffixes = suffixes
 
-    @cached_property
-    def _endings(self) -> tuple[bytes, ...]:
-        return tuple(map(os.fsencode, self.suffixes))
-
-    def _is_one(self, name: bytes) -> bool:
-        return name.lower().endswith(self._endings)
-
     def __str__(self) -> str:
         return str(self.root)
 
@@ -131,7 +124,7 @@ class FolderSource:
             if entry.name.startswith(b"."):
                 continue
             is_folder = _is_folder(entry)
-            if not is_folder and self._is_one(entry.name):
+            if not is_folder and _is_one(entry.name, self.suffixes):
                 run.names.append(entry.name)
                 run.paths.append(entry.path)
             if run.names and (is_folder or len(run.names) == _CHUNK):
@@ -170,7 +163,7 @@ class RemoteFolder(FolderSource):
         for below, listed in groupby(found, key=lambda each: each[0][:-1]):
             if any(part.startswith(b".") for part in below):
                 continue
-            ours = [(n, url) for (*_, n), url in listed if self._is_one(n) and not n.startswith(b".")]
+            ours = [(name, url) for (*_, name), url in listed if _is_one(name, self.suffixes)]
             for start in range(0, len(ours), _CHUNK):
                 names, urls = zip(*ours[start : start + _CHUNK], strict=True)
                 yield _Run(below, list(names), list(urls))
@@ -204,7 +197,7 @@ def _open_remote(name: str | None, url: str, suffixes: frozenset[str]) -> Mappin
             f"--data {url}: can't be listed ({error.strerror}); check its name, and what you have access to"
         ) from error
     parts = {file.below.split("/")[0] for file in files if "/" in file.below and not file.below.startswith(".")}
-    images = any("/" not in file.below and _suffix(os.fsencode(file.below)) in IMAGE_SUFFIXES for file in files)
+    images = any("/" not in file.below and _is_one(os.fsencode(file.below), IMAGE_SUFFIXES) for file in files)
     if name is not None or not parts or images or not parts <= SPLIT_FOLDERS:
         return {name or SINGLE_SPLIT: RemoteFolder(url, files, suffixes)}
     return {
@@ -222,7 +215,7 @@ def _open_remote(name: str | None, url: str, suffixes: frozenset[str]) -> Mappin
 
 
 def _in_chunks(runs: Iterable[_Run]) -> Iterator[list[_Run]]:
-    """Runs of together `_CHUNK` inputs or a little more."""
+    """Runs of together `_CHUNK` inputs, or up to twice as many."""
     chunk: list[_Run] = []
     count = 0
     for run in runs:
@@ -247,8 +240,13 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
         return False
 
 
-def _suffix(name: bytes) -> str:
-    return os.path.splitext(name)[1].lower().decode("ascii", "replace")
+def _is_one(name: bytes, suffixes: frozenset[str]) -> bool:
+    return name.lower().endswith(_encoded(suffixes)) and not name.startswith(b".")
+
+
+@lru_cache
+def _encoded(suffixes: frozenset[str]) -> tuple[bytes, ...]:
+    return tuple(map(os.fsencode, suffixes))
 
 
 def _check_folder(spec: str, path: Path) -> None:

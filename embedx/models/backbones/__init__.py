@@ -93,8 +93,9 @@ def _tried_out(spec: BackboneSpec, size: int) -> BackboneSpec:
 
     def row_shapes(batch: int) -> dict[str, tuple[int, ...]]:
         nonlocal written
+        images = _images(architecture, batch, size, torch.uint8)
         with contextlib.nullcontext() if architecture.opaque else WrittenBytes() as counter:
-            outputs = embedder(_images(architecture, batch, size, torch.uint8))
+            outputs = embedder(images)
         written = counter.total / batch if counter is not None else 0.0
         for rows in {len(output) for output in outputs.values()} - {batch}:
             raise ValueError(

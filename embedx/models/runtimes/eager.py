@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from embedx.config import Precision
 from embedx.models.features import Embedder
 from embedx.models.foreign import Opaque
 from embedx.models.runtime import DTYPES, Runtime
+from embedx.models.runtimes import products
 
 
 class EagerRuntime(Runtime):
@@ -34,11 +36,14 @@ class EagerRuntime(Runtime):
         super().__init__(embedder, device, precision)
         self.embedder = embedder
         self._graph: _Graph | None = None
+        self._products: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         if isinstance(embedder.backbone, Opaque):
             return
         fold_batch_norms(embedder.backbone)
         embedder.backbone.to(DTYPES[precision])
         embedder.backbone.to(memory_format=torch.channels_last)
+        if device.type == "cpu" and precision == "fp32" and products.is_slow():
+            self._products = products.OneDnnProducts(embedder.backbone)
         if device.type == "cuda" and images is not None:
             self(images)  # tells what is wrong, if anything is
             with contextlib.suppress(RuntimeError):  # of what waits for the device in between, or has no memory for it
@@ -49,7 +54,8 @@ class EagerRuntime(Runtime):
         """The features of a batch, on CUDA in memory that the next call overwrites."""
         if self._graph is not None and images.shape == self._graph.images.shape:
             return self._graph.replay(images)
-        return super().compute(images)
+        with self._products:
+            return super().compute(images)
 
 
 class _Graph:

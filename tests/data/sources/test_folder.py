@@ -70,6 +70,17 @@ def test_the_order_is_the_same_however_the_files_came_about(tmp_path: Path) -> N
     assert column(one) == column(other) == ["0.jpg", "B/1.jpg", "a/1.jpg", "a/z.jpg", "a/ä.jpg", "b/10.jpg", "b/2.jpg"]
 
 
+def test_a_listing_in_many_pieces_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = touch(tmp_path, *(f"{folder}{number}.png" for folder in ("", "5/", "5/7/", "9/") for number in range(11)))
+    whole = FolderSource(root).scan()
+    keys = whole["key"].to_pylist()
+    assert len(keys) == 44 and keys == sorted(keys, key=lambda key: key.split("/"))
+    for rows in (1, 2, 5):
+        monkeypatch.setattr("embedx.data.sources.folder._CHUNK", rows)
+        pieces = FolderSource(root).scan()
+        assert pieces.equals(whole) and pieces["key"].num_chunks > 1
+
+
 def test_a_relative_root_gives_absolute_paths_and_the_same_keys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

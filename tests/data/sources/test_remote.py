@@ -138,7 +138,9 @@ def test_google_s_storage_gives_the_folder_s_embeddings(
         assert "gs://lack/photos: can't be listed (not found); check its name" in faults("gs://lack/photos")
 
 
-def test_a_listing_has_the_folder_s_columns(s3: Any, images: Path) -> None:
+@pytest.mark.parametrize("rows", [1, 2, 1 << 16])
+def test_a_listing_has_the_folder_s_columns(s3: Any, images: Path, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    monkeypatch.setattr("embedx.data.sources.folder._CHUNK", rows)
     found, local = source("s3://lake/photos/").scan(), source(str(images)).scan()
     assert found.schema == local.schema
     assert found.drop(["path", "mtime_ns"]).equals(local.drop(["path", "mtime_ns"]))
