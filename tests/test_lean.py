@@ -43,7 +43,6 @@ def test_a_run_does_without_the_compiler(tmp_path: Path, runtime: str) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        ["backbones"],
         ["layers", "resnet18"],
         ["extract", "--dry-run", "--json", "--backbone", "resnet18", "--weights", "random", "--out", "nowhere"],
     ],
