@@ -10,9 +10,10 @@ from torch.utils._pytree import tree_leaves
 
 
 class WrittenBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the bytes of what operations give while it is entered; on the meta device too, where nothing is written.
+    """Adds up the bytes of what operations give while it is entered; on the meta device, of what they would give.
 
-    Batch norms are left out, as every runtime folds them into convolutions, and so are views.
+    There attention is taken apart, of which the CPU has it in one: vit_b_16 comes to 252 MB an image, and to 179 on the
+    CPU. Batch norms are left out, as every runtime folds them into convolutions, and so are views.
     """
 
     supports_higher_order_operators = True
