@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,18 @@ class OneDnnProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for weight in module.parameters()
             if weight.ndim == 2 and weight.dtype == torch.float32 and weight.is_contiguous()
         }
-        torch.backends.mha.set_fastpath_enabled(False)  # as that multiplies where nobody can see it
+
+    def __enter__(self) -> Self:
+        """Keeps attention from its fast path too, which multiplies where no mode can see it."""
+        self._fast_path = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Lets products and attention be made as before."""
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        torch.backends.mha.set_fastpath_enabled(self._fast_path)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the operation, by oneDNN if it is such a product."""

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +29,7 @@ class Taken(TorchDispatchMode):
         super().__init__()
         self.by_onednn = self.by_blas = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.by_onednn += func is torch.ops.mkldnn._linear_pointwise.default
         self.by_blas += func is torch.ops.aten.linear.default
         return func(*args, **(kwargs or {}))
@@ -36,12 +38,6 @@ class Taken(TorchDispatchMode):
 def run(module: nn.Module, images: Tensor) -> tuple[Tensor, Taken]:
     with torch.inference_mode(), Taken() as taken, OneDnnProducts(module):
         return module(images), taken
-
-
-@pytest.fixture(autouse=True)
-def _fast_path_as_before():  # type: ignore[no-untyped-def]
-    yield
-    torch.backends.mha.set_fastpath_enabled(True)
 
 
 def vit() -> nn.Module:
@@ -55,7 +51,9 @@ def swin() -> nn.Module:
 
 
 @pytest.mark.parametrize(("backbone", "weights"), [(vit, 2 * 4 + 1), (swin, 2 * 4 + 1 + 1)], ids=["vit", "swin"])
-def test_all_products_by_weights_are_made_by_onednn_to_the_same_numbers(backbone, weights: int) -> None:  # type: ignore[no-untyped-def]
+def test_all_products_by_weights_are_made_by_onednn_to_the_same_numbers(
+    backbone: Callable[[], nn.Module], weights: int
+) -> None:
     module, images = backbone(), torch.randn(3, 3, 32, 32)
     with torch.inference_mode():
         expected = module(images)
@@ -63,7 +61,7 @@ def test_all_products_by_weights_are_made_by_onednn_to_the_same_numbers(backbone
     assert (taken.by_onednn, taken.by_blas) == (weights, 0)
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
     again, _ = run(module, images)
-    assert torch.equal(found, again)
+    assert torch.equal(found, again) and torch.backends.mha.get_fastpath_enabled()
 
 
 def test_the_eager_runtime_multiplies_that_way_where_the_usual_one_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
