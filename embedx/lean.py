@@ -6,6 +6,7 @@ It is imported later where something is compiled or exported.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -29,51 +30,82 @@ def import_torchvision() -> None:
 
 
 def first_without_compiler(compute: Callable[[], T]) -> T:
-    """What a function gives `without_compiler`, or, if it asks for that, with it, in a second call."""
-    with without_compiler() as compiler:
-        try:
-            return compute()
-        except Exception:
-            if not compiler.was_missed:
-                raise
-    return compute()
+    """What a function gives `without_compiler`; if it misses something of it, in another call that has that."""
+    while True:
+        with without_compiler() as missed:
+            try:
+                return compute()
+            except Exception:
+                if not missed:
+                    raise
+        for name in missed:
+            importlib.import_module(name)
 
 
 @contextlib.contextmanager
-def without_compiler() -> Iterator[_Absent]:
-    """While this lasts, what torch keeps its compiler out of runs as it is, and does not import it for that.
+def without_compiler() -> Iterator[set[str]]:
+    """While this lasts, torch is kept from importing its compiler and symbolic shapes, just to be told not to use them.
 
-    So it is with all that computes on the meta device. What asks the compiler for anything else fails, and what this
-    yields then tells that it `was_missed`.
+    So it is with all that computes on the meta device. What asks for more of them fails, and what this yields then
+    has the names of the modules that are missed.
     """
-    compiler = _Absent(_COMPILER)
-    if _COMPILER in sys.modules:
-        yield compiler
-        return
-    with _in_place_of(compiler):
+    missed: set[str] = set()
+    marked: list[Any] = []
+
+    def leave_as_it_is(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[..., Any]:
+        marked.append(function)
+        return function
+
+    known = {_COMPILER: {"disable": leave_as_it_is}} | _WITHOUT_SYMBOLS
+    with contextlib.ExitStack() as stack:
+        for name in known.keys() - sys.modules.keys():
+            stack.enter_context(_in_place_of(_Absent(name, known[name], missed)))
         try:
-            yield compiler
+            yield missed
         finally:
-            for function in compiler.marked:  # torch notes there what it was given, for later calls
+            for function in marked:  # torch notes there what it was given, for later calls
                 vars(function).pop("__dynamo_disable", None)
 
 
+def _as_it_is(value: T, *args: Any, **kwargs: Any) -> T:
+    return value
+
+
+_WITHOUT_SYMBOLS: dict[str, dict[str, Any]] = {
+    "sympy": {"Basic": type("Basic", (), {})},
+    "torch.fx.experimental.symbolic_shapes": {
+        "__path__": [],  # asked for by imports from it
+        "expect_true": _as_it_is,
+        "guard_or_false": _as_it_is,
+        "guard_or_true": _as_it_is,
+        "guard_size_oblivious": _as_it_is,
+        "guarding_hint_or_throw": _as_it_is,
+        "has_guarding_hint": lambda value: True,
+        "is_nested_int": lambda value: False,
+        "statically_known_true": _as_it_is,
+        "sym_and": lambda *values: all(values),
+        "sym_eq": lambda a, b: tuple(a) == tuple(b) if isinstance(a, tuple | list) else a == b,
+        "sym_or": lambda *values: any(values),
+    },
+}
+"""What these modules have for numbers: while they are not imported, there are no symbols."""
+
+
 class _Absent(ModuleType):
-    """Stands for the compiler."""
+    """Stands for a module of which no more is needed than what is `known`; what kept it gets the module's own later."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, known: dict[str, Any], missed: set[str]) -> None:
         super().__init__(name)
-        self.was_missed = False
-        self.marked: list[Any] = []
-
-    def disable(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[..., Any]:
-        """Gives the function as it is."""
-        self.marked.append(function)
-        return function
+        self.known = known
+        self.missed = missed
 
     def __getattr__(self, name: str) -> Any:
+        if sys.modules.get(self.__name__) is not self:
+            return getattr(importlib.import_module(self.__name__), name)
+        if name in self.known:
+            return self.known[name]
         if name == "__path__" or not name.startswith("__"):
-            self.was_missed = True
+            self.missed.add(self.__name__)
         raise AttributeError(f"{self.__name__} is left out, and has no {name}")
 
 

@@ -89,12 +89,16 @@ def _converted(openvino: Any, model: _ChannelsLast, images: Tensor) -> Any:
     through the model three times. But Python's branches stay as they were taken, of which torch warns.
     """
     shape = list(images.shape)
+
+    def compute(images: Tensor) -> tuple[Tensor, ...]:  # of a function no parts are described, which takes a while
+        return model(images)  # type: ignore[no-any-return]
+
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", TracerWarning)
         try:
             example = images[:2]
-            trace = torch.jit.trace(model, (example,), check_trace=False)  # type: ignore[no-untyped-call]
+            trace = torch.jit.trace(compute, (example,), check_trace=False)  # type: ignore[no-untyped-call]
             converted = openvino.convert_model(trace, example_input=(example,), input=[(shape, openvino.Type.u8)])
             if all(output.partial_shape[0] == shape[0] for output in converted.outputs):
                 return converted
