@@ -8,6 +8,7 @@ import errno
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from embedx.store.layout import TEMPORARY_SUFFIX
 
@@ -21,7 +22,9 @@ def write_atomic(path: Path, data: bytes) -> None:
     write_all([(path, [data])], below=path.parent)
 
 
-def write_all(files: Iterable[tuple[Path, Sequence[bytes | memoryview]]], below: Path, *, many: bool = False) -> None:
+def write_all(
+    files: Iterable[tuple[str | Path, Sequence[bytes | memoryview]]], below: Path, *, many: bool = False
+) -> None:
     """Writes files so that at any moment, power cuts included, each is whole or not there.
 
     The order is: temporary names in the files' own folders, which are made, all brought to disk, renames, and those
@@ -40,13 +43,12 @@ def write_all(files: Iterable[tuple[Path, Sequence[bytes | memoryview]]], below:
     many = many and _sync_file_system(below)
     try:
         for path, parts in files:
-            folder, name = os.path.dirname(path) or os.curdir, path.name
-            folders |= dict.fromkeys([*_make(folder, below), folder])
+            folder, name = os.path.split(path)
+            if folder not in folders:
+                folders |= dict.fromkeys([*_make(folder, below), folder])
             temporary = os.path.join(folder, f".{name}{TEMPORARY_SUFFIX}")
             written[temporary] = os.fspath(path)
-            if os.path.lexists(temporary):  # of an interrupted run, or a link laid there to be written through
-                os.unlink(temporary)
-            with _named(path), open(temporary, "xb") as file:  # whose closing writes too
+            with _named(path), _new_file(temporary) as file:  # whose closing writes too
                 file.writelines(parts)
                 file.flush()
                 if not many:
@@ -99,18 +101,28 @@ def make_folder(path: Path, below: Path | None = None) -> None:
 
 def _make(folder: str, below: Path | None) -> list[str]:
     """Makes a folder and its parents; returns the folders in which one was made."""
-    if os.path.isdir(folder):
-        return []
     if below is not None and folder == os.fspath(below):
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), folder)
-    parent = os.path.dirname(folder) or os.curdir
-    made = _make(parent, below)
+        os.stat(folder)
+        return []
+    parent = os.path.dirname(folder)
     try:
-        os.mkdir(folder)
-    except FileExistsError:
-        if not os.path.isdir(folder):  # as another process has made it just now
+        os.mkdir(folder or os.curdir)
+    except FileNotFoundError:
+        return [*_make(parent, below), *_make(folder, below)]
+    except OSError:
+        if not os.path.isdir(folder or os.curdir):
             raise
-    return [*made, parent]
+        return []
+    return [parent]
+
+
+def _new_file(path: str) -> BinaryIO:
+    """Opens a file to be written, in place of one of an interrupted run, or of a link laid there to be followed."""
+    try:
+        return open(path, "xb")
+    except FileExistsError:
+        os.unlink(path)
+        return open(path, "xb")
 
 
 def _sync_file_system(path: Path) -> bool:
@@ -134,7 +146,7 @@ def _sync_file_system(path: Path) -> bool:
 
 def sync_folder(path: str | Path) -> None:
     """Brings a folder's entries to disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(path or os.curdir, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with _named(path):
             os.fsync(descriptor)
@@ -148,5 +160,5 @@ def _named(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = str(path)
+        error.filename = error.filename or str(path)
         raise

@@ -78,7 +78,7 @@ def write_index(root: Path, rows: pa.Table, entry: UnitEntry) -> None:
         StoreError: If it would be written through a link, or no reader would take it: an input has no key, or the
             columns are many and nearly empty.
     """
-    place = inside(root, index_path(Unit(entry.split, entry.unit)))
+    place = Path(inside(root, index_path(Unit(entry.split, entry.unit))))
     metadata = entry._asdict() | {"format": FORMAT, "shards": [shard._asdict() for shard in entry.shards]}
     table = rows.replace_schema_metadata({_METADATA_KEY: canonical_json(metadata)})
     try:

@@ -26,7 +26,8 @@ MANIFEST = "manifest.json"
 INDEX = "index"
 TEMPORARY_SUFFIX = ".embedx-tmp"
 
-_SAFE = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-. ")
+_SAFE = re.compile(r"[A-Za-z0-9_\-. ]")
+_ALL_SAFE = re.compile(f"{_SAFE.pattern}+")
 _NO_NAME, _EMPTY_NAME = "%none", "%empty"
 _LONGEST = 200
 _DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9]) *(\..*)?", re.IGNORECASE)
@@ -65,7 +66,9 @@ def folder_name(name: str | None) -> str:
     if not name:
         return _NO_NAME if name is None else _EMPTY_NAME
     data = _utf8(name)
-    encoded = "".join(chr(byte) if byte in _SAFE else f"%{byte:02X}" for byte in data)
+    encoded = name
+    if not _ALL_SAFE.fullmatch(name):
+        encoded = "".join(chr(byte) if _SAFE.match(chr(byte)) else f"%{byte:02X}" for byte in data)
     if encoded[0] in ". " or _DEVICE_NAME.fullmatch(encoded):
         encoded = f"%{data[0]:02X}{encoded[1:]}"
     if encoded[-1] in ". ":

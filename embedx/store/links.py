@@ -15,8 +15,13 @@ from pathlib import Path
 from embedx.errors import StoreError
 
 
-def inside(root: Path, relative: str) -> Path:
+def inside(root: Path, relative: str, known: set[str] | None = None) -> str:
     """The place of something in the store at `root`, whether it is there already or not.
+
+    Args:
+        root: The store.
+        relative: What to find, by its path in the store.
+        known: Places that were seen to be no links, and need not be looked at again; gets those that are seen now.
 
     Raises:
         StoreError: If a link stands there or on the way there.
@@ -24,11 +29,15 @@ def inside(root: Path, relative: str) -> Path:
     path = os.fspath(root)
     for part in relative.split("/"):
         path = f"{path}/{part}"
+        if known is not None and path in known:
+            continue
         if os.path.islink(path):
             raise StoreError(
                 f"{path} is a link, and those in a store are not followed; put what it leads to in its place"
             )
-    return Path(path)
+        if known is not None:
+            known.add(path)
+    return path
 
 
 def plain_file(root: Path, relative: str) -> Path:
@@ -37,7 +46,7 @@ def plain_file(root: Path, relative: str) -> Path:
     Raises:
         StoreError: If there is none.
     """
-    path = inside(root, relative)
+    path = Path(inside(root, relative))
     try:
         mode = path.lstat().st_mode
     except OSError as error:

@@ -5,6 +5,7 @@ Shapes: N rows, D embedding dimension, T tokens.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ from embedx.errors import StoreError
 from embedx.store.parsing import parse_json, typed
 
 if TYPE_CHECKING:
+    import numpy as np
+    import torch
     from torch import Tensor
 
 FORMAT = 1
@@ -70,7 +73,7 @@ def form(tensor: Tensor) -> str:
 
 
 def encode_shard(
-    path: str, tensors: Mapping[str, Tensor], header: ShardHeader
+    path: str, tensors: Mapping[str, Tensor | np.ndarray[Any, Any]], header: ShardHeader
 ) -> tuple[ShardEntry, list[bytes | memoryview]]:
     """Makes one shard's file, in the form of https://github.com/huggingface/safetensors#format.
 
@@ -80,7 +83,7 @@ def encode_shard(
     Args:
         path: Where the shard goes, relative to the store.
         tensors: `embeddings` [N, D] or [N, T, D], `index` [N] int64, `targets` [N] int64 where known, and one
-            tensor [N, ...] per extra layer; contiguous, on the CPU.
+            tensor [N, ...] per extra layer; contiguous, on the CPU; of torch or of numpy.
         header: What the shard says of itself.
 
     Returns:
@@ -92,7 +95,7 @@ def encode_shard(
     for name in sorted(tensors, key=lambda name: (-tensors[name].itemsize, name)):
         part = _bytes_of(tensors[name])
         begin, end = end, end + part.nbytes
-        dtype = str(tensors[name].dtype).removeprefix("torch.")
+        dtype = _name_of(tensors[name].dtype)
         if dtype not in _DTYPES:
             raise StoreError(f"{name!r} is {dtype}, and a shard can't hold that; give one of {', '.join(_DTYPES)}")
         described[name] = {"dtype": _DTYPES[dtype], "shape": list(tensors[name].shape), "data_offsets": [begin, end]}
@@ -107,12 +110,17 @@ def encode_shard(
     return ShardEntry(path, header.group, len(tensors[INDEX]), size, digest.hexdigest()), parts
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
+@functools.cache
+def _name_of(dtype: torch.dtype | np.dtype[Any]) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _bytes_of(tensor: Tensor | np.ndarray[Any, Any]) -> memoryview:
     """A tensor's memory, of a machine on which the first byte of a number is its lowest."""
     import torch  # only here, as a store that is up to date needs it not
 
-    memory: memoryview = tensor.reshape(-1).view(torch.uint8).numpy().data
-    return memory
+    array = tensor.reshape(-1).view(torch.uint8).numpy() if isinstance(tensor, torch.Tensor) else tensor
+    return array.data.cast("B")
 
 
 def open_shard(path: Path) -> AbstractContextManager[Any]:

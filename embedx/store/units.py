@@ -128,18 +128,21 @@ class UnitBuffer:
         rows = pa.concat_tables(self._rows, promote_options="default").combine_chunks()
         self._rows.clear()  # of a unit of many short rows they take as much memory as the tensors
         places = _numbers(pc.sort_indices(rows["index"]))  # as rows that stay come before those that are computed
-        if (places[1:] < places[:-1]).any():
+        in_order = not (places[1:] < places[:-1]).any()
+        if not in_order:
             rows = rows.take(places)
         groups = self._by_group(rows)
         numbers = {INDEX: _numbers(rows["index"]), TARGETS: _numbers(rows["target"].fill_null(UNKNOWN_TARGET))}
         shards: list[ShardEntry] = []
+        known: set[str] = set()
 
-        def files() -> Iterator[tuple[Path, Sequence[bytes | memoryview]]]:
+        def files() -> Iterator[tuple[str, Sequence[bytes | memoryview]]]:
             for group, positions in groups:
                 own = {name: column[positions] for name, column in numbers.items()}
-                shard, parts = self._shard(unit, group, places[positions], own)
+                selected = _as_slice(positions) if in_order else torch.from_numpy(places[positions])
+                shard, parts = self._shard(unit, group, selected, own)
                 shards.append(shard)
-                yield inside(self.terms.root, shard.path), parts
+                yield inside(self.terms.root, shard.path, known), parts
 
         write_all(files(), below=self.terms.root, many=len(groups) > _MANY_SHARDS)
         at = rows.schema.get_field_index("reason") + 1
@@ -172,27 +175,26 @@ class UnitBuffer:
         return list(zip(groups.dictionary.to_pylist(), parts, strict=True))
 
     def _shard(
-        self, unit: Unit, group: str | None, places: Numbers, numbers: Mapping[str, Numbers]
+        self, unit: Unit, group: str | None, selected: Tensor | slice, numbers: Mapping[str, Numbers]
     ) -> tuple[ShardEntry, list[bytes | memoryview]]:
-        selected = _as_slice(places)
-        tensors = {name: tensor[selected] for name, tensor in self._tensors.items()}
-        tensors[INDEX] = torch.from_numpy(numbers[INDEX])
+        tensors: dict[str, Tensor | Numbers] = {name: tensor[selected] for name, tensor in self._tensors.items()}
+        tensors[INDEX] = numbers[INDEX]
         if (numbers[TARGETS] != UNKNOWN_TARGET).any():
-            tensors[TARGETS] = torch.from_numpy(numbers[TARGETS])
+            tensors[TARGETS] = numbers[TARGETS]
         path = shard_path(unit, self._folder(unit.split, group) if self.terms.grouped else None)
         header = ShardHeader(FORMAT, unit.split, group, unit.number, self.terms.recipe)
         return encode_shard(path, tensors, header)
 
     def _folder(self, split: str, group: str | None) -> str:
         if split not in self._folders:
-            self._folders[split] = GroupFolders(inside(self.terms.root, folder_name(split)))
+            self._folders[split] = GroupFolders(Path(inside(self.terms.root, folder_name(split))))
         return self._folders[split].of(group)
 
 
 def _as_slice(positions: Numbers) -> Tensor | slice:
-    """The same positions as a slice, if they are one: of that no copy is made."""
+    """The same ascending positions as a slice, if they are one: of that no copy is made."""
     first, behind = int(positions[0]), int(positions[-1]) + 1
-    is_slice = behind - first == len(positions) and bool((positions[1:] - positions[:-1] == 1).all())
+    is_slice = behind - first == len(positions)
     return slice(first, behind) if is_slice else torch.from_numpy(positions)
 
 
