@@ -32,14 +32,16 @@ def done(tmp_path: Path) -> ExtractConfig:
     return settings
 
 
-def test_that_nothing_is_to_be_done_is_found_out_without_torch(done: ExtractConfig) -> None:
+def test_that_nothing_is_to_be_done_is_found_out_without_torch_and_so_is_what_a_store_says(done: ExtractConfig) -> None:
     code = f"""
 import sys
 from pathlib import Path, PosixPath
+import embedx
 from embedx import ExtractConfig
 from embedx.outcome import Summary, look_for_work
 summary, plan = look_for_work({done!r})
 assert summary.up_to_date and summary.rows == {len(list(IMAGES.iterdir()))}, summary
+assert len(embedx.open({str(done.out)!r}).index()) == summary.rows
 assert not {{"torch", "torchvision"}} & set(sys.modules)
 """
     folder = Manifest.read(done.out).settings["working_directory"]

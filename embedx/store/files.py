@@ -105,15 +105,18 @@ def _make(folder: str, below: Path | None) -> list[str]:
         os.stat(folder)
         return []
     parent = os.path.dirname(folder)
+    made: list[str] = []
     try:
-        os.mkdir(folder or os.curdir)
-    except FileNotFoundError:
-        return [*_make(parent, below), *_make(folder, below)]
+        try:
+            os.mkdir(folder or os.curdir)
+        except FileNotFoundError:
+            made = _make(parent, below)
+            os.mkdir(folder)
     except OSError:
         if not os.path.isdir(folder or os.curdir):
             raise
-        return []
-    return [parent]
+        return made
+    return [*made, parent]
 
 
 def _new_file(path: str) -> BinaryIO:

@@ -11,12 +11,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
-from torch import Tensor
 
 from embedx.errors import StoreError, unknown
 from embedx.store import layout
@@ -25,9 +24,12 @@ from embedx.store.links import plain_file
 from embedx.store.manifest import Manifest
 from embedx.store.shards import EMBEDDINGS, FORMAT, ShardEntry, ShardHeader, form, open_shard, read_header
 
+if TYPE_CHECKING:  # else only where tensors are read: what a store says of itself is told without
+    from torch import Tensor
+
 Framework = Literal["numpy", "torch"]
 
-_NOT_IN_NUMPY = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+_NOT_IN_NUMPY = ("bfloat16", "float8_e4m3fn", "float8_e5m2")
 
 
 class _NoGroup(enum.Enum):
@@ -70,7 +72,7 @@ class Embeddings:
         if column.null_count == len(column):
             return None
         values = column.fill_null(-1).to_numpy()
-        return torch.from_numpy(values.copy()) if isinstance(self.embeddings, Tensor) else values
+        return values if isinstance(self.embeddings, np.ndarray) else _tensor(values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,21 +195,23 @@ class Store:
     def _gather(self, table: pa.Table, unit: UnitEntry, shards: list[ShardEntry], name: str) -> Tensor:
         """[N, ...]: for each row of `table`, in its order, the row of the shard that it names."""
         parts: list[Tensor] = []
-        places: list[Tensor] = []
+        places: list[np.ndarray[Any, Any]] = []
         for entry in shards:
             with self._open(unit, entry) as file:
                 if name not in file.keys():  # noqa: SIM118  (not a mapping)
                     raise StoreError(unknown("tensor", name, file.keys(), hint=f"in {entry.path}"))
                 values: Tensor = file.get_tensor(name)
             here = pc.equal(table["shard"], entry.path)
-            rows = torch.from_numpy(table["row"].filter(here).fill_null(-1).to_numpy().copy())
-            if len(rows) != len(values) or not torch.equal(rows.sort().values, torch.arange(len(rows))):
+            rows = table["row"].filter(here).fill_null(-1).to_numpy()
+            if len(rows) != len(values) or not np.array_equal(np.sort(rows), np.arange(len(rows))):
                 raise StoreError(f"{entry.path} and its index table disagree; run `embedx verify {self.path}`")
-            parts.append(values[rows])
-            places.append(torch.from_numpy(pc.indices_nonzero(here).to_numpy().astype("int64")))
-        return self._joined(parts, name)[torch.cat(places).argsort()]
+            parts.append(values[_tensor(rows)])
+            places.append(pc.indices_nonzero(here).to_numpy())
+        return self._joined(parts, name)[_tensor(np.concatenate(places).argsort())]
 
     def _joined(self, parts: list[Tensor], name: str) -> Tensor:
+        import torch
+
         if len(forms := sorted({form(part) for part in parts})) > 1:
             raise StoreError(
                 f"{self.path}: {name!r} is here {forms[0]} and there {forms[1]}; run `embedx verify` on it"
@@ -253,4 +257,10 @@ def _concat(tables: list[pa.Table]) -> pa.Table:
 def _as(framework: Framework, tensor: Tensor) -> Any:
     if framework == "torch":
         return tensor
-    return (tensor.float() if tensor.dtype in _NOT_IN_NUMPY else tensor).numpy()
+    return (tensor.float() if str(tensor.dtype).removeprefix("torch.") in _NOT_IN_NUMPY else tensor).numpy()
+
+
+def _tensor(values: np.ndarray[Any, Any]) -> Tensor:
+    import torch
+
+    return torch.from_numpy(values.copy())

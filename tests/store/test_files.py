@@ -51,13 +51,21 @@ def test_what_stands_in_the_way_of_a_temporary_file_is_named_and_what_an_interru
     assert (tmp_path / "file").read_bytes() == b"two"
 
 
-def test_make_folder_makes_parents_and_minds_a_file_in_the_way(tmp_path: Path) -> None:
+def test_make_folder_makes_parents_and_minds_what_is_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_folder(tmp_path / "a" / "b" / "c")
     make_folder(tmp_path / "a" / "b" / "c")
     assert (tmp_path / "a" / "b" / "c").is_dir()
     (tmp_path / "file").touch()
     with pytest.raises(OSError):
         make_folder(tmp_path / "file" / "x")
+    with pytest.raises(FileNotFoundError, match="/proc/embedx"):  # as the kernel has it
+        make_folder(Path("/proc/embedx/x"))
+    monkeypatch.chdir(tmp_path)
+    for folder in ("d/e", "f", "."):
+        make_folder(Path(folder))
+        assert Path(folder).is_dir()
 
 
 @pytest.mark.parametrize("many", [False, True])
