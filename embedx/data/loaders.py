@@ -21,6 +21,7 @@ import os
 import re
 import signal
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from multiprocessing import connection, reduction
@@ -238,19 +239,21 @@ class SplitLoader:
         """Starts workers on the batches from the given one on."""
         workers = self._workers
         self._dataset.in_hand = InHand(workers)
-        loader = DataLoader(
-            self._dataset,
-            batch_sampler=self._batches.starting_at(first),
-            collate_fn=_as_is,
-            num_workers=workers,
-            prefetch_factor=_PREFETCH_BATCHES if workers else None,
-            multiprocessing_context=START_METHOD if workers else None,
-            worker_init_fn=_start_worker if workers else None,
-            pin_memory=self._pin_memory,
-            timeout=_LOOK_SECONDS if workers else 0,
-        )
         others = set(multiprocessing.active_children())
-        iterator = iter(loader)
+        with warnings.catch_warnings():  # it warns of more workers than cores, which serve where images come from afar
+            warnings.filterwarnings("ignore", "This DataLoader will create")
+            loader = DataLoader(
+                self._dataset,
+                batch_sampler=self._batches.starting_at(first),
+                collate_fn=_as_is,
+                num_workers=workers,
+                prefetch_factor=_PREFETCH_BATCHES if workers else None,
+                multiprocessing_context=START_METHOD if workers else None,
+                worker_init_fn=_start_worker if workers else None,
+                pin_memory=self._pin_memory,
+                timeout=_LOOK_SECONDS if workers else 0,
+            )
+            iterator = iter(loader)
         self._processes = {process.pid: process for process in set(multiprocessing.active_children()) - others}
         for process in self._processes.values():
             atexit.register(abandon, process)
