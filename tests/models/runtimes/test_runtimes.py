@@ -153,13 +153,51 @@ class Maps(nn.Module):
 
 
 class Judging(Maps):
-    """Looks at the images' size, of which a trace can't be sure that it stays."""
+    """Goes by the images' size, which stays."""
 
     def forward(self, images: Tensor) -> Tensor:
+        if images.shape[2] != images.shape[3]:
+            raise ValueError(f"{images.shape[2]} is not {images.shape[3]}")
         return super().forward(images if images.shape[2] % 2 == 0 else images[:, :, 1:, 1:])
 
 
-@pytest.mark.parametrize(("module", "exported"), [(Maps, False), (Judging, True)])
+class Counting(Maps):
+    """Goes by how many they are, which are fewer in a trace."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images if len(images) < 4 else images.flip(1))
+
+
+class Weighing(Maps):
+    """The same operations for any number of images, with other numbers."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images * (0.5 if len(images) < 4 else 0.7))
+
+
+class Noting(Maps):
+    """Takes their number down, which no trace follows."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images).reshape(int(images.shape[0]), -1)
+
+
+class Peeking(Maps):
+    """Goes by what is on them."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images if images.sum() > 0 else -images)
+
+
+def test_openvino_refuses_what_goes_by_the_images() -> None:
+    embedder = Embedder(Peeking().eval(), PLAIN, pool="avg", normalize=True).eval()
+    with pytest.raises(RuntimeUnfitError, match="the runtime openvino does not take this backbone"):
+        OpenVinoRuntime(embedder, CPU, "fp32", batch())
+
+
+@pytest.mark.parametrize(
+    ("module", "exported"), [(Maps, False), (Judging, False), (Counting, True), (Weighing, True), (Noting, True)]
+)
 def test_openvino_takes_a_trace_unless_that_might_be_another_model(
     monkeypatch: pytest.MonkeyPatch, module: type[Maps], exported: bool
 ) -> None:
