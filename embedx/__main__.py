@@ -2,7 +2,6 @@
 
 import atexit
 import contextlib
-import gc
 import os
 import sys
 from typing import NoReturn
@@ -13,8 +12,6 @@ from embedx.errors import Interrupted
 
 def main() -> NoReturn:
     """Runs the command line, and ends the process."""
-    # By default what is imported is gone through again and again in search of garbage, a quarter of a second in all.
-    gc.set_threshold(100_000, 50, 50)
     _fill_standard_streams()
     guard = signals.install()
     try:

@@ -8,11 +8,15 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, TypeVar
 
 _COMPILER = "torch._dynamo"
+
+_ONE_AT_A_TIME = threading.RLock()
 
 T = TypeVar("T")
 
@@ -34,10 +38,13 @@ def first_without_compiler(compute: Callable[[], T]) -> T:
     while True:
         with without_compiler() as missed:
             try:
-                return compute()
+                result = compute()
             except Exception:
                 if not missed:
                     raise
+            else:
+                if not missed:
+                    return result
         for name in missed:
             importlib.import_module(name)
 
@@ -57,7 +64,7 @@ def without_compiler() -> Iterator[set[str]]:
         return function
 
     known = {_COMPILER: {"disable": leave_as_it_is}} | _WITHOUT_SYMBOLS
-    with contextlib.ExitStack() as stack:
+    with _ONE_AT_A_TIME, contextlib.ExitStack() as stack:
         for name in known.keys() - sys.modules.keys():
             stack.enter_context(_in_place_of(_Absent(name, known[name], missed)))
         try:
@@ -67,35 +74,50 @@ def without_compiler() -> Iterator[set[str]]:
                 vars(function).pop("__dynamo_disable", None)
 
 
-def _as_it_is(value: T, *args: Any, **kwargs: Any) -> T:
+def _of_numbers(name: str, compute: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of symbolic shapes as long as those are not imported, and there are no symbols."""
+
+    def function(*args: Any, **kwargs: Any) -> Any:
+        module = sys.modules.get(_SYMBOLIC_SHAPES)
+        if module is None or isinstance(module, _Absent):
+            return compute(*args)
+        return getattr(module, name)(*args, **kwargs)
+
+    return function
+
+
+def _as_it_is(value: T, *args: Any) -> T:
     return value
 
 
+_SYMBOLIC_SHAPES = "torch.fx.experimental.symbolic_shapes"
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "expect_true": _as_it_is,
+    "guard_or_false": _as_it_is,
+    "guard_or_true": _as_it_is,
+    "guard_size_oblivious": _as_it_is,
+    "guarding_hint_or_throw": _as_it_is,
+    "has_guarding_hint": lambda value: True,
+    "is_nested_int": lambda value: False,
+    "statically_known_true": _as_it_is,
+    "sym_and": lambda *values: all(values),
+    "sym_eq": lambda a, b: tuple(a) == tuple(b) if isinstance(a, tuple | list) else a == b,
+    "sym_or": lambda *values: any(values),
+}
 _WITHOUT_SYMBOLS: dict[str, dict[str, Any]] = {
     "sympy": {"Basic": type("Basic", (), {})},
-    "torch.fx.experimental.symbolic_shapes": {
-        "__path__": [],  # asked for by imports from it
-        "expect_true": _as_it_is,
-        "guard_or_false": _as_it_is,
-        "guard_or_true": _as_it_is,
-        "guard_size_oblivious": _as_it_is,
-        "guarding_hint_or_throw": _as_it_is,
-        "has_guarding_hint": lambda value: True,
-        "is_nested_int": lambda value: False,
-        "statically_known_true": _as_it_is,
-        "sym_and": lambda *values: all(values),
-        "sym_eq": lambda a, b: tuple(a) == tuple(b) if isinstance(a, tuple | list) else a == b,
-        "sym_or": lambda *values: any(values),
-    },
+    _SYMBOLIC_SHAPES: {name: _of_numbers(name, compute) for name, compute in _FUNCTIONS.items()}
+    | {"__path__": []},  # asked for by imports from it
 }
-"""What these modules have for numbers: while they are not imported, there are no symbols."""
+"""What these modules have where there are no symbols, as there can be none while they are not imported."""
 
 
 class _Absent(ModuleType):
-    """Stands for a module of which no more is needed than what is `known`; what kept it gets the module's own later."""
+    """Stands for a module of which no more is needed than what is `known`; whoever kept it has the real one later."""
 
     def __init__(self, name: str, known: dict[str, Any], missed: set[str]) -> None:
         super().__init__(name)
+        self.__spec__ = ModuleSpec(name, None)  # by which others ask whether there is such a module
         self.known = known
         self.missed = missed
 
@@ -115,4 +137,5 @@ def _in_place_of(module: ModuleType) -> Iterator[None]:
     try:
         yield
     finally:
-        del sys.modules[module.__name__]
+        if sys.modules.get(module.__name__) is module:
+            del sys.modules[module.__name__]

@@ -65,8 +65,22 @@ with without_compiler() as missed:
 assert not {"torch._dynamo", "sympy", "torch.fx.experimental.symbolic_shapes"} & sys.modules.keys()
 with without_compiler():
     import sympy as kept
+    from importlib.util import find_spec
+    from torch.fx.experimental.symbolic_shapes import guard_or_false
+    assert find_spec("sympy") and guard_or_false(False) is False
+def probe():
+    try:
+        from sympy import Symbol
+    except ImportError:
+        return False
+    return True
+assert first_without_compiler(probe)
 assert str(first_without_compiler(lambda: __import__("sympy").Symbol("x"))) == str(kept.Symbol("x")) == "x"
 assert isinstance(kept.Symbol("x"), kept.Basic)
+from torch.fx.experimental.symbolic_shapes import ShapeEnv, guard_or_false as real
+assert real is not guard_or_false
+symbol = ShapeEnv().create_unbacked_symint()
+assert guard_or_false(symbol == 3) is False is real(symbol == 3)
 assert torch.compile(torch.nn.Linear(2, 2), backend="eager")(torch.ones(1, 2)).shape == (1, 2)
 compiler = sys.modules["torch._dynamo"]
 with without_compiler():

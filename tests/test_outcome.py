@@ -38,10 +38,13 @@ import sys
 from pathlib import Path, PosixPath
 import embedx
 from embedx import ExtractConfig
+from embedx.cli.app import run
 from embedx.outcome import Summary, look_for_work
 summary, plan = look_for_work({done!r})
 assert summary.up_to_date and summary.rows == {len(list(IMAGES.iterdir()))}, summary
 assert len(embedx.open({str(done.out)!r}).index()) == summary.rows
+sys.argv = ["embedx", "info", {str(done.out)!r}]
+assert run() == 0
 assert not {{"torch", "torchvision"}} & set(sys.modules)
 """
     folder = Manifest.read(done.out).settings["working_directory"]

@@ -94,10 +94,12 @@ def _run(config: ExtractConfig) -> Summary:
                 return summary
         heartbeat.say("starting")
         start_fork_server()
+        gc.disable()  # what is imported stays, and would be gone through again and again meanwhile
         import_torchvision()
         from embedx.extract import extract
 
-        gc.freeze()  # what was imported stays; else every collection of garbage would go through it
+        gc.freeze()  # else every collection of garbage would go through it later
+        gc.enable()
         return extract(config, heartbeat, plan)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import warnings
 from typing import Any
@@ -10,11 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.jit._trace import TracerWarning
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from embedx.config import Precision
-from embedx.lean import without_compiler
 from embedx.models.features import Embedder
 from embedx.models.foreign import Opaque
 from embedx.models.runtime import Runtime, RuntimeUnfitError
@@ -90,70 +86,25 @@ def _converted(openvino: Any, model: _ChannelsLast, images: Tensor) -> Any:
     """The model for OpenVINO, by way of a trace; where that might be another model, of torch.export.
 
     The trace, of two images, takes a second where torch.export takes six, as that imports torch's compiler, which goes
-    through the model three times. But Python's branches and numbers stay as they were, of which torch warns. Mostly
-    that is of sizes, which a trace has as tensors: then it is found out whether they matter.
+    through the model three times. But Python's branches stay as they were taken, of which torch warns.
     """
     shape = list(images.shape)
-    example = images[:2]
 
     def compute(images: Tensor) -> tuple[Tensor, ...]:  # of a function no parts are described, which takes a while
         return model(images)  # type: ignore[no-any-return]
 
-    with warnings.catch_warnings(record=True) as told, torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        warnings.simplefilter("always", TracerWarning)
+        warnings.simplefilter("error", TracerWarning)
         try:
+            example = images[:2]
             trace = torch.jit.trace(compute, (example,), check_trace=False)  # type: ignore[no-untyped-call]
-            if not told or (_is_alike(model, example, images) and _is_right(trace, model, example)):
-                converted = openvino.convert_model(trace, example_input=(example,), input=[(shape, openvino.Type.u8)])
-                if all(output.partial_shape[0] == shape[0] for output in converted.outputs):
-                    return converted
+            converted = openvino.convert_model(trace, example_input=(example,), input=[(shape, openvino.Type.u8)])
+            if all(output.partial_shape[0] == shape[0] for output in converted.outputs):
+                return converted
         except Exception:  # noqa: BLE001  (it may be anyone's code, which the way below takes or refuses)
             pass
         return openvino.convert_model(torch.export.export(model, (images,)))
-
-
-def _is_right(trace: Any, model: nn.Module, example: Tensor) -> bool:
-    """Whether a trace gives of one image more than it was made of what the model gives: no number goes with theirs."""
-    shape = (len(example) + 1, *example.shape[1:])
-    images = torch.arange(math.prod(shape)).remainder(251).to(torch.uint8).view(shape)
-    return all(map(torch.allclose, trace(images), model(images)))
-
-
-def _is_alike(model: nn.Module, few: Tensor, many: Tensor) -> bool:
-    """Whether the same is computed of few images as of many, whatever is on them, but for numbers that go with theirs.
-
-    Raises:
-        Exception: If Python asks for what is on them, as it is gone through on the meta device, where there is nothing.
-    """
-    weights = {name: tensor.to("meta") for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
-    runs: list[list[tuple[Any, list[Any]]]] = []
-    for images in (few, many):
-        with without_compiler(), _Operations() as operations:
-            torch.func.functional_call(model, weights, (images.to("meta"),))
-        runs.append(operations.noted)
-
-    def alike(one: Any, other: Any) -> bool:
-        return bool(one == other or (type(one) is type(other) is int and one * len(many) == other * len(few)))
-
-    return len(runs[0]) == len(runs[1]) and all(
-        one == other and len(numbers) == len(others) and all(map(alike, numbers, others))
-        for (one, numbers), (other, others) in zip(*runs, strict=True)
-    )
-
-
-class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes what is computed while it is entered: the operations, and what they are given besides tensors."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.noted: list[tuple[Any, list[Any]]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs the operation, and notes it."""
-        leaves = tree_leaves((args, kwargs))
-        self.noted.append((func, [leaf for leaf in leaves if not isinstance(leaf, Tensor)]))
-        return func(*args, **(kwargs or {}))
 
 
 def _channels_last(images: Tensor) -> Tensor:
