@@ -1,6 +1,6 @@
-"""Torch without its compiler, whose import takes as long as torch's own, and which few runs use.
+"""Torch without its compiler, whose import takes as long as torch's own, and without symbolic shapes.
 
-It is imported later where something is compiled or exported.
+Few runs use them. They are imported later where something is compiled or exported.
 """
 
 from __future__ import annotations

@@ -53,8 +53,6 @@ import sys
 from embedx.lean import first_without_compiler, import_torchvision, without_compiler
 import_torchvision()
 import torch
-from torch._prims_common import wrappers
-marked = []
 with without_compiler() as missed:
     torch.zeros(2, device="meta", dtype=torch.uint8) - torch.ones(2, device="meta")
     assert not missed

@@ -43,7 +43,7 @@ def write_all(
     many = many and _sync_file_system(below)
     try:
         for path, parts in files:
-            folder, name = os.path.split(path)
+            folder, name = os.path.dirname(path) or os.curdir, os.path.basename(path)
             if folder not in folders:
                 folders |= dict.fromkeys([*_make(folder, below), folder])
             temporary = os.path.join(folder, f".{name}{TEMPORARY_SUFFIX}")
@@ -104,16 +104,16 @@ def _make(folder: str, below: Path | None) -> list[str]:
     if below is not None and folder == os.fspath(below):
         os.stat(folder)
         return []
-    parent = os.path.dirname(folder)
+    parent = os.path.dirname(folder) or os.curdir
     made: list[str] = []
     try:
         try:
-            os.mkdir(folder or os.curdir)
+            os.mkdir(folder)
         except FileNotFoundError:
             made = _make(parent, below)
             os.mkdir(folder)
     except OSError:
-        if not os.path.isdir(folder or os.curdir):
+        if not os.path.isdir(folder):
             raise
         return made
     return [*made, parent]
@@ -149,7 +149,7 @@ def _sync_file_system(path: Path) -> bool:
 
 def sync_folder(path: str | Path) -> None:
     """Brings a folder's entries to disk."""
-    descriptor = os.open(path or os.curdir, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with _named(path):
             os.fsync(descriptor)

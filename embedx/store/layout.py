@@ -26,8 +26,7 @@ MANIFEST = "manifest.json"
 INDEX = "index"
 TEMPORARY_SUFFIX = ".embedx-tmp"
 
-_SAFE = re.compile(r"[A-Za-z0-9_\-. ]")
-_ALL_SAFE = re.compile(f"{_SAFE.pattern}+")
+_UNSAFE = re.compile(r"[^A-Za-z0-9_\-. ]")
 _NO_NAME, _EMPTY_NAME = "%none", "%empty"
 _LONGEST = 200
 _DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9]) *(\..*)?", re.IGNORECASE)
@@ -66,9 +65,7 @@ def folder_name(name: str | None) -> str:
     if not name:
         return _NO_NAME if name is None else _EMPTY_NAME
     data = _utf8(name)
-    encoded = name
-    if not _ALL_SAFE.fullmatch(name):
-        encoded = "".join(chr(byte) if _SAFE.match(chr(byte)) else f"%{byte:02X}" for byte in data)
+    encoded = _UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in _utf8(found[0])), name)
     if encoded[0] in ". " or _DEVICE_NAME.fullmatch(encoded):
         encoded = f"%{data[0]:02X}{encoded[1:]}"
     if encoded[-1] in ". ":

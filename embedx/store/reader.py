@@ -22,7 +22,7 @@ from embedx.store import layout
 from embedx.store.index import INDEX_SCHEMA, UnitEntry, read_entry, read_index
 from embedx.store.links import plain_file
 from embedx.store.manifest import Manifest
-from embedx.store.shards import EMBEDDINGS, FORMAT, ShardEntry, ShardHeader, form, open_shard, read_header
+from embedx.store.shards import EMBEDDINGS, FORMAT, ShardEntry, ShardHeader, dtype_name, form, open_shard, read_header
 
 if TYPE_CHECKING:  # else only where tensors are read: what a store says of itself is told without
     from torch import Tensor
@@ -257,7 +257,7 @@ def _concat(tables: list[pa.Table]) -> pa.Table:
 def _as(framework: Framework, tensor: Tensor) -> Any:
     if framework == "torch":
         return tensor
-    return (tensor.float() if str(tensor.dtype).removeprefix("torch.") in _NOT_IN_NUMPY else tensor).numpy()
+    return (tensor.float() if dtype_name(tensor.dtype) in _NOT_IN_NUMPY else tensor).numpy()
 
 
 def _tensor(values: np.ndarray[Any, Any]) -> Tensor:

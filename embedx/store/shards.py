@@ -67,9 +67,15 @@ class ShardHeader(NamedTuple):
     """The recipe's fingerprint."""
 
 
+@functools.cache  # as numpy takes long to tell it
+def dtype_name(dtype: torch.dtype | np.dtype[Any]) -> str:
+    """Torch's name of a type of numbers, which is numpy's too where that has it, as in `float32`."""
+    return str(dtype).removeprefix("torch.")
+
+
 def form(tensor: Tensor) -> str:
     """Type and shape, but for the number of rows, as in `float32 [N, 512]`: one for all tensors of a name."""
-    return f"{tensor.dtype} [{', '.join(['N', *map(str, tensor.shape[1:])])}]".removeprefix("torch.")
+    return f"{dtype_name(tensor.dtype)} [{', '.join(['N', *map(str, tensor.shape[1:])])}]"
 
 
 def encode_shard(
@@ -95,7 +101,7 @@ def encode_shard(
     for name in sorted(tensors, key=lambda name: (-tensors[name].itemsize, name)):
         part = _bytes_of(tensors[name])
         begin, end = end, end + part.nbytes
-        dtype = _name_of(tensors[name].dtype)
+        dtype = dtype_name(tensors[name].dtype)
         if dtype not in _DTYPES:
             raise StoreError(f"{name!r} is {dtype}, and a shard can't hold that; give one of {', '.join(_DTYPES)}")
         described[name] = {"dtype": _DTYPES[dtype], "shape": list(tensors[name].shape), "data_offsets": [begin, end]}
@@ -108,11 +114,6 @@ def encode_shard(
         digest.update(each)
     size = len(parts[0]) + end
     return ShardEntry(path, header.group, len(tensors[INDEX]), size, digest.hexdigest()), parts
-
-
-@functools.cache
-def _name_of(dtype: torch.dtype | np.dtype[Any]) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _bytes_of(tensor: Tensor | np.ndarray[Any, Any]) -> memoryview:
