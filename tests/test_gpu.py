@@ -53,6 +53,7 @@ def test_out_of_memory_names_a_batch_size_that_fits_and_auto_finds_one(tmp_path:
         ) as caught:
             extract(ExtractConfig(**settings, out=tmp_path / "large", batch_size=2048))
         fitting = int(re.search(r"--batch-size (\d+), or auto", str(caught.value))[1])
+        del caught  # its traceback holds the model
         assert 1 <= fitting < 2048
         extracted(tmp_path / "fitting", **settings, batch_size=fitting)
         extracted(tmp_path / "auto", **settings, batch_size="auto")
@@ -64,12 +65,17 @@ def test_out_of_memory_names_a_batch_size_that_fits_and_auto_finds_one(tmp_path:
 def test_jpegs_decoded_on_the_gpu_give_nearly_the_rows_of_the_cpu(tmp_path: Path) -> None:
     reference = extracted(tmp_path / "cpu", device="cuda", precision="fp32")
     rows = extracted(tmp_path / "cuda", device="cuda", precision="fp32", decoder="cuda")
-    assert torch.nn.functional.cosine_similarity(rows, reference).min() > 0.999
+    # nvJPEG brings colours to full size without interpolation, which shows in images as small as the sample's.
+    cosines = torch.nn.functional.cosine_similarity(rows, reference)
+    assert cosines.min() > 0.99 and cosines.mean() > 0.999
     for workers in (0, 2):
         extracted(tmp_path / str(workers), device="cuda", decoder="cuda", workers=workers)
     assert digests(tmp_path / "0") == digests(tmp_path / "2")
 
 
+@pytest.mark.filterwarnings(  # by torch's own compiler, of itself
+    "ignore:.torch.jit.script:DeprecationWarning", "ignore:The CUDA Graph is empty"
+)
 @pytest.mark.parametrize("runtime", ["eager", "compile"])
 def test_a_batch_s_rows_are_those_of_the_plain_forward_pass(runtime: str) -> None:
     config = ExtractConfig(backbone="resnet18", weights="random", out=Path("none"))

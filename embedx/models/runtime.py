@@ -17,8 +17,8 @@ from embedx.models.foreign import Opaque
 
 LARGEST_BATCH = {"cuda": 1024, "cpu": 32}
 """Images at a time, by type of device, beyond which there is no gain; powers of two."""
-_SPARE = 0.1
-"""Share of a device's memory that a batch which was found by trial leaves free."""
+SPARE = 0.1
+"""Share of a device's memory that a batch found by trial, or a recorded graph, leaves free."""
 _WAYS_OUT = "free some, or give a smaller --image-size, --precision bf16 or --device cpu"
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -112,7 +112,7 @@ class Runtime(nn.Module):
             self.compute(images)
         except torch.OutOfMemoryError:
             return False
-        return len(images) == 1 or self._spare_memory() >= _SPARE
+        return len(images) == 1 or self._spare_memory() >= SPARE
 
     def _release_memory(self) -> None:
         if self.device.type == "cuda":
@@ -120,12 +120,13 @@ class Runtime(nn.Module):
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def _spare_memory(self) -> float:
-        """The share of the device's memory that was free at the worst moment since it was last released."""
+        """The share that was free at the worst moment since the release, of the memory this process can have."""
         if self.device.type != "cuda":
             return 1.0
         free, total = torch.cuda.mem_get_info(self.device)
-        released = torch.cuda.max_memory_reserved(self.device) - torch.cuda.memory_reserved(self.device)
-        return (free - released) / total
+        allowed = total * torch.cuda.get_per_process_memory_fraction(self.device)
+        available = min(free + torch.cuda.memory_reserved(self.device), allowed)
+        return 1 - torch.cuda.max_memory_reserved(self.device) / available
 
     @property
     def _device_name(self) -> str:
@@ -146,7 +147,7 @@ def resolve_device(name: str) -> torch.device:
         raise ConfigError(f"--device {name!r} is none of auto, cpu, cuda, cuda:N")
     if name != "cpu" and int(match[1] or 0) >= available:
         raise ConfigError(f"--device {name}: torch sees {available} CUDA devices; give --device cpu or auto")
-    return torch.device(name)
+    return torch.device(f"{name}:0" if name == "cuda" else name)  # set_device takes none without a number
 
 
 def has_bf16(device: torch.device) -> bool:

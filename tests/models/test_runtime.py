@@ -100,6 +100,13 @@ def test_without_cuda_that_device_is_a_fault() -> None:
         resolve_device("cuda")
 
 
+def test_cuda_alone_is_the_first_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, number in (("cuda", 0), ("auto", 0), ("cuda:1", 1)):
+        assert resolve_device(name) == torch.device("cuda", number)  # torch.cuda.set_device takes none without it
+
+
 def test_the_precision_follows_the_device_where_none_is_given() -> None:
     assert (resolve_precision(None, CPU), resolve_precision(None, CUDA)) == ("fp32", "tf32")
     assert (resolve_precision("bf16", CPU), resolve_precision("fp32", CUDA)) == ("bf16", "fp32")

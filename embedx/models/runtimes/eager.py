@@ -14,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from embedx.config import Precision
 from embedx.models.features import Embedder
 from embedx.models.foreign import Opaque
-from embedx.models.runtime import DTYPES, Runtime
+from embedx.models.runtime import DTYPES, SPARE, Runtime
 from embedx.models.runtimes import products
 
 
@@ -46,8 +46,11 @@ class EagerRuntime(Runtime):
             self._products = products.OneDnnProducts(embedder.backbone)
         if device.type == "cuda" and images is not None:
             self(images)  # tells what is wrong, if anything is
+            self._release_memory()  # of the pass before; the graph takes as much again, of its own
             with contextlib.suppress(RuntimeError):  # of what waits for the device in between, or has no memory for it
                 self._graph = _Graph(embedder, images.to(device, copy=True))
+            if self._graph is not None and self._spare_memory() < SPARE:
+                self._graph = None  # it would leave too little for batches on their way
             self._release_memory()
 
     def compute(self, images: Tensor) -> dict[str, Tensor]:
