@@ -9,7 +9,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from embedx.callbacks.base import Callback as Callback
     from embedx.callbacks.checkpoint import Checkpoint as Checkpoint
     from embedx.callbacks.early_stopping import EarlyStopping as EarlyStopping
     from embedx.callbacks.evaluator import Evaluator as Evaluator
@@ -17,58 +16,59 @@ if TYPE_CHECKING:
     from embedx.callbacks.weight_average import WeightAverage as WeightAverage
     from embedx.callbacks.writer import EmbeddingsWriter as EmbeddingsWriter
     from embedx.config import ExtractConfig as ExtractConfig
+    from embedx.engine.callback import Callback as Callback
     from embedx.engine.connectors import CallbackConnector as CallbackConnector
     from embedx.engine.connectors import DataConnector as DataConnector
     from embedx.engine.connectors import LossConnector as LossConnector
     from embedx.engine.connectors import data_key as data_key
     from embedx.engine.connectors import pred_key as pred_key
     from embedx.engine.connectors import remap_pred_keys as remap_pred_keys
-    from embedx.engine.loop import Schedule as Schedule
-    from embedx.engine.loop import run_fit as run_fit
+    from embedx.engine.fit import Schedule as Schedule
+    from embedx.engine.fit import run_fit as run_fit
     from embedx.engine.loop import run_test as run_test
     from embedx.engine.state import TrainerState as TrainerState
     from embedx.errors import EmbedxError as EmbedxError
-    from embedx.probes.config import ProbeConfig as ProbeConfig
-    from embedx.probes.probe import ProbeResult as ProbeResult
-    from embedx.probes.probe import probe as probe
-    from embedx.store.compare import Comparison as Comparison
-    from embedx.store.compare import compare as compare
-    from embedx.store.reader import NO_GROUP as NO_GROUP
-    from embedx.store.reader import Embeddings as Embeddings
-    from embedx.store.reader import Store as Store
-    from embedx.store.verify import verify as verify
+    from embedx.store.reading.compare import Comparison as Comparison
+    from embedx.store.reading.compare import compare as compare
+    from embedx.store.reading.reader import NO_GROUP as NO_GROUP
+    from embedx.store.reading.reader import Embeddings as Embeddings
+    from embedx.store.reading.reader import Store as Store
+    from embedx.store.reading.verify import verify as verify
+    from embedx.vectors.config import ProbeConfig as ProbeConfig
+    from embedx.vectors.probe import ProbeResult as ProbeResult
+    from embedx.vectors.probe import probe as probe
 
     open = Store.open
 
 _HOMES = {
-    "NO_GROUP": "store.reader",
-    "Callback": "callbacks.base",
+    "NO_GROUP": "store.reading.reader",
+    "Callback": "engine.callback",
     "CallbackConnector": "engine.connectors",
     "Checkpoint": "callbacks.checkpoint",
-    "Comparison": "store.compare",
+    "Comparison": "store.reading.compare",
     "DataConnector": "engine.connectors",
     "EarlyStopping": "callbacks.early_stopping",
-    "Embeddings": "store.reader",
+    "Embeddings": "store.reading.reader",
     "EmbeddingsWriter": "callbacks.writer",
     "EmbedxError": "errors",
     "Evaluator": "callbacks.evaluator",
     "ExtractConfig": "config",
     "LossConnector": "engine.connectors",
     "MetricsLog": "callbacks.metrics_log",
-    "ProbeConfig": "probes.config",
-    "ProbeResult": "probes.probe",
-    "Schedule": "engine.loop",
-    "Store": "store.reader",
+    "ProbeConfig": "vectors.config",
+    "ProbeResult": "vectors.probe",
+    "Schedule": "engine.fit",
+    "Store": "store.reading.reader",
     "TrainerState": "engine.state",
     "WeightAverage": "callbacks.weight_average",
-    "compare": "store.compare",
+    "compare": "store.reading.compare",
     "data_key": "engine.connectors",
     "pred_key": "engine.connectors",
-    "probe": "probes.probe",
+    "probe": "vectors.probe",
     "remap_pred_keys": "engine.connectors",
-    "run_fit": "engine.loop",
+    "run_fit": "engine.fit",
     "run_test": "engine.loop",
-    "verify": "store.verify",
+    "verify": "store.reading.verify",
 }
 
 __all__ = [*_HOMES, "open"]
@@ -76,7 +76,7 @@ __all__ = [*_HOMES, "open"]
 
 def __getattr__(name: str) -> Any:
     if name == "open":
-        return import_module("embedx.store.reader").Store.open
+        return import_module("embedx.store.reading.reader").Store.open
     if name in _HOMES:
         value = getattr(import_module(f"embedx.{_HOMES[name]}"), name)
         globals()[name] = value

@@ -6,8 +6,8 @@ import os
 import sys
 from typing import NoReturn
 
-from embedx.cli import signals
 from embedx.errors import Interrupted
+from embedx.system import signals
 
 
 def main() -> NoReturn:

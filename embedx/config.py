@@ -1,4 +1,4 @@
-"""What a run is asked to do (`ExtractConfig`) and all that determines its numbers (`Recipe`).
+"""The settings of an extraction.
 
 Each field of `ExtractConfig` is one setting: its flag on the command line, its key in a TOML file and its
 help text are derived from it, so that a setting is said once.
@@ -7,7 +7,6 @@ help text are derived from it, so that a setting is said once.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -17,100 +16,21 @@ from pathlib import Path
 from typing import Any, Literal, Self, cast
 
 from embedx.errors import ConfigError
-
-Precision = Literal["fp32", "tf32", "bf16", "fp16"]
-StoredDtype = Literal["float32", "float16", "bfloat16"]
-Pooling = Literal["avg", "max", "gem", "cls", "none"]
-RuntimeName = Literal["auto", "eager", "compile", "openvino"]
-DecoderName = Literal["cpu", "cuda"]
-OnError = Literal["reject", "fail"]
-Interpolation = Literal["bilinear", "bicubic"]
-
-RESERVED_SPLITS = frozenset({"index", "manifest.json"})
-"""Names in a store that no split may take, in any case."""
-
-RESERVED_COLUMNS = frozenset(
-    {"split", "index", "key", "path", "offset", "group", "target", "status", "reason"}
-    | {"shard", "row", "bytes", "mtime_ns", "sha256"}
+from embedx.recipe import canonical_json
+from embedx.values import (
+    MAX_PIXELS,
+    DecoderName,
+    Interpolation,
+    OnError,
+    Pooling,
+    Precision,
+    RuntimeName,
+    StoredDtype,
+    parse_batch_size,
+    parse_channels,
+    parse_resize,
+    parse_size,
 )
-"""The index tables' own columns, whose names no metadata may have."""
-
-LOCK = ".embedx.lock"
-"""A file in every store, from its first moment on."""
-
-MAX_PIXELS = 178_956_970
-"""Pixels beyond which an image counts as a decompression bomb unless another limit is given; Pillow's own default."""
-
-_SIZE_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
-_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
-
-
-def parse_size(text: str | int) -> int:
-    """Reads a size in bytes such as `134217728`, `128MiB` or `1.5GB`.
-
-    Raises:
-        ValueError: If `text` is not a positive number with one of the units B, kB, MB, GB, KiB, MiB, GiB.
-    """
-    match = re.fullmatch(r"\s*([\d.]+)\s*([kmg]?i?)b?\s*", str(text), re.IGNORECASE)
-    try:
-        size = int(float(match[1]) * _SIZE_UNITS[match[2].lower()]) if match else 0
-    except (ValueError, KeyError):
-        size = 0
-    if size <= 0:
-        raise ValueError(f"{text!r} is not a size; write it like 128MiB, 1GB or 1000000")
-    return size
-
-
-def parse_batch_size(value: str | int) -> int | Literal["auto"]:
-    """Reads a number of images, or `auto`.
-
-    Raises:
-        ValueError: If it is neither.
-    """
-    if value == "auto":
-        return "auto"
-    if re.fullmatch(r"-?\d+", str(value)):
-        return int(value)
-    raise ValueError(f"{value!r} is no number of images; write it like 64, or auto")
-
-
-def size_text(size: int) -> str:
-    """A number of bytes for people, as `1.4 MiB`."""
-    value = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
-
-
-def parse_resize(value: str | int | Sequence[int]) -> int | tuple[int, int]:
-    """Reads `232`, the length of the shorter side, or `240x320`, height and width.
-
-    Raises:
-        ValueError: If it is neither.
-    """
-    if isinstance(value, str | int):
-        match = re.fullmatch(r"(\d+)(?:x(\d+))?", str(value).strip())
-        sides = [int(side) for side in match.groups() if side] if match else []
-    else:
-        sides = list(value)
-    if not 1 <= len(sides) <= 2 or min(sides) < 1:
-        raise ValueError(f"{value!r} is no size; write 232 for the shorter side, or 240x320 for height and width")
-    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
-
-
-def parse_channels(value: str | Sequence[float]) -> tuple[float, float, float]:
-    """Reads three numbers, one for each of red, green and blue, as `0.485,0.456,0.406`.
-
-    Raises:
-        ValueError: If they are not three.
-    """
-    try:
-        red, green, blue = (float(part) for part in (value.split(",") if isinstance(value, str) else value))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{value!r} is not three numbers; write them like 0.485,0.456,0.406") from error
-    return red, green, blue
 
 
 def setting(default: Any = dataclasses.MISSING, *, help: str, short: str = "", **extra: Any) -> Any:
@@ -296,68 +216,3 @@ def _output_faults(out: Path) -> list[str]:
     if is_lasting and not os.access(existing, os.W_OK | os.X_OK):
         return [f"--out {out}: no permission to write in {existing}; choose another path"]
     return []
-
-
-@dataclasses.dataclass(frozen=True)
-class Preprocessing:
-    """From a decoded image to the backbone's input; the torchvision presets' steps, in uint8 until the last."""
-
-    resize: int | tuple[int, int]
-    """The shorter side is resized to this many pixels, or height and width to these, antialiased."""
-    crop: int
-    """Then a centred square of this many pixels is cut out."""
-    interpolation: Interpolation
-    mean: tuple[float, float, float]
-    """Subtracted from the values in [0, 1], per channel."""
-    std: tuple[float, float, float]
-    """Divided by, per channel."""
-    exif: bool = True
-    """Whether the EXIF orientation is applied first."""
-
-    def with_image_size(self, size: int | None) -> Preprocessing:
-        """The same steps for another input size; the share of the image that is cropped stays."""
-        if size is None:
-            return self
-        resize = self.resize
-        scaled = (
-            round(resize * size / self.crop)
-            if isinstance(resize, int)
-            else (round(resize[0] * size / self.crop), round(resize[1] * size / self.crop))
-        )
-        return dataclasses.replace(self, resize=scaled, crop=size)
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """All that determines an embedding's value (versions and hardware stand beside it, as environment)."""
-
-    backbone: str
-    backbone_args: Mapping[str, Any]
-    weights: Mapping[str, str | int]
-    preprocessing: Preprocessing | None
-    layers: tuple[str, ...]
-    pooling: Pooling
-    normalize: bool
-    precision: Precision
-    runtime: str
-    device: str
-    decoder: DecoderName
-    batch_size: int
-    dtype: StoredDtype
-
-    def to_json(self) -> dict[str, Any]:
-        """The recipe as plain JSON values, as the manifest holds it; without a decoder that is the usual one."""
-        values = dataclasses.asdict(self)
-        if self.decoder == "cpu":
-            del values["decoder"]
-        return cast(dict[str, Any], json.loads(json.dumps(values)))
-
-
-def canonical_json(value: Any) -> str:
-    """The one spelling of a JSON value: sorted keys, no spaces."""
-    return _CANONICAL.encode(value)
-
-
-def fingerprint(value: Any) -> str:
-    """Sha256, in hex, of a value's canonical JSON."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()

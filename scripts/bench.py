@@ -76,10 +76,10 @@ def forward(backbone: Backbone, precision: Precision, runtime: Runtime, data: Da
     import torch
 
     from embedx.config import ExtractConfig
-    from embedx.extract import prepare
-    from embedx.models import runtimes
-    from embedx.parts import decoder_for
-    from embedx.processes import keep_large_blocks
+    from embedx.models.runtimes import choice as runtimes
+    from embedx.run.extract import prepare
+    from embedx.run.job import decoder_for
+    from embedx.system.machine import keep_large_blocks
 
     keep_large_blocks()
     job = prepare(ExtractConfig(**_settings(backbone, precision, runtime, data, data.parent / "nothing")))
@@ -100,10 +100,10 @@ def forward(backbone: Backbone, precision: Precision, runtime: Runtime, data: Da
 def loading(backbone: Backbone, precision: Precision, runtime: Runtime, data: Data) -> None:
     """Prints images per second that all cores' workers read, decode and resize while nothing else runs."""
     from embedx.config import ExtractConfig
-    from embedx.data.loaders import SplitLoader
-    from embedx.extract import prepare
-    from embedx.parts import decoder_for
-    from embedx.processes import cores
+    from embedx.data.loading.loaders import SplitLoader
+    from embedx.run.extract import prepare
+    from embedx.run.job import decoder_for
+    from embedx.system.machine import cores
 
     job = prepare(ExtractConfig(**_settings(backbone, precision, runtime, data, data.parent / "nothing")))
     (split,) = job.plan.splits.values()

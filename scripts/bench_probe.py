@@ -26,13 +26,13 @@ from rich.table import Table
 from torch.nn import functional
 
 import embedx
-from embedx.config import size_text
-from embedx.probes.neighbours import BATCH_ROWS
-from embedx.store.index import ROW_SCHEMA
-from embedx.store.layout import Unit
-from embedx.store.manifest import Manifest
-from embedx.store.session import StoreSession
-from embedx.store.units import UnitBatch, UnitBuffer
+from embedx.store.format.index import ROW_SCHEMA
+from embedx.store.format.layout import Unit
+from embedx.store.format.manifest import Manifest
+from embedx.store.writing.session import StoreSession
+from embedx.store.writing.units import UnitBatch, UnitBuffer
+from embedx.values import size_text
+from embedx.vectors.neighbours import BATCH_ROWS
 
 _ROWS_PER_UNIT = 65_536
 

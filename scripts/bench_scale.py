@@ -34,12 +34,12 @@ from rich.table import Table
 from embedx.callbacks.writer import EmbeddingsWriter, rows_table
 from embedx.config import ExtractConfig
 from embedx.engine.state import new_state
-from embedx.extract import prepare
-from embedx.outcome import list_inputs
-from embedx.store.layout import Unit
-from embedx.store.manifest import Manifest
-from embedx.store.session import StoreSession
-from embedx.store.units import UnitBatch, UnitBuffer
+from embedx.run.extract import prepare
+from embedx.run.summary import list_inputs
+from embedx.store.format.layout import Unit
+from embedx.store.format.manifest import Manifest
+from embedx.store.writing.session import StoreSession
+from embedx.store.writing.units import UnitBatch, UnitBuffer
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Counts = Annotated[list[int], typer.Argument(help="How many inputs.")]

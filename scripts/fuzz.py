@@ -35,14 +35,14 @@ with instrumented:
     from PIL import Image
 
     import embedx
-    from embedx.data.decode import decode
-    from embedx.data.files import RejectedInputError
+    from embedx.data.decoding.images import decode
     from embedx.data.plan import build_plan
+    from embedx.data.reading.files import RejectedInputError
     from embedx.data.sources import parse_data
     from embedx.data.sources.base import SourceOptions
     from embedx.errors import EmbedxError
-    from embedx.store.reader import Store
-    from embedx.store.verify import verify
+    from embedx.store.reading.reader import Store
+    from embedx.store.reading.verify import verify
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="embedx-fuzz-")
 _ROOM = Path(_FOLDER.name)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import psutil
 
-from embedx.store.layout import index_files
-from embedx.store.verify import verify
+from embedx.store.format.layout import index_files
+from embedx.store.reading.verify import verify
 
 SEED = 20261121
 """Of all that is random in the soak tests; told at their start."""

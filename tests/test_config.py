@@ -6,16 +6,10 @@ from typing import Any
 
 import pytest
 
-from embedx.config import (
-    ExtractConfig,
-    Preprocessing,
-    canonical_json,
-    fingerprint,
-    parse_channels,
-    parse_resize,
-    parse_size,
-)
+from embedx.config import ExtractConfig
 from embedx.errors import ConfigError
+from embedx.recipe import Preprocessing, canonical_json, fingerprint
+from embedx.values import parse_channels, parse_resize, parse_size
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,11 @@ import pytest
 from embedx import sample
 from embedx.config import ExtractConfig
 from embedx.errors import ConfigError, StoreError
-from embedx.store.index import read_entry
-from embedx.store.layout import index_files
-from embedx.store.manifest import Manifest
-from embedx.store.session import StoreSession
-from embedx.store.verify import verify
+from embedx.store.format.index import read_entry
+from embedx.store.format.layout import index_files
+from embedx.store.format.manifest import Manifest
+from embedx.store.reading.verify import verify
+from embedx.store.writing.session import StoreSession
 from tests.disks import PERMISSION_COUNTS, fill, mounted, remount, small_disk
 from tests.runs import EMBEDX, OFFLINE, SEED, assert_gone, descendants, digests, run, start, wait_for_units
 from tests.store.builders import build_store, commit, manifest, unit_batch

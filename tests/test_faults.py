@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 from embedx import sample
-from embedx.store.layout import index_files
-from embedx.store.verify import verify
+from embedx.store.format.layout import index_files
+from embedx.store.reading.verify import verify
 from tests.runs import (
     assert_gone,
     assert_visible_units_are_whole,

@@ -16,12 +16,12 @@ from PIL import Image
 
 import embedx
 from embedx import sample
-from embedx.config import Preprocessing
-from embedx.data.decode import ImageDecoder, decode
-from embedx.data.files import RejectedInputError
-from embedx.data.loaders import SplitLoader
+from embedx.data.decoding.images import ImageDecoder, decode
+from embedx.data.loading.loaders import SplitLoader
 from embedx.data.plan import build_plan
+from embedx.data.reading.files import RejectedInputError
 from embedx.data.sources.folder import FolderSource
+from embedx.recipe import Preprocessing
 from scripts.fuzz import TARGETS
 from tests.runs import SEED, run
 

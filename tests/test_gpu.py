@@ -10,12 +10,12 @@ import torch
 
 import embedx
 from embedx import ExtractConfig, sample
-from embedx.data.device import Upload
+from embedx.data.decoding.nvjpeg import Upload
 from embedx.errors import DeviceMemoryError
-from embedx.extract import extract
-from embedx.models import runtimes
 from embedx.models.backbones import describe_backbone
-from embedx.store.verify import verify
+from embedx.models.runtimes import choice as runtimes
+from embedx.run.extract import extract
+from embedx.store.reading.verify import verify
 from tests.runs import digests
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

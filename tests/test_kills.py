@@ -19,9 +19,9 @@ import pytest
 import embedx
 from embedx import sample
 from embedx.errors import EmbedxError
-from embedx.store.index import read_entry
-from embedx.store.layout import index_files
-from embedx.store.verify import verify
+from embedx.store.format.index import read_entry
+from embedx.store.format.layout import index_files
+from embedx.store.reading.verify import verify
 from tests.runs import SEED, assert_gone, assert_visible_units_are_whole, descendants, digests, run, start
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]

@@ -16,29 +16,27 @@ PACKAGE = Path(embedx.__file__).parent
 MODULES = {path.relative_to(PACKAGE.parent).with_suffix("").as_posix().replace("/", "."): path
            for path in sorted(PACKAGE.rglob("*.py"))}  # fmt: skip
 
-GROUND = {"errors", "processes", "config", "sample", "lean"}
+GROUND = {"errors", "names", "values", "sample"}
+MIDDLE = GROUND | {"recipe", "config", "heartbeat", "system"}
 MAY_IMPORT = {
     "errors": set(),
-    "processes": set(),
+    "names": set(),
     "sample": set(),
-    "lean": set(),
-    "config": {"errors"},
-    "data": GROUND,
-    "models": GROUND,
-    "store": GROUND,
-    "engine": GROUND | {"callbacks.base"},
-    "callbacks": GROUND | {"engine", "store", "data", "models"},
-    "update": GROUND | {"data", "store"},
-    "outcome": GROUND | {"data", "store"},
-    "parts": GROUND | {"data", "models", "engine"},
-    "extract": GROUND | {"data", "models", "store", "engine", "callbacks", "outcome", "update", "parts"},
-    "recompute": GROUND | {"data", "models", "store", "engine", "callbacks", "parts"},
-    "probes": GROUND | {"store", "engine", "callbacks"},
-    "cli": GROUND
-    | {"data", "models", "store", "engine", "callbacks", "outcome", "update", "extract", "recompute", "probes"},
-    "__init__": GROUND | {"data", "models", "store", "engine", "callbacks", "extract", "probes"},
-    "__main__": {"cli", "errors"},
-    "fork_server": {"lean", "data", "store"},
+    "values": {"errors"},
+    "recipe": GROUND,
+    "config": GROUND | {"recipe"},
+    "heartbeat": GROUND,
+    "system": GROUND,
+    "engine": MIDDLE,
+    "data": MIDDLE | {"engine"},
+    "models": MIDDLE | {"engine"},
+    "store": MIDDLE,
+    "callbacks": MIDDLE | {"engine", "data", "models", "store"},
+    "run": MIDDLE | {"engine", "data", "models", "store", "callbacks"},
+    "vectors": MIDDLE | {"engine", "store", "callbacks"},
+    "cli": MIDDLE | {"engine", "data", "models", "store", "callbacks", "run", "vectors"},
+    "__init__": MIDDLE | {"engine", "data", "models", "store", "callbacks", "run", "vectors"},
+    "__main__": {"cli", "errors", "system"},
 }
 """Rooms, and what each may import besides itself: one way, from the ground up (DESIGN.md, section 3)."""
 
@@ -65,7 +63,7 @@ def test_imports_go_one_way(module: str) -> None:
         assert any(target == name or target.startswith(f"{name}.") for name in allowed), f"{module} → {imported}"
 
 
-@pytest.mark.parametrize("room", ["store", "engine", "data", "models", "probes"])
+@pytest.mark.parametrize("room", ["store", "engine", "data", "models", "vectors"])
 def test_only_callbacks_and_the_command_line_know_rich(room: str) -> None:
     for module, path in MODULES.items():
         if module.startswith(f"embedx.{room}"):

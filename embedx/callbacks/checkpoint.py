@@ -18,11 +18,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from embedx.callbacks.base import Callback
+from embedx.engine.callback import Callback
 from embedx.engine.state import Batch, Outputs, TrainerState, new_state
 from embedx.errors import CheckpointError, ConfigError, unknown
-from embedx.store.files import make_folder, write_atomic
-from embedx.store.shards import HEADER_KEY
+from embedx.store.format.atomic import make_folder, write_atomic
+from embedx.store.format.shards import HEADER_KEY
 
 _STATE = ("current_epoch", "epoch_step", "global_step", "should_stop", "tested", "metrics")
 """What is kept of the trainer's state; all else a fit states anew."""

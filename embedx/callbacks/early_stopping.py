@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from embedx.callbacks.base import Callback
+from embedx.engine.callback import Callback
 from embedx.engine.state import Batch, Outputs, TrainerState
 from embedx.errors import ConfigError, unknown
 

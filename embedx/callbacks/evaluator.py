@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from embedx.callbacks.base import Callback
+from embedx.engine.callback import Callback
 from embedx.engine.connectors import CallbackConnector, data_key, pred_key
 from embedx.engine.state import Batch, Metrics, Outputs, TrainerState
 

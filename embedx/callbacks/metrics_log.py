@@ -6,9 +6,9 @@ import time
 
 from torch import nn
 
-from embedx.callbacks.base import Callback
-from embedx.callbacks.heartbeat import Heartbeat
+from embedx.engine.callback import Callback
 from embedx.engine.state import Batch, Outputs, TrainerState
+from embedx.heartbeat import Heartbeat
 
 
 class MetricsLog(Callback):

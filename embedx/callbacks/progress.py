@@ -7,9 +7,9 @@ import time
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from embedx.callbacks.base import Callback
-from embedx.callbacks.heartbeat import Heartbeat
+from embedx.engine.callback import Callback
 from embedx.engine.state import Batch, Metrics, Outputs, TrainerState
+from embedx.heartbeat import Heartbeat
 
 
 class ProgressBar(Callback):

@@ -6,10 +6,10 @@ from collections import Counter
 
 from torch import nn
 
-from embedx.callbacks.base import Callback
-from embedx.config import OnError
+from embedx.engine.callback import Callback
 from embedx.engine.state import Batch, Metrics, Outputs, TrainerState
 from embedx.errors import InputError
+from embedx.values import OnError
 
 
 class RejectedInputs(Callback):

@@ -6,7 +6,7 @@ import time
 
 from torch import nn
 
-from embedx.callbacks.base import Callback
+from embedx.engine.callback import Callback
 from embedx.engine.state import Batch, Metrics, Outputs, TrainerState
 
 

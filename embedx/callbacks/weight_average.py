@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from embedx.callbacks.base import Callback
+from embedx.engine.callback import Callback
 from embedx.engine.state import Batch, Outputs, TrainerState
 
 

@@ -13,22 +13,22 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 
-from embedx.callbacks.base import Callback
-from embedx.config import RESERVED_COLUMNS, RESERVED_SPLITS
+from embedx.callbacks.results import Results, copies_from
 from embedx.data.plan import rows_per_unit as rows_per_unit_of
+from embedx.engine.callback import Callback
 from embedx.engine.connectors import CallbackConnector
 from embedx.engine.loop import evaluation_mode, unpad
-from embedx.engine.results import Results, copies_from
 from embedx.engine.state import Batch, Metrics, Outputs, TrainerState
 from embedx.engine.stopwatch import Stopwatch
 from embedx.errors import ConfigError
-from embedx.store.index import OK, REJECTED, ROW_SCHEMA
-from embedx.store.layout import Unit
-from embedx.store.manifest import Manifest
-from embedx.store.process import WriterProcess
-from embedx.store.session import StoreSession
-from embedx.store.shards import EMBEDDINGS, INDEX, TARGETS, form
-from embedx.store.units import UNKNOWN_TARGET, UnitBatch
+from embedx.names import EMBEDDINGS, INDEX, RESERVED_COLUMNS, RESERVED_SPLITS, TARGETS
+from embedx.store.format.index import OK, REJECTED, ROW_SCHEMA
+from embedx.store.format.layout import Unit
+from embedx.store.format.manifest import Manifest
+from embedx.store.format.shards import form
+from embedx.store.writing.process import WriterProcess
+from embedx.store.writing.session import StoreSession
+from embedx.store.writing.units import UNKNOWN_TARGET, UnitBatch
 
 _SHARD_SIZE = 128 * 1024**2
 

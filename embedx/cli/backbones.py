@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from embedx.cli.output import DebugOption, JsonOption, print_json, print_line
-from embedx.lean import import_torchvision
+from embedx.system.torch_imports import import_torchvision
 
 
 def command(as_json: JsonOption = False, debug: DebugOption = False) -> None:

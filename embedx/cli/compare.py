@@ -21,7 +21,7 @@ from embedx.cli.output import (
 from embedx.errors import ConfigError, EmbedxError
 
 if TYPE_CHECKING:
-    from embedx.store.compare import Comparison, Drift
+    from embedx.store.reading.compare import Comparison, Drift
 
 _ALL = "(all)"
 
@@ -44,7 +44,7 @@ def command(
     The drift of a row is 1 - the cosine similarity of its embeddings in A and in B: 0 for one direction, 2 for opposite
     ones. Compared are rows of the same split and key that were embedded from the same bytes.
     """
-    from embedx.store.compare import compare
+    from embedx.store.reading.compare import compare
 
     if max_drift is not None and not max_drift >= 0:
         raise ConfigError(f"--max-drift is {max_drift:g}; give a number from 0 (the same direction) to 2")
@@ -72,7 +72,7 @@ def _check(comparison: Comparison, max_drift: float) -> None:
 
 
 def _print(comparison: Comparison) -> None:
-    from embedx.store.differences import difference_text
+    from embedx.store.format.differences import difference_text
 
     told = [difference_text(each.name, each.a, each.b) for each in comparison.differences]
     facts = {

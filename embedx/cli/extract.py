@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embedx.callbacks.heartbeat import Heartbeat
-from embedx.cli import signals
 from embedx.cli.options import ConfigFileOption, with_config_options
 from embedx.cli.output import (
     STDERR,
@@ -24,14 +22,17 @@ from embedx.cli.output import (
     print_json,
     print_line,
 )
-from embedx.config import ExtractConfig, size_text
+from embedx.config import ExtractConfig
 from embedx.errors import TooManyRejectedError
-from embedx.lean import import_torchvision
-from embedx.processes import start_fork_server
-from embedx.store.layout import MANIFEST, staging_folder
+from embedx.heartbeat import Heartbeat
+from embedx.store.format.layout import MANIFEST, staging_folder
+from embedx.system import signals
+from embedx.system.processes import start_fork_server
+from embedx.system.torch_imports import import_torchvision
+from embedx.values import size_text
 
 if TYPE_CHECKING:
-    from embedx.outcome import Summary
+    from embedx.run.summary import Summary
 
 _RESUMABLE = "; the same command goes on from what is committed"
 
@@ -58,7 +59,7 @@ def command(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if dry_run:
         import_torchvision()
-        from embedx.extract import prepare
+        from embedx.run.extract import prepare
 
         description = prepare(config, download=False).describe()
         print_json(description) if as_json else _print_plan(description)
@@ -86,7 +87,7 @@ def _run(config: ExtractConfig) -> Summary:
     plan = None
     with Heartbeat(STDERR) as heartbeat:
         if os.path.lexists(config.out / MANIFEST):
-            from embedx.outcome import look_for_work
+            from embedx.run.up_to_date import look_for_work
 
             heartbeat.say("listing the inputs")
             summary, plan = look_for_work(config)
@@ -96,7 +97,7 @@ def _run(config: ExtractConfig) -> Summary:
         start_fork_server()
         gc.disable()  # what is imported stays, and would be gone through again and again meanwhile
         import_torchvision()
-        from embedx.extract import extract
+        from embedx.run.extract import extract
 
         gc.freeze()  # else every collection of garbage would go through it later
         gc.enable()
@@ -104,7 +105,7 @@ def _run(config: ExtractConfig) -> Summary:
 
 
 def _outcome(summary: Summary) -> str:
-    from embedx.update import describe_counts
+    from embedx.run.update import describe_counts
 
     if summary.up_to_date:
         return f"up to date: {count_text(summary.rows, 'row')}"

@@ -9,7 +9,7 @@ import typer
 
 from embedx.cli.output import DebugOption, JsonOption, print_json, print_line
 from embedx.config import ExtractConfig
-from embedx.lean import import_torchvision
+from embedx.system.torch_imports import import_torchvision
 
 
 def command(

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from embedx.callbacks.heartbeat import Heartbeat
-from embedx.cli import signals
 from embedx.cli.options import ConfigFileOption, with_config_options
 from embedx.cli.output import (
     STDERR,
@@ -23,10 +21,12 @@ from embedx.cli.output import (
 )
 from embedx.cli.stores import StoreArgument
 from embedx.errors import ConfigError
-from embedx.probes.config import ProbeConfig
+from embedx.heartbeat import Heartbeat
+from embedx.system import signals
+from embedx.vectors.config import ProbeConfig
 
 if TYPE_CHECKING:
-    from embedx.probes.probe import ProbeResult
+    from embedx.vectors.probe import ProbeResult
 
 
 @with_config_options(ProbeConfig)
@@ -54,8 +54,8 @@ def command(
     # Before torch is imported: threads that spin while they wait would steal each other's cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with Heartbeat(STDERR) as heartbeat:
-        from embedx.probes.probe import probe
-        from embedx.store.reader import Store
+        from embedx.store.reading.reader import Store
+        from embedx.vectors.probe import probe
 
         store = Store.open(path)
         if not store.complete:
@@ -69,8 +69,8 @@ def command(
 
 
 def _write_plot(result: ProbeResult, plot: Path) -> None:
-    from embedx.probes.plot import confusion_png
-    from embedx.store.files import write_atomic
+    from embedx.store.format.atomic import write_atomic
+    from embedx.vectors.plot import confusion_png
 
     try:
         write_atomic(plot.absolute(), confusion_png(result))

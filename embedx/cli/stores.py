@@ -24,12 +24,12 @@ from embedx.cli.output import (
     print_json,
     print_line,
 )
-from embedx.config import size_text
 from embedx.errors import ConfigError, StoreError
-from embedx.lean import import_torchvision
+from embedx.system.torch_imports import import_torchvision
+from embedx.values import size_text
 
 if TYPE_CHECKING:
-    from embedx.recompute import Recomputation
+    from embedx.run.recompute import Recomputation
 
 StoreArgument = Annotated[Path, typer.Argument(metavar="STORE", help="A folder that `embedx extract` wrote.")]
 
@@ -41,7 +41,7 @@ def info(
     debug: DebugOption = False,
 ) -> None:
     """Show what is in a store."""
-    from embedx.store.reader import Store
+    from embedx.store.reading.reader import Store
 
     store = Store.open(path)
     if rejected:
@@ -95,8 +95,8 @@ def verify(
         raise ConfigError(f"--tolerance is {tolerance:g}; give a number of at least 0, such as 1e-4")
     # Before torch is imported: threads that spin while they wait would steal the decoders' cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from embedx.store.verify import NOT_COMPLETE
-    from embedx.store.verify import verify as faults_of
+    from embedx.store.reading.verify import NOT_COMPLETE
+    from embedx.store.reading.verify import verify as faults_of
 
     faults = []
     for fault in faults_of(path):
@@ -107,7 +107,7 @@ def verify(
     found = None
     if recompute is not None and not damaged:
         import_torchvision()
-        from embedx.recompute import recompute as recomputed
+        from embedx.run.recompute import recompute as recomputed
 
         options: dict[str, Any] = {"seed": seed, "device": device, "trust": trust, "tolerance": tolerance}
         found = recomputed(path, recompute, **options, console=STDERR)

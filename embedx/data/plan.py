@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from embedx.config import RESERVED_COLUMNS
-from embedx.data.files import FileReader
+from embedx.data.reading.files import FileReader
 from embedx.data.sources.base import COMMON_SCHEMA, TARGET, Reader, Source, repeated
 from embedx.errors import ConfigError, unknown
+from embedx.names import RESERVED_COLUMNS
 
 PLAN_COLUMNS = (*COMMON_SCHEMA.names, "group", TARGET)
 """Columns of a split's plan; the source's own metadata columns follow."""

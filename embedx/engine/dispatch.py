@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from embedx.callbacks.base import HOOKS, Callback
+from embedx.engine.callback import HOOKS, Callback
 from embedx.engine.state import TrainerState
 
 Stage = Literal["train", "test"]

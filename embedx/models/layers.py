@@ -16,9 +16,9 @@ from torch.fx import GraphModule, Node
 from torchvision.models.feature_extraction import NodePathTracer
 
 from embedx.errors import ConfigError, unknown
+from embedx.names import EMBEDDINGS, INDEX, TARGETS
 
-EMBEDDINGS = "embeddings"
-_RESERVED = {EMBEDDINGS, "index", "targets"}
+_RESERVED = {EMBEDDINGS, INDEX, TARGETS}
 """Tensors of a shard that no layer may be named like."""
 
 

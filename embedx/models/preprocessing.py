@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from embedx.config import ExtractConfig, Preprocessing
+from embedx.config import ExtractConfig
 from embedx.errors import ConfigError
+from embedx.recipe import Preprocessing
 
 
 def resolve_preprocessing(

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from embedx.callbacks.base import Callback
+from embedx.engine.callback import Callback
 from embedx.engine.connectors import LossConnector, data_key, pred_key
-from embedx.engine.loop import Schedule, run_fit
+from embedx.engine.fit import Schedule, run_fit
 from embedx.engine.state import Batch, TrainerState
 
 LOSS = LossConnector({"input": pred_key("logits"), "target": data_key("targets")})

@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from embedx.callbacks.base import Callback
 from embedx.callbacks.checkpoint import Checkpoint, read_state, write_state
 from embedx.callbacks.early_stopping import EarlyStopping
 from embedx.callbacks.weight_average import WeightAverage
-from embedx.engine.loop import Schedule, run_test
+from embedx.engine.callback import Callback
+from embedx.engine.fit import Schedule
+from embedx.engine.loop import run_test
 from embedx.engine.state import TrainerState
 from embedx.errors import CheckpointError, ConfigError
 from tests.callbacks.fits import Classifier, Given, batches, fit
@@ -188,7 +189,7 @@ def test_a_full_disk_leaves_the_last_one_whole(tmp_path: Path, monkeypatch: pyte
     def refuse(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("embedx.store.files.os.fsync", refuse)
+    monkeypatch.setattr("embedx.store.format.atomic.os.fsync", refuse)
     with pytest.raises(OSError, match="No space left"):
         fit(Schedule(1), checkpoint, model=model)
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]

@@ -3,7 +3,7 @@
 import pytest
 
 from embedx.callbacks.early_stopping import EarlyStopping
-from embedx.engine.loop import Schedule
+from embedx.engine.fit import Schedule
 from embedx.errors import ConfigError
 from tests.callbacks.fits import Given, batches, fit
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from embedx.callbacks.evaluator import Evaluator, average_precision
 from embedx.engine.connectors import CallbackConnector, data_key, pred_key
-from embedx.engine.loop import Schedule, run_test
+from embedx.engine.fit import Schedule
+from embedx.engine.loop import run_test
 from tests.callbacks.fits import Classifier, fit
 from tests.callbacks.fits import batches as train_batches
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from embedx.callbacks.base import Callback
-from embedx.callbacks.heartbeat import Heartbeat
 from embedx.callbacks.metrics_log import MetricsLog
-from embedx.engine.loop import Schedule
+from embedx.engine.callback import Callback
+from embedx.engine.fit import Schedule
+from embedx.heartbeat import Heartbeat
 from tests.callbacks.fits import Given, batches, fit
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -11,10 +11,10 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from embedx.callbacks.base import Callback
-from embedx.callbacks.heartbeat import Heartbeat
 from embedx.callbacks.progress import ProgressBar
 from embedx.engine import loop
+from embedx.engine.callback import Callback
+from embedx.heartbeat import Heartbeat
 
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from embedx.callbacks.base import Callback
 from embedx.callbacks.weight_average import WeightAverage
-from embedx.engine.loop import Schedule
+from embedx.engine.callback import Callback
+from embedx.engine.fit import Schedule
 from tests.callbacks.fits import Classifier, batches, fit
 
 pytestmark = pytest.mark.usefixtures("one_thread")

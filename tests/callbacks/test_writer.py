@@ -20,15 +20,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import embedx
-from embedx.callbacks.base import Callback
 from embedx.callbacks.writer import EmbeddingsWriter, rows_table
 from embedx.engine import loop
+from embedx.engine.callback import Callback
 from embedx.engine.connectors import CallbackConnector, DataConnector, data_key, pred_key
 from embedx.engine.state import Batch, TrainerState
 from embedx.errors import ConfigError, StoreMismatchError, WriterError
-from embedx.store.layout import index_files
-from embedx.store.lock import StoreLock
-from embedx.store.manifest import Manifest
+from embedx.store.format.layout import index_files
+from embedx.store.format.manifest import Manifest
+from embedx.store.writing.lock import StoreLock
 
 SIZE = 4
 """Every batch's images are padded to this many."""

@@ -11,7 +11,7 @@ import pytest
 
 from embedx import sample
 from embedx.cli.app import run
-from embedx.store.manifest import Manifest
+from embedx.store.format.manifest import Manifest
 from tests import runs
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from embedx import ExtractConfig, sample
 from embedx.cli.app import run
-from embedx.extract import extract
+from embedx.run.extract import extract
 from tests.store.builders import build_store
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from embedx.store.verify import verify
+from embedx.store.reading.verify import verify
 from tests.runs import run
 
 

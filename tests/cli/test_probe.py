@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from embedx.cli.app import run
-from embedx.store.layout import MANIFEST
-from embedx.store.manifest import Manifest
+from embedx.store.format.layout import MANIFEST
+from embedx.store.format.manifest import Manifest
 from tests.store.builders import write_features
 
 

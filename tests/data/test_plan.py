@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.datasets import ImageFolder
 
-from embedx.config import RESERVED_COLUMNS
-from embedx.data.files import FileReader
 from embedx.data.plan import PLAN_COLUMNS, Plan, SplitPlan, build_plan, rows_per_unit
+from embedx.data.reading.files import FileReader
 from embedx.data.sources.base import COMMON_SCHEMA
 from embedx.data.sources.folder import FolderSource
 from embedx.errors import ConfigError
-from embedx.store.index import PLACE_SCHEMA, ROW_SCHEMA
+from embedx.names import RESERVED_COLUMNS
+from embedx.store.format.index import PLACE_SCHEMA, ROW_SCHEMA
 
 SCHEMA = pa.schema([*COMMON_SCHEMA, ("target", pa.string()), ("class", pa.string())])
 texts = st.text(st.characters(codec="utf-8"), max_size=4)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from embedx.callbacks.base import HOOKS, Callback
 from embedx.engine import loop
+from embedx.engine.callback import HOOKS, Callback
 from embedx.engine.dispatch import Dispatcher
 from embedx.engine.state import TrainerState, new_state
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import embedx
-from embedx.callbacks.base import HOOKS, Callback
+from embedx.engine.callback import HOOKS, Callback
 from embedx.engine.connectors import DataConnector, LossConnector, data_key, pred_key
-from embedx.engine.loop import Schedule, run_fit
+from embedx.engine.fit import Schedule, run_fit
 from embedx.engine.state import Batch, TrainerState, new_state
 from embedx.errors import ConfigError, ConnectorError
 

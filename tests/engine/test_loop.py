@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 import embedx
-from embedx.callbacks.base import Callback
 from embedx.engine import loop
+from embedx.engine.callback import Callback
 from embedx.engine.connectors import DataConnector
 from embedx.engine.state import Batch, Outputs, TrainerState, new_state
 from embedx.errors import ConnectorError

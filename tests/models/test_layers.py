@@ -11,7 +11,8 @@ from torchvision import models
 from embedx.config import ExtractConfig
 from embedx.errors import ConfigError
 from embedx.models.backbones import describe_layers
-from embedx.models.layers import EMBEDDINGS, HookedLayers, TracedLayers, layer_faults, layer_shapes, with_layers
+from embedx.models.layers import HookedLayers, TracedLayers, layer_faults, layer_shapes, with_layers
+from embedx.names import EMBEDDINGS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from embedx.config import ExtractConfig, Preprocessing
+from embedx.config import ExtractConfig
 from embedx.errors import ConfigError
 from embedx.models.preprocessing import resolve_preprocessing
+from embedx.recipe import Preprocessing
 
 OWN = Preprocessing(232, 224, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALVES = (0.5, 0.5, 0.5)

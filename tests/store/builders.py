@@ -8,11 +8,11 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
-from embedx.store.index import ROW_SCHEMA
-from embedx.store.layout import Unit
-from embedx.store.manifest import Manifest
-from embedx.store.session import StoreSession
-from embedx.store.units import UnitBatch, UnitBuffer
+from embedx.store.format.index import ROW_SCHEMA
+from embedx.store.format.layout import Unit
+from embedx.store.format.manifest import Manifest
+from embedx.store.writing.session import StoreSession
+from embedx.store.writing.units import UnitBatch, UnitBuffer
 
 ROWS_PER_UNIT = 8
 

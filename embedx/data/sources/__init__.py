@@ -6,11 +6,12 @@ import os
 import re
 from collections.abc import Sequence
 
-from embedx.config import RESERVED_SPLITS
-from embedx.data.files import FileReader, check_urls
-from embedx.data.sources import dataset, features, folder, stdin, table, tar
+from embedx.data.reading.files import FileReader, check_urls
+from embedx.data.sources import dataset, folder, stdin, table, tar
+from embedx.data.sources import feature_files as features
 from embedx.data.sources.base import Reader, Source, SourceKind, SourceOptions
 from embedx.errors import ConfigError
+from embedx.names import RESERVED_SPLITS
 
 _KINDS = (stdin.KIND, dataset.KIND, table.KIND, tar.KIND, features.KIND, folder.KIND)
 """The first that matches is it; any text can be a folder's name."""

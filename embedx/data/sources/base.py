@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from pyarrow.fs import LocalFileSystem
 
 from embedx.config import ExtractConfig
-from embedx.processes import cores
+from embedx.system.machine import cores
 
 SINGLE_SPLIT = "all"
 """The split of a source that has no name and names none."""

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from embedx.data.files import RejectedInputError
+from embedx.data.reading.files import RejectedInputError
 from embedx.data.sources.base import COMMON_SCHEMA, SINGLE_SPLIT, TARGET, Reader, Source, SourceKind, SourceOptions
 from embedx.errors import ConfigError, unknown
 

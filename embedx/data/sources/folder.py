@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from embedx.config import LOCK
-from embedx.data.files import FileReader, is_url
+from embedx.data.reading.files import FileReader, is_url
 from embedx.data.sources.base import (
     COMMON_SCHEMA,
     SINGLE_SPLIT,
@@ -27,9 +26,10 @@ from embedx.data.sources.base import (
     sizes_and_times,
 )
 from embedx.errors import ConfigError
+from embedx.names import LOCK
 
 if TYPE_CHECKING:
-    from embedx.data.remote import Listed
+    from embedx.data.reading.remote import Listed
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"}
@@ -188,7 +188,7 @@ def open_folder(name: str | None, location: str, options: SourceOptions) -> Mapp
 
 
 def _open_remote(name: str | None, url: str, suffixes: frozenset[str]) -> Mapping[str, Source]:
-    from embedx.data import remote
+    from embedx.data.reading import remote
 
     try:
         files = remote.list_files(url)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
-from embedx.data.files import FileReader, check_urls, is_url
+from embedx.data.reading.files import FileReader, check_urls, is_url
 from embedx.data.sources.base import (
     COMMON_SCHEMA,
     SINGLE_SPLIT,

@@ -10,8 +10,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedx.config import RESERVED_COLUMNS
-from embedx.data.files import FileReader, RejectedInputError, absolute, check_urls, is_url, plain_name
+from embedx.data.reading.files import FileReader, RejectedInputError, absolute, check_urls, is_url, plain_name
 from embedx.data.sources.base import (
     COMMON_SCHEMA,
     SINGLE_SPLIT,
@@ -23,8 +22,9 @@ from embedx.data.sources.base import (
     repeated,
     sizes_and_times,
 )
-from embedx.data.tables import EmbeddedImages, TableFile, table_format
+from embedx.data.sources.table_file import EmbeddedImages, TableFile, table_format
 from embedx.errors import ConfigError
+from embedx.names import RESERVED_COLUMNS
 
 _PATH_COLUMNS = ("path", "image", "file", "filename")
 _ODD = r"^/|://|\x00|(^|/)\.{0,2}(/|$)"

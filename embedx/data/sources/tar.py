@@ -12,9 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedx.config import RESERVED_COLUMNS
-from embedx.data.files import FileReader, RejectedInputError, absolute, is_url, open_file, plain_name
-from embedx.data.patterns import find_files, short_names
+from embedx.data.reading.files import FileReader, RejectedInputError, absolute, is_url, open_file, plain_name
 from embedx.data.sources.base import (
     COMMON_SCHEMA,
     SINGLE_SPLIT,
@@ -27,10 +25,12 @@ from embedx.data.sources.base import (
     size_and_time,
 )
 from embedx.data.sources.folder import FEATURE_SUFFIXES, IMAGE_SUFFIXES
+from embedx.data.sources.patterns import find_files, short_names
 from embedx.data.sources.table import TARGET_COLUMNS, as_target
-from embedx.data.tables import parse_json_lines
-from embedx.data.tars import TEXTS, TarIndex
+from embedx.data.sources.table_file import parse_json_lines
+from embedx.data.sources.tar_index import TEXTS, TarIndex
 from embedx.errors import ConfigError
+from embedx.names import RESERVED_COLUMNS
 
 _NAME = re.compile(r"\.(tar(\.\w+)?|t[gbx]z2?|tzst)\}?$", re.IGNORECASE)
 _CONNECTIONS = 8

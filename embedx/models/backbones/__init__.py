@@ -10,16 +10,17 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from embedx.config import ExtractConfig, Preprocessing
+from embedx.config import ExtractConfig
 from embedx.errors import ConfigError
-from embedx.lean import first_without_compiler
 from embedx.models.backbones import dense, factory, huggingface, program, quantized, timm, torchvision
 from embedx.models.backbones.base import Architecture, BackboneKind, last_line
-from embedx.models.checkpoints import Weights
-from embedx.models.features import Embedder
+from embedx.models.embedder import Embedder
 from embedx.models.layers import layer_faults, layer_shapes, with_layers
 from embedx.models.preprocessing import resolve_preprocessing
-from embedx.models.traffic import WrittenBytes
+from embedx.models.runtimes.traffic import WrittenBytes
+from embedx.models.weights.read import Weights
+from embedx.recipe import Preprocessing
+from embedx.system.torch_imports import first_without_compiler
 
 _KINDS = (timm.KIND, huggingface.KIND, program.KIND, factory.KIND, dense.KIND, quantized.KIND, torchvision.KIND)
 """The first that matches is it; any text can be a torchvision model's name."""

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from embedx.config import ExtractConfig, Preprocessing
-from embedx.models.checkpoints import Weights, read_state_dict
-from embedx.models.matching import CheckpointMatch, fill
+from embedx.config import ExtractConfig
+from embedx.models.weights.matching import CheckpointMatch, fill
+from embedx.models.weights.read import Weights, read_state_dict
+from embedx.recipe import Preprocessing
 
 
 class Architecture(ABC):

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models import WeightsEnum
 
-from embedx.config import ExtractConfig, Preprocessing
+from embedx.config import ExtractConfig
 from embedx.models.backbones.base import Architecture, BackboneKind
 from embedx.models.backbones.torchvision import preset
-from embedx.models.checkpoints import Weights, find_weights
+from embedx.models.weights.read import Weights, find_weights
+from embedx.recipe import Preprocessing
 
 _SEGMENTATION = frozenset(models.list_models(module=models.segmentation))
 _DETECTION = frozenset(models.list_models(module=models.detection))

@@ -20,11 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from embedx.config import ExtractConfig, Preprocessing, parse_channels, parse_resize
+from embedx.config import ExtractConfig
 from embedx.errors import ConfigError, unknown
 from embedx.models.backbones.base import Architecture, BackboneKind, last_line
-from embedx.models.checkpoints import Weights, given_weights
 from embedx.models.foreign import main_tensor
+from embedx.models.weights.read import Weights, given_weights
+from embedx.recipe import Preprocessing
+from embedx.values import parse_channels, parse_resize
 
 _NAME = re.compile(r"[\w.]+:\w+")
 _STEPS = {field.name for field in dataclasses.fields(Preprocessing)} - {"exif"}

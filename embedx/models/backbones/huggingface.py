@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
-from embedx.config import ExtractConfig, Interpolation, Preprocessing
+from embedx.config import ExtractConfig
 from embedx.errors import CheckpointError, ConfigError
 from embedx.models.backbones import hub
 from embedx.models.backbones.base import Architecture, BackboneKind, parameters_on_meta
-from embedx.models.checkpoints import Weights, given_weights, read_state_dict
+from embedx.models.weights.read import Weights, given_weights, read_state_dict
+from embedx.recipe import Preprocessing
+from embedx.values import Interpolation
 
 _PREFIX = "hf:"
 _SETTINGS = ("config.json", "*processor_config.json")

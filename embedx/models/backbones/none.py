@@ -11,9 +11,9 @@ from embedx.config import ExtractConfig
 from embedx.errors import ConfigError
 from embedx.models.backbones import BackboneSpec
 from embedx.models.backbones.base import Architecture
-from embedx.models.checkpoints import Weights
-from embedx.models.features import Embedder, finished
-from embedx.models.layers import EMBEDDINGS
+from embedx.models.embedder import Embedder, finished
+from embedx.models.weights.read import Weights
+from embedx.names import EMBEDDINGS
 
 NONE = "none"
 _OF_BACKBONES = (

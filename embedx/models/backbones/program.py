@@ -21,9 +21,9 @@ from torch.export.passes import move_to_device_pass
 from embedx.config import ExtractConfig
 from embedx.errors import CheckpointError, ConfigError
 from embedx.models.backbones.base import Architecture, BackboneKind, fixed_precision_faults, last_line
-from embedx.models.checkpoints import of_file
+from embedx.models.device import resolve_device
 from embedx.models.foreign import Opaque
-from embedx.models.runtime import resolve_device
+from embedx.models.weights.read import of_file
 
 _SUFFIXES = (".pt2", ".pt", ".ts", ".jit", ".torchscript")
 _OF_EXPORT = {"archive_format", "serialized_exported_program.json"}

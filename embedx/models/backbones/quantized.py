@@ -14,12 +14,13 @@ import torch
 from torch import nn
 from torchvision import models
 
-from embedx.config import ExtractConfig, Preprocessing
+from embedx.config import ExtractConfig
 from embedx.errors import CheckpointError, ConfigError, unknown
 from embedx.models.backbones.base import Architecture, BackboneKind, fixed_precision_faults, last_line
 from embedx.models.backbones.torchvision import AUXILIARY, BUILD_OPTIONS, backbone_names, preset
-from embedx.models.checkpoints import Weights, find_weights
-from embedx.models.runtime import resolve_device
+from embedx.models.device import resolve_device
+from embedx.models.weights.read import Weights, find_weights
+from embedx.recipe import Preprocessing
 
 _PREFIX = "quantized_"
 

@@ -16,11 +16,12 @@ from urllib.parse import urlparse
 import torch
 from torch import nn
 
-from embedx.config import ExtractConfig, Preprocessing
+from embedx.config import ExtractConfig
 from embedx.errors import CheckpointError, ConfigError, unknown
 from embedx.models.backbones import hub
 from embedx.models.backbones.base import Architecture, BackboneKind
-from embedx.models.checkpoints import Weights, given_weights, of_file
+from embedx.models.weights.read import Weights, given_weights, of_file
+from embedx.recipe import Preprocessing
 
 _PREFIX = "timm:"
 _FILES = ("model.safetensors", "pytorch_model.bin")

@@ -12,10 +12,11 @@ from torch import nn
 from torchvision import models
 from torchvision.models import WeightsEnum
 
-from embedx.config import ExtractConfig, Preprocessing
+from embedx.config import ExtractConfig
 from embedx.errors import ConfigError, unknown
 from embedx.models.backbones.base import Architecture, BackboneKind
-from embedx.models.checkpoints import Weights, find_weights
+from embedx.models.weights.read import Weights, find_weights
+from embedx.recipe import Preprocessing
 
 AUXILIARY = ("AuxLogits", "aux1", "aux2")
 """Classifiers that Inception and GoogLeNet have for their training alone."""

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from embedx.config import Precision
-from embedx.models.features import Embedder
+from embedx.models.embedder import Embedder
 from embedx.models.foreign import Opaque
-from embedx.models.runtime import DTYPES, Runtime, RuntimeUnfitError
+from embedx.models.runtimes.base import DTYPES, Runtime, RuntimeUnfitError
+from embedx.values import Precision
 
 
 class CompiledRuntime(Runtime):

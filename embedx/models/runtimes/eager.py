@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.fx import Node, symbolic_trace
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from embedx.config import Precision
-from embedx.models.features import Embedder
+from embedx.models.embedder import Embedder
 from embedx.models.foreign import Opaque
-from embedx.models.runtime import DTYPES, SPARE, Runtime
 from embedx.models.runtimes import products
+from embedx.models.runtimes.base import DTYPES, SPARE, Runtime
+from embedx.values import Precision
 
 
 class EagerRuntime(Runtime):

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.jit._trace import TracerWarning
 
-from embedx.config import Precision
-from embedx.models.features import Embedder
+from embedx.models.embedder import Embedder
 from embedx.models.foreign import Opaque
-from embedx.models.runtime import Runtime, RuntimeUnfitError
+from embedx.models.runtimes.base import Runtime, RuntimeUnfitError
+from embedx.values import Precision
 
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 

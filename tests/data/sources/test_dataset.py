@@ -15,13 +15,13 @@ from torchvision import datasets
 
 import embedx
 from embedx import ExtractConfig, sample
-from embedx.data.files import RejectedInputError
+from embedx.data.reading.files import RejectedInputError
 from embedx.data.sources import parse_data
 from embedx.data.sources.base import Source
 from embedx.data.sources.dataset import DatasetItems, DatasetReader
 from embedx.errors import ConfigError
-from embedx.extract import extract
-from embedx.store.verify import verify
+from embedx.run.extract import extract
+from embedx.store.reading.verify import verify
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,10 +13,10 @@ import embedx
 from embedx import ExtractConfig, sample
 from embedx.data.sources import parse_data
 from embedx.data.sources.base import SourceOptions
-from embedx.data.sources.features import RowReader
+from embedx.data.sources.feature_files import RowReader
 from embedx.errors import ConfigError
-from embedx.extract import extract
-from embedx.store.verify import verify
+from embedx.run.extract import extract
+from embedx.store.reading.verify import verify
 
 NUMBERS = np.random.default_rng(0).normal(size=(23, 5)).astype(np.float32)
 

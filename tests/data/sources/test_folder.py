@@ -10,7 +10,7 @@ from embedx.data.sources import parse_data
 from embedx.data.sources.base import COMMON_SCHEMA
 from embedx.data.sources.folder import FolderSource
 from embedx.errors import ConfigError
-from embedx.store.lock import StoreLock
+from embedx.store.writing.lock import StoreLock
 
 
 def touch(root: Path, *names: str) -> Path:

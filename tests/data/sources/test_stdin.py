@@ -20,7 +20,7 @@ from embedx.data.plan import build_plan
 from embedx.data.sources import parse_data
 from embedx.data.sources.base import SourceOptions
 from embedx.errors import ConfigError
-from embedx.extract import extract
+from embedx.run.extract import extract
 from tests.runs import EMBEDX, OFFLINE
 
 NAMES = ("a/1.png", "a/two words.png", "b/line\nbreak.png")

@@ -20,15 +20,15 @@ import pytest
 
 import embedx
 from embedx import ExtractConfig, sample
-from embedx.data.files import RejectedInputError
 from embedx.data.plan import build_plan
+from embedx.data.reading.files import RejectedInputError
 from embedx.data.sources import parse_data
 from embedx.data.sources import table as table_module
 from embedx.data.sources.base import COMMON_SCHEMA, Source, SourceOptions
 from embedx.data.sources.table import EmbeddedReader, Root
 from embedx.errors import ConfigError
-from embedx.extract import extract
-from embedx.store.verify import verify
+from embedx.run.extract import extract
+from embedx.store.reading.verify import verify
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

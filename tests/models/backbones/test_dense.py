@@ -11,7 +11,7 @@ from torchvision import models
 from torchvision.transforms.v2 import functional as transforms
 
 from embedx.config import ExtractConfig
-from embedx.data.decode import preprocess
+from embedx.data.decoding.images import preprocess
 from embedx.errors import CheckpointError
 from embedx.models.backbones import BackboneSpec, describe_backbone
 

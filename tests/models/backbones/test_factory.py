@@ -9,9 +9,9 @@ import torch
 import embedx
 from embedx.config import ExtractConfig
 from embedx.errors import CheckpointError, ConfigError
-from embedx.extract import extract
 from embedx.models.backbones import BackboneSpec, describe_backbone, describe_layers
 from embedx.models.backbones.factory import KIND
+from embedx.run.extract import extract
 from tests.models.backbones.programs import HALVES, SIZE, STEPS, small
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 import embedx
 from embedx import ExtractConfig, sample
-from embedx.data.decode import decode, preprocess
+from embedx.data.decoding.images import decode, preprocess
 from embedx.errors import ConfigError
-from embedx.extract import extract, prepare
 from embedx.models.backbones import BackboneSpec, describe_backbone, describe_layers
+from embedx.run.extract import extract, prepare
 from tests.models.backbones.programs import HALVES, SIZE, STEPS, Small, export, script, small
 
 pytestmark = pytest.mark.usefixtures("one_thread")

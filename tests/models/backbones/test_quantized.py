@@ -12,7 +12,7 @@ from torchvision import models
 from torchvision.transforms.v2 import functional as transforms
 
 from embedx.config import ExtractConfig
-from embedx.data.decode import preprocess
+from embedx.data.decoding.images import preprocess
 from embedx.errors import CheckpointError, ConfigError
 from embedx.models.backbones import BackboneSpec, describe_backbone, describe_layers, quantized
 from embedx.models.runtimes.eager import EagerRuntime

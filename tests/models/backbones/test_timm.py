@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 import embedx
 from embedx.config import ExtractConfig
-from embedx.data.decode import decode, preprocess
+from embedx.data.decoding.images import decode, preprocess
 from embedx.errors import CheckpointError, ConfigError
-from embedx.extract import extract, prepare
 from embedx.models.backbones import BackboneSpec, describe_backbone
+from embedx.run.extract import extract, prepare
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ("astronaut.png", "coffee.png", "rocket.jpg", "chelsea.png")

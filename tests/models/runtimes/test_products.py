@@ -11,11 +11,11 @@ from torch.nn.functional import linear
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models import SwinTransformer, VisionTransformer
 
-from embedx.config import Preprocessing
-from embedx.models.features import Embedder
+from embedx.models.embedder import Embedder
 from embedx.models.runtimes import products
 from embedx.models.runtimes.eager import EagerRuntime
 from embedx.models.runtimes.products import OneDnnProducts, is_slow
+from embedx.recipe import Preprocessing
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN")
 

@@ -14,14 +14,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from embedx.config import ExtractConfig, Preprocessing
-from embedx.models import runtimes
+from embedx.config import ExtractConfig
 from embedx.models.backbones import describe_backbone
-from embedx.models.features import Embedder
-from embedx.models.runtime import RuntimeUnfitError
+from embedx.models.embedder import Embedder
+from embedx.models.runtimes import choice as runtimes
+from embedx.models.runtimes.base import RuntimeUnfitError
 from embedx.models.runtimes.compiled import CompiledRuntime
 from embedx.models.runtimes.eager import EagerRuntime, fold_batch_norms
 from embedx.models.runtimes.openvino import OpenVinoRuntime
+from embedx.recipe import Preprocessing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -225,8 +226,8 @@ def test_openvino_tells_nobody() -> None:
     code = """
 import sys, torch
 from torch import nn
-from embedx.config import Preprocessing
-from embedx.models.features import Embedder
+from embedx.recipe import Preprocessing
+from embedx.models.embedder import Embedder
 from embedx.models.runtimes.openvino import OpenVinoRuntime
 plain = Preprocessing(8, 8, "bilinear", (0.5,) * 3, (0.5,) * 3)
 sockets = []

@@ -1,0 +1,1 @@
+"""Decoding inputs into rows of a batch."""

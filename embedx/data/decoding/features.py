@@ -1,0 +1,108 @@
+"""Inputs that are features already, one vector [D] or one run of tokens [T, D] each, as `.npy` or `.safetensors`."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from embedx.data.decoding.batch_rows import DenseDecoder
+from embedx.data.plan import Plan, SplitPlan
+from embedx.data.reading.files import RejectedInputError
+from embedx.data.sources.folder import FEATURE_SUFFIXES
+from embedx.errors import ConfigError
+from embedx.names import EMBEDDINGS
+
+"""The tensor that is taken of a `.safetensors` file which has several."""
+_NPY_MAGIC = b"\x93NUMPY"
+_TRIED = 1000
+"""Inputs of a split of which one must tell the features' shape."""
+
+
+class FeatureDecoder(DenseDecoder):
+    """Features as rows of a float32 batch.
+
+    Args:
+        shape: Of one input, (D,) or (T, D).
+    """
+
+    entry = "features"
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+
+    def empty(self, batch_size: int) -> Tensor:
+        """A batch to be filled: [B, D] or [B, T, D] float32."""
+        return torch.empty(batch_size, *self.shape)
+
+    def fill(self, row: Tensor, data: bytes) -> None:
+        """Reads an input's bytes into its row.
+
+        Raises:
+            RejectedInputError: If they are no features of this shape.
+        """
+        features = read_features(data)
+        if features.shape != row.shape:
+            raise RejectedInputError(f"features of shape {list(features.shape)}, not {list(row.shape)}")
+        row.copy_(features)
+
+
+def read_features(data: bytes) -> Tensor:
+    """The features that a file's bytes hold: the array of an `.npy`, the one tensor of a `.safetensors`.
+
+    Raises:
+        RejectedInputError: If they hold none, or several and none is named `embeddings`.
+    """
+    try:
+        if data.startswith(_NPY_MAGIC):
+            features = torch.from_numpy(np.load(io.BytesIO(data), allow_pickle=False))
+        else:
+            features = single_tensor(safetensors.torch.load(data))
+    except (SafetensorError, ValueError, TypeError, EOFError, OSError) as error:
+        raise RejectedInputError(f"no features can be read from it: {error}") from error
+    if features.ndim not in (1, 2) or features.is_complex():
+        raise RejectedInputError(f"not a vector or tokens: {features.dtype}, shape {list(features.shape)}")
+    return features
+
+
+def single_tensor(tensors: dict[str, Tensor]) -> Tensor:
+    """The tensor that is meant: the only one, or the one named `embeddings`.
+
+    Raises:
+        ValueError: If there are several and none is named so.
+    """
+    if len(tensors) == 1:
+        return next(iter(tensors.values()))
+    if EMBEDDINGS not in tensors:
+        raise ValueError(f"it has the tensors {', '.join(tensors) or 'none'}, none of them named {EMBEDDINGS!r}")
+    return tensors[EMBEDDINGS]
+
+
+def features_shape(plan: Plan) -> tuple[int, ...]:
+    """The shape of one input, as the first that can be read says; the same in all splits.
+
+    Raises:
+        ConfigError: If no input can be read, or splits differ.
+    """
+    shapes = {name: _first_shape(split) for name, split in plan.splits.items()}
+    if len(set(shapes.values())) > 1:
+        told = ", ".join(f"{list(shape)} in split {name!r}" for name, shape in shapes.items())
+        raise ConfigError(f"the splits' features differ in shape: {told}; extract them into separate stores")
+    return next(iter(shapes.values()))
+
+
+def _first_shape(split: SplitPlan) -> tuple[int, ...]:
+    reason = "there are none"
+    for sample in split.table.slice(0, _TRIED).select(["path", "offset", "size"]).to_pylist():
+        try:
+            return tuple(read_features(split.reader.read(**sample)).shape)
+        except RejectedInputError as error:
+            reason = str(error)
+    raise ConfigError(
+        f"none of the first inputs of split {split.name!r} is a feature file ({reason}); --backbone none takes "
+        f"{' and '.join(sorted(FEATURE_SUFFIXES))} files, for images name a backbone"
+    )

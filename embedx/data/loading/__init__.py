@@ -1,0 +1,1 @@
+"""Named DataLoaders and the worker processes behind them."""

@@ -1,0 +1,1 @@
+"""Reading inputs: local files and remote ones."""

@@ -1,0 +1,97 @@
+"""Reading the bytes of inputs, from files and from URLs."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterable
+from typing import BinaryIO
+from urllib.parse import unquote
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_HTTP = re.compile(r"https?://", re.IGNORECASE)
+
+
+class RejectedInputError(Exception):
+    """This input gives no embedding; the message is the reason, fit for the index table."""
+
+
+class FileReader:
+    """Reads whole files, or parts of them."""
+
+    def read(self, path: bytes, offset: int | None = None, size: int | None = None) -> bytes:
+        """Reads a regular file, or a URL: the `size` bytes from `offset` on, or all of it if that is None.
+
+        Raises:
+            RejectedInputError: If it can't be read, or is something else (a FIFO would never end).
+        """
+        try:
+            data = _read_url(path, offset, size) if b"://" in path and is_url(path) else _read_file(path, offset, size)
+        except OSError as error:
+            raise RejectedInputError(f"can't be read: {error.strerror}") from error
+        if offset is not None and len(data) != size:
+            raise RejectedInputError(f"the file ends after {len(data)} of the input's {size} bytes")
+        return data
+
+
+def is_url(location: str | bytes) -> bool:
+    """Whether a location is read by its scheme, such as `s3://`; any other is a path."""
+    if isinstance(location, bytes):
+        return b"://" in location and is_url(os.fsdecode(location))  # most are paths, and need not be decoded
+    return _URL.match(location) is not None
+
+
+def check_urls(locations: Iterable[str]) -> None:
+    """Checks that URLs, among other locations, are of schemes that can be read.
+
+    Raises:
+        ConfigError: Naming those that can't, and what to do.
+    """
+    first = {url.partition("://")[0]: url for url in locations if is_url(url)}
+    if first:
+        from embedx.data.reading import remote
+
+        remote.check_schemes(first)
+
+
+def absolute(location: str) -> str:
+    """A path from the root on; a URL is that already."""
+    return location if is_url(location) else os.path.abspath(location)
+
+
+def plain_name(location: str) -> str:
+    """A location by which its kind and name are told: of `https://` without its query, and without `%` escapes."""
+    return unquote(re.split("[?#]", location, maxsplit=1)[0]) if _HTTP.match(location) else location
+
+
+def open_file(location: str, *, in_parts: bool = False) -> BinaryIO:
+    """Opens a file of inputs, such as a table or an archive, or a URL, to be read at any place.
+
+    Args:
+        location: A path or a URL.
+        in_parts: Whether a server must be able to send parts of it, as its inputs will be read one by one.
+
+    Raises:
+        OSError: If it can't be opened.
+    """
+    if not is_url(location):
+        return open(location, "rb")
+    from embedx.data.reading import remote
+
+    return remote.open_url(location, in_parts=in_parts)
+
+
+def _read_file(path: bytes, offset: int | None, size: int | None) -> bytes:
+    # Not to block: opening a FIFO that nobody writes to would wait for ever.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise RejectedInputError("not a regular file")
+        return file.read() if offset is None else os.pread(descriptor, size or 0, offset)
+
+
+def _read_url(url: bytes, offset: int | None, size: int | None) -> bytes:
+    from embedx.data.reading import remote
+
+    return remote.read(os.fsdecode(url), offset, size)

@@ -1,0 +1,180 @@
+"""Files with one feature vector per row: `.npy` arrays [N, D], and `.safetensors` such as embedx's own shards."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from safetensors import SafetensorError, safe_open
+
+from embedx.data.reading.files import RejectedInputError, absolute, is_url, open_file, plain_name
+from embedx.data.sources.base import (
+    COMMON_SCHEMA,
+    SINGLE_SPLIT,
+    TARGET,
+    Reader,
+    Source,
+    SourceKind,
+    SourceOptions,
+    size_and_time,
+)
+from embedx.data.sources.folder import FEATURE_SUFFIXES
+from embedx.data.sources.patterns import find_files, short_names
+from embedx.errors import ConfigError
+
+_EMBEDDINGS, _TARGETS = "embeddings", "targets"
+"""Tensors of embedx's own shards."""
+
+
+class FeatureFile:
+    """One file's rows, mapped and not read whole.
+
+    Raises:
+        ConfigError: If it is no such file, or its rows are no vectors or tokens.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            with _as_file(path) as self._local:
+                self.size, self.mtime_ns = size_and_time(os.fsencode(self._local))
+                self.rows, *shape = self._shape()
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ConfigError(f"{path}: no features can be read from it ({error})") from error
+        if len(shape) not in (1, 2):
+            raise ConfigError(
+                f"{path} has shape {[self.rows, *shape]}; give rows of vectors [N, D] or tokens [N, T, D]"
+            )
+
+    def __getitem__(self, row: int) -> np.ndarray[Any, Any]:
+        """The features of one row, [D] or [T, D]."""
+        if self._array is not None:
+            return np.asarray(self._array[row])
+        tensor = self._slice[row]
+        # numpy has no bfloat16
+        return np.asarray((tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy())
+
+    @property
+    def targets(self) -> list[int] | None:
+        """The rows' targets, where the file has them as embedx's shards do."""
+        if self._array is not None or _TARGETS not in self._tensors.keys():  # noqa: SIM118  (not a mapping)
+            return None
+        targets: list[int] = self._tensors.get_tensor(_TARGETS).tolist()
+        return targets if len(targets) == self.rows else None
+
+    def _shape(self) -> tuple[int, ...]:
+        return self._array.shape if self._array is not None else tuple(self._slice.get_shape())
+
+    @cached_property
+    def _array(self) -> np.ndarray[Any, Any] | None:
+        if not plain_name(self.path).endswith(".npy"):
+            return None
+        array: np.ndarray[Any, Any] = np.load(self._local, mmap_mode="r", allow_pickle=False)
+        return array
+
+    @cached_property
+    def _tensors(self) -> Any:
+        return safe_open(self._local, framework="pt")
+
+    @cached_property
+    def _slice(self) -> Any:
+        names = list(self._tensors.keys())
+        if len(names) > 1 and _EMBEDDINGS not in names:
+            raise ValueError(f"it has the tensors {', '.join(names)}, none of them named {_EMBEDDINGS!r}")
+        return self._tensors.get_slice(_EMBEDDINGS if len(names) > 1 else names[0])
+
+
+@contextlib.contextmanager
+def _as_file(location: str) -> Iterator[str]:
+    """A path to a file, of a URL to a copy: what is mapped of it stays when that is gone."""
+    if not is_url(location):
+        yield location
+        return
+    with tempfile.NamedTemporaryFile(prefix="embedx-") as copy:
+        with open_file(location) as file:
+            shutil.copyfileobj(file, copy, 1 << 22)
+        copy.flush()
+        yield copy.name
+
+
+class RowReader:
+    """Reads one row of a feature file, as the bytes of an `.npy` of its own."""
+
+    def __init__(self) -> None:
+        self._file: FeatureFile | None = None
+
+    def read(self, path: bytes, offset: int | None, size: int | None) -> bytes:
+        """The row of that number."""
+        name = os.fsdecode(path)
+        try:
+            if self._file is None or self._file.path != name:
+                self._file = FeatureFile(name)
+            content = io.BytesIO()
+            np.save(content, self._file[offset or 0], allow_pickle=False)
+        except (ConfigError, OSError, ValueError, IndexError, SafetensorError) as error:
+            raise RejectedInputError(f"can't be read: {error}") from error
+        return content.getvalue()
+
+    def __getstate__(self) -> dict[str, None]:
+        return {"_file": None}  # each process maps the files itself
+
+
+class FeatureRows:
+    """The rows of some feature files, file by file.
+
+    The key is `FILE/ROW`. Metadata: `file`, its name below the folder that all files share, and `parent`, the folders
+    between the two, null if there are none.
+    """
+
+    metadata: tuple[str, ...] = ("file", "parent")
+
+    def __init__(self, paths: list[str]) -> None:
+        self.paths = [absolute(path) for path in paths]
+        self.reader: Reader = RowReader()
+
+    def scan(self) -> pa.Table:
+        """Lists the rows; the target is the file's own, where it has one."""
+        names = short_names(self.paths)
+        return pa.concat_tables([self._scan_file(path, name) for path, name in zip(self.paths, names, strict=True)])
+
+    def _scan_file(self, path: str, name: str) -> pa.Table:
+        file = FeatureFile(path)
+        count, targets = file.rows, file.targets
+        columns = {
+            "key": [f"{name}/{row:08d}" for row in range(count)],
+            "path": [os.fsencode(path)] * count,
+            "offset": range(count),
+            "size": [(file.size or 0) // max(count, 1)] * count,
+            "mtime_ns": [None if is_url(path) else file.mtime_ns] * count,
+            TARGET: [None] * count if targets is None else [target if target >= 0 else None for target in targets],
+            "file": [name] * count,
+            "parent": [os.path.dirname(name) or None] * count,
+        }
+        metadata = [(name, pa.string()) for name in self.metadata]
+        return pa.table(columns, schema=pa.schema([*COMMON_SCHEMA, (TARGET, pa.int64()), *metadata]))
+
+
+def open_rows(name: str | None, location: str, options: SourceOptions) -> Mapping[str, Source]:
+    """The rows of a file, or of all files of a pattern such as `features/*.npy`, by name, or of a list in braces.
+
+    Raises:
+        ConfigError: If there is no such file, or a backbone is to be run on it.
+    """
+    if options.backbone != "none":
+        raise ConfigError(f"--data {location}: features need no backbone; give --backbone none")
+    return {name or SINGLE_SPLIT: FeatureRows(find_files(location))}
+
+
+KIND = SourceKind(
+    lambda location: os.path.splitext(plain_name(location))[1] in FEATURE_SUFFIXES and not os.path.isdir(location),
+    open_rows,
+    reader=RowReader(),
+)

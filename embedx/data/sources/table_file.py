@@ -1,0 +1,240 @@
+"""Tables as files: `.csv`, `.tsv`, `.jsonl` and `.parquet`, each also gzipped as `.gz`; their faults name the line."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import re
+import zlib
+from bisect import bisect_right
+from collections.abc import Collection, Iterator
+from itertools import accumulate
+from typing import Any, BinaryIO, Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from embedx.data.reading.files import open_file, plain_name
+from embedx.errors import ConfigError
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_FORMATS = (*_DELIMITERS, ".jsonl", ".parquet")
+_LARGEST_BLOCK = 2**31 - 1
+
+
+def table_format(location: str) -> str | None:
+    """The suffix that tells a table's format, that of compression aside; None if it is no table's."""
+    name = plain_name(location).lower().removesuffix(".gz")
+    return next((suffix for suffix in _FORMATS if name.endswith(suffix)), None)
+
+
+class TableFile:
+    """One table: text is held in memory, of Parquet only the columns.
+
+    Embedded images (columns of structs with `bytes`, as Hugging Face's image datasets have) are read as their `path`s.
+
+    Args:
+        location: A path or a URL with a suffix of `table_format`.
+
+    Raises:
+        ConfigError: If it can't be read, or is text in another encoding than UTF-8.
+    """
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        self.embedded: frozenset[str] = frozenset()
+        """Names of the columns of embedded images."""
+        self._format = table_format(location)
+        self._text = b"" if self._format == ".parquet" else self._read_text()
+
+    def read(self, text: Collection[str] = ()) -> pa.Table:
+        """Reads the table; types are inferred where the file has none.
+
+        Args:
+            text: Columns whose cells are taken as they are written, as far as the format has text.
+
+        Raises:
+            ConfigError: If it is malformed, with the number of the line.
+        """
+        if self._format == ".parquet":
+            return self._read_parquet()
+        return self._read_jsonl(text) if self._format == ".jsonl" else self._read_csv(text)
+
+    def place(self, row: int) -> str:
+        """Where the row of that number is, counting from 0, in words: the line on which it begins."""
+        if self._format == ".parquet":
+            return f"row {row}, counting from 0"
+        lines = self._json_lines() if self._format == ".jsonl" else (line for line, _ in self._csv_rows())
+        header = self._format in _DELIMITERS
+        # Of a table that is malformed pyarrow may count other rows.
+        line = next((line for number, line in enumerate(lines) if number == row + header), None)
+        return f"row {row}, counting from 0" if line is None else f"line {line}"
+
+    def _fault(self, what: object) -> ConfigError:
+        return ConfigError(f"--data {self.location}: {what}")
+
+    def _read_text(self) -> bytes:
+        try:
+            with open_table_file(self.location) as file:
+                data = file.read()
+        except (OSError, EOFError, zlib.error) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise self._fault(f"can't be read ({reason}); check the table's path") from error
+        try:
+            data.decode()
+        except UnicodeDecodeError as error:
+            line = data.count(b"\n", 0, error.start) + 1
+            raise self._fault(f"line {line} is not UTF-8 text; convert the table") from error
+        if not data.strip():
+            raise self._fault("the table is empty")
+        return data.removeprefix(codecs.BOM_UTF8)
+
+    def _read_csv(self, text: Collection[str]) -> pa.Table:
+        try:
+            table = pa.csv.read_csv(
+                pa.BufferReader(self._text),
+                parse_options=pa.csv.ParseOptions(delimiter=_DELIMITERS[str(self._format)], newlines_in_values=True),
+                convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(text, pa.string())),
+            )
+        except pa.ArrowInvalid as error:
+            raise self._fault(self._csv_fault() or error) from error
+        columns = [pc.if_else(pc.equal(c, ""), None, c) if pa.types.is_string(c.type) else c for c in table.columns]
+        return pa.table(columns, names=table.column_names)
+
+    def _csv_fault(self) -> str | None:
+        (_, header), *rows = self._csv_rows()
+        for line, cells in rows:
+            if len(cells) != len(header):
+                return f"line {line} has {len(cells)} cells, and the header {len(header)}"
+        return None
+
+    def _csv_rows(self) -> Iterator[tuple[int, list[str]]]:
+        """The header and all rows that aren't blank, each with the number of its first line."""
+        rows = csv.reader(io.StringIO(self._text.decode(), newline=""), delimiter=_DELIMITERS[str(self._format)])
+        begin = 1
+        try:
+            for cells in rows:
+                if cells:
+                    yield begin, cells
+                begin = rows.line_num + 1
+        except csv.Error:  # a cell longer than the module allows, as after a quote that nothing closes
+            yield begin, []
+
+    def _read_jsonl(self, text: Collection[str]) -> pa.Table:
+        table = self._parse_jsonl(())
+        dates = [name for name in text if pa.types.is_timestamp(table[name].type)]  # which stand there as strings
+        return self._parse_jsonl(dates) if dates else table
+
+    def _parse_jsonl(self, text: Collection[str]) -> pa.Table:
+        try:
+            return parse_json_lines(self._text, text)
+        except pa.ArrowInvalid as error:
+            reason, _, row = str(error).removeprefix("JSON parse error: ").partition(" in row ")
+            place = f"{self.place(int(row))}: " if re.fullmatch(r"\d+", row) else ""
+            raise self._fault(f"{place}{reason}") from error
+
+    def _json_lines(self) -> Iterator[int]:
+        return (number for number, line in enumerate(self._text.split(b"\n"), 1) if line.strip())
+
+    def _read_parquet(self) -> pa.Table:
+        try:
+            with open_table_file(self.location) as file, pq.ParquetFile(file) as parquet:
+                schema = parquet.schema_arrow
+                self.embedded = frozenset(field.name for field in schema if _holds_images(field.type))
+                leaves = [f"{name}.path" if name in self.embedded else name for name in schema.names]
+                table = parquet.read(columns=leaves)
+            table.validate(full=True)  # such as that its text is text
+        except (OSError, EOFError, UnicodeDecodeError, zlib.error, pa.ArrowException) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise self._fault(f"can't be read as Parquet ({reason}); check the table's path") from error
+        columns = {}
+        for name in schema.names:
+            if name not in self.embedded:
+                columns[name] = _without_dictionary(table[name])
+            elif name in table.column_names:
+                columns[name] = pc.struct_field(table[name], "path").cast(pa.string())
+            else:
+                columns[name] = pa.nulls(len(table), pa.string())
+        return pa.table(columns)
+
+
+class EmbeddedImages:
+    """The images in one column of Parquet files, by file and number of the row; picklable.
+
+    It keeps the row group read last; no file stays open.
+    """
+
+    def __init__(self, column: str) -> None:
+        self.column = column
+        self._location = ""
+        self._metadata: Any = None
+        self._starts: list[int] = []
+        self._group: int | None = None
+        self._images: Any = None
+
+    def get(self, location: str, row: int) -> dict[str, Any]:
+        """The struct that stands there: its `bytes`, and its `path` if it has one; empty for null.
+
+        Raises:
+            OSError, pa.ArrowException, IndexError: If it can't be read.
+        """
+        if location != self._location:
+            with open_table_file(location) as file:
+                self._metadata = pq.read_metadata(file)
+            sizes = [self._metadata.row_group(number).num_rows for number in range(self._metadata.num_row_groups)]
+            self._starts = list(accumulate(sizes, initial=0))
+            self._location, self._group = location, None
+        group = bisect_right(self._starts, row) - 1
+        if group != self._group:
+            with open_table_file(location) as file, pq.ParquetFile(file, metadata=self._metadata) as parquet:
+                self._images = parquet.read_row_group(group, columns=[self.column], use_threads=False)[self.column]
+            self._group = group
+        image: dict[str, Any] | None = self._images[row - self._starts[group]].as_py()
+        return image or {}
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str]]:
+        return type(self), (self.column,)
+
+
+def parse_json_lines(content: bytes, text: Collection[str] = ()) -> pa.Table:
+    """A table of JSON objects, one a line; the columns `text` are taken for strings.
+
+    Raises:
+        pa.ArrowInvalid: If it is malformed; the message ends in the number of the row.
+    """
+    options = pa.json.ParseOptions(explicit_schema=pa.schema([(name, pa.string()) for name in text]))
+    try:
+        return pa.json.read_json(pa.BufferReader(content), parse_options=options)
+    except pa.ArrowInvalid:
+        # Once more as one block: rows are counted within a block.
+        whole = pa.json.ReadOptions(block_size=min(len(content) + 1, _LARGEST_BLOCK), use_threads=False)
+        return pa.json.read_json(pa.BufferReader(content), read_options=whole, parse_options=options)
+
+
+def open_table_file(location: str) -> BinaryIO:
+    """Opens a table's file, decompressed.
+
+    Raises:
+        OSError, EOFError, zlib.error: If it can't be opened or decompressed.
+    """
+    file = open_file(location)
+    if not plain_name(location).lower().endswith(".gz"):
+        return file
+    with file:
+        return io.BytesIO(gzip.decompress(file.read()))
+
+
+def _holds_images(kind: pa.DataType) -> bool:
+    if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+        return False
+    content = kind.field("bytes").type
+    return bool(pa.types.is_binary(content) or pa.types.is_large_binary(content))
+
+
+def _without_dictionary(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column

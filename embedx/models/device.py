@@ -1,0 +1,50 @@
+"""The device and the precision of the forward pass."""
+
+from __future__ import annotations
+
+import platform
+import re
+
+import torch
+
+from embedx.errors import ConfigError
+from embedx.values import Precision
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of this name; `auto` is CUDA if there is one.
+
+    Raises:
+        ConfigError: If there is no such device.
+    """
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        name = "cuda" if available else "cpu"
+    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
+    if match is None:
+        raise ConfigError(f"--device {name!r} is none of auto, cpu, cuda, cuda:N")
+    if name != "cpu" and int(match[1] or 0) >= available:
+        raise ConfigError(f"--device {name}: torch sees {available} CUDA devices; give --device cpu or auto")
+    return torch.device(f"{name}:0" if name == "cuda" else name)  # set_device takes none without a number
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 numbers by itself; others do it in float32, and lose time with it."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if platform.machine() in ("aarch64", "arm64"):
+        has_mkldnn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        return bool(has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def resolve_precision(precision: Precision | None, device: torch.device) -> Precision:
+    """The precision to use where none is given.
+
+    Raises:
+        ConfigError: If the device does not have it.
+    """
+    if precision == "tf32" and device.type == "cpu":
+        raise ConfigError("--precision tf32 is CUDA's; on the CPU give fp32 or bf16")
+    return precision or ("tf32" if device.type == "cuda" else "fp32")

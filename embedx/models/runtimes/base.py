@@ -1,0 +1,131 @@
+"""Where and how the forward pass is run: device, precision, and what all runtimes have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from embedx.errors import ConfigError, DeviceMemoryError
+from embedx.models.embedder import Embedder
+from embedx.models.foreign import Opaque
+from embedx.values import Precision
+
+LARGEST_BATCH = {"cuda": 1024, "cpu": 32}
+"""Images at a time, by type of device, beyond which there is no gain; powers of two."""
+SPARE = 0.1
+"""Share of a device's memory that a batch found by trial, or a recorded graph, leaves free."""
+_WAYS_OUT = "free some, or give a smaller --image-size, --precision bf16 or --device cpu"
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class RuntimeUnfitError(ConfigError):
+    """A runtime can't run the backbone, or not here."""
+
+    @classmethod
+    def of(cls, name: str, error: Exception) -> Self:
+        """That the runtime of this name does not take the backbone, with what its library says."""
+        text = " ".join(str(error).split())
+        return cls(f"the runtime {name} does not take this backbone ({type(error).__name__}: {text:.300})")
+
+
+class Runtime(nn.Module):
+    """A backbone, made ready to run: a uint8 batch of a fixed shape on the CPU in, features on the device out.
+
+    Args:
+        embedder: What to run; it is used up.
+        device: Where.
+        precision: Of weights and activations; `tf32` lets CUDA round the factors of fp32 products.
+
+    Raises:
+        DeviceMemoryError: If it does not fit into the device's memory.
+    """
+
+    name: ClassVar[str]
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """Packages beside torch that compute."""
+    embedder: Callable[[Tensor], dict[str, Tensor]]
+
+    def __init__(self, embedder: Embedder, device: torch.device, precision: Precision) -> None:
+        super().__init__()
+        if device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+            torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        self.device = device
+        self.takes_any_batch = not isinstance(embedder.backbone, Opaque)
+        try:
+            embedder.requires_grad_(False).to(device)
+        except torch.OutOfMemoryError as error:
+            raise DeviceMemoryError(
+                f"{self._device_name} is out of memory with the weights alone; {_WAYS_OUT}"
+            ) from error
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Computes [B, D] features of [B, 3, H, W] uint8 images.
+
+        Raises:
+            DeviceMemoryError: If they do not fit into the device's memory; it names the number that would.
+        """
+        try:
+            return self.compute(images)
+        except torch.OutOfMemoryError:
+            pass  # first of all its traceback has to go, which holds all that was computed so far
+        message = f"{self._device_name} is out of memory with --batch-size {len(images)}"
+        if not self.takes_any_batch:
+            raise DeviceMemoryError(f"{message}; {_WAYS_OUT}")
+        fitting = self.fitting_batch_size(images[: len(images) // 2])
+        raise DeviceMemoryError(f"{message}; {fitting} fits (tried): give --batch-size {fitting}, or auto")
+
+    def compute(self, images: Tensor) -> dict[str, Tensor]:
+        """The features of a batch.
+
+        Raises:
+            torch.OutOfMemoryError: If they do not fit into the device's memory.
+        """
+        with torch.inference_mode():
+            return self.embedder(images.to(self.device, non_blocking=True))
+
+    def fitting_batch_size(self, images: Tensor) -> int:
+        """Tries all of these images at once, then half as many, and so on, until they fit and leave memory to spare.
+
+        Args:
+            images: [B, 3, H, W] uint8; what is on them does not matter.
+
+        Raises:
+            DeviceMemoryError: If not even one image fits.
+        """
+        size = len(images)
+        while size and not self._fits(images[:size]):
+            size //= 2
+        self._release_memory()
+        if size == 0:
+            raise DeviceMemoryError(f"{self._device_name} is out of memory even with one image at a time; {_WAYS_OUT}")
+        return size
+
+    def _fits(self, images: Tensor) -> bool:
+        self._release_memory()
+        try:
+            self.compute(images)
+        except torch.OutOfMemoryError:
+            return False
+        return len(images) == 1 or self._spare_memory() >= SPARE
+
+    def _release_memory(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def _spare_memory(self) -> float:
+        """The share that was free at the worst moment since the release, of the memory this process can have."""
+        if self.device.type != "cuda":
+            return 1.0
+        free, total = torch.cuda.mem_get_info(self.device)
+        allowed = total * torch.cuda.get_per_process_memory_fraction(self.device)
+        available = min(free + torch.cuda.memory_reserved(self.device), allowed)
+        return 1 - torch.cuda.max_memory_reserved(self.device) / available
+
+    @property
+    def _device_name(self) -> str:
+        return self.device.type.upper()

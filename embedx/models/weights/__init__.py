@@ -1,0 +1,1 @@
+"""Weights: found, read, and matched to a backbone."""

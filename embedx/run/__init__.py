@@ -1,0 +1,1 @@
+"""A run: determined, computed, updated, recomputed, summed up."""

@@ -1,0 +1,19 @@
+"""Lists the inputs of a run."""
+
+from __future__ import annotations
+
+from embedx import sample
+from embedx.config import ExtractConfig
+from embedx.data.plan import Plan, build_plan
+from embedx.data.sources import parse_data
+from embedx.data.sources.base import SourceOptions
+
+
+def list_inputs(config: ExtractConfig) -> Plan:
+    """The plan of the settings' inputs; without any, of the bundled sample's.
+
+    Raises:
+        ConfigError: Naming every fault of the sources.
+    """
+    sources = parse_data(config.data or [str(sample.IMAGES)], SourceOptions.of(config))
+    return build_plan(sources, config.group_key)

@@ -1,0 +1,45 @@
+"""What differs between two JSON values, such as two stores' recipes, and how it is told: old → new."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from embedx.store.format.manifest import Manifest
+
+
+def leaves_that_differ(name: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Goes into dicts, and yields the dotted name of each value that differs, with the old one and the new one.
+
+    Args:
+        name: Of the two values; what is in them is named after it.
+        old: One value; None for what is not there.
+        new: The other one.
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from leaves_that_differ(f"{name}.{key}" if name else key, old.get(key), new.get(key))
+    elif old != new:
+        yield name, old, new
+
+
+def difference_text(name: str, old: Any, new: Any) -> str:
+    """One difference in words; of a sha256 and of what is long the beginning is enough."""
+    return f"{name}: {_short(old)} → {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    longest = 12 if re.fullmatch(r"[0-9a-f]{64}", text) else 80
+    return text if len(text) <= longest else f"{text[:longest]}…"
+
+
+def differences_of(old: Manifest, new: Manifest) -> list[str]:
+    """What differs between two stores in recipe and plan, but for the inputs, one phrase each."""
+    old_plan, new_plan = ({**one.plan, "splits": {}, "classes": []} for one in (old, new))
+    leaves = [
+        *leaves_that_differ("recipe", old.recipe, new.recipe),
+        *leaves_that_differ("plan", old_plan, new_plan),
+    ]
+    return [difference_text(*leaf) for leaf in leaves]

@@ -1,0 +1,172 @@
+"""Names and places in a store.
+
+out/
+  manifest.json
+  index/train-00007.parquet              unit 7 of split train
+  train/shard-00007.safetensors          its shard, without a group key
+  train/cat/shard-00007.safetensors      its shard of group cat, with one
+
+Names of splits and groups stand there percent-encoded, see `folder_name` and `GroupFolders`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from embedx.errors import StoreError
+from embedx.names import INDEX, LOCK
+from embedx.store.writing.links import inside, plain_files
+
+MANIFEST = "manifest.json"
+TEMPORARY_SUFFIX = ".embedx-tmp"
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9_\-. ]")
+_NO_NAME, _EMPTY_NAME = "%none", "%empty"
+_LONGEST = 200
+_DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9]) *(\..*)?", re.IGNORECASE)
+_UNIT = r"(?P<unit>[0-9]{5}|[1-9][0-9]{5,17})"
+_INDEX_NAME = re.compile(rf"(?P<split>[ -~]+)-{_UNIT}\.parquet")
+_SHARD_NAME = re.compile(rf"shard-{_UNIT}\.safetensors")
+
+
+class Unit(NamedTuple):
+    """The unit of work, of resume and of distribution: a contiguous run of one split's plan."""
+
+    split: str
+    number: int
+
+
+class StoreTerms(NamedTuple):
+    """What is the same for every unit of a store."""
+
+    root: Path
+    recipe: str
+    """The recipe's fingerprint."""
+    grouped: bool
+    """Whether groups become sub-folders."""
+    rows_per_unit: int
+    base: Path | None = None
+    """The store that this one is to replace, from which it takes the rows that stay."""
+
+
+def folder_name(name: str | None) -> str:
+    """Turns a split's or group's name into one folder name, by percent-encoding of its UTF-8 bytes.
+
+    Different names give different folder names, none of them hidden, with a separator, or a device's. A name
+    too long for a file system keeps its beginning, and ends in `%~` and the first 32 hex digits of its
+    sha256; every other one is read back by `urllib.parse.unquote`. No group at all is `%none`, an empty name `%empty`.
+    """
+    if not name:
+        return _NO_NAME if name is None else _EMPTY_NAME
+    data = _utf8(name)
+    encoded = _UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in _utf8(found[0])), name)
+    if encoded[0] in ". " or _DEVICE_NAME.fullmatch(encoded):
+        encoded = f"%{data[0]:02X}{encoded[1:]}"
+    if encoded[-1] in ". ":
+        encoded = f"{encoded[:-1]}%{data[-1]:02X}"
+    return encoded if len(encoded) <= _LONGEST else _with_digest(encoded, data)
+
+
+class GroupFolders:
+    """Gives the groups of a split their folders, no two of which are one where a file system is blind to case.
+
+    Of groups whose names differ in case alone, the first one has the folder of its name, and the others have it with
+    their name's sha256 behind, as if they were too long. As units are written in the order of the plan, and
+    folders stay once they are made, an interrupted run goes on with the same names.
+
+    Args:
+        folder: The split's, whether it is there already or not.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._spellings: dict[str, set[str]] = {}
+        for name in os.listdir(folder) if folder.is_dir() else ():
+            self._spellings.setdefault(name.lower(), set()).add(name)
+
+    def of(self, group: str | None) -> str:
+        """The group's folder."""
+        name = folder_name(group)
+        spellings = self._spellings.setdefault(name.lower(), {name})
+        return name if group is None or spellings == {name} else _with_digest(name, _utf8(group))
+
+
+def index_path(unit: Unit) -> str:
+    """The unit's index table, relative to the store."""
+    return f"{INDEX}/{folder_name(unit.split)}-{unit.number:05d}.parquet"
+
+
+def shard_path(unit: Unit, group_folder: str | None) -> str:
+    """The unit's shard in the folder of a group, or, without one, in that of the split, relative to the store."""
+    folders = [folder_name(unit.split)] if group_folder is None else [folder_name(unit.split), group_folder]
+    return "/".join([*folders, f"shard-{unit.number:05d}.safetensors"])
+
+
+def can_be_shard(path: str, unit: Unit, group: str | None) -> bool:
+    """Whether `path` is one that a shard of the unit and group can have, grouped or not."""
+    folders = [folder_name(group)]
+    if group is None:
+        return path in (shard_path(unit, None), shard_path(unit, folders[0]))
+    folders.append(_with_digest(folders[0], _utf8(group)))
+    return path in [shard_path(unit, folder) for folder in folders]
+
+
+def staging_folder(out: Path) -> Path:
+    """Where the store that is to replace the one at `out` is written."""
+    return out.parent / f".{out.name}.embedx-new"
+
+
+def is_index_path(path: str) -> bool:
+    """Whether `path` is one that an index table can have, relative to the store."""
+    folder, _, name = path.partition("/")
+    return folder == INDEX and "/" not in name and _INDEX_NAME.fullmatch(name) is not None
+
+
+def index_files(root: Path) -> dict[tuple[str, int], Path]:
+    """The committed units: their index tables by (folder name of the split, unit number), in that order.
+
+    Raises:
+        StoreError: If the folder can't be read.
+    """
+    found = {}
+    try:
+        for entry in os.scandir(inside(root, INDEX)):
+            match = _INDEX_NAME.fullmatch(entry.name)
+            if match and not entry.is_dir(follow_symlinks=False):
+                found[match["split"], int(match["unit"])] = root / INDEX / entry.name
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise StoreError(f"{root / INDEX}: can't be read ({error.strerror})") from error
+    return dict(sorted(found.items()))
+
+
+def shard_files(root: Path) -> Iterator[tuple[str, int, Path]]:
+    """Every shard file that is there, committed or not, as (folder name of the split, unit number, path)."""
+    for path in plain_files(root, depth=2):
+        match = _SHARD_NAME.fullmatch(path.name)
+        if match and path.parent != root:
+            yield path.relative_to(root).parts[0], int(match["unit"]), path
+
+
+def temporary_files(root: Path) -> Iterator[Path]:
+    """Files that an interrupted write left behind."""
+    return (path for path in plain_files(root, depth=2) if path.name != LOCK and is_temporary(path.name))
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name holds nothing of what is stored: the lock, or a file written by half."""
+    return name == LOCK or (name.startswith(".") and name.endswith(TEMPORARY_SUFFIX))
+
+
+def _utf8(name: str) -> bytes:
+    """Different for all strings, those included that are no text."""
+    return name.encode("utf-8", "surrogatepass")
+
+
+def _with_digest(encoded: str, data: bytes) -> str:
+    return f"{encoded[: _LONGEST - 40]}%~{hashlib.sha256(data).hexdigest()[:32]}"

@@ -1,0 +1,131 @@
+"""The manifest: what a store is, and, once `complete`, that it is whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from embedx.errors import StoreError, StoreMismatchError, is_refusal, output_error
+from embedx.recipe import fingerprint
+from embedx.store.format.atomic import write_atomic
+from embedx.store.format.layout import MANIFEST, is_index_path, is_temporary
+from embedx.store.format.shards import FORMAT
+from embedx.store.untrusted.parsing import fields, parse_json, typed
+from embedx.store.writing.links import plain_file
+
+_CHECKSUM = "sha256"
+_ELSEWHERE = "choose another one (embedx writes into no other folder)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """The contents of `manifest.json`, plain JSON values throughout."""
+
+    recipe: dict[str, Any]
+    """All that determines an embedding's value."""
+    plan: dict[str, Any]
+    """What cuts the inputs into units: group key, rows per unit, and per split its inputs and their sha256."""
+    environment: dict[str, Any]
+    """Versions and hardware; a change here is a notice, not a refusal."""
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What `embedx extract` was asked to do when the store was begun, and where; only to find the inputs again."""
+    complete: bool = False
+    """Written last of all."""
+    totals: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
+    """Per split: inputs, rows, rejected, units, shards, bytes."""
+    index: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Sha256 of every index table, by its path in the store."""
+    timings: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Seconds and rates of the run that completed the store."""
+    updates: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    """What later runs have changed, each as counts of inputs; if any, the plan no longer tells each input's unit."""
+    later_environments: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    """Those, other than the first, in which later runs went on."""
+    format: int = FORMAT
+
+    @property
+    def fingerprint(self) -> str:
+        """The recipe's fingerprint."""
+        return fingerprint(self.recipe)
+
+    def encode(self) -> bytes:
+        """The file's bytes, which `read` takes as they are or not at all: they have a checksum of themselves."""
+        contents = dataclasses.asdict(self) | {"fingerprint": self.fingerprint}
+        return (json.dumps(contents | {_CHECKSUM: fingerprint(contents)}, indent=2, allow_nan=False) + "\n").encode()
+
+    def write(self, root: Path) -> None:
+        """Writes the manifest, whole or not at all.
+
+        Raises:
+            OSError: If it can't be written.
+        """
+        write_atomic(root / MANIFEST, self.encode())
+
+    @classmethod
+    def read(cls, root: Path) -> Manifest:
+        """Reads the manifest of the store at `root`.
+
+        Raises:
+            StoreError: If there is none, or it is not embedx's or of another format, or was changed.
+        """
+        path = root / MANIFEST
+        if not os.path.lexists(path):
+            raise StoreError(f"{root} is not a store: it has no {MANIFEST}")
+        try:
+            contents = parse_json(plain_file(root, MANIFEST).read_bytes())
+            kinds = {**get_type_hints(cls), "fingerprint": str, _CHECKSUM: str}
+            stated = fields(contents, kinds)
+            checksum, recipe_checksum = stated.pop(_CHECKSUM), stated.pop("fingerprint")
+            manifest = cls(**stated)
+            _check_plan(manifest.plan)
+            if stray := [name for name in manifest.index if not is_index_path(name)]:
+                raise ValueError(f"{stray[0]!r:.300} can't be an index table's place")
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{path}: not a readable manifest ({error})") from error
+        if manifest.format != FORMAT:
+            raise StoreError(f"{path}: the format is {manifest.format}; this embedx reads format {FORMAT}")
+        if manifest.fingerprint != recipe_checksum:
+            raise StoreError(f"{path}: the recipe does not match its fingerprint; the file was changed")
+        del contents[_CHECKSUM]
+        if fingerprint(contents) != checksum:
+            raise StoreError(
+                f"{path}: the contents do not match their sha256; put back a copy, as the file was changed"
+            )
+        return manifest
+
+
+def _check_plan(plan: dict[str, Any]) -> None:
+    """Raises a ValueError if a plan does not say how its inputs are cut into units."""
+    needed = {"group_key": str | None, "rows_per_unit": int | None, "splits": dict[str, dict[str, Any]]}
+    parts = fields({name: value for name, value in plan.items() if name in needed}, needed, "plan")
+    if parts["rows_per_unit"] == 0 or (parts["rows_per_unit"] is None and parts["splits"]):
+        raise ValueError(f"its units have {parts['rows_per_unit']} rows")
+    for name, split in parts["splits"].items():
+        typed(split.get("inputs"), int, f"inputs of {name!r:.60}")
+
+
+def existing_store(root: Path) -> Manifest | None:
+    """The manifest of the store at `root`; None where there is no folder, or one with nothing of anybody's in it.
+
+    Raises:
+        StoreMismatchError: If something else is there.
+        StoreError: If the machine does not let it be read.
+    """
+    try:
+        if not root.is_dir():
+            return None
+    except OSError as error:
+        raise output_error(root, "can't be looked at", error, is_store=False) from error
+    if os.path.lexists(root / MANIFEST):
+        try:
+            return Manifest.read(root)
+        except StoreError as error:
+            if is_refusal(error.__cause__):
+                raise
+            raise StoreMismatchError(f"--out {root} is not a store of embedx's ({error}); {_ELSEWHERE}") from error
+    if any(not is_temporary(path.name) for path in root.iterdir()):
+        raise StoreMismatchError(f"--out {root}: the folder is not empty and not a store; {_ELSEWHERE}")
+    return None

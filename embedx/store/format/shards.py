@@ -1,0 +1,175 @@
+"""Shards: one safetensors file with the rows of one unit that belong to one group.
+
+Shapes: N rows, D embedding dimension, T tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from safetensors import SafetensorError, safe_open
+
+from embedx.errors import StoreError
+from embedx.names import EMBEDDINGS, INDEX, TARGETS
+from embedx.recipe import canonical_json
+from embedx.store.untrusted.parsing import parse_json, typed
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+FORMAT = 1
+HEADER_KEY = "embedx"
+
+_DTYPES = (
+    {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "complex64": "C64", "bool": "BOOL"}
+    | {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
+    | {"int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8"}
+    | {"uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8"}
+)
+"""Of the types that safetensors knows, those of which torch can choose rows: torch's names and safetensors' own."""
+
+_JSON = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
+"""As safetensors' own library writes it."""
+
+
+class ShardEntry(NamedTuple):
+    """What a unit's index table says of one of its shards."""
+
+    path: str
+    """Relative to the store."""
+    group: str | None
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class ShardHeader(NamedTuple):
+    """What a shard says of itself, as JSON under the key `embedx` of its safetensors metadata.
+
+    One key, because safetensors writes several in an order that changes from run to run.
+    """
+
+    format: int
+    split: str
+    group: str | None
+    unit: int
+    recipe: str
+    """The recipe's fingerprint."""
+
+
+@functools.cache  # as numpy takes long to tell it
+def dtype_name(dtype: torch.dtype | np.dtype[Any]) -> str:
+    """Torch's name of a type of numbers, which is numpy's too where that has it, as in `float32`."""
+    return str(dtype).removeprefix("torch.")
+
+
+def form(tensor: Tensor) -> str:
+    """Type and shape, but for the number of rows, as in `float32 [N, 512]`: one for all tensors of a name."""
+    return f"{dtype_name(tensor.dtype)} [{', '.join(['N', *map(str, tensor.shape[1:])])}]"
+
+
+def encode_shard(
+    path: str, tensors: Mapping[str, Tensor | np.ndarray[Any, Any]], header: ShardHeader
+) -> tuple[ShardEntry, list[bytes | memoryview]]:
+    """Makes one shard's file, in the form of https://github.com/huggingface/safetensors#format.
+
+    No tensor is copied, which the library's own `save` does twice. Those of longer numbers come first, so that each
+    is aligned.
+
+    Args:
+        path: Where the shard goes, relative to the store.
+        tensors: `embeddings` [N, D] or [N, T, D], `index` [N] int64, `targets` [N] int64 where known, and one
+            tensor [N, ...] per extra layer; contiguous, on the CPU; of torch or of numpy.
+        header: What the shard says of itself.
+
+    Returns:
+        What the index table says of it, and its bytes, in parts.
+    """
+    described: dict[str, Any] = {"__metadata__": {HEADER_KEY: canonical_json(header._asdict())}}
+    parts: list[bytes | memoryview] = []
+    end = 0
+    for name in sorted(tensors, key=lambda name: (-tensors[name].itemsize, name)):
+        part = _bytes_of(tensors[name])
+        begin, end = end, end + part.nbytes
+        dtype = dtype_name(tensors[name].dtype)
+        if dtype not in _DTYPES:
+            raise StoreError(f"{name!r} is {dtype}, and a shard can't hold that; give one of {', '.join(_DTYPES)}")
+        described[name] = {"dtype": _DTYPES[dtype], "shape": list(tensors[name].shape), "data_offsets": [begin, end]}
+        parts.append(part)
+    text = _JSON.encode(described).encode()
+    text += b" " * (-len(text) % 8)
+    parts.insert(0, len(text).to_bytes(8, "little") + text)
+    digest = hashlib.sha256()
+    for each in parts:
+        digest.update(each)
+    size = len(parts[0]) + end
+    return ShardEntry(path, header.group, len(tensors[INDEX]), size, digest.hexdigest()), parts
+
+
+def _bytes_of(tensor: Tensor | np.ndarray[Any, Any]) -> memoryview:
+    """A tensor's memory, of a machine on which the first byte of a number is its lowest."""
+    import torch  # only here, as a store that is up to date needs it not
+
+    array = tensor.reshape(-1).view(torch.uint8).numpy() if isinstance(tensor, torch.Tensor) else tensor
+    return array.data.cast("B")
+
+
+def open_shard(path: Path) -> AbstractContextManager[Any]:
+    """Maps a shard's file: `get_tensor(name)` of what this yields reads no more than it touches.
+
+    Its tensors have one row at least, as many in each, and lie in the file in full: what is made from them is no
+    larger than what is there.
+
+    Raises:
+        StoreError: If the file is not there or not a shard.
+    """
+    try:
+        shard = cast(AbstractContextManager[Any], safe_open(path, framework="pt"))
+        _check_tensors(shard)
+        read_header(shard)
+    except (SafetensorError, OSError, ValueError, StoreError) as error:
+        raise StoreError(f"{path}: not a readable shard ({error}); run `embedx verify` on its store") from error
+    return shard
+
+
+def read_header(shard: Any) -> ShardHeader:
+    """The header of an open shard.
+
+    Raises:
+        StoreError: If it has none, or one of another format.
+    """
+    try:
+        header: ShardHeader = typed(parse_json((shard.metadata() or {})[HEADER_KEY]), ShardHeader)
+    except (KeyError, ValueError) as error:
+        raise StoreError("the shard's header is missing or not embedx's") from error
+    if header.format != FORMAT:
+        raise StoreError(f"the shard's format is {header.format}; this embedx reads format {FORMAT}")
+    return header
+
+
+def _check_tensors(shard: Any) -> None:
+    """Raises a ValueError if these are not a shard's tensors."""
+    slices = {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118  (not a mapping)
+    shapes = {name: one.get_shape() for name, one in slices.items()}
+    if missing := {EMBEDDINGS, INDEX} - shapes.keys():
+        raise ValueError(f"it has no {' and no '.join(sorted(missing))}")
+    rows = (*shapes[INDEX], 0)[0]
+    for name, shape in shapes.items():
+        dtype = slices[name].get_dtype()
+        whole_numbers = name in (INDEX, TARGETS)
+        if (
+            dtype not in _DTYPES.values()
+            or (whole_numbers and (dtype, shape) != ("I64", [rows]))
+            or (name == EMBEDDINGS and len(shape) < 2)
+            or shape[:1] != [rows]
+            or 0 in shape
+        ):
+            raise ValueError(f"{name!r} is {dtype} {shape}, as no shard of {rows} rows has it")

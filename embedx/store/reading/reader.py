@@ -1,0 +1,267 @@
+"""Reading a store: `embedx.open(path)`.
+
+Shapes: N rows, D embedding dimension, T tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from embedx.errors import StoreError, unknown
+from embedx.names import EMBEDDINGS
+from embedx.store.format import layout
+from embedx.store.format.index import INDEX_SCHEMA, UnitEntry, read_entry, read_index
+from embedx.store.format.manifest import Manifest
+from embedx.store.format.shards import FORMAT, ShardEntry, ShardHeader, dtype_name, form, open_shard, read_header
+from embedx.store.writing.links import plain_file
+
+if TYPE_CHECKING:  # else only where tensors are read: what a store says of itself is told without
+    from torch import Tensor
+
+Framework = Literal["numpy", "torch"]
+
+_NOT_IN_NUMPY = ("bfloat16", "float8_e4m3fn", "float8_e5m2")
+
+
+class _NoGroup(enum.Enum):
+    """Stands for the rows of a grouped store that have no group, where None stands for all rows."""
+
+    NO_GROUP = "no group"
+
+
+NO_GROUP: Final = _NoGroup.NO_GROUP
+
+Group = str | Literal[_NoGroup.NO_GROUP] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Embeddings:
+    """Rows of a store, each with the input it comes from; `table` has all columns of the index table."""
+
+    embeddings: Any
+    """[N, D] or [N, T, D], as a numpy array or a torch tensor."""
+    table: pa.Table
+    """The N rows of the index tables, in the same order."""
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def keys(self) -> list[str]:
+        """Each row's key, unique in its split."""
+        return _strings(self.table, "key")
+
+    @property
+    def groups(self) -> list[str | None]:
+        """Each row's group; None where the store has no group key."""
+        return list(self.table["group"].to_pylist())
+
+    @cached_property
+    def targets(self) -> Any:
+        """[N] int64, -1 where unknown; None if no row has a target. Of the same kind as `embeddings`."""
+        column = self.table["target"]
+        if column.null_count == len(column):
+            return None
+        values = column.fill_null(-1).to_numpy()
+        return values if isinstance(self.embeddings, np.ndarray) else _tensor(values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One shard, its file mapped: numbers are read when they are touched."""
+
+    path: Path
+    split: str
+    group: str | None
+    tensors: dict[str, Any]
+    """`embeddings` [N, D], `index` [N] int64, `targets` [N] int64 where known, one entry per extra layer."""
+
+
+class Store:
+    """A store on disk. Only committed units are seen; `complete` tells whether that is all of them."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.manifest = Manifest.read(self.path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Opens a store.
+
+        Raises:
+            StoreError: If `path` is not a store.
+        """
+        return cls(path)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every input of the plan is in the store."""
+        return self.manifest.complete
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """All that determines an embedding's value."""
+        return self.manifest.recipe
+
+    @cached_property
+    def units(self) -> dict[Path, UnitEntry]:
+        """The committed units, by their index table, in order."""
+        return {path: read_entry(path) for path in layout.index_files(self.path).values()}
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits, in the order they were given."""
+        found = dict.fromkeys(entry.split for entry in self.units.values())
+        return list(dict.fromkeys([*self.manifest.plan["splits"], *found]))
+
+    def groups(self, split: str) -> list[Group]:
+        """A split's groups, in order, NO_GROUP for rows without one; empty if the store has no group key."""
+        if self.manifest.plan["group_key"] is None:
+            return []
+        return list(dict.fromkeys(_group_of(entry) for _, entry in self._shards(split, None)))
+
+    def index(self, split: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
+        """The index table of a split, or of all, or some of its columns: one row per input, in plan order."""
+        if split is not None:
+            self._require_split(split)
+        return _concat([read_index(path, columns) for path, unit in self.units.items() if split in (None, unit.split)])
+
+    def load(
+        self,
+        split: str,
+        group: Group = None,
+        *,
+        framework: Framework = "numpy",
+        name: str = EMBEDDINGS,
+    ) -> Embeddings:
+        """Reads the rows of a split, or of one of its groups, in plan order.
+
+        Args:
+            split: The split's name.
+            group: Only this group's rows; NO_GROUP: those without one.
+            framework: `numpy` or `torch`. As numpy has no bfloat16 and float8, those numbers become float32 there.
+            name: Which tensor: `embeddings`, or an extra layer's name.
+
+        Returns:
+            embeddings [N, D] with their keys, targets and groups.
+
+        Raises:
+            StoreError: If split, group or tensor are not there, or a file is damaged.
+        """
+        self._require_split(split)
+        if group is not None and group not in (groups := self.groups(split)):
+            names = [name for name in groups if isinstance(name, str)]
+            raise StoreError(unknown("group", str(group), names, hint=f"in split {split!r} of {self.path}"))
+        parts: list[Tensor] = []
+        tables: list[pa.Table] = []
+        for path, unit in self.units.items():
+            shards = [shard for shard in unit.shards if group in (None, _group_of(shard))]
+            if unit.split != split or not shards:
+                continue
+            table = read_index(path)
+            kept = pc.is_in(table["shard"], pa.array([shard.path for shard in shards]))
+            table = table.filter(kept)
+            parts.append(self._gather(table, unit, shards, name))
+            tables.append(table)
+        if not parts:
+            rejected = sum(unit.rejected for unit in self.units.values() if unit.split == split)
+            raise StoreError(f"split {split!r} of {self.path} has no rows, and {rejected} rejected inputs")
+        return Embeddings(_as(framework, self._joined(parts, name)), _concat(tables))
+
+    def iter_shards(
+        self, split: str | None = None, group: Group = None, *, framework: Framework = "numpy"
+    ) -> Iterator[Shard]:
+        """Goes through the shards, mapping each file instead of reading it whole.
+
+        Raises:
+            StoreError: If the split is not there, or a file is damaged.
+        """
+        if split is not None:
+            self._require_split(split)
+        for unit, entry in self._shards(split, group):
+            with self._open(unit, entry) as file:
+                tensors = {name: _as(framework, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+            yield Shard(self.path / entry.path, unit.split, entry.group, tensors)
+
+    def _gather(self, table: pa.Table, unit: UnitEntry, shards: list[ShardEntry], name: str) -> Tensor:
+        """[N, ...]: for each row of `table`, in its order, the row of the shard that it names."""
+        parts: list[Tensor] = []
+        places: list[np.ndarray[Any, Any]] = []
+        for entry in shards:
+            with self._open(unit, entry) as file:
+                if name not in file.keys():  # noqa: SIM118  (not a mapping)
+                    raise StoreError(unknown("tensor", name, file.keys(), hint=f"in {entry.path}"))
+                values: Tensor = file.get_tensor(name)
+            here = pc.equal(table["shard"], entry.path)
+            rows = table["row"].filter(here).fill_null(-1).to_numpy()
+            if len(rows) != len(values) or not np.array_equal(np.sort(rows), np.arange(len(rows))):
+                raise StoreError(f"{entry.path} and its index table disagree; run `embedx verify {self.path}`")
+            parts.append(values[_tensor(rows)])
+            places.append(pc.indices_nonzero(here).to_numpy())
+        return self._joined(parts, name)[_tensor(np.concatenate(places).argsort())]
+
+    def _joined(self, parts: list[Tensor], name: str) -> Tensor:
+        import torch
+
+        if len(forms := sorted({form(part) for part in parts})) > 1:
+            raise StoreError(
+                f"{self.path}: {name!r} is here {forms[0]} and there {forms[1]}; run `embedx verify` on it"
+            )
+        return torch.cat(parts)
+
+    def _open(self, unit: UnitEntry, entry: ShardEntry) -> AbstractContextManager[Any]:
+        """Maps a shard, made sure that it is the one that its unit names."""
+        shard = open_shard(plain_file(self.path, entry.path))
+        if read_header(shard) != ShardHeader(FORMAT, unit.split, entry.group, unit.unit, unit.recipe):
+            raise StoreError(
+                f"{entry.path} is not the shard that its index table names; run `embedx verify {self.path}`"
+            )
+        return shard
+
+    def _shards(self, split: str | None, group: Group) -> Iterator[tuple[UnitEntry, ShardEntry]]:
+        for unit in self.units.values():
+            if split in (None, unit.split):
+                for entry in unit.shards:
+                    if group in (None, _group_of(entry)):
+                        yield unit, entry
+
+    def _require_split(self, split: str) -> None:
+        if split not in self.splits:
+            raise StoreError(unknown("split", split, self.splits, hint=f"in {self.path}"))
+
+
+def _group_of(shard: ShardEntry) -> Group:
+    return NO_GROUP if shard.group is None else shard.group
+
+
+def _strings(table: pa.Table, column: str) -> list[str]:
+    return list(table[column].to_pylist())
+
+
+def _concat(tables: list[pa.Table]) -> pa.Table:
+    try:
+        return pa.concat_tables(tables or [INDEX_SCHEMA.empty_table()], promote_options="permissive")
+    except pa.ArrowException as error:
+        raise StoreError(f"the index tables' columns do not go together ({error})") from error
+
+
+def _as(framework: Framework, tensor: Tensor) -> Any:
+    if framework == "torch":
+        return tensor
+    return (tensor.float() if dtype_name(tensor.dtype) in _NOT_IN_NUMPY else tensor).numpy()
+
+
+def _tensor(values: np.ndarray[Any, Any]) -> Tensor:
+    import torch
+
+    return torch.from_numpy(values.copy())

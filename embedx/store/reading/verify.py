@@ -1,0 +1,173 @@
+"""Checking a store against itself: files, checksums, shapes, row identities, sums, and rows that are not finite."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from embedx.errors import StoreError
+from embedx.names import INDEX, LOCK
+from embedx.store.format import layout
+from embedx.store.format.index import OK, UnitEntry, read_entry, read_index
+from embedx.store.format.shards import ShardEntry, form, open_shard, read_header
+from embedx.store.reading.reader import Store
+from embedx.store.writing.links import plain_file
+
+NOT_COMPLETE = f"{layout.MANIFEST}: the store is not complete; run the same `embedx extract` again"
+"""What is found of a store whose run was interrupted, in which nothing has to be damaged."""
+
+
+def verify(path: str | Path) -> Iterator[str]:
+    """Goes through a store and yields what is wrong with it, one sentence per fault; nothing if it is whole.
+
+    Raises:
+        StoreError: If `path` is not a store, or its manifest was changed, so that nothing can be checked against it.
+    """
+    store = Store.open(path)
+    if not store.complete:
+        yield NOT_COMPLETE
+    if plain_file(store.path, layout.MANIFEST).read_bytes() != store.manifest.encode():
+        yield f"{layout.MANIFEST}: its bytes are not those that embedx wrote; the file was changed"
+    known: set[str] = set()
+    totals: Counter[tuple[str, str]] = Counter()
+    keys: dict[str, list[pa.Array]] = {}
+    forms: dict[str, tuple[str, str]] = {}
+    for index_path in layout.index_files(store.path).values():
+        relative = f"{INDEX}/{index_path.name}"
+        known.add(relative)
+        try:
+            stated = store.manifest.index.get(relative)
+            if store.complete and stated != _sha256(plain_file(store.path, relative)):
+                yield f"{relative}: {'the sha256 is not the one' if stated else 'it is not'} in {layout.MANIFEST}"
+            unit = read_entry(index_path)
+            table = read_index(index_path)
+        except (StoreError, OSError) as error:
+            yield str(error)
+            continue
+        known.update(entry.path for entry in unit.shards)
+        _add_up(totals, unit)
+        keys.setdefault(unit.split, []).extend(table["key"].chunks)
+        yield from _check_unit(store, relative, unit, table, forms)
+    yield from _check_sums(store, totals)
+    for split, chunks in keys.items():
+        counts = pc.value_counts(pa.chunked_array(chunks, pa.string()))
+        for key in counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist():
+            yield f"split {split!r}: the key {key!r} stands there more than once"
+    for relative in sorted(store.manifest.index.keys() - known):
+        yield f"{relative}: missing"
+    yield from _strangers(store, known)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _add_up(totals: Counter[tuple[str, str]], unit: UnitEntry) -> None:
+    for name in ("inputs", "rows", "rejected"):
+        totals[unit.split, name] += getattr(unit, name)
+    totals[unit.split, "units"] += 1
+    totals[unit.split, "shards"] += len(unit.shards)
+    totals[unit.split, "bytes"] += sum(shard.bytes for shard in unit.shards)
+
+
+def _check_sums(store: Store, totals: Counter[tuple[str, str]]) -> Iterator[str]:
+    manifest = store.manifest
+    for split in dict.fromkeys([*manifest.plan["splits"], *manifest.totals, *(split for split, _ in totals)]):
+        inputs, rows, rejected = (totals[split, name] for name in ("inputs", "rows", "rejected"))
+        if inputs != rows + rejected:
+            yield f"split {split!r}: {inputs} inputs, but {rows} rows + {rejected} rejected"
+        if not store.complete:
+            continue
+        stated = manifest.totals.get(split, {})
+        for name in dict.fromkeys(["inputs", "rows", "rejected", "units", "shards", "bytes", *stated]):
+            if stated.get(name) != totals[split, name]:
+                yield f"split {split!r}: {layout.MANIFEST} says {stated.get(name)} {name}, found {totals[split, name]}"
+        planned = manifest.plan["splits"].get(split, {}).get("inputs", inputs)
+        if planned != inputs:
+            yield f"split {split!r}: the plan in {layout.MANIFEST} has {planned} inputs, found {inputs}"
+
+
+def _strangers(store: Store, known: set[str]) -> Iterator[str]:
+    """Files that look as if they belonged to the store, and nothing of it names."""
+    for folder, folders, names in os.walk(store.path):
+        folders.sort()
+        for name in sorted(names):
+            relative = (Path(folder) / name).relative_to(store.path).as_posix()
+            looks_ours = relative.startswith(f"{INDEX}/") or name.lower().endswith((".safetensors", ".parquet"))
+            if looks_ours and not layout.is_temporary(name) and relative not in known:
+                shard = relative.endswith(".safetensors")
+                yield f"{relative}: {'no index table names it' if shard else 'it is none of the index tables'}"
+            elif store.complete and relative != LOCK and layout.is_temporary(name):
+                yield f"{relative}: left behind by a run that was interrupted"
+
+
+def _check_unit(
+    store: Store, relative: str, unit: UnitEntry, table: pa.Table, forms: dict[str, tuple[str, str]]
+) -> Iterator[str]:
+    ok = table.filter(pc.equal(table["status"], OK))
+    if (len(table), len(ok), len(table) - len(ok)) != (unit.inputs, unit.rows, unit.rejected):
+        yield f"{relative}: {len(table)} inputs and {len(ok)} rows, but its metadata say otherwise"
+    if pc.unique(table["split"]).to_pylist() != [unit.split]:
+        yield f"{relative}: not all of its rows are of split {unit.split!r}"
+    if unit.recipe != store.manifest.fingerprint:
+        yield f"{relative}: made by another recipe than {layout.MANIFEST} says"
+    if sum(entry.rows for entry in unit.shards) != unit.rows:
+        yield f"{relative}: its shards have {sum(entry.rows for entry in unit.shards)} rows, not {unit.rows}"
+    grouped = store.manifest.plan["group_key"] is not None
+    unnamed = pc.invert(pc.is_in(ok["shard"], pa.array([entry.path for entry in unit.shards], pa.string())))
+    for key in ok.filter(unnamed)["key"].to_pylist()[:1]:
+        yield f"{relative}: the row of {key!r} is in no shard"
+    for entry in unit.shards:
+        try:
+            if entry.path.count("/") != (2 if grouped else 1):
+                yield f"{entry.path}: not where a store {'with' if grouped else 'without'} groups has its shards"
+            yield from _check_shard(store, unit, entry, ok.filter(pc.equal(ok["shard"], entry.path)), forms)
+        except (StoreError, OSError) as error:
+            yield str(error)
+
+
+def _check_shard(
+    store: Store, unit: UnitEntry, entry: ShardEntry, rows: pa.Table, forms: dict[str, tuple[str, str]]
+) -> Iterator[str]:
+    if not os.path.lexists(store.path / entry.path):
+        yield f"{entry.path}: missing"
+        return
+    path = plain_file(store.path, entry.path)
+    if (size := path.stat().st_size) != entry.bytes:
+        yield f"{entry.path}: {size} bytes, not {entry.bytes}"
+    if _sha256(path) != entry.sha256:
+        yield f"{entry.path}: the sha256 is not the one in its index table; the file was changed"
+        return
+    with open_shard(path) as shard:
+        header = read_header(shard)
+        if (header.split, header.group, header.unit, header.recipe) != (
+            unit.split, entry.group, unit.unit, store.manifest.fingerprint,
+        ):  # fmt: skip
+            yield f"{entry.path}: its header says {header}"
+        for name in shard.keys():  # noqa: SIM118  (not a mapping)
+            tensor = shard.get_tensor(name)
+            usual, first = forms.setdefault(name, (form(tensor), entry.path))
+            if form(tensor) != usual:
+                yield f"{entry.path}: {name!r} is {form(tensor)}, but {usual} in {first}"
+            if len(tensor) != entry.rows or len(rows) != entry.rows:
+                yield f"{entry.path}: {name!r} has {len(tensor)} rows, the index table {len(rows)}"
+            elif tensor.is_floating_point():
+                bad = (~tensor.isfinite()).reshape(len(tensor), -1).any(dim=1).nonzero().flatten().tolist()
+                if bad:
+                    key = rows.filter(pc.equal(rows["row"], bad[0]))["key"].to_pylist()
+                    yield f"{entry.path}: {len(bad)} rows of {name!r} have NaN or infinity, first row {bad[0]} {key}"
+        if store.manifest.plan["group_key"] is not None and set(rows["group"].to_pylist()) - {entry.group}:
+            yield f"{entry.path}: not all of its rows are of group {entry.group!r}"
+        by_row = rows.sort_by("row")
+        if by_row["row"].to_pylist() != list(range(len(rows))) or not torch.equal(
+            shard.get_tensor(INDEX), torch.tensor(by_row["index"].to_pylist(), dtype=torch.int64)
+        ):
+            yield f"{entry.path}: its rows are not those of its index table"

@@ -1,0 +1,1 @@
+"""Checks that only a stranger's store needs."""

@@ -1,0 +1,175 @@
+"""What a Parquet file will take in memory, told before any of it is unpacked.
+
+A few bytes of Parquet can stand for any number of rows and bytes: zstd, runs of equal values and dictionaries see to
+that, and the sums in a file's footer are only what its writer says they are. What is unpacked follows from the headers
+of its pages, which are read here; and so is the footer, as pyarrow ends the process over some that are damaged.
+
+Source: https://github.com/apache/parquet-format (README.md, src/main/thrift/parquet.thrift)
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+from embedx.store.untrusted.thrift import BINARY, I32, I64, LIST, STRUCT, Spec, Struct, read_struct
+
+_MAGIC = b"PAR1"
+_TAIL = 8
+_WRITER = b"parquet-cpp-arrow"
+_CODECS = (0, 6)  # none, zstd
+_ENCODINGS = (0, 2, 8)  # plain, and the two names of a dictionary's
+_DATA_PAGE, _DICTIONARY_PAGE = 0, 2
+_BYTE_ARRAY = 6
+_REPEATED = 2
+_SLOT_BYTES = 16
+"""More than what a value takes beside its characters: number or offset, and validity."""
+_LENGTH_BYTES = 4
+_DEEPEST = 50
+
+_COLUMN: Spec = {
+    2: (I32, {}),
+    3: (BINARY, {}),
+    8: (STRUCT, {}),
+    13: (STRUCT, {}),
+    16: (STRUCT, {2: (I64, {}), 3: (I64, {})}),
+    17: (STRUCT, {2: (I32, {})}),
+}
+_GROUP: Spec = {1: (STRUCT, {3: (STRUCT, _COLUMN)}), 4: (STRUCT, {})}
+_FOOTER: Spec = {2: (STRUCT, {}), 4: (STRUCT, _GROUP), 5: (STRUCT, {}), 7: (STRUCT, {})}
+_CHUNK_FIELDS = frozenset({2, 3, 4, 5, 6, 7})
+"""Neither another file's path nor what is needed for ciphers."""
+
+
+class Extent(NamedTuple):
+    """How large a file becomes when it is unpacked."""
+
+    most: int
+    """Bytes; more only by what texts grow that stand in a dictionary once and in the rows often."""
+    row: int
+    """The bytes that one row's texts from dictionaries can have."""
+
+
+class _Leaf(NamedTuple):
+    """A column as the schema has it."""
+
+    type: int
+    width: int
+    """Bytes that a value takes, beside its characters."""
+    repeated: bool
+    """Whether a row can have several values."""
+
+
+class _Page(NamedTuple):
+    kind: int
+    values: int
+    size: int
+    """Unpacked."""
+
+
+def extent(data: bytes) -> Extent:
+    """How large the Parquet file with these contents becomes.
+
+    Raises:
+        ValueError: If it has not the form in which embedx writes, or its parts contradict each other.
+    """
+    footer = _footer(io.BytesIO(data))
+    leaves = _leaves(footer.get(2, LIST))
+    most = row = rows = 0
+    for group in footer.get(4, LIST):
+        group_rows, chunks = group.get(3, I64), group.get(1, LIST)
+        if group_rows < 0 or len(chunks) != len(leaves):
+            raise ValueError(f"it has {len(chunks)} columns of {group_rows} rows, where there are {len(leaves)}")
+        rows += group_rows
+        for leaf, chunk in zip(leaves, chunks, strict=True):
+            values = size = longest = 0
+            for page in _pages(data, leaf, chunk):
+                size += page.size
+                if page.kind == _DATA_PAGE:
+                    values += page.values
+                elif leaf.type == _BYTE_ARRAY:
+                    longest = max(longest, page.size - _LENGTH_BYTES * page.values)
+            if values != chunk.get(3, STRUCT).get(5, I64) or not (leaf.repeated or values == group_rows):
+                raise ValueError(f"a column has {values} values in {group_rows} rows")
+            most += size + (group_rows + values) * leaf.width + (values * longest if leaf.repeated else 0)
+            row += 0 if leaf.repeated else longest
+    if rows != footer.get(3, I64):
+        raise ValueError(f"it has {rows} rows, and says {footer.get(3, I64)}")
+    return Extent(most, row)
+
+
+def key_values(file: BinaryIO) -> dict[bytes, bytes]:
+    """What the writer of a Parquet file noted in its footer; no more of it is read.
+
+    Raises:
+        ValueError: If it has not the form in which embedx writes.
+    """
+    entries = _footer(file).get(5, LIST, [])
+    return {entry.get(1, BINARY): entry.get(2, BINARY, b"") for entry in entries}
+
+
+def _footer(file: BinaryIO) -> Struct:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _TAIL))
+    tail = file.read(_TAIL)
+    length = int.from_bytes(tail[: -len(_MAGIC)], "little")
+    if not tail.endswith(_MAGIC) or length > size - _TAIL:
+        raise ValueError("it is no Parquet file, or cut off")
+    file.seek(size - _TAIL - length)
+    footer, _ = read_struct(file.read(length), 0, _FOOTER)
+    if not footer.get(6, BINARY).startswith(_WRITER):
+        raise ValueError(f"it was written by {footer.get(6, BINARY)!r:.60}")
+    return footer
+
+
+def _leaves(elements: list[Struct]) -> list[_Leaf]:
+    """The columns of a schema, which is a tree in the order of its text."""
+    leaves: list[_Leaf] = []
+    above: list[tuple[int, bool]] = []  # of each group that is open: children still to come, whether it is repeated
+    for position, element in enumerate(elements):
+        children = element.get(5, I32, 0)
+        repeated = element.get(3, I32, 0) == _REPEATED or any(repeated for _, repeated in above)
+        if position:
+            if not above:
+                raise ValueError("its schema has no end")
+            left, of_group = above.pop()
+            above.append((left - 1, of_group))
+        if 1 in element.fields:
+            leaves.append(_Leaf(element.get(1, I32), max(_SLOT_BYTES, element.get(2, I32, 0)), repeated))
+        if (1 in element.fields) == (children > 0) or len(above) > _DEEPEST:
+            raise ValueError("its schema is no tree")
+        if children:
+            above.append((children, repeated))
+        while above and above[-1][0] == 0:
+            above.pop()
+    if above:
+        raise ValueError("its schema is cut off")
+    return leaves
+
+
+def _pages(data: bytes, leaf: _Leaf, chunk: Struct) -> Iterator[_Page]:
+    """The pages of a column chunk, as Arrow finds them."""
+    column = chunk.get(3, STRUCT)
+    if not chunk.fields.keys() <= _CHUNK_FIELDS or column.get(4, I32) not in _CODECS or column.get(1, I32) != leaf.type:
+        raise ValueError("a column is not of the kinds that embedx writes")
+    at = column.get(9, I64)
+    dictionary = column.get(11, I64, 0)
+    if 0 < dictionary < at:
+        at = dictionary
+    end = at + column.get(7, I64)
+    if not 0 < at <= end <= len(data):
+        raise ValueError("a column is not in the file")
+    while at < end:
+        header, at = read_struct(data, at, {})
+        kind = header.get(1, I32)
+        described = header.get(7 if kind == _DICTIONARY_PAGE else 5, STRUCT)
+        page = _Page(kind, described.get(1, I32), header.get(2, I32))
+        packed = header.get(3, I32)
+        if kind not in (_DATA_PAGE, _DICTIONARY_PAGE) or described.get(2, I32) not in _ENCODINGS:
+            raise ValueError("a page is not of the kinds that embedx writes")
+        at += packed
+        if min(page.size, page.values, packed) < 0 or at > end:
+            raise ValueError("a page is not in its column")
+        yield page

@@ -1,0 +1,63 @@
+"""One run per store: a lock that dies with its holder."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+
+from embedx.errors import StoreLockedError, output_error
+from embedx.names import LOCK
+from embedx.store.format.layout import MANIFEST
+
+
+class StoreLock:
+    """An exclusive `flock` on a file in the store; the system releases it when the holder ends, however.
+
+    Raises:
+        StoreLockedError: If another process holds it; the message names that process.
+        ConfigError: If the file can't be made or locked where there is no store yet.
+        StoreError: If it can't in a store, or for a reason that lies in the machine.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.path = root / LOCK
+        try:
+            self._descriptor = self._take()
+        except OSError as error:
+            is_store = os.path.lexists(root / MANIFEST)
+            raise output_error(root, "can't be locked", error, is_store=is_store) from error
+
+    def release(self) -> None:
+        """Lets go of the store. The file stays, for the next holder."""
+        with contextlib.suppress(OSError):  # of a disk that has failed; the name in the file is of no use then
+            os.ftruncate(self._descriptor, 0)
+        os.close(self._descriptor)
+
+    def _take(self) -> int:
+        while True:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if self._is_in_place(descriptor):
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, f"{os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+                    return descriptor
+            except BlockingIOError as error:
+                holder = os.pread(descriptor, 100, 0).decode(errors="replace").strip()
+                os.close(descriptor)
+                raise StoreLockedError(
+                    f"{self.path.parent} is held by another run (process {holder or 'unknown'}); wait for it to end"
+                ) from error
+            except OSError:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+
+    def _is_in_place(self, descriptor: int) -> bool:
+        """Whether the file that is locked has its name still; one that its last holder removed protects nothing."""
+        try:
+            return os.path.samestat(os.fstat(descriptor), os.stat(self.path))
+        except FileNotFoundError:
+            return False

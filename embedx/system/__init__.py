@@ -1,0 +1,1 @@
+"""The machine and its processes: cores, memory, signals, child processes, the import of torch."""

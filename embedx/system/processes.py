@@ -1,0 +1,82 @@
+"""Processes: how children start, leave Ctrl-C to their parent and never outlive it; how memory is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from multiprocessing import connection, forkserver, resource_tracker
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Final
+
+START_METHOD: Final = "forkserver"
+"""Children fork from a server that has imported torch once for all of them, and done nothing else.
+
+A plain fork would copy the locks of this process's threads, and its CUDA context; a spawn would import torch in every
+child. The server's own threads (allocators' helpers that the imports start) hold no lock while it waits for orders."""
+
+
+def start_fork_server() -> None:
+    """Starts the server from which all children fork; it imports what they need while the caller goes on.
+
+    Call it before importing torch, so that the two imports run side by side.
+    """
+    multiprocessing.set_forkserver_preload(["embedx.run.preload"])
+    # The server ignores SIGINT once it has imported; until then a Ctrl-C, which goes to all of a terminal's processes,
+    # would end it with a traceback. What is blocked here stays so in the server, and reaches this process afterwards.
+    _start_tracker()  # first, as its start unblocks what it has blocked for itself
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_tracker() -> None:
+    """Starts what removes the semaphores of a process that was ended at once, and has it do so without a warning."""
+    sys.warnoptions.append("ignore")  # a child's options are made of these
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.pop()
+
+
+def abandon(process: BaseProcess) -> None:
+    """Kills a child process, and forgets one that even so does not end, as it waits for a dead file system.
+
+    Else this process would wait for it when it ends itself.
+    """
+    if not process.is_alive():
+        return
+    process.kill()
+    process.join(1)
+    if process.exitcode is None:
+        multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]  # there is no other way
+
+
+def tie_to_parent(name: str) -> None:
+    """Makes this child process ignore SIGINT and end by itself, at once, when its parent is gone.
+
+    Args:
+        name: What `ps` and `top` show; at most 15 characters, on Linux only.
+
+    A thread waits on the parent's sentinel, so that the child ends even while it is blocked in a read,
+    and also where it was forked from a fork server, whose death would say nothing of the real parent.
+    Ending at once is safe: whatever the child writes becomes visible by a rename, whole or not at all.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(name)
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        raise RuntimeError("tie_to_parent() is for child processes; this one has no parent")
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()

@@ -1,0 +1,88 @@
+"""Values of settings: their types, how they are read from text, and how they are put into words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+StoredDtype = Literal["float32", "float16", "bfloat16"]
+Pooling = Literal["avg", "max", "gem", "cls", "none"]
+RuntimeName = Literal["auto", "eager", "compile", "openvino"]
+DecoderName = Literal["cpu", "cuda"]
+OnError = Literal["reject", "fail"]
+Interpolation = Literal["bilinear", "bicubic"]
+
+MAX_PIXELS = 178_956_970
+"""Pixels beyond which an image counts as a decompression bomb unless another limit is given; Pillow's own default."""
+
+_SIZE_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
+
+
+def parse_size(text: str | int) -> int:
+    """Reads a size in bytes such as `134217728`, `128MiB` or `1.5GB`.
+
+    Raises:
+        ValueError: If `text` is not a positive number with one of the units B, kB, MB, GB, KiB, MiB, GiB.
+    """
+    match = re.fullmatch(r"\s*([\d.]+)\s*([kmg]?i?)b?\s*", str(text), re.IGNORECASE)
+    try:
+        size = int(float(match[1]) * _SIZE_UNITS[match[2].lower()]) if match else 0
+    except (ValueError, KeyError):
+        size = 0
+    if size <= 0:
+        raise ValueError(f"{text!r} is not a size; write it like 128MiB, 1GB or 1000000")
+    return size
+
+
+def parse_batch_size(value: str | int) -> int | Literal["auto"]:
+    """Reads a number of images, or `auto`.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if value == "auto":
+        return "auto"
+    if re.fullmatch(r"-?\d+", str(value)):
+        return int(value)
+    raise ValueError(f"{value!r} is no number of images; write it like 64, or auto")
+
+
+def size_text(size: int) -> str:
+    """A number of bytes for people, as `1.4 MiB`."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def parse_resize(value: str | int | Sequence[int]) -> int | tuple[int, int]:
+    """Reads `232`, the length of the shorter side, or `240x320`, height and width.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if isinstance(value, str | int):
+        match = re.fullmatch(r"(\d+)(?:x(\d+))?", str(value).strip())
+        sides = [int(side) for side in match.groups() if side] if match else []
+    else:
+        sides = list(value)
+    if not 1 <= len(sides) <= 2 or min(sides) < 1:
+        raise ValueError(f"{value!r} is no size; write 232 for the shorter side, or 240x320 for height and width")
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
+
+
+def parse_channels(value: str | Sequence[float]) -> tuple[float, float, float]:
+    """Reads three numbers, one for each of red, green and blue, as `0.485,0.456,0.406`.
+
+    Raises:
+        ValueError: If they are not three.
+    """
+    try:
+        red, green, blue = (float(part) for part in (value.split(",") if isinstance(value, str) else value))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{value!r} is not three numbers; write them like 0.485,0.456,0.406") from error
+    return red, green, blue

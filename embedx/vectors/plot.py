@@ -1,0 +1,94 @@
+"""The confusion matrix as a picture."""
+
+from __future__ import annotations
+
+import io
+from functools import cache
+
+from PIL import Image, ImageDraw, ImageFont
+
+from embedx.vectors.probe import ProbeResult
+
+_FONT = 20
+_MARGIN = 24
+_CELL = 44
+_SIDE = 1200
+"""Most pixels of the matrix's side; with more classes the cells get smaller."""
+_LEGIBLE = 22
+"""Pixels of a cell's side below which it has no number, nor its class a name."""
+_LONGEST = 24
+_WHITE, _BLACK, _GREY = (255, 255, 255), (20, 20, 20), (120, 120, 120)
+_DARKEST = (8, 64, 129)
+
+
+def confusion_png(result: ProbeResult) -> bytes:
+    """Draws the confusion matrix: a row per class, a column per predicted class, each cell with its rows' number.
+
+    A cell is the darker the larger its share of its row is. Where there are too many classes for numbers and names
+    (more than about 50), only the cells are drawn.
+
+    Returns:
+        A PNG.
+    """
+    count = len(result.classes)
+    side = max(1, min(_CELL, _SIDE // count))
+    is_legible = side >= _LEGIBLE
+    names = [each.name if len(each.name) <= _LONGEST else each.name[: _LONGEST - 1] + "…" for each in result.classes]
+    widest = max(_width(name) for name in names) if is_legible else 0
+    left, top = _MARGIN + _FONT * 2 + widest, _MARGIN + _FONT * 4
+    heading = f"{result.method} probe of {result.test}: top-1 {result.top1:.1%} of {result.test_rows} rows"
+    below = top + side * count
+    width = max(left + side * count, _MARGIN + _width(heading)) + _MARGIN
+    image = Image.new("RGB", (width, below + 8 + widest + _MARGIN), _WHITE)
+    draw = ImageDraw.Draw(image)
+    draw.text((_MARGIN, _MARGIN), heading, _BLACK, _font())
+    for row, numbers in enumerate(result.confusion):
+        total = sum(numbers)
+        for column, number in enumerate(numbers):
+            share = number / total if total else 0.0
+            x, y = left + column * side, top + row * side
+            grid = 1 if is_legible else 0
+            draw.rectangle((x, y, x + side - 1 - grid, y + side - 1 - grid), _shade(share))
+            if number and is_legible:
+                font = _font(min(_FONT, int(side * 1.4 / max(2, len(str(number))))))
+                draw.text(
+                    (x + side / 2, y + side / 2), str(number), _WHITE if share > 0.5 else _BLACK, font, anchor="mm"
+                )
+    draw.rectangle((left - 1, top - 1, left + side * count, below), outline=_GREY)
+    if is_legible:
+        size = min(_FONT, side - 4)
+        for number, name in enumerate(names):
+            middle = number * side + side / 2
+            draw.text((left - 8, top + middle), name, _BLACK, _font(size), anchor="rm")
+            _write_upwards(image, (int(left + middle), below + 8), name, size)
+    draw.text((left + side * count / 2, top - 8), "predicted as", _GREY, _font(), anchor="mb")
+    _write_upwards(image, (_MARGIN + _FONT // 2, top), "class", _FONT, _GREY)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _shade(share: float) -> tuple[int, int, int]:
+    """From white for nothing to the darkest for all; the square root lets rare mistakes be seen."""
+    red, green, blue = (round(255 + (end - 255) * share**0.5) for end in _DARKEST)
+    return red, green, blue
+
+
+def _write_upwards(
+    image: Image.Image, place: tuple[int, int], text: str, size: int, colour: tuple[int, int, int] = _BLACK
+) -> None:
+    """Writes text that reads from below to above, its end at `place`: the middle of its top edge."""
+    width = _width(text, size)
+    line = Image.new("L", (width, size * 2), 0)
+    ImageDraw.Draw(line).text((width, size), text, 255, _font(size), anchor="rm")
+    line = line.rotate(90, expand=True)
+    image.paste(colour, (place[0] - line.width // 2, place[1]), line)
+
+
+def _width(text: str, size: int = _FONT) -> int:
+    return int(_font(size).getlength(text)) + 1
+
+
+@cache
+def _font(size: int = _FONT) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)

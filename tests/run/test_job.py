@@ -1,0 +1,97 @@
+"""The parts of a run, put together as its settings say."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from embedx import ExtractConfig, sample
+from embedx.data.decoding.batch_rows import DenseDecoder
+from embedx.data.decoding.features import FeatureDecoder
+from embedx.data.decoding.images import ImageDecoder
+from embedx.data.decoding.nvjpeg import DeviceDecoder, EncodedDecoder, Upload
+from embedx.errors import ConfigError
+from embedx.run import extract as extract_module
+from embedx.run.extract import extract, prepare
+from embedx.run.job import _THREADS as torch_threads
+from embedx.run.job import check_decoder, loading, placing
+from embedx.run.recompute import recompute
+from embedx.store.reading.reader import Store
+from embedx.system.machine import cores
+from tests.runs import EMBEDX, digests
+
+CPU = torch.device("cpu")
+BACKBONE = ("--backbone", sample.BACKBONE, "--weights", "sample")
+SETTINGS = {"backbone": sample.BACKBONE, "weights": "sample", "data": (str(sample.IMAGES / "val"),)}
+
+
+def test_only_images_are_decoded_on_the_device_and_only_if_asked_for(tmp_path: Path) -> None:
+    spec = prepare(ExtractConfig(**SETTINGS, out=tmp_path)).spec
+    images, features = ImageDecoder(spec.preprocessing), FeatureDecoder((8,))
+    for decoder, name, there in ((images, "cpu", False), (images, "cuda", True), (features, "cuda", False)):
+        config = ExtractConfig(**SETTINGS, out=tmp_path, decoder=name)
+        assert isinstance(loading(decoder, config), EncodedDecoder if there else DenseDecoder)
+        assert isinstance(placing(decoder, config, 4, CPU), DeviceDecoder if there else Upload)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_images_can_only_be_decoded_where_the_model_runs(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--decoder cuda decodes where the model runs, and that is the cpu"):
+        extract(ExtractConfig(**SETTINGS, out=tmp_path / "store", decoder="cuda"))
+    assert not (tmp_path / "store").exists()
+
+
+def test_features_are_decoded_nowhere(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--decoder cuda is for images, and --backbone none takes features"):
+        check_decoder(ExtractConfig(backbone="none", out=tmp_path, decoder="cuda"), torch.device("cuda"))
+
+
+def test_a_number_of_threads_is_for_one_run(tmp_path: Path) -> None:
+    prepare(ExtractConfig(**SETTINGS, out=tmp_path, device="cpu", threads=3))
+    assert torch.get_num_threads() == 3
+    prepare(ExtractConfig(**SETTINGS, out=tmp_path, device="cpu"))
+    assert torch.get_num_threads() == min(torch_threads, cores())
+    with pytest.raises(ConfigError, match="--threads is -1; give a whole number of at least 1"):
+        prepare(ExtractConfig(**SETTINGS, out=tmp_path, device="cpu", threads=-1))
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bf16_where_a_processor_has_none_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+    monkeypatch.setattr(extract_module, "has_bf16", lambda device: native)
+    job = prepare(ExtractConfig(**SETTINGS, out=tmp_path, device="cpu", precision="bf16"))
+    console = Console(file=io.StringIO(), width=200)
+    extract_module._notices(job, console)
+    assert ("this CPU has no bf16 of its own: fp32 will be faster" in console.file.getvalue()) != native
+
+
+def test_a_run_that_decodes_on_the_device_gives_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On this one; what nvJPEG makes of an image is for the tests that need a GPU."""
+    monkeypatch.setattr(extract_module, "check_decoder", lambda config, device: None)
+    for name in ("cpu", "cuda"):
+        extract(ExtractConfig(**SETTINGS, out=tmp_path / name, device="cpu", decoder=name, batch_size=16))
+    one, other = (Store.open(tmp_path / name) for name in ("cpu", "cuda"))
+    assert one.recipe | {"decoder": "cuda"} == other.recipe != one.recipe
+    assert torch.equal(*(store.load("all", framework="torch").embeddings for store in (one, other)))
+    assert digests(tmp_path / "cpu") != digests(tmp_path / "cuda"), "shards name their recipe"
+    found = recompute(tmp_path / "cuda", 20)
+    assert found.rows == 20 and not found.faults and found.largest_difference == 0
+
+
+def test_threads_and_workers_are_as_many_as_there_are_cores_unless_given(tmp_path: Path) -> None:
+    out = tmp_path / "one core"
+    call = ["extract", "--data", str(sample.IMAGES / "val"), *BACKBONE, "--device", "cpu", "--out", str(out), "--json"]
+    done = subprocess.run(["taskset", "-c", "0", *EMBEDX, *call], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    means = json.loads(done.stdout)["means"]
+    assert means == {"device": "cpu", "threads": 1, "workers": 1, "batch_size": 32, "runtime": means["runtime"]}
+    assert f"({means['runtime']} on cpu, 1 thread, 1 worker)" in done.stderr
+    assert Store.open(out).manifest.environment["threads"] == 1
+    given = extract(ExtractConfig(**SETTINGS, out=tmp_path / "given", device="cpu", threads=3, workers=cores() + 1))
+    assert given.means == {**means, "runtime": given.means["runtime"], "threads": 3, "workers": cores() + 1}
+    assert Store.open(tmp_path / "given").manifest.environment["threads"] == 3

@@ -1,0 +1,71 @@
+"""The heartbeat, in real time and with a short period."""
+
+from __future__ import annotations
+
+import io
+import re
+import threading
+import time
+
+import pytest
+from rich.console import Console
+
+from embedx.heartbeat import SILENT, Heartbeat
+
+
+def console(**options: object) -> Console:
+    return Console(file=io.StringIO(), width=60, **options)
+
+
+def lines(console: Console) -> list[str]:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+def test_what_takes_long_is_told_again_and_again_and_what_does_not_is_not() -> None:
+    log = console()
+    with Heartbeat(log, seconds=0.3) as heartbeat:
+        heartbeat.say("listing [the] inputs")
+        time.sleep(0.7)
+        heartbeat.say("soon done")
+        heartbeat.say("reading the weights")
+        time.sleep(0.3)
+    assert lines(log) == [
+        "listing [the] inputs: 0 s so far",
+        "listing [the] inputs: 1 s so far",
+        "reading the weights: 0 s so far",
+    ]
+
+
+def test_a_line_that_is_told_puts_the_next_one_off() -> None:
+    log = console()
+    with Heartbeat(log, seconds=0.5) as heartbeat:
+        for _ in range(3):
+            time.sleep(0.3)
+            heartbeat.tell("a line")
+    assert lines(log) == ["a line"] * 3
+
+
+@pytest.mark.parametrize("options", [{"quiet": True}, {"quiet": True, "force_terminal": True}])
+def test_quiet_is_quiet(options: dict[str, bool]) -> None:
+    there = console(**options)
+    with Heartbeat(there, seconds=0.01) as heartbeat:
+        heartbeat.say("something")
+        time.sleep(0.05)
+    assert lines(there) == []
+
+
+def test_on_a_terminal_it_is_one_line_that_goes_away() -> None:
+    terminal = console(force_terminal=True, _environ={"TERM": "xterm-256color"})
+    before = set(threading.enumerate())
+    with Heartbeat(terminal) as heartbeat:
+        heartbeat.say("listing [the] inputs")
+        time.sleep(0.2)
+        heartbeat.hide()
+        shown = terminal.file.getvalue()
+        time.sleep(0.2)
+        assert terminal.file.getvalue() == shown
+    assert "listing [the] inputs" in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1  # the cursor is back
+    assert set(threading.enumerate()) == before
+    assert SILENT.console.quiet
