@@ -334,7 +334,7 @@ def test_a_read_that_nothing_can_end_is_given_up_and_so_is_its_process(folder: P
     shutil.copy(folder / "cat/0.webp", place / "cat/a.webp")
     (place / "cat/b.jpg").symlink_to(mounted / "file.jpg")
     shutil.copy(folder / "cat/0.webp", place / "cat/c.webp")
-    script = Path(__file__).parents[1] / "dead_mount.py"
+    script = Path(__file__).parents[2] / "dead_mount.py"
     with subprocess.Popen([sys.executable, script, mounted], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as server:
         try:
             if server.stdout.read(7) != b"mounted":
