@@ -1,4 +1,4 @@
-"""`embedx` and `python -m embedx`."""
+"""The entry point of `embedx` and `python -m embedx`: from the first signal handler to the exit code."""
 
 import atexit
 import contextlib
@@ -13,12 +13,12 @@ from embedx.system import signals
 def main() -> NoReturn:
     """Runs the command line, and ends the process."""
     _fill_standard_streams()
-    guard = signals.install()
+    signals.install()
     try:
         from embedx.cli.app import run
 
         code = run()
-        signals.let_end(code, guard)
+        signals.let_end(code)
     except Interrupted as interruption:
         signals.report(interruption.number)
         code = interruption.exit_code
@@ -31,7 +31,7 @@ def main() -> NoReturn:
 
 
 def _fill_standard_streams() -> None:
-    """Where a standard stream is closed, opens the null device: the next file would get its number, and the talk."""
+    """Opens the null device for closed standard streams; else the next opened file would get their number and output."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)

@@ -1,83 +1,59 @@
 """SIGINT and SIGTERM end the command within seconds, whatever it is doing; a second one ends it at once.
 
-The first raises `Interrupted` in the main thread, so that the run unwinds. That waits for the call under way, which may
-be a minute of C++, so two others look after it:
-
-    any signal ── wakeup fd, written by the C handler ──▶ guard, a process of its own: it waits for a second signal or
-                                                           for four seconds
-                   ◀── order to end ── watcher, a thread: ends the process with the exit code it should have
-                   ◀── SIGKILL half a second later, where C code holds the interpreter's lock and the thread can't run
+The first signal raises `Interrupted` in the main thread, so that the run unwinds. Python raises it only between two of
+its own instructions, and a call into C++ may take a minute. So the C handler also writes the signal's number into a pipe
+(Python's wake-up descriptor), and a thread reads it: at a second signal, or four seconds after the first, the thread
+ends the process, with the exit code of the first.
 
 Ending a run at once is safe: what it commits it renames, whole or not at all, and children go when their parent does.
+Only C code that holds the interpreter's lock keeps the thread from running; SIGKILL ends that.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import select
 import signal
 import threading
 import time
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from embedx.errors import Interrupted
 
 _PATIENCE_SECONDS = 4.0
-"""From the first signal to the order to end."""
-_GRACE_SECONDS = 0.5
-"""From the order to end to SIGKILL."""
+"""The time that the run has to unwind after the first signal."""
 
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 advice = ""
-"""What the message of the end adds: how to go on."""
+"""The end of the message about a signal: how to continue."""
 
 _reported = threading.Lock()
 
 
-def install() -> int:
-    """Lets SIGINT and SIGTERM end this process; call it first of all, while there is only one thread.
+def install() -> None:
+    """Lets SIGINT and SIGTERM end this process; call it first of all.
 
-    A signal that the caller of this process has ignored, as a shell does with SIGINT for its background jobs and
-    `nohup` with SIGHUP, stays ignored.
-
-    Returns:
-        The guard's process id.
+    A signal that the caller of this process has ignored, as a shell does with SIGINT for its background jobs, stays
+    ignored.
     """
-    signals, signals_end = os.pipe()
-    orders, orders_end = os.pipe()
-    parent = os.getpid()
-    if (guard := os.fork()) == 0:
-        os.close(signals_end)
-        _guard(parent, signals, orders_end)
-    os.close(signals)
-    os.close(orders_end)
-    os.set_blocking(signals_end, False)
-    signal.set_wakeup_fd(signals_end, warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(orders,), name="signal-watch", daemon=True).start()
+    numbers, numbers_end = os.pipe()
+    os.set_blocking(numbers_end, False)
+    signal.set_wakeup_fd(numbers_end, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(numbers,), name="signal-watch", daemon=True).start()
     for number in _WORDS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _interrupt)
-    return guard
 
 
-def let_end(code: int, guard: int) -> None:
-    """From now on a signal ends the process at once, with this exit code: nothing is left to do but to end."""
-
-    def end(number: int, frame: FrameType | None) -> NoReturn:
-        os._exit(code)
-
+def let_end(code: int) -> None:
+    """Makes every further signal end the process at once with this exit code, as the command's work is done."""
     for number in _WORDS:
         if signal.getsignal(number) is _interrupt:
-            signal.signal(number, end)
+            signal.signal(number, lambda *_: os._exit(code))
     signal.set_wakeup_fd(-1)
-    with contextlib.suppress(OSError):
-        os.kill(guard, signal.SIGKILL)
-        os.waitpid(guard, 0)
 
 
 def report(number: int) -> None:
@@ -90,16 +66,15 @@ def report(number: int) -> None:
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     if _is_importing(frame):
-        report(number)
-        os._exit(128 + number)
+        _end(number)
     for each in _WORDS:
         if signal.getsignal(each) is _interrupt:
-            signal.signal(each, _leave_to_guard)
+            signal.signal(each, lambda *_: None)  # the run unwinds already; the watcher takes the next signal
     raise Interrupted(number)
 
 
 def _is_importing(frame: FrameType | None) -> bool:
-    """Whether a module is being imported: the start of an extension in C++ lets no exception through, and aborts."""
+    """Tells whether a module is being imported: an extension's start in C++ aborts at a Python exception."""
     while frame is not None:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
             return True
@@ -107,42 +82,17 @@ def _is_importing(frame: FrameType | None) -> bool:
     return False
 
 
-def _leave_to_guard(number: int, frame: FrameType | None) -> None:
-    """The run unwinds already; another exception would only disturb that."""
+def _watch(numbers: int) -> None:
+    """Ends the process at the second signal, or when the time to unwind is over."""
+    while (first := os.read(numbers, 1)[0]) not in _WORDS:
+        pass  # SIGCHLD, say, for which torch has a handler
+    end = time.monotonic() + _PATIENCE_SECONDS
+    while (left := end - time.monotonic()) > 0 and select.select([numbers], [], [], left)[0]:
+        if os.read(numbers, 1)[0] in _WORDS:
+            break
+    _end(first)
 
 
-def _watch(orders: int) -> None:
-    if order := os.read(orders, 1):
-        report(order[0])
-        os._exit(128 + order[0])
-
-
-def _guard(parent: int, signals: int, orders: int) -> NoReturn:
-    """The guard's main function: ends when the parent does, by the pipe's end."""
-    try:
-        for number in _WORDS:  # which may be sent to the whole group of processes
-            signal.signal(number, signal.SIG_IGN)
-        with contextlib.suppress(OSError):
-            Path("/proc/self/comm").write_text("embedx-guard")
-        nowhere = os.open(os.devnull, os.O_RDWR)
-        for descriptor in (0, 1, 2):
-            os.dup2(nowhere, descriptor)
-        if first := _next_signal(signals, math.inf):
-            _next_signal(signals, _PATIENCE_SECONDS)
-            os.write(orders, bytes([first]))
-            _next_signal(signals, _GRACE_SECONDS)
-            if os.getppid() == parent:
-                os.kill(parent, signal.SIGKILL)
-    finally:
-        os._exit(0)
-
-
-def _next_signal(signals: int, seconds: float) -> int | None:
-    """The next of the two signals' numbers; None if there is none in this time, or the parent is gone."""
-    end = time.monotonic() + seconds
-    while (left := end - time.monotonic()) > 0:
-        if select.select([signals], [], [], None if left == math.inf else left)[0]:
-            number = os.read(signals, 1)
-            if not number or number[0] in _WORDS:  # and not SIGCHLD, say, for which torch has a handler
-                return number[0] if number else None
-    return None
+def _end(number: int) -> NoReturn:
+    report(number)
+    os._exit(128 + number)
