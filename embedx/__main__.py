@@ -31,7 +31,7 @@ def main() -> NoReturn:
 
 
 def _fill_standard_streams() -> None:
-    """Opens the null device for closed standard streams; else the next opened file would get their number and output."""
+    """Opens the null device for closed standard streams, else the next opened file would get their output."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)

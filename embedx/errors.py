@@ -1,12 +1,14 @@
 """Every error embedx raises on purpose, each with its exit code.
 
 EmbedxError                    1  a run failed
-├── ConfigError                2  what was asked for can't be done as asked
-│   ├── CheckpointError        2  a weights file does not fit the backbone, or can't be read or had
-│   ├── ConnectorError         2  a connector names a key that is not there, or is missing
+├── ConfigError                2  a setting, a file or a path has to change before the command can succeed
+│   ├── CheckpointError        2  a weights file can't be found or read, or does not fit the backbone
+│   ├── ConnectorError         2  a connector is missing, or names a key that is not there
+│   ├── RuntimeUnfitError      2  a runtime can't run this backbone on this machine
 │   └── StoreMismatchError     2  the output folder holds something else
 ├── StoreError                 1  a store is damaged, incomplete or can't be written
 ├── WriterError                1  the writer process failed
+├── LoaderError                1  a worker process died
 ├── DeviceMemoryError          1  the forward pass does not fit into the device's memory
 ├── InputError                 1  an input was rejected and `--on-error fail` was given
 ├── TooManyRejectedError       3  finished, but more inputs were rejected than allowed
@@ -26,17 +28,19 @@ _OF_THE_MACHINE = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV}
     | {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOLCK, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN}
 )
-"""Refusals that say nothing of the path that was asked for: another time it may do."""
+"""The error numbers of a full, failing or overloaded machine: the path is right, and may work another time."""
 
 
 class EmbedxError(Exception):
-    """Base of all errors that embedx raises on purpose; the message is written for the user."""
+    """The base of all errors that embedx raises on purpose; the message is written for the user."""
 
     exit_code = 1
 
 
 class ConfigError(EmbedxError):
-    """What was asked for can't be done as asked; nothing has been written.
+    """The command can't succeed as it was given: a setting, a file or a path has to change first.
+
+    Most are found before anything is written. One that ends a run halfway leaves what is committed in the store.
 
     Args:
         faults: One message, or all the faults found, reported together.
@@ -56,15 +60,15 @@ class ConfigError(EmbedxError):
 
 
 class CheckpointError(ConfigError):
-    """A weights file does not fit the backbone, or can't be read or had."""
+    """A weights file can't be found, fetched or read, or does not fit the backbone."""
 
 
 class ConnectorError(ConfigError):
-    """A connector names a key that is not there, or a callback needs a connector and has none."""
+    """A callback has no connector, or its connector names a key that is not there."""
 
 
 class StoreMismatchError(ConfigError):
-    """The output folder is not a store, or a store made from another recipe or other inputs."""
+    """The output folder is no store, or a store of another recipe or of other inputs."""
 
 
 class StoreError(EmbedxError):
@@ -80,7 +84,7 @@ class DeviceMemoryError(EmbedxError):
 
 
 class InputError(EmbedxError):
-    """An input was rejected where the first rejection is to end the run."""
+    """An input was rejected, and the settings say that this ends the run."""
 
 
 class TooManyRejectedError(EmbedxError):
@@ -96,10 +100,10 @@ class StoreLockedError(EmbedxError):
 
 
 class Interrupted(BaseException):
-    """SIGINT or SIGTERM arrived; unwinds past every `except Exception`, and past click, which ends Ctrl-C its own way.
+    """SIGINT or SIGTERM arrived; it passes every `except Exception`, and click, which handles Ctrl-C in its own way.
 
     Args:
-        number: The signal's.
+        number: The signal's number.
     """
 
     def __init__(self, number: int) -> None:
@@ -108,23 +112,23 @@ class Interrupted(BaseException):
 
     @property
     def exit_code(self) -> int:
-        """As a shell tells of a process that a signal ended."""
+        """The exit code that a shell shows for a process that this signal ended."""
         return 128 + self.number
 
 
 def is_refusal(error: BaseException | None) -> bool:
-    """Whether the machine refused something, so that what was asked for, or was to be read, may be as it should."""
+    """Tells whether the machine or a permission is at fault, and not the file or path that was used."""
     return isinstance(error, OSError) and error.errno in _OF_THE_MACHINE | _PERMISSION
 
 
 def output_error(out: object, what: str, error: OSError, *, is_store: bool) -> ConfigError | StoreError:
-    """Words a refusal of the output folder: an error of usage, or, where it may well do another time, of the run.
+    """Turns an OSError about the output folder into a ConfigError (fix the path) or a StoreError (try again later).
 
     Args:
-        out: The folder.
-        what: What can't be done with it, as in `can't be made`.
-        error: The refusal.
-        is_store: Whether there is a store already, so that it is the permission that is wrong, and not the folder.
+        out: The output folder.
+        what: The step that failed, as in `can't be made`.
+        error: The error of that step.
+        is_store: Whether the folder holds a store already: then a missing permission is at fault, not the path.
     """
     refusal = f"--out {out}: {what} ({error.strerror or error}: {error.filename or out})"
     if error.errno in _OF_THE_MACHINE or (is_store and is_refusal(error)):
@@ -133,7 +137,7 @@ def output_error(out: object, what: str, error: OSError, *, is_store: bool) -> C
 
 
 def unknown(kind: str, name: str, valid: Iterable[str], *, hint: str = "") -> str:
-    """Words the one message for a name that is not among the valid ones, with the nearest of them."""
+    """Returns the message for a name that is not among the valid ones, with the nearest of these."""
     valid = sorted(valid)
     nearest = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     if nearest:

@@ -1,4 +1,4 @@
-"""What a run is doing, told as long as it lasts: a log that stands still must not look like a run that does."""
+"""Says every half minute what a run is doing, so that a log without new lines always means a run that is stuck."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _END_SECONDS = 1.0
 
 
 class Heartbeat:
-    """Tells what is being done: on a terminal in a line that stays, elsewhere in a new line now and then.
+    """Says what a run is doing: on a terminal in one line that is updated, elsewhere in a new line now and then.
 
     Args:
-        console: Where to; on stderr. A quiet one gets nothing.
-        seconds: From one line to the next, where there is no terminal.
+        console: The console of stderr; nothing is printed where it is quiet.
+        seconds: The time from one line to the next, where there is no terminal.
     """
 
     def __init__(self, console: Console, seconds: float = _SECONDS) -> None:
@@ -33,7 +33,7 @@ class Heartbeat:
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        """Begins to tell."""
+        """Starts the thread that prints the lines, unless the console is quiet or a terminal."""
         self.say("starting")
         if not self.console.quiet and not self.console.is_terminal:
             self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -41,14 +41,14 @@ class Heartbeat:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Ends it, and leaves a terminal as it was."""
+        """Ends the thread, and removes the line from a terminal."""
         self.hide()
         self._end.set()
         if self._thread is not None:
-            self._thread.join(_END_SECONDS)  # and no longer, should it be stuck in a write
+            self._thread.join(_END_SECONDS)  # no longer, as it may be stuck in a write
 
     def say(self, doing: str) -> None:
-        """States what is being done from now on, as in `listing the inputs`."""
+        """Sets what the run is doing from now on, as in `listing the inputs`."""
         begun = time.monotonic()
         self._line = lambda: f"{doing}: {time.monotonic() - begun:.0f} s so far"
         if self.console.is_terminal and not self.console.quiet:
@@ -58,17 +58,17 @@ class Heartbeat:
             self._status.update(escape(doing))
 
     def follow(self, line: Callable[[], str]) -> None:
-        """States where to ask, from now on, for the line to tell."""
+        """Sets a function that gives the lines from now on, and removes the line from a terminal."""
         self.hide()
         self._line = line
 
     def tell(self, line: str) -> None:
-        """Prints a line at once; the next one follows as long after it as after any."""
+        """Prints a line now; the next one follows in `seconds`."""
         self._told = time.monotonic()
         self.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def hide(self) -> None:
-        """Makes room on a terminal for something else."""
+        """Removes the line from a terminal, so that something else can be printed there."""
         if self._status is not None:
             self._status.stop()
             self._status = None
@@ -80,4 +80,4 @@ class Heartbeat:
 
 
 SILENT: Final = Heartbeat(Console(quiet=True))
-"""Tells nothing."""
+"""A heartbeat that prints nothing."""

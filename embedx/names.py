@@ -1,24 +1,24 @@
-"""The store's reserved names and the names of its tensors, each said once."""
+"""The store's reserved names and the names of its tensors, each defined once."""
 
 from __future__ import annotations
 
 RESERVED_SPLITS = frozenset({"index", "manifest.json"})
-"""Names in a store that no split may take, in any case."""
+"""The names that no split may have, in upper or lower case, as the store uses them itself."""
 
 RESERVED_COLUMNS = frozenset(
     {"split", "index", "key", "path", "offset", "group", "target", "status", "reason"}
     | {"shard", "row", "bytes", "mtime_ns", "sha256"}
 )
-"""The index tables' own columns, whose names no metadata may have."""
+"""The columns of every index table; no metadata column may have one of these names."""
 
 LOCK = ".embedx.lock"
-"""A file in every store, from its first moment on."""
+"""The lock file, which is the first file of every store."""
 
 EMBEDDINGS = "embeddings"
-"""The tensor of the backbone's own output: in outputs, in shards and in files of features."""
+"""The tensor of the backbone's own output: in batches' outputs, in shards and in feature files."""
 INDEX = "index"
-"""The tensor [N] int64 of the rows' numbers in the plan, the column of the same, and the folder of the index tables."""
+"""The tensor [N] int64 and the column that hold each row's number in the plan; also the index tables' folder."""
 TARGETS = "targets"
-"""The tensor [N] int64 of the classes' numbers, -1 where unknown."""
+"""The tensor [N] int64 of class numbers, -1 where the class is unknown."""
 NO_BACKBONE = "none"
-"""The value of `--backbone` with which the inputs are features already."""
+"""The value of `--backbone` for inputs that are features already."""

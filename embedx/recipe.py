@@ -1,4 +1,4 @@
-"""All that determines an embedding's numbers, and the one spelling of JSON from which its fingerprint is made."""
+"""The recipe of an embedding, that is all that determines its value, with canonical JSON and the fingerprint."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """From a decoded image to the backbone's input; the torchvision presets' steps, in uint8 until the last."""
+    """The steps from a decoded image to the backbone's input, as in torchvision's presets; in uint8 until the last."""
 
     resize: int | tuple[int, int]
-    """The shorter side is resized to this many pixels, or height and width to these, antialiased."""
+    """The length in pixels to which the shorter side is resized, or height and width; antialiased."""
     crop: int
-    """Then a centred square of this many pixels is cut out."""
+    """The side in pixels of the centred square that is cut out after resizing."""
     interpolation: Interpolation
     mean: tuple[float, float, float]
-    """Subtracted from the values in [0, 1], per channel."""
+    """The mean of R, G and B, in [0, 1], which is subtracted."""
     std: tuple[float, float, float]
-    """Divided by, per channel."""
+    """The standard deviation of R, G and B, by which the difference is divided."""
     exif: bool = True
     """Whether the EXIF orientation is applied first."""
 
     def with_image_size(self, size: int | None) -> Preprocessing:
-        """The same steps for another input size; the share of the image that is cropped stays."""
+        """Returns the same steps for another input size: `crop` becomes `size`, and `resize` is scaled along."""
         if size is None:
             return self
         resize = self.resize
@@ -44,7 +44,7 @@ class Preprocessing:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """All that determines an embedding's value (versions and hardware stand beside it, as environment)."""
+    """All that determines an embedding's value; versions and hardware are recorded beside it, as the environment."""
 
     backbone: str
     backbone_args: Mapping[str, Any]
@@ -61,7 +61,7 @@ class Recipe:
     dtype: StoredDtype
 
     def to_json(self) -> dict[str, Any]:
-        """The recipe as plain JSON values, as the manifest holds it; without a decoder that is the usual one."""
+        """Returns the recipe as plain JSON values, as the manifest holds it; a `cpu` decoder is left out."""
         values = dataclasses.asdict(self)
         if self.decoder == "cpu":
             del values["decoder"]
@@ -69,10 +69,10 @@ class Recipe:
 
 
 def canonical_json(value: Any) -> str:
-    """The one spelling of a JSON value: sorted keys, no spaces."""
+    """Returns the one spelling of a JSON value that is hashed and compared: sorted keys, no spaces."""
     return _CANONICAL.encode(value)
 
 
 def fingerprint(value: Any) -> str:
-    """Sha256, in hex, of a value's canonical JSON."""
+    """Returns the sha256, in hex, of a value's canonical JSON."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Values of settings: their types, how they are read from text, and how they are put into words."""
+"""The types of settings' values, and the parsing and wording of sizes, channels and batch sizes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OnError = Literal["reject", "fail"]
 Interpolation = Literal["bilinear", "bicubic"]
 
 MAX_PIXELS = 178_956_970
-"""Pixels beyond which an image counts as a decompression bomb unless another limit is given; Pillow's own default."""
+"""The default limit of an image's pixels, against decompression bombs; Pillow's own default."""
 
 _SIZE_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
 
@@ -40,17 +40,17 @@ def parse_batch_size(value: str | int) -> int | Literal["auto"]:
     """Reads a number of images, or `auto`.
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If the value is neither.
     """
     if value == "auto":
         return "auto"
     if re.fullmatch(r"-?\d+", str(value)):
         return int(value)
-    raise ValueError(f"{value!r} is no number of images; write it like 64, or auto")
+    raise ValueError(f"{value!r} is not a number of images; write it like 64, or auto")
 
 
 def size_text(size: int) -> str:
-    """A number of bytes for people, as `1.4 MiB`."""
+    """Returns a number of bytes in words for people, such as `1.4 MiB`."""
     value = float(size)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024:
@@ -63,7 +63,7 @@ def parse_resize(value: str | int | Sequence[int]) -> int | tuple[int, int]:
     """Reads `232`, the length of the shorter side, or `240x320`, height and width.
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If the value is neither.
     """
     if isinstance(value, str | int):
         match = re.fullmatch(r"(\d+)(?:x(\d+))?", str(value).strip())
@@ -71,18 +71,23 @@ def parse_resize(value: str | int | Sequence[int]) -> int | tuple[int, int]:
     else:
         sides = list(value)
     if not 1 <= len(sides) <= 2 or min(sides) < 1:
-        raise ValueError(f"{value!r} is no size; write 232 for the shorter side, or 240x320 for height and width")
+        raise ValueError(f"{value!r} is not a size; write 232 for the shorter side, or 240x320 for height and width")
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
 def parse_channels(value: str | Sequence[float]) -> tuple[float, float, float]:
-    """Reads three numbers, one for each of red, green and blue, as `0.485,0.456,0.406`.
+    """Reads three numbers, one each for red, green and blue, such as `0.485,0.456,0.406`.
 
     Raises:
-        ValueError: If they are not three.
+        ValueError: If the value is not three numbers.
     """
     try:
         red, green, blue = (float(part) for part in (value.split(",") if isinstance(value, str) else value))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{value!r} is not three numbers; write them like 0.485,0.456,0.406") from error
     return red, green, blue
+
+
+def rows_per_unit(shard_size: int, row_bytes: int, batch_size: int) -> int:
+    """Returns the rows of a shard of about `shard_size` bytes: whole batches, and at least one."""
+    return max(1, shard_size // (row_bytes * batch_size)) * batch_size

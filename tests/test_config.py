@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from embedx.config import ExtractConfig
 from embedx.errors import ConfigError
 from embedx.recipe import Preprocessing, canonical_json, fingerprint
-from embedx.values import parse_channels, parse_resize, parse_size
+from embedx.values import parse_channels, parse_resize, parse_size, rows_per_unit
 
 
 @pytest.mark.parametrize(
@@ -48,6 +50,15 @@ def test_three_numbers_are_read(value: Any) -> None:
 def test_what_are_not_three_numbers_is_refused(value: Any) -> None:
     with pytest.raises(ValueError, match="is not three numbers; write them like"):
         parse_channels(value)
+
+
+@given(st.integers(1, 2**34), st.integers(1, 2**20), st.integers(1, 2**12))
+def test_a_unit_is_whole_batches_of_about_the_shard_size(shard_size: int, row_bytes: int, batch_size: int) -> None:
+    count = rows_per_unit(shard_size, row_bytes, batch_size)
+    assert count % batch_size == 0
+    assert count >= batch_size
+    assert count == batch_size or count * row_bytes <= shard_size
+    assert (count + batch_size) * row_bytes > shard_size
 
 
 def test_all_faults_of_the_preprocessing_are_reported_at_once(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from embedx.callbacks.results import Results, copies_from
-from embedx.data.plan import rows_per_unit as rows_per_unit_of
 from embedx.engine.callback import Callback
 from embedx.engine.connectors import CallbackConnector
 from embedx.engine.loop import evaluation_mode, unpad
@@ -29,6 +28,7 @@ from embedx.store.format.shards import form
 from embedx.store.writing.process import WriterProcess
 from embedx.store.writing.session import StoreSession
 from embedx.store.writing.units import UNKNOWN_TARGET, UnitBatch
+from embedx.values import rows_per_unit as rows_per_unit_of
 
 _SHARD_SIZE = 128 * 1024**2
 

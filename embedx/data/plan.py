@@ -124,11 +124,6 @@ def build_plan(sources: Mapping[str, Source], group_key: str | None) -> Plan:
     return Plan(splits, classes, group_key)
 
 
-def rows_per_unit(shard_size: int, row_bytes: int, batch_size: int) -> int:
-    """As many whole batches as make a shard of about `shard_size` bytes; at least one."""
-    return max(1, shard_size // (row_bytes * batch_size)) * batch_size
-
-
 def _unstorable(metadata: pa.Table, split: str, group_key: str | None) -> list[str]:
     """What Parquet can't hold of the metadata, and a group key that is no text and can't be written as one."""
     faults = []

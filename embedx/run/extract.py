@@ -20,7 +20,7 @@ from embedx.callbacks.writer import EmbeddingsWriter
 from embedx.config import ExtractConfig
 from embedx.data.decoding.batch_rows import NoDecoder
 from embedx.data.loading.loaders import SplitLoader
-from embedx.data.plan import Plan, SplitPlan, rows_per_unit
+from embedx.data.plan import Plan, SplitPlan
 from embedx.engine.callback import Callback
 from embedx.engine.connectors import DataConnector
 from embedx.engine.loop import run_test
@@ -51,7 +51,7 @@ from embedx.store.format.layout import MANIFEST, Unit
 from embedx.store.format.manifest import Manifest, existing_store
 from embedx.store.writing.session import StoreSession
 from embedx.system.machine import allow_files, keep_large_blocks
-from embedx.values import Precision, size_text
+from embedx.values import Precision, rows_per_unit, size_text
 
 _INDEX_BYTES = 8
 _FILES = 48

@@ -1,4 +1,4 @@
-"""The machine: its cores, the files a process may open, and how memory is kept."""
+"""The machine's limits: its cores, the files that a process may open, and how glibc keeps memory."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import resource
 
 
 def allow_files(count: int) -> None:
-    """Lets this process and its children open as many files as the system allows them.
+    """Raises the limit of open files, for this process and its children, to the most that the system allows.
 
     Args:
-        count: How many they need.
+        count: The number of files that a process needs.
 
     Raises:
-        OSError: If they may not open so many: short of them, batches on their way from process to process get lost.
+        OSError: If the system allows fewer than `count`, as batches between processes would then get lost.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= most < count:
@@ -27,7 +27,7 @@ def allow_files(count: int) -> None:
 
 
 def cores() -> int:
-    """Cores that this process may use, by its affinity and by the limits of its container; rounded up."""
+    """Returns the number of cores that this process may use, by affinity and container limits, rounded up."""
     from loky import cpu_count  # type: ignore[import-untyped]
 
     return int(cpu_count())
@@ -43,10 +43,10 @@ def keep_large_blocks() -> None:
 
 
 def return_large_blocks() -> None:
-    """Has glibc give every large block back when it is freed; elsewhere nothing is done.
+    """Makes glibc return every large block to the system when it is freed; does nothing without glibc.
 
-    Left to itself it raises its threshold with each block, serves them from the heap, and the heap grows by
-    fragments: about a shard per unit, as was seen in the writer with shards of 1 MiB.
+    By default glibc raises its threshold with each block and serves them from the heap, which fragments: in the
+    writer, with shards of 1 MiB, it grew by about a shard per unit.
     """
     _set_malloc(mmap_threshold=1 << 18, trim_threshold=1 << 18)
 

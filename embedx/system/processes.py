@@ -1,4 +1,4 @@
-"""Processes: how children start, leave Ctrl-C to their parent and never outlive it; how memory is kept."""
+"""Child processes: they start from a fork server, ignore Ctrl-C, and never outlive their parent."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import Final
 
 START_METHOD: Final = "forkserver"
-"""Children fork from a server that has imported torch once for all of them, and done nothing else.
+"""The start method of children, which fork from a server that has imported torch, and done nothing else.
 
 A plain fork would copy the locks of this process's threads, and its CUDA context; a spawn would import torch in every
 child. The server's own threads (allocators' helpers that the imports start) hold no lock while it waits for orders."""
 
 
 def start_fork_server() -> None:
-    """Starts the server from which all children fork; it imports what they need while the caller goes on.
+    """Starts the server from which all children fork; it imports their modules while the caller goes on.
 
     Call it before importing torch, so that the two imports run side by side.
     """
     multiprocessing.set_forkserver_preload(["embedx.run.preload"])
     # The server ignores SIGINT once it has imported; until then a Ctrl-C, which goes to all of a terminal's processes,
-    # would end it with a traceback. What is blocked here stays so in the server, and reaches this process afterwards.
-    _start_tracker()  # first, as its start unblocks what it has blocked for itself
+    # would end it with a traceback. A signal blocked here stays blocked in the server, and reaches this process later.
+    _start_tracker()  # first, as its start unblocks the signals that it has blocked for itself
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         forkserver.ensure_running()
@@ -37,7 +37,7 @@ def start_fork_server() -> None:
 
 
 def _start_tracker() -> None:
-    """Starts what removes the semaphores of a process that was ended at once, and has it do so without a warning."""
+    """Starts multiprocessing's resource tracker, which removes a killed process's semaphores, without its warnings."""
     sys.warnoptions.append("ignore")  # a child's options are made of these
     try:
         resource_tracker.ensure_running()
@@ -46,9 +46,9 @@ def _start_tracker() -> None:
 
 
 def abandon(process: BaseProcess) -> None:
-    """Kills a child process, and forgets one that even so does not end, as it waits for a dead file system.
+    """Kills a child process, and forgets it if it does not end, since it waits for a dead file system.
 
-    Else this process would wait for it when it ends itself.
+    Otherwise this process would wait for it at its own end.
     """
     if not process.is_alive():
         return
@@ -62,11 +62,11 @@ def tie_to_parent(name: str) -> None:
     """Makes this child process ignore SIGINT and end by itself, at once, when its parent is gone.
 
     Args:
-        name: What `ps` and `top` show; at most 15 characters, on Linux only.
+        name: The name that `ps` and `top` show; at most 15 characters, on Linux only.
 
     A thread waits on the parent's sentinel, so that the child ends even while it is blocked in a read,
-    and also where it was forked from a fork server, whose death would say nothing of the real parent.
-    Ending at once is safe: whatever the child writes becomes visible by a rename, whole or not at all.
+    and also where a fork server is its parent to the system. Ending at once is safe: the child's files become visible
+    by a rename, whole or not at all.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(OSError):

@@ -1,9 +1,9 @@
 """SIGINT and SIGTERM end the command within seconds, whatever it is doing; a second one ends it at once.
 
 The first signal raises `Interrupted` in the main thread, so that the run unwinds. Python raises it only between two of
-its own instructions, and a call into C++ may take a minute. So the C handler also writes the signal's number into a pipe
-(Python's wake-up descriptor), and a thread reads it: at a second signal, or four seconds after the first, the thread
-ends the process, with the exit code of the first.
+its own instructions, and a call into C++ may take a minute. So the C handler also writes the signal's number into a
+pipe (Python's wake-up descriptor), and a thread reads it: at a second signal, or four seconds after the first, the
+thread ends the process, with the exit code of the first.
 
 Ending a run at once is safe: what it commits it renames, whole or not at all, and children go when their parent does.
 Only C code that holds the interpreter's lock keeps the thread from running; SIGKILL ends that.

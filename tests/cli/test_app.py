@@ -242,7 +242,7 @@ BAD_USAGE = {
     "overwriting what is not a store": ([*GOOD, "--out", "{tmp}/mine", "--overwrite"], "not a store"),
     "unknown group key": ([*GOOD, "--group-key", "clas"], "did you mean class?"),
     "batch size 0": ([*GOOD, "-b", "0"], "--batch-size is 0"),
-    "batch size in words": ([*GOOD, "-b", "many"], "is no number of"),
+    "batch size in words": ([*GOOD, "-b", "many"], "is not a number of"),
     "unknown weights": ([*GOOD, "--weights", "IMAGENET1K_V2"], "did you mean IMAGENET1K_V1?"),
     "unknown dtype": ([*GOOD, "--dtype", "float8"], "float16"),
     "unknown flag": ([*GOOD, "--bach-size", "3"], "--batch-size"),

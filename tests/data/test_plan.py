@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.datasets import ImageFolder
 
-from embedx.data.plan import PLAN_COLUMNS, Plan, SplitPlan, build_plan, rows_per_unit
+from embedx.data.plan import PLAN_COLUMNS, Plan, SplitPlan, build_plan
 from embedx.data.reading.files import FileReader
 from embedx.data.sources.base import COMMON_SCHEMA
 from embedx.data.sources.folder import FolderSource
@@ -142,16 +142,6 @@ def test_units_hold_every_row_once_and_in_order(inputs: int, per_unit: int) -> N
     assert [row for unit in units for row in unit] == list(range(inputs))
     assert all(len(unit) == per_unit for unit in units[:-1])
     assert 0 < len(units[-1]) <= per_unit
-
-
-@quick
-@given(st.integers(1, 2**34), st.integers(1, 2**20), st.integers(1, 2**12))
-def test_a_unit_is_whole_batches_of_about_the_shard_size(shard_size: int, row_bytes: int, batch_size: int) -> None:
-    count = rows_per_unit(shard_size, row_bytes, batch_size)
-    assert count % batch_size == 0
-    assert count >= batch_size
-    assert count == batch_size or count * row_bytes <= shard_size
-    assert (count + batch_size) * row_bytes > shard_size
 
 
 def test_an_unknown_group_key_names_the_nearest(tmp_path: Path) -> None:

@@ -89,5 +89,5 @@ def test_batch_sizes_are_read(value: Any, read: Any) -> None:
 
 @pytest.mark.parametrize("value", ["", "Auto", "1.5", 1.5, "many", True])
 def test_what_is_no_batch_size_is_refused(value: Any) -> None:
-    with pytest.raises(ValueError, match="is no number of images; write it like 64, or auto"):
+    with pytest.raises(ValueError, match="is not a number of images; write it like 64, or auto"):
         parse_batch_size(value)
