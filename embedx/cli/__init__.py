@@ -1,1 +1,1 @@
-"""The command line: stdout is data, stderr is talk."""
+"""The command line: data goes to stdout, notices and errors go to stderr."""

@@ -1,11 +1,11 @@
-"""The commands, and the one place where errors become messages and exit codes."""
+"""The commands, and the one place where an error becomes a message and an exit code."""
 
 from __future__ import annotations
 
 import typer
 from rich.text import Text
 
-from embedx.cli import backbones, compare, extract, layers, probe, stores
+from embedx.cli import backbones, compare, extract, info, layers, probe, verify
 from embedx.cli.output import STDERR
 from embedx.errors import EmbedxError
 
@@ -18,8 +18,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("extract")(extract.command)
-app.command("info")(stores.info)
-app.command("verify")(stores.verify)
+app.command("info")(info.command)
+app.command("verify")(verify.command)
 app.command("compare")(compare.command)
 app.command("probe")(probe.command)
 app.command("backbones")(backbones.command)
@@ -27,10 +27,10 @@ app.command("layers")(layers.command)
 
 
 def run() -> int:
-    """Runs the command line; returns the exit code that the outcome has (see errors.py)."""
+    """Runs the command line and returns its exit code; errors.py lists these."""
     try:
         app(prog_name="embedx")
-    except SystemExit as exit_of_app:  # with which the library ends every command, good or bad
+    except SystemExit as exit_of_app:  # typer ends every command with it, good or bad
         return exit_of_app.code if isinstance(exit_of_app.code, int) else 0
     except EmbedxError as error:
         _report(str(error), error)
@@ -41,7 +41,7 @@ def run() -> int:
     except Exception as error:  # noqa: BLE001  (the boundary)
         _report(
             f"a fault of embedx itself: {type(error).__name__}: {error}\n"
-            "run again with --debug for the traceback, and report it",
+            "run the command again with --debug, and report the traceback",
             error,
         )
         return 1

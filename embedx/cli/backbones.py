@@ -1,16 +1,17 @@
-"""`embedx backbones`."""
+"""`embedx backbones`: lists the names that --backbone takes."""
 
 from __future__ import annotations
 
-from embedx.cli.output import DebugOption, JsonOption, print_json, print_line
+from embedx.cli.options import DebugOption, JsonOption
+from embedx.cli.output import print_json, print_line
 from embedx.system.torch_imports import import_torchvision
 
 
 def command(as_json: JsonOption = False, debug: DebugOption = False) -> None:
-    """List torchvision's backbones; as JSON, with their weights' names.
+    """List torchvision's backbones by name; --json adds the names of their weights.
 
-    --backbone also takes timm:NAME, hf:NAME-or-folder, a program's file (.pt2, or TorchScript: .pt, .ts, .jit,
-    .torchscript), the user's own code as package.module:factory, and none, if the inputs are features.
+    --backbone also takes timm:NAME, hf:NAME, hf:FOLDER, the file of a program (.pt2, or TorchScript as .pt, .ts,
+    .jit, .torchscript), your own code as package.module:factory, and none if the inputs are features.
     """
     import_torchvision()
     from embedx.models.backbones.torchvision import backbone_names, weights_names

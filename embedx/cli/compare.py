@@ -1,4 +1,4 @@
-"""`embedx compare`."""
+"""`embedx compare`: measures how far the embeddings of two stores differ."""
 
 from __future__ import annotations
 
@@ -7,17 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from embedx.cli.output import (
-    STDERR,
-    STDOUT,
-    DebugOption,
-    JsonOption,
-    count_text,
-    facts_table,
-    numbers_table,
-    one_line,
-    print_json,
-)
+from embedx.cli.options import DebugOption, JsonOption
+from embedx.cli.output import STDERR, STDOUT, count_text, facts_table, numbers_table, one_line, print_json
 from embedx.errors import ConfigError, EmbedxError
 
 if TYPE_CHECKING:
@@ -27,22 +18,24 @@ _ALL = "(all)"
 
 
 def command(
-    a: Annotated[Path, typer.Argument(metavar="A", help="A store, such as one made before an upgrade.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="A store of the same inputs.")],
+    a: Annotated[Path, typer.Argument(metavar="A", help="First store, such as one made before an upgrade.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Second store, of the same inputs.")],
     name: Annotated[
         list[str] | None,
-        typer.Option("--name", help="Compare this tensor, embeddings or a layer's; repeatable. Default: all in both."),
+        typer.Option(
+            "--name", help="Tensor to compare: embeddings or a layer; repeatable. Default: all in both stores."
+        ),
     ] = None,
     max_drift: Annotated[
-        float | None, typer.Option("--max-drift", help="Exit with 1 if any row has drifted farther than this.")
+        float | None, typer.Option("--max-drift", help="Exit with 1 if any row has drifted more than this.")
     ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Tell how far the embeddings of two stores lie apart, row by row.
+    """Measure how far the embeddings of two stores differ, row by row.
 
-    The drift of a row is 1 - the cosine similarity of its embeddings in A and in B: 0 for one direction, 2 for opposite
-    ones. Compared are rows of the same split and key that were embedded from the same bytes.
+    The drift of a row is 1 minus the cosine similarity of its embeddings in A and B, from 0 (same direction) to 2
+    (opposite). Rows are compared if they have the same split and key, and were embedded from the same bytes.
     """
     from embedx.store.reading.compare import compare
 
@@ -50,7 +43,7 @@ def command(
         raise ConfigError(f"--max-drift is {max_drift:g}; give a number from 0 (the same direction) to 2")
     comparison = compare(a, b, name)
     for path in comparison.unfinished:
-        STDERR.print(f"{path} is not complete: what is committed of it is compared", soft_wrap=True)
+        STDERR.print(f"{path} is not complete: the rows committed so far are compared", soft_wrap=True)
     print_json(comparison.to_json()) if as_json else _print(comparison)
     if max_drift is not None:
         _check(comparison, max_drift)
@@ -61,24 +54,24 @@ def _check(comparison: Comparison, max_drift: float) -> None:
         if drift.not_finite:
             raise EmbedxError(
                 f"{count_text(drift.not_finite, 'row')} of {name!r} have NaN or infinity in one of the stores, which "
-                f"is no drift that --max-drift {max_drift:g} could allow; `embedx verify` names them"
+                f"--max-drift {max_drift:g} can't allow; `embedx verify` lists these rows"
             )
         if drift.worst is not None and drift.worst > max_drift:
             row = drift.furthest[0]
             raise EmbedxError(
                 f"{name!r} of {row.key!r} in split {row.split!r} has drifted by {row.drift:.3g}, and --max-drift is "
-                f"{max_drift:g}; if what differs between the stores explains that, allow more"
+                f"{max_drift:g}; allow more if the differences between the stores' recipes and versions explain it"
             )
 
 
 def _print(comparison: Comparison) -> None:
     from embedx.store.format.differences import difference_text
 
-    told = [difference_text(each.name, each.a, each.b) for each in comparison.differences]
+    lines = [difference_text(each.name, each.a, each.b) for each in comparison.differences]
     facts = {
         "A": str(comparison.a),
         "B": str(comparison.b),
-        "A → B": "\n".join(told) or "nothing differs in recipe and environment",
+        "A → B": "\n".join(lines) or "nothing differs in recipe and environment",
     }
     STDOUT.print(facts_table(facts))
     inputs = numbers_table("split", "compared", "only in A", "only in B", "rejected", "changed")
@@ -102,9 +95,9 @@ def _numbers(drift: Drift) -> list[str]:
 
 def _print_furthest(name: str, drift: Drift) -> None:
     if drift.not_finite:
-        STDOUT.print(f"{name}: {count_text(drift.not_finite, 'row')} with NaN or infinity, in none of these numbers")
+        STDOUT.print(f"{name}: {count_text(drift.not_finite, 'row')} with NaN or infinity, left out of these numbers")
     if drift.zero:
-        STDOUT.print(f"{name}: {count_text(drift.zero, 'row')} all zero in A or B; from there to a vector drift is 1")
+        STDOUT.print(f"{name}: {count_text(drift.zero, 'row')} all zero in A or B; their drift counts as 1")
     if drift.furthest:
         table = numbers_table("drift", "split", "key", "path", title=f"farthest apart of {name}")
         for row in drift.furthest:

@@ -1,4 +1,4 @@
-"""`embedx extract`."""
+"""`embedx extract`: embeds images into a store."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embedx.cli.options import ConfigFileOption, with_config_options
+from embedx.cli.options import ConfigFileOption, DebugOption, JsonOption, QuietOption, with_config_options
 from embedx.cli.output import (
     STDERR,
     STDOUT,
-    DebugOption,
-    JsonOption,
     count_text,
     facts_table,
     group_text,
@@ -34,8 +32,6 @@ from embedx.values import size_text
 if TYPE_CHECKING:
     from embedx.run.summary import Summary
 
-_RESUMABLE = "; the same command goes on from what is committed"
-
 
 @with_config_options(ExtractConfig)
 def command(
@@ -44,17 +40,16 @@ def command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
     as_json: JsonOption = False,
     profile: Annotated[bool, typer.Option("--profile", help="Show on stderr where the time went.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Nothing on stderr but errors.")] = False,
+    quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Run a backbone over images and store the embeddings.
 
-    Prints the path of the store's manifest. Running the same command again finishes what is missing.
+    Prints the path of the store's manifest. Running the same command again computes only the rows that are missing.
 
-    Exit codes: 0 complete, 1 failure, 2 usage, 3 more inputs rejected than --max-errors, 75 the store is held by
-    another run, 130 and 143 interrupted.
+    Exit codes: 0 complete; 1 failed; 2 a setting, file or path has to change; 3 complete, but with more rejected
+    inputs than --max-errors; 75 another run holds the store; 130 or 143 interrupted.
     """
-    STDERR.quiet = quiet
     # Before torch is imported: threads that spin while they wait would steal the decoders' cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if dry_run:
@@ -64,22 +59,22 @@ def command(
         description = prepare(config, download=False).describe()
         print_json(description) if as_json else _print_plan(description)
         return
-    signals.advice = _RESUMABLE
+    signals.advice = "; the same command goes on from what is committed"
     summary = _run(config)
-    STDERR.print(_outcome(summary), soft_wrap=True)
+    STDERR.print(_summary_text(summary), soft_wrap=True)
     if profile and not summary.up_to_date:
         _print_profile(summary)
     if os.path.lexists(replacement := staging_folder(config.out.resolve())):
         STDERR.print(
-            f"beside it an interrupted --overwrite or --update has left {replacement}; the same command as then goes "
-            "on with it, and without need of it that folder can be removed",
+            f"an interrupted --overwrite or --update left {replacement}; run that command again to continue it, or "
+            "delete the folder",
             soft_wrap=True,
         )
     print_json(summary.to_json(), indent=None) if as_json else print_line(str(summary.manifest))
     if summary.rejected > config.max_errors:
         raise TooManyRejectedError(
             f"{count_text(summary.rejected, 'input')} rejected, and --max-errors allows {config.max_errors}; the store "
-            f"is complete, `embedx info {config.out} --rejected` lists them with their reasons"
+            f"is complete, and `embedx info {config.out} --rejected` lists them with their reasons"
         )
 
 
@@ -95,16 +90,16 @@ def _run(config: ExtractConfig) -> Summary:
                 return summary
         heartbeat.say("starting")
         start_fork_server()
-        gc.disable()  # what is imported stays, and would be gone through again and again meanwhile
+        gc.disable()  # imported modules stay: each collection meanwhile would only scan them again
         import_torchvision()
         from embedx.run.extract import extract
 
-        gc.freeze()  # else every collection of garbage would go through it later
+        gc.freeze()  # so do later collections
         gc.enable()
         return extract(config, heartbeat, plan)
 
 
-def _outcome(summary: Summary) -> str:
+def _summary_text(summary: Summary) -> str:
     from embedx.run.update import describe_counts
 
     if summary.up_to_date:

@@ -1,4 +1,4 @@
-"""`embedx layers`."""
+"""`embedx layers`: lists the layers that --layer takes."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ from typing import Annotated
 
 import typer
 
-from embedx.cli.output import DebugOption, JsonOption, print_json, print_line
+from embedx.cli.options import DebugOption, JsonOption
+from embedx.cli.output import print_json, print_line
 from embedx.config import ExtractConfig
 from embedx.system.torch_imports import import_torchvision
 
 
 def command(
-    backbone: Annotated[str, typer.Argument(metavar="BACKBONE", help="As `embedx extract --backbone` takes it.")],
+    backbone: Annotated[str, typer.Argument(metavar="BACKBONE", help="Model, as in `embedx extract --backbone`.")],
     image_size: Annotated[
-        int | None, typer.Option("--image-size", min=1, help="Height and width of the image. Default: the backbone's.")
+        int | None, typer.Option("--image-size", min=1, help="Height and width of the image. Default: the weights'.")
     ] = None,
     backbone_arg: Annotated[
-        list[str] | None, typer.Option("--backbone-arg", help="KEY=VALUE for the backbone's factory; repeatable.")
+        list[str] | None, typer.Option("--backbone-arg", help="Argument of the factory, as KEY=VALUE; repeatable.")
     ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """List what can be given to --layer, each with the shape of its output for one image.
+    """List the layers of a backbone that --layer takes, with the shape of each one's output for one image.
 
-    They stand in the order in which they are computed; no weights are needed.
+    The layers are listed in the order in which they are computed. No weights are needed.
     """
     import_torchvision()
     from embedx.models.backbones import describe_layers

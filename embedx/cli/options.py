@@ -1,4 +1,4 @@
-"""Command-line options from the fields of a configuration, such as `ExtractConfig`; their values from a TOML file."""
+"""The options of commands: those made from a configuration's fields, those read from a TOML file, those shared."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from typing import Annotated, Any, get_origin
 
 import typer
 
+from embedx.cli.output import STDERR
 from embedx.errors import ConfigError, unknown
 
 
 def with_config_options(config: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command one option per field of a configuration; it receives them as its `config`.
+    """Gives a command one option per field of a configuration, which the command receives as its `config`.
 
-    The command's other parameters stay as they are, behind those.
+    The command's other parameters follow those options.
 
     Args:
-        config: A dataclass, whose fields `embedx.config.setting` has declared.
+        config: A dataclass with fields that `embedx.config.setting` declares.
     """
     return functools.partial(_with_options, config)
 
@@ -60,7 +61,7 @@ def _with_options(config: type[Any], command: Callable[..., None]) -> Callable[.
 
 
 def load_config_file(context: typer.Context, path: Path | None) -> Path | None:
-    """Callback of `--config`: a TOML file's values become the options' defaults, so that flags win.
+    """Makes a TOML file's values the defaults of the options, so that flags win; the callback of `--config`.
 
     Raises:
         ConfigError: If the file can't be read or has an unknown key.
@@ -81,16 +82,35 @@ def load_config_file(context: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
+def _show_tracebacks(wanted: bool) -> bool:
+    STDERR.show_tracebacks = wanted
+    return wanted
+
+
+def _silence(wanted: bool) -> bool:
+    STDERR.quiet = wanted
+    return wanted
+
+
+StoreArgument = Annotated[Path, typer.Argument(metavar="STORE", help="Folder that `embedx extract` wrote.")]
 ConfigFileOption = Annotated[
     Path | None,
     typer.Option(
-        "--config", help="TOML file with any of these settings; flags win.", callback=load_config_file, is_eager=True
+        "--config",
+        help="TOML file with any of these options, without their dashes; flags win.",
+        callback=load_config_file,
+        is_eager=True,
     ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="Print nothing on stderr but errors.", callback=_silence)]
+DebugOption = Annotated[
+    bool, typer.Option("--debug", help="Show an error's traceback.", callback=_show_tracebacks, is_eager=True)
 ]
 
 
 def _options_by_key(command: Any) -> dict[str, Any]:
-    """The options that a TOML file can set, by their flag's name: `batch-size`, or `batch_size`."""
+    """Returns the options that a TOML file can set, by the flag's name: `batch-size` and also `batch_size`."""
     keys: dict[str, Any] = {}
     for option in command.params:
         if option.name not in ("config_file", "help"):
@@ -101,10 +121,7 @@ def _options_by_key(command: Any) -> dict[str, Any]:
 
 
 def _option_type(hint: Any, field: dataclasses.Field[Any]) -> Any:
-    """Typer's word for a field's type: it takes lists where the dataclass, being frozen, holds tuples.
-
-    Of a field that has a parser it asks no type.
-    """
+    """Returns the type that typer needs for a field: a list for a tuple, and none where the field has a parser."""
     if "parser" in field.metadata:
         return Any
     return list[str] if get_origin(hint) is tuple else hint

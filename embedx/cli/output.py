@@ -1,4 +1,4 @@
-"""The one console, and the two streams: data to stdout, talk to stderr."""
+"""The two streams: data goes to stdout, and notices, progress and errors go to stderr."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
@@ -17,33 +16,34 @@ from rich.text import Text
 from embedx.errors import EmbedxError
 
 
-class Talk(Console):
-    """The console of stderr. A reader that goes away ends the talk, and not the run."""
+class StderrConsole(Console):
+    """The console of stderr. If its reader goes away or its disk is full, it turns quiet, and the run goes on."""
 
     show_tracebacks = False
     """Whether an error is shown with its traceback."""
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Prints, if that can be done: a full disk under the log is like a reader that has gone."""
+        """Prints, or turns quiet where stderr can't be written."""
         try:
             super().print(*objects, **options)
         except OSError:
             self.on_broken_pipe()
 
     def on_broken_pipe(self) -> None:
-        """Sends all that is still to come nowhere; Rich itself would end the process, and close stdout."""
+        """Sends all further output to the null device; Rich itself would end the process, and close stdout."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
-class Data(Console):
+class StdoutConsole(Console):
     """The console of stdout."""
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Prints what is there for people.
+        """Prints tables and text for people.
 
         Raises:
-            EmbedxError: If it can't be written.
+            BrokenPipeError: If the reader of stdout has gone.
+            EmbedxError: If stdout can't be written for another reason.
         """
         with _writing_stdout():
             super().print(*objects, **options)
@@ -51,51 +51,40 @@ class Data(Console):
 
 @contextlib.contextmanager
 def _writing_stdout() -> Iterator[None]:
-    """Raises an EmbedxError that names stdout, unless it is that its reader has gone."""
+    """Turns an error of writing into an EmbedxError that names stdout; a BrokenPipeError passes."""
     try:
         yield
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise EmbedxError(f"stdout can't be written ({error.strerror}); all else is done") from error
+        raise EmbedxError(f"stdout can't be written ({error.strerror}); everything else is done") from error
 
 
 # No markup: a name that looks like it is a name.
-STDERR = Talk(stderr=True, highlight=False, markup=False, emoji=False)
-"""Notices, progress and errors."""
-STDOUT = Data(highlight=False, markup=False, emoji=False)
-"""Tables for people; plain data is printed by `print_line` and `print_json`, never wrapped or coloured."""
-
-
-def _show_tracebacks(wanted: bool) -> bool:
-    STDERR.show_tracebacks = wanted
-    return wanted
-
-
-DebugOption = Annotated[
-    bool, typer.Option("--debug", help="Show tracebacks.", callback=_show_tracebacks, is_eager=True)
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+STDERR = StderrConsole(stderr=True, highlight=False, markup=False, emoji=False)
+"""The console for notices, progress and errors."""
+STDOUT = StdoutConsole(highlight=False, markup=False, emoji=False)
+"""The console for tables; `print_line` and `print_json` print plain data, never wrapped or coloured."""
 
 
 def print_line(text: str) -> None:
     """Prints one line of data.
 
     Raises:
-        BrokenPipeError: If its reader has gone.
-        EmbedxError: If it can't be written for another reason.
+        BrokenPipeError: If the reader of stdout has gone.
+        EmbedxError: If stdout can't be written for another reason.
     """
     with _writing_stdout():
         print(text, file=sys.stdout, flush=True)
 
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:
-    """Prints one JSON value."""
+    """Prints one JSON value, over several lines or (`indent=None`) in one."""
     print_line(json.dumps(value, indent=indent))
 
 
 def facts_table(facts: Mapping[str, str]) -> Table:
-    """Names and values for people; a value that is too long for the line goes on in the next one."""
+    """Returns a table of names and values for people; long values are wrapped."""
     table = Table(Column(style="bold"), Column(overflow="fold"), show_header=False, box=None)
     for name, value in facts.items():
         table.add_row(name, value)
@@ -103,20 +92,20 @@ def facts_table(facts: Mapping[str, str]) -> Table:
 
 
 def numbers_table(*columns: str, title: str | None = None) -> Table:
-    """A table with these columns, of names and numbers per split and group."""
+    """Returns an empty table with these columns, for names and numbers."""
     return Table(*(Column(name, overflow="fold") for name in columns), title=title, title_justify="left")
 
 
 def one_line(text: str) -> str:
-    """The text with line ends, tabs and all else that can't be printed written as escapes."""
+    """Returns the text with escapes in place of line ends, tabs and other characters that can't be printed."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def group_text(group: str | None) -> Text | str:
-    """A group's name for a table, set apart where there is none."""
+    """Returns a group's name for a table, or `no group` in another style."""
     return Text("no group", style="dim italic") if group is None else one_line(group)
 
 
 def count_text(count: int, noun: str) -> str:
-    """A number of things, as `1 fault` or `2 faults`."""
+    """Returns a number of things in words, such as `1 fault` or `2 faults`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"

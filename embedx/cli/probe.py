@@ -1,4 +1,4 @@
-"""`embedx probe`."""
+"""`embedx probe`: measures how well a store's targets can be predicted from its embeddings."""
 
 from __future__ import annotations
 
@@ -8,18 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from embedx.cli.options import ConfigFileOption, with_config_options
-from embedx.cli.output import (
-    STDERR,
-    STDOUT,
+from embedx.cli.options import (
+    ConfigFileOption,
     DebugOption,
     JsonOption,
-    facts_table,
-    numbers_table,
-    one_line,
-    print_json,
+    QuietOption,
+    StoreArgument,
+    with_config_options,
 )
-from embedx.cli.stores import StoreArgument
+from embedx.cli.output import STDERR, STDOUT, facts_table, numbers_table, one_line, print_json
 from embedx.errors import ConfigError
 from embedx.heartbeat import Heartbeat
 from embedx.system import signals
@@ -33,18 +30,17 @@ if TYPE_CHECKING:
 def command(
     path: StoreArgument,
     config: ProbeConfig,
-    plot: Annotated[Path | None, typer.Option("--plot", help="Draw the confusion matrix into this PNG file.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="PNG file to draw the confusion matrix into.")] = None,
     config_file: ConfigFileOption = None,
     as_json: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Nothing on stderr but errors.")] = False,
+    quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Tell how well the targets of one split can be read from its embeddings, having learned on another split.
+    """Train a classifier on the embeddings of one split, and test it on another split.
 
-    Prints accuracies, per class as well. The same store, settings and number of threads give the same numbers and the
+    Prints the accuracy, also per class. The same store, settings and number of threads give the same numbers and the
     same head, bit for bit.
     """
-    STDERR.quiet = quiet
     config.validate()
     if plot is not None and (plot.is_dir() or not plot.absolute().parent.is_dir()):
         fault = "it is a folder" if plot.is_dir() else f"there is no folder {plot.parent}"
@@ -59,10 +55,10 @@ def command(
 
         store = Store.open(path)
         if not store.complete:
-            STDERR.print(f"{path} is not complete: what is committed of it is probed", soft_wrap=True)
+            STDERR.print(f"{path} is not complete: the rows committed so far are probed", soft_wrap=True)
         result = probe(store, config, heartbeat)
     if not result.converged:
-        STDERR.print("the fit has not come to its end; a larger --l2 gets there sooner", style="bold yellow")
+        STDERR.print("the fit has not converged; a larger --l2 converges sooner", style="bold yellow")
     if plot is not None:
         _write_plot(result, plot)
     print_json(result.to_json(), indent=None) if as_json else _print(result)

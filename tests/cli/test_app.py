@@ -15,7 +15,7 @@ from embedx.store.format.manifest import Manifest
 from tests import runs
 
 
-class Outcome:
+class Ended:
     """What one call of `embedx` printed, and its exit code."""
 
     def __init__(self, code: int, stdout: str, stderr: str) -> None:
@@ -27,11 +27,11 @@ def embedx(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
     """Calls the command line in this process, which has torch imported already."""
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
 
-    def call(*arguments: str | Path) -> Outcome:
+    def call(*arguments: str | Path) -> Ended:
         monkeypatch.setattr(sys, "argv", ["embedx", *map(str, arguments)])
         code = run()
         stdout, stderr = capfd.readouterr()
-        return Outcome(code, stdout, stderr)
+        return Ended(code, stdout, stderr)
 
     return call
 
@@ -242,7 +242,7 @@ BAD_USAGE = {
     "overwriting what is not a store": ([*GOOD, "--out", "{tmp}/mine", "--overwrite"], "not a store"),
     "unknown group key": ([*GOOD, "--group-key", "clas"], "did you mean class?"),
     "batch size 0": ([*GOOD, "-b", "0"], "--batch-size is 0"),
-    "batch size in words": ([*GOOD, "-b", "many"], "is not a number of"),
+    "batch size in words": ([*GOOD, "-b", "many"], "'many' is not a number"),
     "unknown weights": ([*GOOD, "--weights", "IMAGENET1K_V2"], "did you mean IMAGENET1K_V1?"),
     "unknown dtype": ([*GOOD, "--dtype", "float8"], "float16"),
     "unknown flag": ([*GOOD, "--bach-size", "3"], "--batch-size"),

@@ -86,7 +86,7 @@ def test_an_unfinished_store_is_probed_with_a_notice(call, store: Path, tmp_path
     begun = Manifest.read(store)
     Manifest(begun.recipe, begun.plan, begun.environment).write(tmp_path / "store")
     code, _, stderr = call("probe", tmp_path / "store", "--method", "knn")
-    assert code == 0 and "is not complete: what is committed of it is probed" in stderr
+    assert code == 0 and "is not complete: the rows committed so far are probed" in stderr
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,95 @@
+"""`embedx info`: shows what is in a store."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from embedx.cli.options import DebugOption, JsonOption, StoreArgument
+from embedx.cli.output import STDOUT, facts_table, group_text, numbers_table, one_line, print_json, print_line
+from embedx.values import size_text
+
+if TYPE_CHECKING:
+    from embedx.store.reading.reader import Store
+
+
+def command(
+    path: StoreArgument,
+    rejected: Annotated[bool, typer.Option("--rejected", help="List the rejected inputs instead.")] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Show what is in a store: its recipe, and its splits and groups with inputs, rows and sizes."""
+    from embedx.store.reading.reader import Store
+
+    store = Store.open(path)
+    if rejected:
+        _print_rejected(store, as_json=as_json)
+    elif as_json:
+        print_json(_description(store))
+    else:
+        _print_summary(_description(store))
+
+
+def _description(store: Store) -> dict[str, Any]:
+    """Returns the manifest's facts, with each split's totals and groups as they are on disk."""
+    manifest = store.manifest
+    splits: dict[str, dict[str, Any]] = {}
+    groups: dict[str, Counter[str | None]] = {}
+    for unit in store.units.values():
+        split = splits.setdefault(unit.split, {"inputs": 0, "rows": 0, "rejected": 0, "bytes": 0})
+        for name in ("inputs", "rows", "rejected"):
+            split[name] += getattr(unit, name)
+        for shard in unit.shards:
+            split["bytes"] += shard.bytes
+            if manifest.plan["group_key"] is not None:
+                groups.setdefault(unit.split, Counter())[shard.group] += shard.rows
+    for name, split in splits.items():
+        split["groups"] = [{"group": group, "rows": rows} for group, rows in groups.get(name, Counter()).items()]
+    return {
+        "path": str(store.path),
+        "complete": manifest.complete,
+        "fingerprint": manifest.fingerprint,
+        "recipe": manifest.recipe,
+        "group_key": manifest.plan["group_key"],
+        "splits": splits,
+        "environment": manifest.environment,
+        "timings": manifest.timings,
+    }
+
+
+def _print_summary(description: dict[str, Any]) -> None:
+    recipe = description["recipe"]
+    weights = recipe.get("weights")
+    named = weights.values() if isinstance(weights, dict) else [weights] if weights else []
+    facts = {
+        "store": description["path"],
+        "complete": "yes" if description["complete"] else "no: run the same command again to finish it",
+        "backbone": recipe.get("backbone", "not stated"),
+        "weights": " ".join(str(value)[:32] for value in named) or "not stated",
+        "numbers": " ".join(str(recipe[name]) for name in ("precision", "dtype", "device") if name in recipe),
+        "rate": f"{description['timings'].get('images_per_second', 0):.0f} images/s",
+    }
+    STDOUT.print(facts_table(facts))
+    table = numbers_table("split", "group", "inputs", "rows", "rejected", "size")
+    for name, split in description["splits"].items():
+        numbers = [str(split[column]) for column in ("inputs", "rows", "rejected")]
+        table.add_row(name, "", *numbers, size_text(split["bytes"]))
+        for group in split["groups"]:
+            table.add_row("", group_text(group["group"]), "", str(group["rows"]), "", "")
+    STDOUT.print(table)
+
+
+def _print_rejected(store: Store, *, as_json: bool) -> None:
+    rows = [
+        row
+        for row in store.index().select(["split", "key", "path", "reason", "status"]).to_pylist()
+        if row.pop("status") == "rejected"
+    ]
+    if as_json:
+        print_json(rows)
+    else:
+        for row in rows:
+            print_line("\t".join(one_line(str(row[name])) for name in ("split", "path", "reason")))

@@ -1,0 +1,117 @@
+"""`embedx verify`: checks a store against itself and, on demand, against its inputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from embedx.cli.options import DebugOption, JsonOption, StoreArgument
+from embedx.cli.output import STDERR, count_text, one_line, print_json, print_line
+from embedx.errors import ConfigError, StoreError
+from embedx.system.torch_imports import import_torchvision
+
+if TYPE_CHECKING:
+    from embedx.run.recompute import Recomputation
+
+
+def command(
+    path: StoreArgument,
+    recompute: Annotated[
+        int | None,
+        typer.Option("--recompute", metavar="N", min=1, help="Also embed N random rows again, and compare them."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Random seed that chooses the rows. Default: a new one each time.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="Device to recompute on. Default: the recipe's, if available.")
+    ] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Let --recompute run the code or the program that is the store's backbone.")
+    ] = False,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            "--tolerance",
+            help="Largest allowed difference of a recomputed number, relative to its row's largest absolute value. "
+            "Default: 1e-4 for fp32, 1e-2 for tf32 and fp16, 5e-2 for bf16; at least 2e-3 if stored as float16, "
+            "2e-2 as bfloat16.",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Check a store: checksums, shapes, row identities, sums, NaN rows.
+
+    These checks find all that has changed since the store was written. --recompute also finds numbers that were wrong
+    from the start, as it embeds some rows again. Prints one line per fault, and exits with 1 if there is one.
+    """
+    if recompute is None and (seed, device, tolerance, trust) != (None, None, None, False):
+        raise ConfigError("--seed, --device, --tolerance and --trust are for recomputing rows; give --recompute N too")
+    if tolerance is not None and not 0 <= tolerance < math.inf:
+        raise ConfigError(f"--tolerance is {tolerance:g}; give a number of at least 0, such as 1e-4")
+    # Before torch is imported: threads that spin while they wait would steal the decoders' cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from embedx.store.reading.verify import NOT_COMPLETE, verify
+
+    faults = []
+    for fault in verify(path):
+        faults.append(fault)
+        if not as_json:
+            print_line(fault)
+    found = None
+    if recompute is not None and faults in ([], [NOT_COMPLETE]):
+        import_torchvision()
+        from embedx.run.recompute import recompute as recompute_rows
+
+        found = recompute_rows(
+            path, recompute, seed=seed, device=device, trust=trust, tolerance=tolerance, console=STDERR
+        )
+    _print(path, faults, found, as_json=as_json)
+    if found is not None:
+        _judge(path, found)
+    if faults == [NOT_COMPLETE]:
+        raise StoreError(f"{path} has no damage, but the run that writes it has not finished")
+    if faults:
+        raise StoreError(
+            f"{path} has {count_text(len(faults), 'fault')}; remove the damaged shards and index tables, and run the "
+            "same `embedx extract` again, which writes what is missing"
+        )
+    STDERR.print(f"{path} is whole", soft_wrap=True)
+
+
+def _print(path: Path, faults: list[str], found: Recomputation | None, *, as_json: bool) -> None:
+    """Prints the report as JSON, or the lines that recomputing adds to those of the faults."""
+    wrong = [*found.faults, *found.lost_inputs] if found is not None else []
+    if as_json:
+        report: dict[str, Any] = {"store": str(path), "ok": not faults and not wrong, "faults": faults}
+        print_json(report if found is None else report | {"recomputed": dataclasses.asdict(found)}, indent=None)
+    else:
+        for line in wrong:
+            print_line(one_line(line))
+
+
+def _judge(path: Path, found: Recomputation) -> None:
+    """Prints the result of recomputing, and raises a StoreError if the store holds other numbers."""
+    largest = "not finite" if found.largest_difference is None else f"{found.largest_difference:.3g}"
+    STDERR.print(
+        f"{count_text(found.rows, 'row')} recomputed: largest difference {largest} (allowed {found.allowed:g}), "
+        "relative to a row's largest absolute value",
+        soft_wrap=True,
+    )
+    if found.faults:
+        raise StoreError(
+            f"{path}: {count_text(len(found.faults), 'fault')} among {count_text(found.rows, 'recomputed row')}; if "
+            "other versions or another processor explain the differences, allow more with --tolerance, otherwise "
+            "write the store anew with `embedx extract --overwrite`"
+        )
+    if found.lost_inputs:
+        raise StoreError(
+            f"{path}: {count_text(len(found.lost_inputs), 'row')} can't be judged, as the inputs are gone or have "
+            "changed since; all others are what their inputs give"
+        )
