@@ -77,13 +77,12 @@ def forward(backbone: Backbone, precision: Precision, runtime: Runtime, data: Da
 
     from embedx.config import ExtractConfig
     from embedx.models.runtimes import choice as runtimes
-    from embedx.run.extract import prepare
-    from embedx.run.job import decoder_for
+    from embedx.run.prepare import prepare
     from embedx.system.machine import keep_large_blocks
 
     keep_large_blocks()
     job = prepare(ExtractConfig(**_settings(backbone, precision, runtime, data, data.parent / "nothing")))
-    images = decoder_for(job.spec, job.config).empty(job.batch_size)
+    images = job.decoder.empty(job.batch_size)
     images.copy_(torch.randint(0, 255, images.shape, dtype=torch.uint8))
     model = runtimes.build(job.runtimes, job.spec.load, job.device, job.precision, images, print)
     images = images.to(job.device)
@@ -101,8 +100,7 @@ def loading(backbone: Backbone, precision: Precision, runtime: Runtime, data: Da
     """Prints images per second that all cores' workers read, decode and resize while nothing else runs."""
     from embedx.config import ExtractConfig
     from embedx.data.loading.loaders import SplitLoader
-    from embedx.run.extract import prepare
-    from embedx.run.job import decoder_for
+    from embedx.run.prepare import prepare
     from embedx.system.machine import cores
 
     job = prepare(ExtractConfig(**_settings(backbone, precision, runtime, data, data.parent / "nothing")))
@@ -110,7 +108,7 @@ def loading(backbone: Backbone, precision: Precision, runtime: Runtime, data: Da
     # Over all images several times, so that what is decoded ahead while the clock is started does not count.
     skipped = 4 * cores() + 1
     units = [range(len(split))] * max(4, 5 * skipped * job.batch_size // len(split))
-    decoder = decoder_for(job.spec, job.config)
+    decoder = job.decoder
     batches = iter(SplitLoader(split, units, decoder, batch_size=job.batch_size, workers=cores()))
     for _, _batch in zip(range(skipped), batches, strict=False):
         start = time.perf_counter()

@@ -34,8 +34,8 @@ from rich.table import Table
 from embedx.callbacks.writer import EmbeddingsWriter, rows_table
 from embedx.config import ExtractConfig
 from embedx.engine.state import new_state
-from embedx.run.extract import prepare
-from embedx.run.summary import list_inputs
+from embedx.run.inputs import list_inputs
+from embedx.run.prepare import prepare
 from embedx.store.format.layout import Unit
 from embedx.store.format.manifest import Manifest
 from embedx.store.writing.session import StoreSession

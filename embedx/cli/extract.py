@@ -54,7 +54,7 @@ def command(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if dry_run:
         import_torchvision()
-        from embedx.run.extract import prepare
+        from embedx.run.prepare import prepare
 
         description = prepare(config, download=False).describe()
         print_json(description) if as_json else _print_plan(description)
@@ -114,7 +114,7 @@ def _summary_text(summary: Summary) -> str:
 
 
 def _means(summary: Summary) -> str:
-    means = summary.means
+    means = summary.ran_on
     threads = f", {count_text(int(means['threads']), 'thread')}" if "threads" in means else ""
     return f"{means['runtime']} on {means['device']}{threads}, {count_text(int(means['workers']), 'worker')}"
 

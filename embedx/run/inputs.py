@@ -10,10 +10,10 @@ from embedx.data.sources.base import SourceOptions
 
 
 def list_inputs(config: ExtractConfig) -> Plan:
-    """The plan of the settings' inputs; without any, of the bundled sample's.
+    """Lists the inputs that the settings name, or else the bundled sample's, and orders them into a plan.
 
     Raises:
-        ConfigError: Naming every fault of the sources.
+        ConfigError: If sources can't be listed; it names every fault.
     """
     sources = parse_data(config.data or [str(sample.IMAGES)], SourceOptions.of(config))
     return build_plan(sources, config.group_key)

@@ -1,154 +1,206 @@
-"""The parts of a run, by its settings: what `extract` and `recompute` are put together from."""
+"""A run, fully determined: from a `Job` come the decoder, loaders, model, recipe and manifest."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Any, cast
 
 import torch
+from torch import nn
 
 from embedx.config import ExtractConfig
 from embedx.data.decoding.batch_rows import Decoder, DenseDecoder
-from embedx.data.decoding.features import FeatureDecoder, features_shape
+from embedx.data.decoding.features import FeatureDecoder
 from embedx.data.decoding.images import ImageDecoder
-from embedx.data.decoding.nvjpeg import DeviceDecoder, EncodedDecoder, Upload, try_to_decode
+from embedx.data.decoding.nvjpeg import DeviceDecoder, EncodedDecoder, Upload
 from embedx.data.loading.loaders import SplitLoader
 from embedx.data.plan import Plan, SplitPlan
+from embedx.engine.callback import Callback
+from embedx.engine.connectors import DataConnector
+from embedx.engine.loop import run_test
 from embedx.engine.state import Batch
-from embedx.errors import ConfigError
-from embedx.models.backbones import BackboneSpec, describe_backbone
-from embedx.models.backbones.none import NONE, FeatureSpec, describe_features
+from embedx.errors import DeviceMemoryError
+from embedx.models.backbones import BackboneSpec
+from embedx.models.backbones.none import FeatureSpec
+from embedx.models.runtimes import choice as runtimes
+from embedx.models.runtimes.base import Runtime
 from embedx.recipe import Recipe
+from embedx.store.format.manifest import Manifest
 from embedx.system.machine import cores
-from embedx.values import Precision
+from embedx.values import Precision, rows_per_unit
 
 _PACKAGES = ("embedx", "torch", "torchvision", "pillow", "numpy", "pyarrow", "safetensors")
-
-_THREADS = torch.get_num_threads()
-"""As many as torch would use."""
-
-T = TypeVar("T")
+_INDEX_BYTES = 8
+"""The bytes of a row's number in the shard's `index`."""
 
 
-def describe_spec(config: ExtractConfig, plan: Plan | None, *, download: bool) -> BackboneSpec:
-    """The backbone that was asked for, or, without one, what is made of the plan's features."""
-    if config.backbone != NONE:
-        return describe_backbone(config, download=download)
-    return describe_features(config, features_shape(plan) if plan is not None else (1,))
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A run, fully determined; nothing of it has been written."""
 
+    config: ExtractConfig
+    plan: Plan
+    spec: BackboneSpec
+    device: torch.device
+    precision: Precision
+    batch_size: int
+    runtimes: tuple[str, ...]
+    """The runtimes to try, in this order; the first is the recipe's."""
 
-def decoder_for(spec: BackboneSpec, config: ExtractConfig) -> DenseDecoder:
-    """What turns inputs into what the backbone takes."""
-    if isinstance(spec, FeatureSpec):
-        return FeatureDecoder(spec.input_shape)
-    return ImageDecoder(required(spec.preprocessing), config.max_pixels)
+    @cached_property
+    def decoder(self) -> DenseDecoder:
+        """The decoder that turns an input's bytes into a row of the backbone's input."""
+        if self.spec.preprocessing is None:
+            return FeatureDecoder(cast(FeatureSpec, self.spec).input_shape)
+        return ImageDecoder(self.spec.preprocessing, self.config.max_pixels)
 
+    @property
+    def worker_decoder(self) -> Decoder:
+        """The decoder that the workers run; with `--decoder cuda` it leaves JPEGs to the device."""
+        decoder = self.decoder
+        return EncodedDecoder(decoder) if self._decodes_on_device and isinstance(decoder, ImageDecoder) else decoder
 
-def loading(decoder: DenseDecoder, config: ExtractConfig) -> Decoder:
-    """What workers do of the decoding."""
-    return EncodedDecoder(decoder) if config.decoder == "cuda" and isinstance(decoder, ImageDecoder) else decoder
+    @property
+    def workers(self) -> int:
+        """The number of processes that read and decode: one per core, unless another number is given."""
+        return cores() if self.config.workers is None else self.config.workers
 
+    @property
+    def row_bytes(self) -> int:
+        """The bytes of one input's row over all stored tensors."""
+        item_bytes: int = getattr(torch, self.config.dtype).itemsize
+        return sum(math.prod(shape) for shape in self.spec.shapes.values()) * item_bytes + _INDEX_BYTES
 
-def check_decoder(config: ExtractConfig, device: torch.device) -> None:
-    """Checks that images can be decoded where they should be.
+    @property
+    def rows_per_unit(self) -> int:
+        """The number of rows in a unit, so that its shard has about `--shard-size` bytes."""
+        return rows_per_unit(self.config.shard_size, self.row_bytes, self.batch_size)
 
-    Raises:
-        ConfigError: If not.
-    """
-    if config.decoder == "cpu":
-        return
-    if config.backbone == NONE:
-        raise ConfigError("--decoder cuda is for images, and --backbone none takes features; leave it out")
-    if device.type != "cuda":
-        raise ConfigError(f"--decoder cuda decodes where the model runs, and that is the {device}; give --decoder cpu")
-    try_to_decode(device)
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe: all that determines the embeddings' values."""
+        return Recipe(
+            backbone=self.spec.name,
+            backbone_args=dict(self.spec.architecture.arguments),
+            weights=self.spec.weights.to_json(),
+            preprocessing=self.spec.preprocessing,
+            layers=self.spec.layers,
+            pooling=self.config.pool,
+            normalize=self.spec.normalize,
+            precision=self.precision,
+            runtime=self.runtimes[0],
+            device=self.device.type,
+            decoder=self.config.decoder,
+            batch_size=self.batch_size,
+            dtype=self.config.dtype,
+        )
 
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """The versions and the hardware that the run uses, as the manifest states them."""
+        libraries = (*self.spec.architecture.libraries, *runtimes.libraries(self.runtimes[0]))
+        is_cuda = self.device.type == "cuda"
+        return {
+            "python": platform.python_version(),
+            **{package: version(package) for package in (*_PACKAGES, *libraries)},
+            "device": torch.cuda.get_device_name(self.device) if is_cuda else platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        }
 
-def placing(
-    decoder: DenseDecoder, config: ExtractConfig, batch_size: int, device: torch.device
-) -> Callable[[Batch], Batch]:
-    """What brings a batch that workers have made to the device."""
-    if config.decoder == "cuda" and isinstance(decoder, ImageDecoder):
-        return DeviceDecoder(decoder, batch_size, device)
-    return Upload(device, decoder.entry)
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The manifest of the store that the run begins."""
+        plan = self.plan.to_json(self.rows_per_unit)
+        return Manifest(self.recipe.to_json(), plan, self.environment, self.config.to_json())
 
+    def loader(self, split: SplitPlan, runs: Sequence[Sequence[int]], decoder: Decoder | None = None) -> SplitLoader:
+        """Makes a loader of some of a split's inputs.
 
-def recipe_of(
-    config: ExtractConfig,
-    spec: BackboneSpec,
-    device: torch.device,
-    precision: Precision,
-    batch_size: int,
-    runtime: str,
-) -> Recipe:
-    """All that determines what will be computed."""
-    return Recipe(
-        backbone=spec.name,
-        backbone_args=dict(spec.architecture.arguments),
-        weights=spec.weights.to_json(),
-        preprocessing=spec.preprocessing,
-        layers=spec.layers,
-        pooling=config.pool,
-        normalize=spec.normalize,
-        precision=precision,
-        runtime=runtime,
-        device=device.type,
-        decoder=config.decoder,
-        batch_size=batch_size,
-        dtype=config.dtype,
-    )
+        Args:
+            split: The split's plan.
+            runs: The rows of the plan to load, in runs; no batch holds rows of two runs.
+            decoder: The decoder to use instead of the job's own.
+        """
+        return SplitLoader(
+            split,
+            runs,
+            decoder or self.worker_decoder,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+            timeout=self.config.timeout,
+        )
 
+    def build_model(self, notice: Callable[[str], None]) -> Runtime:
+        """Loads the backbone and builds the first of the runtimes that takes it.
 
-def environment_of(device: torch.device, libraries: tuple[str, ...]) -> dict[str, Any]:
-    """Versions and hardware, as the manifest has them."""
-    return {
-        "python": platform.python_version(),
-        **{package: version(package) for package in (*_PACKAGES, *libraries)},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-    }
+        Args:
+            notice: The function that is told of each runtime that does not take the backbone.
 
+        Raises:
+            CheckpointError: If the weights don't fit the backbone.
+            RuntimeUnfitError: If no runtime takes the backbone.
+            DeviceMemoryError: If the backbone does not fit into the device's memory.
+        """
+        images = self.decoder.empty(self.batch_size).zero_()
+        return runtimes.build(self.runtimes, self.spec.load, self.device, self.precision, images, notice)
 
-def workers_of(config: ExtractConfig) -> int:
-    """Processes that read and decode: one for each core, unless another number is given."""
-    return cores() if config.workers is None else config.workers
+    def transfer(self) -> Callable[[Batch], Batch]:
+        """Returns the function that brings a batch to the device, and decodes there what the workers left encoded."""
+        decoder = self.decoder
+        if self._decodes_on_device and isinstance(decoder, ImageDecoder):
+            return DeviceDecoder(decoder, self.batch_size, self.device)
+        return Upload(self.device, decoder.entry)
 
+    def run(self, model: nn.Module, loaders: Mapping[str, SplitLoader], callbacks: Sequence[Callback]) -> None:
+        """Runs the model over the loaders' batches and gives the outputs to the callbacks.
 
-def split_loader(
-    plan: SplitPlan,
-    runs: Sequence[Sequence[int]],
-    decoder: Decoder,
-    config: ExtractConfig,
-    batch_size: int,
-    device: torch.device,
-) -> SplitLoader:
-    """A loader of some of a split's inputs, as the settings have it."""
-    return SplitLoader(
-        plan,
-        runs,
-        decoder,
-        batch_size=batch_size,
-        workers=workers_of(config),
-        pin_memory=device.type == "cuda",
-        timeout=config.timeout,
-    )
+        Raises:
+            DeviceMemoryError: If batches, the forward pass or its outputs do not fit into the device's memory.
+        """
+        try:
+            run_test(model, loaders, callbacks, DataConnector({"images": self.decoder.entry}), self.transfer())
+        except torch.OutOfMemoryError as error:  # the forward pass raises a DeviceMemoryError by itself
+            raise DeviceMemoryError(
+                f"{self.device.type.upper()} is out of memory with --batch-size {self.batch_size}, where batches are "
+                "brought there and results back; give a smaller one, or --decoder cpu"
+            ) from error
 
+    def describe(self) -> dict[str, Any]:
+        """Returns the plan of the run as plain JSON values, for `--dry-run`."""
+        return {
+            "backbone": self.spec.name,
+            "weights": self.spec.weights.to_json(),
+            "preprocessing": self.manifest.recipe["preprocessing"],
+            "tensors": {name: list(shape) for name, shape in self.spec.shapes.items()},
+            "device": str(self.device),
+            "precision": self.precision,
+            "runtime": self.runtimes[0],
+            "dtype": self.config.dtype,
+            "batch_size": self.batch_size,
+            "rows_per_unit": self.rows_per_unit,
+            "group_key": self.plan.group_key,
+            "out": str(self.config.out),
+            "splits": {name: self._describe_split(split) for name, split in self.plan.splits.items()},
+        }
 
-def use_machine(config: ExtractConfig, device: torch.device) -> None:
-    """Has torch compute on a device, and with as many threads as are given, or as it would, but no more than cores."""
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    threads = config.threads or min(_THREADS, cores())
-    if threads != torch.get_num_threads():
-        torch.set_num_threads(threads)
+    def _describe_split(self, split: SplitPlan) -> dict[str, Any]:
+        groups = split.inputs_per_group().items() if self.plan.group_key else ()
+        return {
+            "inputs": len(split),
+            "groups": [{"group": group, "inputs": inputs} for group, inputs in groups],
+            "units": len(split.unit_rows(self.rows_per_unit)),
+            "input_bytes": sum(size or 0 for size in split.table["size"].to_pylist()),
+            "output_bytes": len(split) * self.row_bytes,
+        }
 
-
-def required(value: T | None) -> T:
-    """A value that is there, as no fault was found on the way to it."""
-    if value is None:
-        raise RuntimeError("a step failed without saying why")
-    return value
+    @property
+    def _decodes_on_device(self) -> bool:
+        return self.config.decoder == "cuda"

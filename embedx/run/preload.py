@@ -1,4 +1,7 @@
-"""What the fork server imports: all that its children need. It is for the server alone, whose errors it filters."""
+"""The module that the fork server imports, so that its children start with everything loaded.
+
+Import it nowhere else: it replaces the process's exit and its display of errors.
+"""
 
 import atexit
 import os
@@ -18,15 +21,15 @@ _SERVER = os.getpid()
 
 
 def _end_at_once() -> None:
-    """Ends the server when it has no parent any more; the interpreter would take seconds to free what it imported."""
+    """Ends the server at once; the interpreter's own way out takes seconds to free the imported modules."""
     if os.getpid() == _SERVER:
         os._exit(0)
 
 
 def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Shows an error with which a child could not begin, unless it is that its parent is gone.
+    """Shows the error that kept a child from starting, unless the cause is that its parent has ended.
 
-    The child sees that as a pipe that has ended, or as a semaphore that is not there, both in multiprocessing's code.
+    A parent that has ended shows as a closed pipe or a missing semaphore, raised in multiprocessing's own code.
     """
     *_, place = traceback.extract_tb(trace) or [None]
     in_multiprocessing = place is not None and "multiprocessing" in place.filename

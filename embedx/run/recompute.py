@@ -1,4 +1,4 @@
-"""Some rows of a store, computed once more from the inputs and settings that it names, and compared with its own."""
+"""Computes random rows of a store again, from the inputs and settings that it names, and compares them with its own."""
 
 from __future__ import annotations
 
@@ -13,50 +13,35 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from rich.console import Console
-from torch import Tensor, nn
 
 from embedx.callbacks.progress import ProgressBar
 from embedx.config import ExtractConfig
 from embedx.data.plan import Plan, SplitPlan
-from embedx.data.sources import find_reader
-from embedx.data.sources.base import SourceOptions, as_path
-from embedx.engine.callback import Callback
-from embedx.engine.connectors import DataConnector
-from embedx.engine.loop import run_test
-from embedx.engine.state import Batch, Outputs, TrainerState
+from embedx.data.sources.base import SourceOptions
 from embedx.errors import ConfigError, StoreMismatchError
 from embedx.heartbeat import Heartbeat
-from embedx.models.backbones import BackboneSpec, runs_code
-from embedx.models.device import resolve_device
-from embedx.models.runtimes import choice as runtimes
+from embedx.models.backbones import runs_code
+from embedx.models.device import resolve_device, resolve_precision
 from embedx.models.runtimes.eager import EagerRuntime
-from embedx.run.job import (
-    decoder_for,
-    describe_spec,
-    environment_of,
-    loading,
-    placing,
-    recipe_of,
-    split_loader,
-    use_machine,
-)
+from embedx.run.job import Job
+from embedx.run.prepare import describe_spec, input_shape, use_machine
+from embedx.run.row_checker import RowChecker
 from embedx.store.format.differences import difference_text, leaves_that_differ
 from embedx.store.format.index import OK
 from embedx.store.reading.reader import Store
 from embedx.store.reading.stored_rows import StoredRows
 from embedx.values import Precision
 
-ALLOWED_OF_PRECISION = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 1e-2, "bf16": 5e-2}
-ALLOWED_OF_DTYPE = {"float32": 0.0, "float16": 2e-3, "bfloat16": 2e-2}
-"""By how much a row may differ, in parts of its largest number: the larger of the two is what counts.
+TOLERANCE_BY_PRECISION = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 1e-2, "bf16": 5e-2}
+TOLERANCE_BY_DTYPE = {"float32": 0.0, "float16": 2e-3, "bfloat16": 2e-2}
+"""The largest allowed difference, relative to the row's largest absolute value; the larger of the two applies.
 
-One machine gives the same bits again; others round otherwise, having other kernels, another device or another torch.
-Seen on CPUs, with and without AVX: 1e-6 in fp32; half precisions differ from fp32 by up to 2e-3 (fp16) and 2e-2 (bf16).
-Of a stored type it is twice the distance of neighbouring numbers.
+One machine gives the same bits again; another kernel, device or torch version rounds differently. Measured on CPUs,
+with and without AVX: 1e-6 in fp32; half precisions differ from fp32 by up to 2e-3 (fp16) and 2e-2 (bf16). A stored
+type's tolerance is twice the distance of neighbouring numbers.
 
-Not covered: torch resizes uint8 images otherwise on processors without AVX2, by one grey level, which was worth 2e-2.
+Not covered: on processors without AVX2 torch resizes uint8 images differently, by one grey level, which made 2e-2.
 """
 
 _COLUMNS = ("key", "path", "offset", "group", "target", "status", "shard", "row", "bytes", "mtime_ns", "sha256")
@@ -64,21 +49,22 @@ _COLUMNS = ("key", "path", "offset", "group", "target", "status", "shard", "row"
 
 @dataclasses.dataclass(frozen=True)
 class Recomputation:
-    """What came of computing some rows once more."""
+    """The result of computing some rows again."""
 
     seed: int
-    """Of the choice of rows."""
+    """The seed of the choice of rows."""
     device: str
+    """The device that computed them."""
     rows: int
-    """Rows that were computed and compared."""
+    """The number of rows that were computed and compared."""
     largest_difference: float | None
-    """In parts of the row's largest number; None where what was computed is not finite."""
+    """The largest difference, relative to the row's largest absolute value; None if a computed row is not finite."""
     allowed: float
-    """As far as a row may differ so."""
+    """The largest allowed difference, in the same measure."""
     faults: list[str]
-    """One sentence per row that is not what its input gives."""
+    """One sentence per row that differs from what its input gives."""
     lost_inputs: list[str]
-    """One sentence per row that can't be judged, as its input is gone, or has changed since."""
+    """One sentence per row that can't be judged, as its input is gone or has changed since."""
 
 
 def recompute(
@@ -94,18 +80,19 @@ def recompute(
     """Chooses rows of a store at random, computes them from their inputs, and compares all their tensors.
 
     Args:
-        path: The store.
-        count: How many rows; all, if it has fewer.
-        seed: Of the choice; None: another one each time.
-        device: Where; None: that of the recipe if it is there.
-        trust: Whether a backbone that is code, or a program, may be run, though it is the store that names it.
-        tolerance: How far a row may differ, in parts of its largest number; None: by precision and stored type.
-        console: Where progress and notices go; None for silence.
+        path: The folder of the store.
+        count: The number of rows; a store with fewer is compared as a whole.
+        seed: The seed of the choice of rows; None takes another one each time.
+        device: The device to compute on; None takes the recipe's if it is there.
+        trust: Whether to run a backbone that is code, or a program, although the store names it.
+        tolerance: The largest allowed difference, relative to the row's largest absolute value; None chooses it by
+            precision and stored type.
+        console: The console for progress and notices; None for silence.
 
     Raises:
-        StoreError: If it is not a store, or damaged.
-        StoreMismatchError: If the backbone, its weights or the preprocessing are not those of the recipe any more.
-        ConfigError: If the store does not say how it was made, its backbone can't be had, or is not trusted.
+        StoreError: If the folder is not a store, or damaged.
+        StoreMismatchError: If backbone, weights or preprocessing are no longer those of the recipe.
+        ConfigError: If the store does not say how it was made, or its backbone can't be had or is not trusted.
     """
     console = console or Console(quiet=True)
     store = Store.open(Path(path).absolute())
@@ -115,126 +102,56 @@ def recompute(
     chosen = _choose(store, count, seed)
     total = sum(len(rows) for rows in chosen.values())
     console.print(f"rows to recompute: {total}, chosen by --seed {seed}, on {config.device}", soft_wrap=True)
-    checker = RowChecker(store, chosen, _allowed(store.recipe) if tolerance is None else tolerance)
+    checker = RowChecker(store, chosen, _tolerance(store.recipe) if tolerance is None else tolerance)
     with _working_directory(store, console):
         plans = dict(checker.plans(SourceOptions.of(config)))
         if plans:
-            _run(store, config, plans, checker, console)
+            job = _job(store, config, plans)
+            _check_recipe(store, job)
+            _check_tensors(checker.stored, job.spec.shapes)
+            _tell_changes(store, job, console)
+            _run(job, checker, console)
     return Recomputation(
         seed,
         config.device,
         checker.compared,
         checker.largest if math.isfinite(checker.largest) else None,
-        checker.allowed,
+        checker.tolerance,
         checker.faults,
         checker.lost_inputs,
     )
 
 
-class RowChecker(Callback):
-    """Compares what is computed with what a store holds.
-
-    Args:
-        store: The store.
-        chosen: Per split the rows of its index tables, as they will come in the batches.
-        allowed: How far a row may differ, in parts of its largest number.
-    """
-
-    def __init__(self, store: Store, chosen: dict[str, pa.Table], allowed: float) -> None:
-        super().__init__()
-        self.stored = StoredRows(store.path, store.units.values())
-        self.chosen = chosen
-        self.allowed = allowed
-        self.compared = 0
-        self.largest = 0.0
-        self.faults: list[str] = []
-        self.lost_inputs: list[str] = []
-
-    def plans(self, options: SourceOptions) -> Iterator[tuple[str, SplitPlan]]:
-        """The chosen rows as inputs, per split, as far as there is something that reads them."""
-        for split, rows in self.chosen.items():
-            try:
-                yield split, _plan(split, rows, options)
-            except ConfigError as error:
-                for key in rows["key"].to_pylist():
-                    self.lost_inputs.append(f"{_name(split, key)}: its input can't be read any more ({error})")
-
-    def on_test_batch_end(
-        self,
-        trainer_state: TrainerState,
-        model: nn.Module,
-        outputs: Outputs,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Sorts out inputs that are not what they were, and compares the rows of the others."""
-        split = list(trainer_state["test_dataloader"] or ())[dataloader_idx]
-        rows = self.chosen[split].take(pa.array(batch["index"].numpy()))
-        same = []
-        for position, row in enumerate(rows.select(["key", "bytes", "sha256"]).to_pylist()):
-            reason, size, sha256 = (batch[name][position] for name in ("reasons", "bytes", "sha256"))
-            name = _name(split, row["key"])
-            if sha256 is None:
-                self.lost_inputs.append(f"{name}: its input can't be read any more ({reason})")
-            elif sha256 != row["sha256"]:
-                sizes = f"{row['bytes']} bytes then, {size} now" if size != row["bytes"] else f"{size} bytes"
-                self.lost_inputs.append(f"{name}: its input has changed since ({sizes}, another sha256)")
-            elif reason is not None:
-                self.faults.append(f"{name}: its input, which is the same, would be rejected now: {reason}")
-            else:
-                same.append(position)
-        if same:
-            selected = torch.tensor(same)
-            self._compare(split, rows.take(pa.array(same)), {name: value[selected] for name, value in outputs.items()})
-
-    def _compare(self, split: str, rows: pa.Table, computed: dict[str, Tensor]) -> None:
-        self.compared += len(rows)
-        for name, values in computed.items():
-            stored = self.stored.gather(name, rows)
-            parts = _difference(values.cpu().to(stored.dtype), stored)
-            self.largest = max(self.largest, parts.max().item())
-            for position in (parts > self.allowed).nonzero().flatten().tolist():
-                row = rows.slice(position, 1).to_pylist()[0]
-                self.faults.append(
-                    f"{_name(split, row['key'])}: {name!r}, row {row['row']} of {row['shard']}, is not what its input "
-                    f"gives: a number differs by {parts[position]:.3g} of the row's largest (allowed {self.allowed:g})"
-                )
-
-
-def _run(
-    store: Store, config: ExtractConfig, plans: dict[str, SplitPlan], checker: RowChecker, console: Console
-) -> None:
-    device = resolve_device(config.device)
-    spec = describe_spec(config, Plan(plans, [], None), download=True)
-    _check_recipe(store, config, spec, device)
-    _check_tensors(checker.stored, spec)
-    changes = leaves_that_differ(
-        "",
-        store.manifest.environment,
-        environment_of(device, (*spec.architecture.libraries, *runtimes.libraries(store.recipe["runtime"]))),
-    )
-    if told := "; ".join(difference_text(*change) for change in changes):
-        console.print(f"since the store was begun: {told}", soft_wrap=True)
-    decoder, batch_size = decoder_for(spec, config), store.recipe["batch_size"]
-    loaders = {
-        split: split_loader(plan, [range(len(plan))], loading(decoder, config), config, batch_size, device)
-        for split, plan in plans.items()
-    }
-    # If not by the runtime of then, which may not be installed here, by PyTorch's own: within what is allowed.
+def _job(store: Store, config: ExtractConfig, plans: dict[str, SplitPlan]) -> Job:
+    """Determines the run that computes these inputs as the store's manifest says."""
+    plan, device = Plan(plans, [], None), resolve_device(config.device)
+    spec = describe_spec(config, input_shape(config, plan))
+    precision = resolve_precision(config.precision, device)
+    # The store's runtime may not be installed here; eager's results are within the tolerance.
     names = tuple(dict.fromkeys((store.recipe["runtime"], EagerRuntime.name)))
-    images = decoder.empty(batch_size).zero_()
-    model = runtimes.build(
-        names, spec.load, device, config.precision or "fp32", images, lambda text: console.print(text, markup=False)
-    )
+    return Job(config, plan, spec, device, precision, store.recipe["batch_size"], names)
+
+
+def _tell_changes(store: Store, job: Job, console: Console) -> None:
+    changes = leaves_that_differ("", store.manifest.environment, job.environment)
+    if text := "; ".join(difference_text(*change) for change in changes):
+        console.print(f"since the store was begun: {text}", soft_wrap=True)
+
+
+def _run(job: Job, checker: RowChecker, console: Console) -> None:
+    loaders = {name: job.loader(split, [range(len(split))]) for name, split in job.plan.splits.items()}
+    model = job.build_model(lambda text: console.print(text, markup=False))
     with Heartbeat(console) as heartbeat:
-        progress = ProgressBar(heartbeat, {split: loader.inputs for split, loader in loaders.items()})
-        place = placing(decoder, config, batch_size, device)
-        run_test(model, loaders, [progress, checker], DataConnector({"images": decoder.entry}), place)
+        progress = ProgressBar(heartbeat, {name: loader.inputs for name, loader in loaders.items()})
+        job.run(model, loaders, [progress, checker])
 
 
 def _config(store: Store, device: str | None, *, trust: bool, console: Console) -> ExtractConfig:
-    """The settings that the store was made with, but for where it is now, and on which device."""
+    """Returns the settings that the store was made with, for its present folder, this machine and the device.
+
+    Raises:
+        ConfigError: If the store does not hold them, or names a backbone that runs code and is not trusted.
+    """
     if not store.manifest.settings:
         raise ConfigError(
             f"{store.path} does not say how it was made, as `embedx extract` states it: no row can be recomputed"
@@ -242,11 +159,11 @@ def _config(store: Store, device: str | None, *, trust: bool, console: Console) 
     config, recipe = ExtractConfig.from_json(store.manifest.settings), store.recipe
     if runs_code(config.backbone) and not trust:
         raise ConfigError(
-            f"the backbone of {store.path} is {config.backbone}, and to load it runs code that whoever wrote the store "
-            "has chosen; if you trust them and it, add --trust"
+            f"the backbone of {store.path} is {config.backbone}; loading it runs code that the store's author has "
+            "chosen; if you trust the author and the code, add --trust"
         )
     found = _device(recipe["device"], device, console)
-    # On the CPU there is no tf32: fp32 is closer to what is meant, and within what is allowed.
+    # The CPU has no tf32; fp32 is more exact, and within the tolerance.
     precision: Precision = "fp32" if (recipe["precision"], found) == ("tf32", "cpu") else recipe["precision"]
     return dataclasses.replace(
         config,
@@ -260,18 +177,20 @@ def _config(store: Store, device: str | None, *, trust: bool, console: Console) 
 
 
 def _device(of_recipe: str, wanted: str | None, console: Console) -> str:
+    """Returns the device to compute on: the one that is wanted, the recipe's type, or else any, with a notice."""
     if wanted is not None:
         return str(resolve_device(wanted))
     try:
         return str(resolve_device(of_recipe))
     except ConfigError:
         found = str(resolve_device("auto"))
-        console.print(f"the store was made on {of_recipe}, which is not there: {found} recomputes it", soft_wrap=True)
+        text = f"the store was made on {of_recipe}, which this machine lacks: {found} recomputes it"
+        console.print(text, soft_wrap=True)
         return found
 
 
 def _choose(store: Store, count: int, seed: int) -> dict[str, pa.Table]:
-    """Random rows that have an embedding, per split, in the order of the store."""
+    """Chooses random rows that have an embedding; returns their index rows per split, in the store's order."""
     rows = {split: _embedded(store, split, ("status",)).num_rows for split in store.splits}
     total = sum(rows.values())
     picked = sorted(random.Random(seed).sample(range(total), min(count, total)))
@@ -290,24 +209,11 @@ def _embedded(store: Store, split: str, columns: tuple[str, ...]) -> pa.Table:
     return table.filter(pc.equal(table["status"], OK)) if table.num_columns else table
 
 
-def _plan(split: str, rows: pa.Table, options: SourceOptions) -> SplitPlan:
-    """The rows as a split's inputs, with what reads them.
-
-    Raises:
-        ConfigError: If what they are parts of can't be opened.
-    """
-    paths = [as_path(path) for path in rows["path"].to_pylist()]
-    columns: dict[str, Any] = {"key": rows["key"], "path": pa.array(paths, pa.binary()), "offset": rows["offset"]}
-    columns |= {"size": rows["bytes"]} | {name: rows[name] for name in ("mtime_ns", "group", "target")}
-    reader = find_reader(os.fsdecode(paths[0]), rows["offset"][0].as_py(), options)
-    return SplitPlan(split, pa.table(columns), reader)
-
-
-def _check_recipe(store: Store, config: ExtractConfig, spec: BackboneSpec, device: torch.device) -> None:
+def _check_recipe(store: Store, job: Job) -> None:
+    """Checks that the job would make the store's recipe, but for device and precision, which it may have to choose."""
     then = store.recipe
-    now = recipe_of(config, spec, device, config.precision or "fp32", then["batch_size"], then["runtime"]).to_json()
-    chosen = {name: then[name] for name in ("device", "precision")}  # by this run, which tells of it
-    if differing := list(leaves_that_differ("recipe", then, now | chosen)):
+    chosen = {name: then[name] for name in ("device", "precision")}
+    if differing := list(leaves_that_differ("recipe", then, job.recipe.to_json() | chosen)):
         raise StoreMismatchError(
             f"{store.path} was made otherwise than it would be now:\n  "
             + "\n  ".join(difference_text(*leaf) for leaf in differing)
@@ -315,38 +221,26 @@ def _check_recipe(store: Store, config: ExtractConfig, spec: BackboneSpec, devic
         )
 
 
-def _check_tensors(stored: StoredRows, spec: BackboneSpec) -> None:
-    there = {name: stored.shape(name) for name in stored.names}
-    if there != spec.shapes:
+def _check_tensors(stored: StoredRows, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Checks that the store's tensors have the shapes that the job gives."""
+    if (found := {name: stored.shape(name) for name in stored.names}) != shapes:
         raise StoreMismatchError(
-            f"{stored.root} has tensors of the shapes {there}, and its recipe gives {spec.shapes}: no row was "
-            "recomputed"
+            f"{stored.root} has tensors of the shapes {found}, and its recipe gives {shapes}: no row was recomputed"
         )
 
 
-def _allowed(recipe: dict[str, Any]) -> float:
-    return max(ALLOWED_OF_PRECISION[recipe["precision"]], ALLOWED_OF_DTYPE[recipe["dtype"]])
-
-
-def _difference(computed: Tensor, stored: Tensor) -> Tensor:
-    """[N] float64: the largest difference of two numbers of a row, in parts of the stored row's largest."""
-    a, b = (rows.reshape(len(rows), -1).double() for rows in (computed, stored))
-    difference, largest = (a - b).abs().amax(dim=1), b.abs().amax(dim=1)
-    parts = torch.where(difference == 0, 0.0, difference / largest)
-    return parts.nan_to_num(nan=math.inf, posinf=math.inf)
+def _tolerance(recipe: dict[str, Any]) -> float:
+    return max(TOLERANCE_BY_PRECISION[recipe["precision"]], TOLERANCE_BY_DTYPE[recipe["dtype"]])
 
 
 @contextlib.contextmanager
 def _working_directory(store: Store, console: Console) -> Iterator[None]:
-    """The folder in which the settings' relative paths begin."""
+    """Changes to the folder from which the settings' relative paths begin, if it still exists."""
     folder = store.manifest.settings["working_directory"]
     if not os.path.isdir(folder):
-        console.print(f"{folder}, where the store was made, is gone: relative paths begin here", soft_wrap=True)
+        text = f"{folder}, where the store was made, is gone: relative paths are taken from the current folder"
+        console.print(text, soft_wrap=True)
         yield
         return
     with contextlib.chdir(folder):
         yield
-
-
-def _name(split: str, key: str) -> str:
-    return f"split {split!r}, key {key!r}"

@@ -1,4 +1,4 @@
-"""Answers "up to date" without importing torch, which takes longer than the answer."""
+"""The fast path: answers "up to date" without importing torch, which would take longer than the answer."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from embedx.store.format.manifest import Manifest
 from embedx.store.writing.session import StoreSession
 
 _WITHOUT_EFFECT = frozenset({"workers", "threads", "on_error", "timeout", "max_pixels", "max_errors", "update"})
-"""Settings that change nothing of a store which is complete."""
+"""The settings that change nothing in a complete store."""
 _OF_THE_MACHINE = frozenset({"python", "device", "cores", "threads"})
-"""What an environment tells beside versions of packages."""
+"""The entries of an environment that are no package's version."""
 
 
 def look_for_work(config: ExtractConfig) -> tuple[Summary | None, Plan | None]:
-    """Whether the store is complete, of the same settings, versions, weights' file and inputs.
+    """Checks that the store is complete and that settings, versions, weights and inputs are the same as then.
 
     Returns:
-        A summary if so, which says that it is up to date; None if it isn't, or only a whole run can tell. And the
-        inputs, if they had to be listed for it.
+        The summary "up to date" if they are; None if they aren't, or if only a whole run can tell. Beside it the
+        inputs, if they were listed.
 
     Raises:
         ConfigError: If the inputs can't be listed.
@@ -36,12 +36,12 @@ def look_for_work(config: ExtractConfig) -> tuple[Summary | None, Plan | None]:
     """
     started = time.perf_counter()
     if config.faults():
-        return None, None  # for a whole run to tell, beside all others
+        return None, None  # the whole run names them, together with all other faults
     try:
         manifest = Manifest.read(config.out)
     except StoreError:
         return None, None
-    if not (manifest.complete and _is_of(config, manifest)):
+    if not (manifest.complete and _was_made_with(config, manifest)):
         return None, None
     plan = list_inputs(config)
     now = dataclasses.replace(manifest, plan=plan.to_json(manifest.plan["rows_per_unit"]))
@@ -55,16 +55,16 @@ def look_for_work(config: ExtractConfig) -> tuple[Summary | None, Plan | None]:
     return Summary(config.out / MANIFEST, manifest.totals, True, None, seconds, manifest.timings), plan
 
 
-def _is_of(config: ExtractConfig, manifest: Manifest) -> bool:
-    """Whether a store was made by these settings, and what they name is what it was, as far as files can tell."""
+def _was_made_with(config: ExtractConfig, manifest: Manifest) -> bool:
+    """Tells whether a store was made with these settings, the same weights and the same package versions."""
     if config.overwrite or config.retry_rejected:
         return False
     then, now = ({**settings, **dict.fromkeys(_WITHOUT_EFFECT)} for settings in (manifest.settings, config.to_json()))
-    return then == now and _weights_stand(config, manifest) and _versions_stand(manifest)
+    return then == now and _weights_are_same(config, manifest) and _versions_are_same(manifest)
 
 
-def _weights_stand(config: ExtractConfig, manifest: Manifest) -> bool:
-    """Whether the weights are those of the recipe; code and repositories, which may change, are not looked into."""
+def _weights_are_same(config: ExtractConfig, manifest: Manifest) -> bool:
+    """Tells whether the weights are the recipe's; False for code and repositories, which can't be checked here."""
     for file in (config.checkpoint, Path(config.backbone)):
         if file is not None and file.is_file():
             with file.open("rb") as content:
@@ -73,7 +73,7 @@ def _weights_stand(config: ExtractConfig, manifest: Manifest) -> bool:
     return ":" not in config.backbone
 
 
-def _versions_stand(manifest: Manifest) -> bool:
+def _versions_are_same(manifest: Manifest) -> bool:
     last = [manifest.environment, *manifest.later_environments][-1]
     try:
         return all(last[name] == version(name) for name in last if name not in _OF_THE_MACHINE)

@@ -22,7 +22,8 @@ import embedx
 from embedx import ExtractConfig, sample
 from embedx.errors import ConfigError, InputError, StoreMismatchError
 from embedx.heartbeat import Heartbeat
-from embedx.run.extract import extract, prepare
+from embedx.run.extract import extract
+from embedx.run.prepare import prepare
 from embedx.store.reading.verify import verify
 from tests.runs import digests
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -18,26 +20,29 @@ from embedx.data.decoding.images import ImageDecoder
 from embedx.data.decoding.nvjpeg import DeviceDecoder, EncodedDecoder, Upload
 from embedx.errors import ConfigError
 from embedx.run import extract as extract_module
-from embedx.run.extract import extract, prepare
-from embedx.run.job import _THREADS as torch_threads
-from embedx.run.job import check_decoder, loading, placing
+from embedx.run import prepare as prepare_module
+from embedx.run.extract import extract
+from embedx.run.prepare import DEFAULT_THREADS, check_decoder, prepare
 from embedx.run.recompute import recompute
 from embedx.store.reading.reader import Store
 from embedx.system.machine import cores
 from tests.runs import EMBEDX, digests
 
-CPU = torch.device("cpu")
 BACKBONE = ("--backbone", sample.BACKBONE, "--weights", "sample")
 SETTINGS = {"backbone": sample.BACKBONE, "weights": "sample", "data": (str(sample.IMAGES / "val"),)}
 
 
 def test_only_images_are_decoded_on_the_device_and_only_if_asked_for(tmp_path: Path) -> None:
-    spec = prepare(ExtractConfig(**SETTINGS, out=tmp_path)).spec
-    images, features = ImageDecoder(spec.preprocessing), FeatureDecoder((8,))
-    for decoder, name, there in ((images, "cpu", False), (images, "cuda", True), (features, "cuda", False)):
-        config = ExtractConfig(**SETTINGS, out=tmp_path, decoder=name)
-        assert isinstance(loading(decoder, config), EncodedDecoder if there else DenseDecoder)
-        assert isinstance(placing(decoder, config, 4, CPU), DeviceDecoder if there else Upload)
+    images = prepare(ExtractConfig(**SETTINGS, out=tmp_path, device="cpu"))
+    assert isinstance(images.decoder, ImageDecoder)
+    np.save(tmp_path / "features.npy", np.ones((3, 8), np.float32))
+    data = (str(tmp_path / "features.npy"),)
+    features = prepare(ExtractConfig(backbone="none", data=data, out=tmp_path / "store", device="cpu"))
+    assert isinstance(features.decoder, FeatureDecoder)
+    for job, name, there in ((images, "cpu", False), (images, "cuda", True), (features, "cuda", False)):
+        job = dataclasses.replace(job, config=dataclasses.replace(job.config, decoder=name))
+        assert isinstance(job.worker_decoder, EncodedDecoder if there else DenseDecoder)
+        assert isinstance(job.transfer(), DeviceDecoder if there else Upload)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -56,7 +61,7 @@ def test_a_number_of_threads_is_for_one_run(tmp_path: Path) -> None:
     prepare(ExtractConfig(**SETTINGS, out=tmp_path, device="cpu", threads=3))
     assert torch.get_num_threads() == 3
     prepare(ExtractConfig(**SETTINGS, out=tmp_path, device="cpu"))
-    assert torch.get_num_threads() == min(torch_threads, cores())
+    assert torch.get_num_threads() == min(DEFAULT_THREADS, cores())
     with pytest.raises(ConfigError, match="--threads is -1; give a whole number of at least 1"):
         prepare(ExtractConfig(**SETTINGS, out=tmp_path, device="cpu", threads=-1))
 
@@ -72,7 +77,7 @@ def test_bf16_where_a_processor_has_none_is_told(tmp_path: Path, monkeypatch: py
 
 def test_a_run_that_decodes_on_the_device_gives_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On this one; what nvJPEG makes of an image is for the tests that need a GPU."""
-    monkeypatch.setattr(extract_module, "check_decoder", lambda config, device: None)
+    monkeypatch.setattr(prepare_module, "check_decoder", lambda config, device: None)
     for name in ("cpu", "cuda"):
         extract(ExtractConfig(**SETTINGS, out=tmp_path / name, device="cpu", decoder=name, batch_size=16))
     one, other = (Store.open(tmp_path / name) for name in ("cpu", "cuda"))
@@ -93,5 +98,5 @@ def test_threads_and_workers_are_as_many_as_there_are_cores_unless_given(tmp_pat
     assert f"({means['runtime']} on cpu, 1 thread, 1 worker)" in done.stderr
     assert Store.open(out).manifest.environment["threads"] == 1
     given = extract(ExtractConfig(**SETTINGS, out=tmp_path / "given", device="cpu", threads=3, workers=cores() + 1))
-    assert given.means == {**means, "runtime": given.means["runtime"], "threads": 3, "workers": cores() + 1}
+    assert given.ran_on == {**means, "runtime": given.ran_on["runtime"], "threads": 3, "workers": cores() + 1}
     assert Store.open(tmp_path / "given").manifest.environment["threads"] == 3

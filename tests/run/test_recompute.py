@@ -23,7 +23,7 @@ import embedx
 from embedx import ExtractConfig, sample
 from embedx.errors import ConfigError, StoreMismatchError
 from embedx.run.extract import extract
-from embedx.run.recompute import ALLOWED_OF_DTYPE, ALLOWED_OF_PRECISION, Recomputation, recompute
+from embedx.run.recompute import TOLERANCE_BY_DTYPE, TOLERANCE_BY_PRECISION, Recomputation, recompute
 from embedx.store.format.index import read_entry, read_index, write_index
 from embedx.store.format.manifest import Manifest
 from embedx.store.format.shards import encode_shard, open_shard, read_header
@@ -100,7 +100,7 @@ def test_a_good_store_is_what_its_inputs_give_to_the_bit(workplace: Path) -> Non
     store = made(data=data, group_key="parent", **settings)
     total = sum(len(embedx.open(store).load(split)) for split in ("train", "val"))
     assert total == 9 + 3 and len(embedx.open(store).index()) == total + 1
-    assert judged(store, trust=False) == Recomputation(1, "cpu", total, 0.0, ALLOWED_OF_DTYPE["float16"], [], [])
+    assert judged(store, trust=False) == Recomputation(1, "cpu", total, 0.0, TOLERANCE_BY_DTYPE["float16"], [], [])
     assert judged(store, 5, trust=False).rows == 5
 
 
@@ -122,7 +122,7 @@ def test_what_differs_by_rounding_alone_is_allowed(workplace: Path) -> None:
     image = sorted(Path("photos").rglob("*.*"))[0]
     falsify(store, str(image.relative_to("photos")), "embeddings", 1e-6)
     found = judged(store)
-    assert found.faults == [] and 0 < found.largest_difference < found.allowed == ALLOWED_OF_PRECISION["fp32"]
+    assert found.faults == [] and 0 < found.largest_difference < found.allowed == TOLERANCE_BY_PRECISION["fp32"]
     assert len(judged(store, tolerance=found.largest_difference / 2).faults) == 1
 
 
@@ -255,7 +255,7 @@ def test_code_that_a_store_names_is_run_only_if_it_is_trusted(workplace: Path) -
     store = made()
     Path("has-run").unlink()
     sys.modules.pop("tiny_backbone")
-    with pytest.raises(ConfigError, match=r"tiny_backbone:build, and to load it runs code .* add --trust"):
+    with pytest.raises(ConfigError, match=r"tiny_backbone:build; loading it runs code .* add --trust"):
         judged(store, trust=False)
     assert not Path("has-run").exists()
 
@@ -272,8 +272,8 @@ def test_without_the_recipe_s_device_another_one_is_taken_and_told(workplace: Pa
     dataclasses.replace(manifest, recipe=manifest.recipe | {"device": "cuda", "precision": "tf32"}).write(store)
     console = Console(file=io.StringIO(), width=200)
     found = judged(store, console=console)
-    assert (found.device, found.allowed, found.faults) == ("cpu", ALLOWED_OF_PRECISION["tf32"], [])
-    assert "made on cuda, which is not there: cpu recomputes it" in console.file.getvalue()
+    assert (found.device, found.allowed, found.faults) == ("cpu", TOLERANCE_BY_PRECISION["tf32"], [])
+    assert "made on cuda, which this machine lacks: cpu recomputes it" in console.file.getvalue()
     with pytest.raises(ConfigError, match="torch sees 0 CUDA devices"):
         judged(store, device="cuda")
 

@@ -107,8 +107,14 @@ def test_inputs_or_files_that_are_other_than_they_were_are_left_to_a_whole_run(d
             },
             "compute-bound: the model ran 50% of the time",
         ),
-        ({"copy_seconds/a": 3.0, "forward_seconds/a": 2.0}, "bound by bringing batches to the GPU, or decoding them"),
-        ({"writer_wait_seconds/a": 3.0, "forward_seconds/a": 2.0}, "disk-bound: the writer was waited for 60% of the"),
+        (
+            {"copy_seconds/a": 3.0, "forward_seconds/a": 2.0},
+            "transfer-bound: bringing batches to the GPU, or",
+        ),
+        (
+            {"writer_wait_seconds/a": 3.0, "forward_seconds/a": 2.0},
+            "disk-bound: the writer was waited for 60% of the",
+        ),
         ({"inputs": 7.0}, ""),
     ],
 )

@@ -13,7 +13,8 @@ from embedx import ExtractConfig, sample
 from embedx.data.decoding.images import decode, preprocess
 from embedx.errors import ConfigError
 from embedx.models.backbones import BackboneSpec, describe_backbone, describe_layers
-from embedx.run.extract import extract, prepare
+from embedx.run.extract import extract
+from embedx.run.prepare import prepare
 from tests.models.backbones.programs import HALVES, SIZE, STEPS, Small, export, script, small
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -19,7 +19,8 @@ from embedx.config import ExtractConfig
 from embedx.data.decoding.images import decode, preprocess
 from embedx.errors import CheckpointError, ConfigError
 from embedx.models.backbones import BackboneSpec, describe_backbone
-from embedx.run.extract import extract, prepare
+from embedx.run.extract import extract
+from embedx.run.prepare import prepare
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ("astronaut.png", "coffee.png", "rocket.jpg", "chelsea.png")

@@ -16,7 +16,8 @@ import embedx
 from embedx.config import ExtractConfig
 from embedx.errors import DeviceMemoryError, StoreMismatchError
 from embedx.models.runtimes.eager import EagerRuntime
-from embedx.run.extract import extract, prepare
+from embedx.run.extract import extract
+from embedx.run.prepare import prepare
 from embedx.store.format.layout import MANIFEST
 from embedx.values import parse_batch_size
 from tests.models.backbones.programs import SIZE

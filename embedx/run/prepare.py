@@ -1,0 +1,126 @@
+"""Determines a run from its settings: checks them all, lists the inputs, describes the backbone."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+
+from embedx.config import ExtractConfig
+from embedx.data.decoding.features import features_shape
+from embedx.data.decoding.nvjpeg import try_to_decode
+from embedx.data.plan import Plan
+from embedx.errors import ConfigError
+from embedx.heartbeat import SILENT, Heartbeat
+from embedx.models.backbones import BackboneSpec, describe_backbone
+from embedx.models.backbones.none import NONE, describe_features
+from embedx.models.device import resolve_device, resolve_precision
+from embedx.models.runtimes import choice as runtimes
+from embedx.models.runtimes.base import LARGEST_BATCH
+from embedx.models.runtimes.eager import EagerRuntime
+from embedx.run.inputs import list_inputs
+from embedx.run.job import Job
+from embedx.store.format.manifest import existing_store
+from embedx.system.machine import cores
+
+DEFAULT_THREADS = torch.get_num_threads()
+"""The number of threads that torch chooses by itself, read before any run sets another."""
+
+
+def prepare(
+    config: ExtractConfig, *, download: bool = True, plan: Plan | None = None, heartbeat: Heartbeat = SILENT
+) -> Job:
+    """Determines all of a run, writing nothing.
+
+    Args:
+        config: The settings of the run.
+        download: Whether weights may be downloaded.
+        plan: The inputs, if they have been listed already.
+        heartbeat: The heartbeat that tells the current step.
+
+    Raises:
+        ConfigError: If the run can't be as asked; it names every fault that was found.
+    """
+    faults = config.faults()
+    shape: tuple[int, ...] = (1,)
+    with _collected(faults):
+        store = existing_store(config.out)
+    with _collected(faults):
+        device = resolve_device(config.device)
+        with _collected(faults):
+            precision = resolve_precision(config.precision, device)
+        with _collected(faults):
+            check_decoder(config, device)
+    heartbeat.say("listing the inputs")
+    with _collected(faults):
+        inputs = plan or list_inputs(config)
+        shape = input_shape(config, inputs)
+    heartbeat.say("preparing the backbone")
+    with _collected(faults):  # last, as weights are not worth downloading for a run that can't be
+        spec = describe_spec(config, shape, download=download and not faults)
+    ConfigError.check(faults)  # a step that did not set its variable has left a fault
+
+    use_machine(config, device)
+    begun = store.recipe if store is not None and not config.overwrite else {}
+    batch_size = begun.get("batch_size", "auto") if config.batch_size == "auto" else config.batch_size
+    wanted = begun.get("runtime", "auto") if config.runtime == "auto" else config.runtime
+    names = runtimes.candidates(wanted, device, spec.written_bytes, sum(map(len, inputs.splits.values())))
+    if batch_size != "auto":
+        return Job(config, inputs, spec, device, precision, batch_size, names)
+    largest = Job(config, inputs, spec, device, precision, LARGEST_BATCH[device.type], names)
+    images = largest.decoder.empty(largest.batch_size).zero_()
+    fitting = EagerRuntime(spec.load(), device, precision).fitting_batch_size(images)
+    return dataclasses.replace(largest, batch_size=fitting)
+
+
+def input_shape(config: ExtractConfig, plan: Plan) -> tuple[int, ...]:
+    """Returns the shape of one input where the inputs are features, and () where they are images.
+
+    Raises:
+        ConfigError: If no features can be read, or their shapes differ between splits.
+    """
+    return features_shape(plan) if config.backbone == NONE else ()
+
+
+def describe_spec(config: ExtractConfig, shape: tuple[int, ...], *, download: bool = True) -> BackboneSpec:
+    """Describes the backbone, or with `--backbone none` what is stored of features of this shape.
+
+    Raises:
+        ConfigError: If the backbone, its weights or a setting of it can't be had.
+    """
+    return describe_features(config, shape) if config.backbone == NONE else describe_backbone(config, download=download)
+
+
+def check_decoder(config: ExtractConfig, device: torch.device) -> None:
+    """Checks that images can be decoded where `--decoder` says.
+
+    Raises:
+        ConfigError: If they can't.
+    """
+    if config.decoder == "cpu":
+        return
+    if config.backbone == NONE:
+        raise ConfigError("--decoder cuda is for images, and --backbone none takes features; leave it out")
+    if device.type != "cuda":
+        raise ConfigError(f"--decoder cuda decodes where the model runs, and that is the {device}; give --decoder cpu")
+    try_to_decode(device)
+
+
+def use_machine(config: ExtractConfig, device: torch.device) -> None:
+    """Makes torch compute on this device, with `--threads` threads, or its own number, but at most one per core."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    threads = config.threads or min(DEFAULT_THREADS, cores())
+    if threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def _collected(faults: list[str]) -> Iterator[None]:
+    """Adds the faults of a ConfigError to a list and goes on behind the `with`."""
+    try:
+        yield
+    except ConfigError as error:
+        faults.extend(error.faults)
