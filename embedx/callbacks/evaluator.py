@@ -37,7 +37,7 @@ class Evaluator(Callback):
         k: int = 5,
         *,
         dataloader_idx: int = 0,
-        train_connector: CallbackConnector = LOGITS,
+        train_connector: CallbackConnector | None = LOGITS,
         test_connector: CallbackConnector = LOGITS,
     ) -> None:
         super().__init__(train_connector=train_connector, test_connector=test_connector)
@@ -63,6 +63,8 @@ class Evaluator(Callback):
         batch_idx: int,
     ) -> None:
         """Counts the batch's rows, and those whose target has the largest logit."""
+        if self.train_connector is None:
+            return
         inputs = self.get_train_callback_inputs(outputs, batch)
         self._train_rows += len(inputs["targets"])
         self._train_hits += int((inputs["logits"].argmax(dim=1) == inputs["targets"]).sum())

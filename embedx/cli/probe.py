@@ -20,7 +20,7 @@ from embedx.cli.output import STDERR, STDOUT, facts_table, numbers_table, one_li
 from embedx.errors import ConfigError
 from embedx.heartbeat import Heartbeat
 from embedx.system import signals
-from embedx.vectors.config import ProbeConfig
+from embedx.vectors.probe_config import ProbeConfig
 
 if TYPE_CHECKING:
     from embedx.vectors.probe import ProbeResult
@@ -66,7 +66,7 @@ def command(
 
 def _write_plot(result: ProbeResult, plot: Path) -> None:
     from embedx.store.format.atomic import write_atomic
-    from embedx.vectors.plot import confusion_png
+    from embedx.vectors.confusion_plot import confusion_png
 
     try:
         write_atomic(plot.absolute(), confusion_png(result))

@@ -1,102 +1,107 @@
 """The linear probe: multinomial logistic regression on standardised features.
 
-What is minimised is mean cross-entropy + l2 / 2 * |weights|^2, the bias going free: that of scikit-learn's
-LogisticRegression with C = 1 / (l2 * rows), or twice that of two classes, as it has one vector for both. The problem is
-convex, so that there is one answer, and L-BFGS finds it (see lbfgs.py): an epoch of the fit loop is a pass over the
-rows, batch by batch, and at its end the weights are updated. All is computed in float64: in float32 rounding errors
-hide the last steps, and hundreds of passes go into looking for them.
+It minimises mean cross-entropy + l2 / 2 * |weights|^2, the bias going free. This is the loss of scikit-learn's
+LogisticRegression with C = 1 / (l2 * rows); of two classes it is twice that, as scikit-learn has one vector for both.
+The problem is convex, so it has one answer, and torch's L-BFGS finds it: a step of the fit loop is one iteration over
+the whole split, and a pass over the rows for each evaluation of its line search, mostly one.
 
-Shapes: N rows, n of a batch, D embedding dimension, C classes.
+Shapes: N rows of a split, n of a batch, D embedding dimension, C classes.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from embedx.callbacks.checkpoint import Checkpoint, Stateful
 from embedx.callbacks.early_stopping import EarlyStopping
 from embedx.callbacks.evaluator import Evaluator
 from embedx.callbacks.metrics_log import MetricsLog
 from embedx.engine.callback import Callback
-from embedx.engine.connectors import DataConnector, LossConnector, data_key, pred_key
+from embedx.engine.connectors import LossConnector, pred_key
 from embedx.engine.fit import Schedule, run_fit
-from embedx.engine.state import Batch, Metrics, TrainerState
+from embedx.engine.state import Batch, Metrics, Outputs, TrainerState
 from embedx.errors import ConfigError
 from embedx.heartbeat import Heartbeat
-from embedx.vectors.lbfgs import LBFGS
+from embedx.vectors.linear_head import EMBEDDINGS_INPUT, LinearHead, SplitLoss, moments
 
-EMBEDDINGS = DataConnector({"embeddings": "embeddings"})
-CROSS_ENTROPY = LossConnector({"input": pred_key("logits"), "target": data_key("targets")})
 STRENGTHS = tuple(10.0**power for power in range(2, -7, -1))
-"""L2 strengths that are tried, from the strongest to the weakest."""
+"""The L2 strengths that are tried, from the strongest to the weakest."""
 HELD_OUT = 0.2
-"""Share of each class's rows that the strengths are compared on."""
+"""The share of each class's rows on which the strengths are compared."""
 TOLERANCE = 1e-5
-"""Largest entry of the gradient at which a fit has come to its end."""
+"""The largest entry of the gradient at which a fit has converged."""
 MOST_EPOCHS = 1000
+_LINE_SEARCH = 25
+"""The largest number of evaluations in one line search."""
 _CHECKPOINT_SECONDS = 5.0
 _LOG_EPOCHS = 100
 
 
-class LinearHead(nn.Module):
-    """Standardises features and maps them to logits, in float64.
+class Convergence(Callback):
+    """Returns after each step the `loss`, `top1` and `slope` of the new weights, and whether the fit has `converged`.
+
+    It has if the slope is at most TOLERANCE, or if the step brought no decrease: then what is left to gain is below the
+    precision of float64.
 
     Args:
-        mean: [D] float64, subtracted.
-        std: [D] float64, divided by.
-        num_classes: C.
+        model: The model that is fitted.
     """
 
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Tensor, std: Tensor, num_classes: int) -> None:
+    def __init__(self, model: SplitLoss) -> None:
         super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
-        self.weight = nn.Parameter(mean.new_zeros(num_classes, len(mean)))
-        self.bias = nn.Parameter(mean.new_zeros(num_classes))
+        self.model = model
+        self._before = math.inf
 
-    def forward(self, embeddings: Tensor) -> dict[str, Tensor]:
-        """From [n, D] to `logits` [n, C]."""
-        weight = self.weight / self.std  # the few weights are scaled, and not the many rows: exact enough in float64
-        return {"logits": functional.linear(embeddings.double(), weight, self.bias - weight @ self.mean)}
+    def on_train_batch_start(
+        self,
+        trainer_state: TrainerState,
+        model: nn.Module,
+        loss_module: nn.Module,
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
+        """Keeps the objective before the step."""
+        self._before = float(self.model.evaluate(batch["embeddings"]).objective)
 
-
-class Convergence(Callback):
-    """Returns the gradient's largest entry, as `slope`, and whether the search has ended, as `converged`."""
-
-    def __init__(self, optimizer: LBFGS) -> None:
-        super().__init__()
-        self.optimizer = optimizer
-
-    def on_train_epoch_end(self, trainer_state: TrainerState, model: nn.Module, loss_module: nn.Module) -> Metrics:
-        """Returns both."""
-        return {"slope": self.optimizer.slope, "converged": int(self.optimizer.converged)}
+    def on_train_batch_end(
+        self,
+        trainer_state: TrainerState,
+        model: nn.Module,
+        loss_module: nn.Module,
+        outputs: Outputs,
+        batch: Batch,
+        batch_idx: int,
+    ) -> Metrics:
+        """Returns the metrics."""
+        after = self.model.evaluate(batch["embeddings"])
+        converged = after.slope <= TOLERANCE or float(after.objective) >= self._before
+        return {"loss": after.loss, "top1": after.top1, "slope": after.slope, "converged": int(converged)}
 
 
 @dataclasses.dataclass(frozen=True)
 class LinearFit:
-    """A head, and how it came about."""
+    """A fitted head and how the fit went."""
 
     head: LinearHead
     l2: float
+    """The strength of the penalty."""
     epochs: int
-    """Passes over the rows."""
+    """The number of L-BFGS iterations; each takes one pass over the rows, or a few."""
     converged: bool
+    """True if the fit came to its end, False if MOST_EPOCHS cut it off."""
     metrics: Mapping[str, float]
-    """Of the last epoch, as `train/name`, and of the test, if there was one, as `test/name`."""
+    """The last epoch's metrics as `train/name`, and those of the test, if there was one, as `test/name`."""
 
 
 def fit_linear(
-    features: Iterable[Batch],
+    rows: Iterable[Batch],
     num_classes: int,
     l2: float,
     *,
@@ -110,29 +115,38 @@ def fit_linear(
     """Fits a head.
 
     Args:
-        features: Batches of `embeddings` [n, D], `targets` [n] and `index` [n].
-        num_classes: C.
-        l2: Strength.
-        held_out: The same, to test the head on.
-        start: The head from whose weights to begin; None: from zeros.
-        folder: For a checkpoint, by which an interrupted fit can go on; None: none is written.
-        about: What the checkpoint is of.
-        resume: Whether to go on from there.
-        heartbeat: Where progress goes.
+        rows: The split to learn from: batches of `embeddings` [n, D] and `targets` [n], iterated many times.
+        num_classes: The number of classes, C.
+        l2: The strength of the penalty on the weights.
+        held_out: The batches to test the head on, with `index` [n] as well; None tests nothing.
+        start: The head from whose weights to begin; None begins with zeros.
+        folder: The folder for a checkpoint, from which an interrupted fit can go on; None writes none.
+        about: The facts that a checkpoint must share to be gone on with; plain JSON values.
+        resume: True goes on from the checkpoint in `folder`, if there is one.
+        heartbeat: The receiver of progress.
 
     Returns:
-        The head; the same, to the bit, for the same batches.
+        The fit; its head is the same, to the bit, for the same batches, interrupted or not.
     """
     heartbeat.say(f"fitting at l2 {l2:g}")
-    head = LinearHead(*moments(features), num_classes)
+    head = LinearHead(*moments(rows), num_classes)
     if start is not None:
         with torch.no_grad():
             head.weight.copy_(start.weight)
             head.bias.copy_(start.bias)
-    optimizer = LBFGS([head.weight, head.bias], l2, TOLERANCE)
+    model = SplitLoss(head, l2)
+    optimizer = torch.optim.LBFGS(
+        head.parameters(),
+        max_iter=1,
+        max_eval=1 + _LINE_SEARCH,
+        tolerance_grad=0,
+        tolerance_change=0,  # Convergence decides when to stop
+        history_size=10,
+        line_search_fn="strong_wolfe",
+    )
     callbacks: list[Callback] = [
-        Evaluator(num_classes),
-        Convergence(optimizer),
+        Evaluator(num_classes, train_connector=None),
+        Convergence(model),
         EarlyStopping("train/converged", "max", threshold=1),
         MetricsLog(heartbeat, f"l2 {l2:g}", _LOG_EPOCHS, epoch_based=True),
     ]
@@ -143,48 +157,30 @@ def fit_linear(
         callbacks.append(checkpoint)
         state = checkpoint.restore() if resume else None
     state = run_fit(
-        head,
-        nn.CrossEntropyLoss(),
+        model,
+        nn.Identity(),
         optimizer,
-        features,
+        [{"embeddings": rows}],  # the whole split is one batch
         callbacks,
-        Schedule(MOST_EPOCHS, batches_per_update=None),
-        loss_connector=CROSS_ENTROPY,
-        connector=EMBEDDINGS,
+        Schedule(MOST_EPOCHS),
+        loss_connector=LossConnector({"input": pred_key("objective")}),
+        connector=EMBEDDINGS_INPUT,
         test_dataloaders={"held out": held_out} if held_out is not None else None,
         state=state,
     )
-    optimizer.settle()
     metrics = {name: float(value) for name, value in state["metrics"].items()}
-    return LinearFit(head.eval(), l2, state["current_epoch"] + 1, optimizer.converged, metrics)
-
-
-def moments(features: Iterable[Batch]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [D] float64 of the rows; a feature that does not vary has 1.
-
-    Batch by batch, by Chan's formula (Chan, Golub & LeVeque 1979, Updating formulae and a pairwise algorithm).
-    """
-    count = 0
-    mean = squares = torch.zeros(1, dtype=torch.float64)
-    for batch in features:
-        rows = batch["embeddings"].double()
-        own_mean = rows.mean(dim=0)
-        own_squares = (rows - own_mean).square().sum(dim=0)
-        total = count + len(rows)
-        shift = own_mean - mean
-        squares = squares + own_squares + shift.square() * count * len(rows) / total
-        mean = mean + shift * len(rows) / total
-        count = total
-    std = (squares / count).sqrt()
-    return mean, torch.where(std > 1e-12 * mean.abs(), std, 1.0)
+    return LinearFit(head.eval(), l2, state["current_epoch"] + 1, bool(metrics["train/converged"]), metrics)
 
 
 def choose_held_out(targets: Tensor, seed: int) -> Tensor:
-    """[N] bool: a fifth of each class's rows, one at least, but never a class's only one.
+    """Chooses a fifth of each class's rows, one at least, but never a class's only one.
 
     Args:
-        targets: [N] int64, from 0 on.
-        seed: Of the choice.
+        targets: The classes' numbers [N] int64, from 0 on.
+        seed: The seed of the random choice.
+
+    Returns:
+        A mask [N] bool.
 
     Raises:
         ConfigError: If no class has two rows.
@@ -202,5 +198,5 @@ def choose_held_out(targets: Tensor, seed: int) -> Tensor:
 
 
 def best_strength(fits: Sequence[LinearFit]) -> float:
-    """The L2 strength with the least cross-entropy on what was held out."""
+    """Returns the L2 strength with the least cross-entropy on the rows that were held out."""
     return min(fits, key=lambda fit: fit.metrics["test/loss"]).l2

@@ -24,18 +24,11 @@ from embedx.store.format.index import OK
 from embedx.store.format.shards import HEADER_KEY
 from embedx.store.reading.reader import Store
 from embedx.store.writing.units import UNKNOWN_TARGET
-from embedx.vectors.config import Method, ProbeConfig
-from embedx.vectors.features import Features, Split, batch_rows, class_names, open_split
-from embedx.vectors.linear import (
-    EMBEDDINGS,
-    STRENGTHS,
-    LinearFit,
-    LinearHead,
-    best_strength,
-    choose_held_out,
-    fit_linear,
-)
+from embedx.vectors.linear import STRENGTHS, LinearFit, best_strength, choose_held_out, fit_linear
+from embedx.vectors.linear_head import EMBEDDINGS_INPUT, LinearHead
 from embedx.vectors.neighbours import BATCH_ROWS, VOTES, NearestNeighbours
+from embedx.vectors.probe_config import Method, ProbeConfig
+from embedx.vectors.split_rows import Split, SplitRows, batch_rows, class_names, open_split
 
 TOP = 5
 HEAD = "head.safetensors"
@@ -155,7 +148,7 @@ def probe(store: str | Path | Store, config: ProbeConfig | None = None, heartbea
         fits = task.fit_all(heartbeat)
         model = fits[-1].head
     heartbeat.say(f"predicting {config.test}")
-    metrics = run_test(model, {config.test: task.features(task.test)}, [evaluator], EMBEDDINGS)["metrics"]
+    metrics = run_test(model, {config.test: task.features(task.test)}, [evaluator], EMBEDDINGS_INPUT)["metrics"]
     head = None
     if isinstance(model, LinearHead) and config.out is not None:
         head = config.out / HEAD
@@ -221,12 +214,12 @@ class _Task:
         ConfigError.check(_faults(config, train, test, classes, names))
         return cls(config, train, test, classes, names)
 
-    def features(self, split: Split, kept: Tensor | None = None) -> Features:
+    def features(self, split: Split, kept: Tensor | None = None) -> SplitRows:
         """A split's batches, or those of some of its rows."""
         rows = batch_rows(split.dim, len(self.classes))
         if self.config.method == "knn":
             rows = min(rows, BATCH_ROWS)
-        return Features(split, self.classes, rows, self.config.memory, kept)
+        return SplitRows(split, self.classes, rows, self.config.memory, kept)
 
     def neighbours(self) -> NearestNeighbours:
         """What predicts by the nearest rows of the train split."""
@@ -254,11 +247,11 @@ class _Task:
 
     def _fit(
         self,
-        features: Features,
+        features: SplitRows,
         l2: float,
         stage: str,
         heartbeat: Heartbeat,
-        held_out: Features | None = None,
+        held_out: SplitRows | None = None,
         start: LinearHead | None = None,
     ) -> LinearFit:
         config = self.config

@@ -224,22 +224,26 @@ def test_it_learns_as_the_usual_loop_does() -> None:
     assert torch.equal(model.layer.weight, other.layer.weight) and model.layer.weight.abs().sum() > 0
 
 
-@pytest.mark.parametrize("per_update", [2, None])
-def test_an_update_by_several_batches_is_that_by_all_their_rows(per_update: int | None) -> None:
-    model, loader = Model(), batches(5, 3, 2)
-    state = fit(Schedule(1, batches_per_update=per_update), model=model, loader=loader)
-    other = Model()
-    optimizer = torch.optim.SGD(other.parameters(), lr=0.5)
-    for group in [loader[:per_update], loader[per_update:] if per_update else []]:
-        if group:
-            rows = torch.cat([each["features"] for each in group])
-            labels = torch.cat([each["labels"]["main"] for each in group])
-            optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(other(rows)["logits"], labels)
-            loss.backward()
-            optimizer.step()
-    torch.testing.assert_close(model.layer.weight, other.layer.weight)
-    torch.testing.assert_close(state["metrics"]["train/loss"], loss.detach())
+def test_an_optimizer_may_evaluate_a_batch_several_times_a_step() -> None:
+    model, other, (batch,) = Model(), Model(), batches(40)
+    options = {"max_iter": 5, "line_search_fn": "strong_wolfe"}
+    state = fit(Schedule(2), model=model, loader=[batch], optimizer=torch.optim.LBFGS(model.parameters(), **options))
+    optimizer = torch.optim.LBFGS(other.parameters(), **options)
+    evaluated = []
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(other(batch["features"])["logits"], batch["labels"]["main"])
+        loss.backward()
+        evaluated.append(loss.item())
+        return loss
+
+    optimizer.step(closure)
+    before = len(evaluated)
+    optimizer.step(closure)
+    assert torch.equal(model.layer.weight, other.layer.weight) and before > 2
+    assert state["metrics"]["train/loss"] == evaluated[before], "the loss before the step"
+    assert state["global_step"] == 2
 
 
 def test_the_loss_is_a_metric_and_what_hooks_return_is_prefixed_by_stage() -> None:

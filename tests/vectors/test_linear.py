@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
+from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
@@ -16,7 +18,8 @@ from embedx.engine.state import Batch
 from embedx.errors import ConfigError
 from embedx.heartbeat import SILENT, Heartbeat
 from embedx.vectors import linear
-from embedx.vectors.linear import LinearFit, LinearHead, choose_held_out, fit_linear, moments
+from embedx.vectors.linear import LinearFit, choose_held_out, fit_linear
+from embedx.vectors.linear_head import LinearHead, SplitLoss, moments
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -71,27 +74,77 @@ class Interrupted(list):
         yield from others
 
 
+MANY = 10_000
+
+
 @pytest.fixture(scope="module")
-def whole() -> LinearFit:
-    """A fit of many epochs that nothing interrupts."""
-    return fit_linear(batches(*slanted()), 4, 1e-4, heartbeat=SILENT)
+def whole() -> tuple[LinearFit, int]:
+    """A fit of many epochs that nothing interrupts, and its passes over the rows."""
+    rows = Interrupted(batches(*slanted()), MANY)
+    return fit_linear(rows, 4, 1e-4, heartbeat=SILENT), MANY - rows.left
 
 
-@pytest.mark.parametrize("passes", [3, 150])
+@pytest.mark.parametrize("passes", [3, 130])
 def test_a_fit_that_was_interrupted_goes_on_to_the_same_bits(
-    tmp_path: Path, whole: LinearFit, passes: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, whole: tuple[LinearFit, int], passes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(linear, "_CHECKPOINT_SECONDS", 0.0)
+    whole, all_passes = whole
     loader = batches(*slanted())
-    assert whole.epochs > 150 and whole.metrics["train/slope"] <= 1e-5
+    assert whole.epochs > 100 and whole.metrics["train/slope"] <= 1e-5
     with pytest.raises(KeyboardInterrupt):
         fit_linear(Interrupted(loader, passes), 4, 1e-4, folder=tmp_path, heartbeat=SILENT)
-    counted = Interrupted(loader, 1000)
+    counted = Interrupted(loader, MANY)
     again = fit_linear(counted, 4, 1e-4, folder=tmp_path, resume=True, heartbeat=SILENT)
     for name, tensor in whole.head.state_dict().items():
         assert torch.equal(again.head.state_dict()[name], tensor), name
     assert (again.epochs, again.metrics, again.converged) == (whole.epochs, whole.metrics, True)
-    assert 1000 - counted.left == 1 + whole.epochs - max(0, passes - 2)  # one for the moments, in both
+    # Besides what was left: a pass for the moments, one where it goes on, and those of the step that was cut off.
+    assert MANY - counted.left <= all_passes - passes + 5
+
+
+def test_a_step_takes_little_more_than_one_pass_over_the_rows(whole: tuple[LinearFit, int]) -> None:
+    fit, passes = whole
+    assert fit.epochs < passes < 1.2 * fit.epochs
+
+
+def test_a_strong_penalty_whose_steps_are_tiny_takes_few_of_them() -> None:
+    """Where the loss is a mean over rows, torch's L-BFGS takes these steps for none, and needs hundreds."""
+    rows, targets = load_digits(return_X_y=True)
+    fit = fit_linear(batches(torch.tensor(rows), torch.tensor(targets), 600), 10, 100.0, heartbeat=SILENT)
+    assert fit.converged and fit.epochs < 60
+
+
+def test_the_objective_and_its_gradients_are_those_of_all_rows_at_once() -> None:
+    rows, targets = blobs()
+    head = LinearHead(*moments(batches(rows, targets)), 4)
+    torch.nn.init.normal_(head.weight)
+    SplitLoss(head, 0.3)(batches(rows, targets))["objective"].backward()
+    gradients = [parameter.grad.clone() for parameter in head.parameters()]
+    head.zero_grad()
+    loss = torch.nn.functional.cross_entropy(head(rows)["logits"], targets) + 0.15 * head.weight.square().sum()
+    (loss * len(rows)).backward()
+    torch.testing.assert_close(gradients, [parameter.grad for parameter in head.parameters()])
+
+
+def test_of_a_split_that_is_streamed_one_batch_is_held_besides_the_one_that_is_read() -> None:
+    rows, targets = blobs()
+    alive: list[weakref.ref[Tensor]] = []
+    most = 0
+
+    class Stream:
+        def __iter__(self) -> Iterator[Batch]:
+            nonlocal most
+            for batch in batches(rows, targets, 10):
+                embeddings = batch["embeddings"].clone()
+                alive.append(weakref.ref(embeddings))
+                yield {**batch, "embeddings": embeddings}
+                del embeddings
+                most = max(most, sum(reference() is not None for reference in alive))
+
+    model = SplitLoss(LinearHead(*moments(batches(rows, targets)), 4), 0.1)
+    model(Stream())["objective"].backward()
+    assert most == 1 and len(alive) == 30
 
 
 def test_the_hooks_of_training_fire_in_a_fit() -> None:

@@ -26,9 +26,9 @@ from embedx.errors import CheckpointError, ConfigError, StoreError
 from embedx.heartbeat import Heartbeat
 from embedx.run.extract import extract
 from embedx.store.reading.reader import Store
-from embedx.vectors.features import Features, open_split
-from embedx.vectors.linear import EMBEDDINGS
+from embedx.vectors.linear_head import EMBEDDINGS_INPUT
 from embedx.vectors.neighbours import NearestNeighbours
+from embedx.vectors.split_rows import SplitRows, open_split
 from tests.store.builders import write_features
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -114,10 +114,10 @@ def test_every_prediction_is_that_of_brute_force_nearest_neighbours(
 ) -> None:
     store = Store.open(digits)
     train, val = (open_split(store, name, "embeddings") for name in ("train", "val"))
-    neighbours = Features(train, train.classes, 256, memory)
+    neighbours = SplitRows(train, train.classes, 256, memory)
     kept = Predictions()
     model = NearestNeighbours(neighbours, 10, k, temperature)
-    run_test(model, {"val": Features(val, train.classes, 256, memory)}, [kept], EMBEDDINGS)
+    run_test(model, {"val": SplitRows(val, train.classes, 256, memory)}, [kept], EMBEDDINGS_INPUT)
     x, y, test_x, test_y = arrays(digits)
     reference = KNeighborsClassifier(
         k, metric="cosine", algorithm="brute", weights=lambda distance: np.exp((1 - distance) / temperature)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from embedx.vectors.plot import confusion_png
+from embedx.vectors.confusion_plot import confusion_png
 from embedx.vectors.probe import ClassResult, ProbeResult
 
 WHITE, DARKEST = (255, 255, 255), (8, 64, 129)

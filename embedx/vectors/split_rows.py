@@ -81,7 +81,7 @@ def open_split(store: Store, name: str, tensor: str) -> Split:
     return Split(store, name, tensor, dim, torch.cat(targets))
 
 
-class Features:
+class SplitRows:
     """The rows of a split as batches of `embeddings` [n, D] float32, `targets` [n] and `index` [n] int64.
 
     The order is that of the shards, in which `index` counts. The batches are the same whether they are kept in memory

@@ -9,7 +9,7 @@ import torch
 
 from embedx.errors import ConfigError, StoreError
 from embedx.store.reading.reader import Store
-from embedx.vectors.features import Features, batch_rows, class_names, open_split
+from embedx.vectors.split_rows import SplitRows, batch_rows, class_names, open_split
 from tests.store.builders import build_store, write_features
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -30,7 +30,7 @@ def test_the_rows_come_in_order_kept_or_streamed(
     store: Store, memory: int, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     split = open_split(store, "train", "embeddings")
-    features = Features(split, split.classes, size, memory)
+    features = SplitRows(split, split.classes, size, memory)
     first = list(features)
     opened = []
     monkeypatch.setattr(store, "iter_shards", lambda *a, **k: opened.append(a) or Store.iter_shards(store, *a, **k))
@@ -48,7 +48,7 @@ def test_the_rows_come_in_order_kept_or_streamed(
 def test_some_of_the_rows(store: Store, memory: int) -> None:
     split = open_split(store, "half", "embeddings")
     kept = torch.rand(200, generator=torch.Generator().manual_seed(1)) < 0.3
-    features = Features(split, split.classes, 50, memory, kept)
+    features = SplitRows(split, split.classes, 50, memory, kept)
     batches = list(features)
     assert torch.equal(torch.cat([batch["embeddings"] for batch in batches]), ROWS.half()[kept].float())
     assert torch.cat([batch["index"] for batch in batches]).tolist() == kept.nonzero().flatten().tolist()
@@ -63,7 +63,7 @@ def test_a_batch_is_bounded_by_its_embeddings_and_by_its_logits() -> None:
 def test_groups_and_rejected_inputs_are_no_hindrance(tmp_path: Path) -> None:
     store = Store.open(build_store(tmp_path / "store", 20, rejected=(2, 9)))
     split = open_split(store, "train", "embeddings")
-    rows = torch.cat([batch["embeddings"] for batch in Features(split, split.classes, 7, 0)])
+    rows = torch.cat([batch["embeddings"] for batch in SplitRows(split, split.classes, 7, 0)])
     assert sorted(rows[:, 0].tolist()) == [row for row in range(20) if row not in (2, 9)]
     assert len(split) == 18 and split.targets.tolist().count(-1) == 1
 
