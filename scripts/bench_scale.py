@@ -31,7 +31,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from embedx.callbacks.writer import EmbeddingsWriter, rows_table
+from embedx.callbacks.rows_table import rows_table
+from embedx.callbacks.writer import EmbeddingsWriter
 from embedx.config import ExtractConfig
 from embedx.engine.state import new_state
 from embedx.run.inputs import list_inputs

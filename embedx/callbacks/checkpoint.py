@@ -1,59 +1,51 @@
-"""Where a fit stands, on disk: the last state, from which it can go on, and the best one.
-
-A checkpoint is one file, so that it is replaced in one rename: tensors as safetensors, and all else as JSON in the
-file's header, under the key `embedx`, as in a shard.
-"""
+"""Saves the state of a fit: the last one, from which it can go on, and the best one."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor, nn
+from torch import nn
 
+from embedx.callbacks.state_file import read_state, write_state
 from embedx.engine.callback import Callback
 from embedx.engine.state import Batch, Outputs, TrainerState, new_state
 from embedx.errors import CheckpointError, ConfigError, unknown
-from embedx.store.format.atomic import make_folder, write_atomic
-from embedx.store.format.shards import HEADER_KEY
+from embedx.store.format.atomic import make_folder
 
 _STATE = ("current_epoch", "epoch_step", "global_step", "should_stop", "tested", "metrics")
-"""What is kept of the trainer's state; all else a fit states anew."""
+"""The keys of the trainer's state that are saved; a fit sets all others anew."""
 
 
 class Stateful(Protocol):
-    """What can be kept and brought back: a model, an optimizer, a callback."""
+    """An object whose state can be saved and restored: a model, an optimizer, a callback."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What there is to keep: tensors and plain values, in dicts and lists."""
+        """Returns the state: tensors and plain values, in dicts and lists."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> Any:
-        """Brings that back."""
+        """Restores a state."""
         ...
 
 
 class Checkpoint(Callback):
-    """Writes `last.safetensors` now and then, and `best.safetensors` whenever a metric is better than ever.
+    """Writes `last.safetensors` now and then, and `best.safetensors` whenever a metric reaches a new best.
 
-    It stands behind all callbacks that are among its parts, or that end the fit.
+    It belongs behind all callbacks that are among its parts, and behind those that end the fit.
 
     Args:
-        folder: Where to; made if it isn't there.
-        parts: What is kept, by name: the model, the optimizer, callbacks that have a state.
-        about: What a checkpoint has to be about to be gone on with; plain JSON values.
-        monitor: The metric that tells the best, such as `test/top1`; None: no best.
-        mode: Whether less is better, or more.
-        every: Epochs, or steps, from one to the next; the fit's last state is always written.
-        seconds: That have to pass as well, so that quick epochs do not wait for a disk.
-        epoch_based: Whether to count by epochs, or by steps; an update by several batches must not be under way.
+        folder: The folder of the checkpoints; it is made if necessary.
+        parts: The objects to save, by name: the model, the optimizer, callbacks that have a state.
+        about: The facts about the fit, as plain JSON values; a checkpoint with other facts is not restored.
+        monitor: The metric that tells the best state, such as `test/top1`; None saves no best.
+        mode: The direction of better values, `min` or `max`.
+        every: The number of epochs, or steps, from one write to the next; the fit's last state is always written.
+        seconds: The least time between two writes, so that quick epochs do not wait for a disk.
+        epoch_based: True counts `every` in epochs, False in steps.
     """
 
     def __init__(
@@ -92,12 +84,12 @@ class Checkpoint(Callback):
         batch: Batch,
         batch_idx: int,
     ) -> None:
-        """Writes the state after a step, if it is time for that."""
+        """Writes the state after a step, if one is due."""
         if not self.epoch_based and self._is_due(trainer_state["global_step"]):
             self._write("last", trainer_state)
 
     def on_train_epoch_end(self, trainer_state: TrainerState, model: nn.Module, loss_module: nn.Module) -> None:
-        """Writes the state after an epoch, if it is time for that, or nothing follows."""
+        """Writes the state after an epoch, if one is due or the fit has ended."""
         self._compare("train/", trainer_state)
         epochs = trainer_state["current_epoch"] + 1
         is_last = (
@@ -109,7 +101,7 @@ class Checkpoint(Callback):
             self._write("last", trainer_state)
 
     def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> None:
-        """Writes the best state of a fit, and the last one, if the test has ended it."""
+        """Writes the state if it is the best, and as the last one if the test has ended the fit."""
         if trainer_state["train_dataloader"] is None:
             return
         self._compare("test/", trainer_state)
@@ -117,13 +109,16 @@ class Checkpoint(Callback):
             self._write("last", trainer_state)
 
     def restore(self, name: Literal["last", "best"] = "last") -> TrainerState | None:
-        """Brings all parts into the state of a checkpoint.
+        """Restores all parts from a checkpoint.
+
+        Args:
+            name: The checkpoint's name, `last` or `best`.
 
         Returns:
             The trainer's state, for `run_fit` to go on from; None if there is no checkpoint.
 
         Raises:
-            CheckpointError: If it can't be read, or is about something else.
+            CheckpointError: If the checkpoint can't be read, or is of another fit.
         """
         path = self.folder / f"{name}.safetensors"
         if not path.exists():
@@ -158,55 +153,6 @@ class Checkpoint(Callback):
         }
         write_state(self.folder / f"{name}.safetensors", contents)
         self._written = time.monotonic()
-
-
-def write_state(path: Path, contents: Mapping[str, Any]) -> None:
-    """Writes nested dicts and lists of tensors and plain JSON values, whole or not at all.
-
-    Raises:
-        OSError: If it can't be written.
-    """
-    tensors: dict[str, Tensor] = {}
-    header = json.dumps(_encode(contents, "", tensors))
-    write_atomic(path, save(tensors, metadata={HEADER_KEY: header}))
-
-
-def read_state(path: Path) -> dict[str, Any]:
-    """Reads what `write_state` has written; tuples come back as lists.
-
-    Raises:
-        CheckpointError: If it can't be read.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (not a mapping)
-            header = json.loads((file.metadata() or {})[HEADER_KEY])
-        return cast(dict[str, Any], _decode(header, tensors))
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: not a readable checkpoint ({error}); remove it and begin anew") from error
-
-
-def _encode(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
-    """Plain JSON, in which tensors are named and dicts are lists of pairs, as their keys may be numbers."""
-    if isinstance(value, Tensor):
-        name = place.removeprefix("/")
-        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        return {"tensor": name}
-    if isinstance(value, Mapping):
-        return {"dict": [[key, _encode(item, f"{place}/{key}", tensors)] for key, item in value.items()]}
-    if isinstance(value, list | tuple):
-        return [_encode(item, f"{place}/{number}", tensors) for number, item in enumerate(value)]
-    return value
-
-
-def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(value, list):
-        return [_decode(item, tensors) for item in value]
-    if isinstance(value, dict):
-        if "tensor" in value:
-            return tensors[value["tensor"]]
-        return {key: _decode(item, tensors) for key, item in value["dict"]}
-    return value
 
 
 def _differing(then: Any, now: Mapping[str, Any]) -> str:

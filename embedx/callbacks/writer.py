@@ -9,60 +9,62 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 
-from embedx.callbacks.results import Results, copies_from
+from embedx.callbacks.pending_outputs import PendingOutputs, copier_for
+from embedx.callbacks.rows_table import rows_table
 from embedx.engine.callback import Callback
 from embedx.engine.connectors import CallbackConnector
 from embedx.engine.loop import evaluation_mode, unpad
 from embedx.engine.state import Batch, Metrics, Outputs, TrainerState
 from embedx.engine.stopwatch import Stopwatch
 from embedx.errors import ConfigError
-from embedx.names import EMBEDDINGS, INDEX, RESERVED_COLUMNS, RESERVED_SPLITS, TARGETS
-from embedx.store.format.index import OK, REJECTED, ROW_SCHEMA
+from embedx.names import EMBEDDINGS, INDEX, RESERVED_SPLITS, TARGETS
 from embedx.store.format.layout import Unit
 from embedx.store.format.manifest import Manifest
 from embedx.store.format.shards import form
 from embedx.store.writing.process import WriterProcess
 from embedx.store.writing.session import StoreSession
-from embedx.store.writing.units import UNKNOWN_TARGET, UnitBatch
+from embedx.store.writing.units import UnitBatch
 from embedx.values import rows_per_unit as rows_per_unit_of
 
 _SHARD_SIZE = 128 * 1024**2
 
 
-class _Identities(NamedTuple):
-    """What a batch's results belong to."""
+class _BatchRows(NamedTuple):
+    """The rows to which a batch's outputs belong."""
 
     split: str
-    places: list[int]
-    """The batch's `index`."""
-    rows: pa.Table
+    numbers: list[int]
+    """The batch's `index`, the rows' numbers in the split."""
+    table: pa.Table
+    """The rows' identities (see `rows_table`)."""
 
 
 class EmbeddingsWriter(Callback):
     """Writes embeddings to a store, in a separate process, so that the forward pass never waits for a disk.
 
-    The batch must have `index` [n] int64, rising within a dataloader, and `keys`; `paths`, `offsets`, `targets`,
-    `metadata`, `reasons`, `bytes`, `mtime_ns` and `sha256` are taken where they are there. A row with a reason is
-    rejected.
+    The batch must have `index` [n] int64, rising within a dataloader, and `keys`. It may have `paths`, `offsets`,
+    `targets`, `metadata`, `reasons`, `bytes`, `mtime_ns` and `sha256`. A row with a reason is rejected.
 
     Args:
-        output_dir: The store.
-        backbone: Computes the embeddings from the batch's `images`; None if the outputs already are the
-            embeddings, a tensor [n, D] or a dict of them.
-        dataloader_idx_map: Split names by dataloader index. Without it, the dataloaders' own names.
-        group_key: The metadata field that names a sub-folder per value.
-        overwrite: Whether a store that is there is replaced, once the new one is complete, or refused.
-        dtype: Type of the stored numbers; None keeps the outputs'.
-        rows_per_unit: Rows after which files are closed and committed; None: as many whole batches, by the size of
-            the first one's rows, as make shards of about 128 MiB.
-        recipe: What is stored as the recipe of these embeddings; plain JSON values.
-        session: A store that the caller has begun, and will close; `output_dir`, `overwrite`, `recipe` and
-            `rows_per_unit` are then the session's.
-        test_connector: Where to find `embeddings`, and any of the batch's entries, if not in their places.
+        output_dir: The store's folder.
+        backbone: The model that computes the embeddings from the batch's `images`. None if the outputs already are
+            the embeddings, a tensor [n, D] or a dict of them.
+        dataloader_idx_map: The split names by dataloader index; None takes the dataloaders' own names.
+        group_key: The metadata field each of whose values gets a sub-folder; None makes no sub-folders.
+        overwrite: True replaces an existing store once the new one is complete; False refuses it.
+        dtype: The type of the stored floats; None keeps that of the outputs.
+        rows_per_unit: The number of rows after which files are closed and committed. None takes as many whole batches
+            as make shards of about 128 MiB, by the size of the first batch's rows.
+        recipe: The recipe to record for these embeddings, as plain JSON values.
+        session: The store, begun and later closed by the caller; `output_dir`, `overwrite`, `recipe` and
+            `rows_per_unit` are then taken from it.
+        test_connector: The places of `embeddings` and of the batch's entries, where they are not the usual ones.
+
+    Raises:
+        ConfigError: If `rows_per_unit` is below 1.
     """
 
     def __init__(
@@ -91,17 +93,17 @@ class EmbeddingsWriter(Callback):
         self._session = session
         self._owns_session = session is None
         self._process: WriterProcess | None = None
-        self._results: Results[_Identities] | None = None
+        self._pending: PendingOutputs[_BatchRows] | None = None
         self._last_index: dict[str, int] = {}
         self._forms: dict[str, str] = {}
         if rows_per_unit is not None and rows_per_unit < 1:
             raise ConfigError(f"rows_per_unit is {rows_per_unit}; give a whole number of at least 1, or None")
 
     def setup(self) -> None:
-        """Takes hold of the store.
+        """Opens the store and locks it.
 
         Raises:
-            StoreMismatchError: If the folder is not a store, or one and `overwrite` is False.
+            StoreMismatchError: If the folder holds something else, or holds a store and `overwrite` is False.
         """
         if self._session is None:
             plan: dict[str, Any] = {"group_key": self.group_key, "rows_per_unit": self.rows_per_unit, "splits": {}}
@@ -112,13 +114,13 @@ class EmbeddingsWriter(Callback):
             )
         self._last_index.clear()
         self._forms.clear()
-        self._results = None
+        self._pending = None
 
     def on_test_epoch_start(self, trainer_state: TrainerState, model: nn.Module) -> None:
-        """Checks that every dataloader has a split name of its own, and one that a split can have.
+        """Checks the dataloaders' split names.
 
         Raises:
-            ConfigError: If not.
+            ConfigError: If a dataloader has none, or one that is reserved or another dataloader's.
         """
         names = [self._split_name(trainer_state, index) for index in range(len(trainer_state["test_dataloader"] or ()))]
         counts = Counter(name.lower() for name in names)  # not every file system tells names that differ in case alone
@@ -136,13 +138,13 @@ class EmbeddingsWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Hands what has come from the device to the writer process, waiting only while its queue is full.
+        """Starts copying the outputs from the device, and hands those that have arrived to the writer process.
 
-        The outputs may be overwritten by the next forward pass.
+        The next forward pass may overwrite the outputs.
 
         Raises:
-            WriterError: If that process has failed.
-            ConfigError: If the batch lacks what is needed.
+            WriterError: If the writer process has failed.
+            ConfigError: If the batch or the outputs lack an entry, or have an unfit one.
         """
         if self.backbone is not None:
             with evaluation_mode(self.backbone), torch.inference_mode():
@@ -158,48 +160,56 @@ class EmbeddingsWriter(Callback):
         self._check_forms(tensors)
         if len(rows) == 0:
             return
-        self._results = self._results or Results(copies_from(tensors[EMBEDDINGS].device))
-        self._results.send(_Identities(split, batch["index"].tolist(), rows), tensors)
+        if self._pending is None:
+            self._pending = PendingOutputs(copier_for(tensors[EMBEDDINGS].device))
+        self._pending.add(_BatchRows(split, batch["index"].tolist(), rows), tensors)
         lengths = trainer_state["num_test_batches"]
         is_last = lengths is not None and lengths[dataloader_idx] == batch_idx + 1
-        seconds = trainer_state["seconds"].setdefault(split, {})
-        for part, spent in self._hand_over(self._results.arrived(until_empty=is_last)).items():
-            seconds[part] = seconds.get(part, 0.0) + spent
-            seconds["callbacks"] = seconds.get("callbacks", 0.0) - spent  # to which the loop adds all of this hook
+        trainer_state["stopwatch"].lap("callbacks")
+        self._hand_over(self._pending.complete(wait_for_all=is_last), trainer_state["stopwatch"])
 
     def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> Metrics:
-        """Waits until all is written, and declares the store complete.
+        """Waits until everything is written, and declares the store complete.
 
         Raises:
             WriterError: If anything could not be written.
             StoreError: If the store does not have every input exactly once.
         """
-        if self._session is None:
-            raise RuntimeError("EmbeddingsWriter.setup() has not been called")
-        if self._results is not None:
-            self._hand_over(self._results.arrived(until_empty=True))
-        for unit, staying in self._session.staying.items():  # of units in which nothing had to be computed
-            self._process = self._process or WriterProcess(self._session.terms, {})
-            self._process.put(UnitBatch(unit, {}, staying))
+        if self._pending is not None:
+            self._hand_over(self._pending.complete(wait_for_all=True), Stopwatch())
+        for unit, staying in self._session_begun.staying.items():  # units in which nothing had to be computed
+            self._process_started({}).put(UnitBatch(unit, {}, staying))
         if self._process is not None:
             self._process.close()
             self._process = None
         numbers = {name.removeprefix("test/"): float(value) for name, value in trainer_state["metrics"].items()}
         timings = {name: number for name, number in numbers.items() if math.isfinite(number)}  # as JSON has no others
-        totals = self._session.finish(timings).totals
+        totals = self._session_begun.finish(timings).totals
         return {"rows": sum(split["rows"] for split in totals.values())}
 
     def on_exception(self, trainer_state: TrainerState, error: BaseException) -> None:
-        """Ends the writer process; the unit under way is dropped."""
+        """Ends the writer process; the unit that it was gathering is dropped."""
         if self._process is not None:
             self._process.abort()
             self._process = None
 
     def teardown(self) -> None:
-        """Lets go of the store."""
+        """Closes the store, unless it is the caller's."""
         if self._owns_session and self._session is not None:
             self._session.close()
             self._session = None
+
+    @property
+    def _session_begun(self) -> StoreSession:
+        if self._session is None:
+            raise RuntimeError("EmbeddingsWriter.setup() has not been called")
+        return self._session
+
+    def _process_started(self, first: Mapping[str, Tensor]) -> WriterProcess:
+        """Returns the writer process; starts it with the first batch, whose size tells how much memory to share."""
+        if self._process is None:
+            self._process = WriterProcess(self._session_begun.terms, first)
+        return self._process
 
     def _split_name(self, trainer_state: TrainerState, dataloader_idx: int) -> str:
         names = self.dataloader_idx_map
@@ -227,102 +237,35 @@ class EmbeddingsWriter(Callback):
         if forms != self._forms:
             raise ConfigError(f"a batch's outputs are {forms}, but the first batch's {self._forms}; give all one form")
 
-    def _hand_over(self, arrived: Iterable[tuple[_Identities, dict[str, Tensor]]]) -> dict[str, float]:
-        """Hands results to the writer process; returns the seconds that the device and that process were waited for."""
-        if self._session is None:
-            raise RuntimeError("EmbeddingsWriter.setup() has not been called")
-        watch = Stopwatch()
-        for (split, places, rows), tensors in arrived:
+    def _hand_over(self, complete: Iterable[tuple[_BatchRows, dict[str, Tensor]]], watch: Stopwatch) -> None:
+        """Puts outputs into the writer process's queue, and books the waiting for the device and for that process."""
+        session = self._session_begun
+        for (split, numbers, table), tensors in complete:
             watch.lap("forward")
-            if self._process is None:
-                if self._session.manifest.plan["rows_per_unit"] is None:
-                    row_bytes = sum(tensor[:1].nbytes for tensor in tensors.values())
-                    self._session.set_rows_per_unit(rows_per_unit_of(_SHARD_SIZE, row_bytes, len(rows)))
-                self._process = WriterProcess(self._session.terms, tensors)
-            for unit, start, stop in _units(split, places, self._session.terms.rows_per_unit):
-                if (staying := self._session.staying.pop(unit, None)) is not None:
-                    self._process.put(UnitBatch(unit, {}, staying))
-                self._process.put(UnitBatch(unit, tensors, rows).part(start, stop))
+            if session.manifest.plan["rows_per_unit"] is None:
+                row_bytes = sum(tensor[:1].nbytes for tensor in tensors.values())
+                session.set_rows_per_unit(rows_per_unit_of(_SHARD_SIZE, row_bytes, len(table)))
+            process = self._process_started(tensors)
+            for unit, start, stop in _units(split, numbers, session.terms.rows_per_unit):
+                if (staying := session.staying.pop(unit, None)) is not None:
+                    process.put(UnitBatch(unit, {}, staying))
+                process.put(UnitBatch(unit, tensors, table).part(start, stop))
             watch.lap("writer_wait")
         watch.lap("forward")
-        return watch.seconds
 
 
-def _units(split: str, places: Sequence[int], rows_per_unit: int) -> Iterator[tuple[Unit, int, int]]:
+def _units(split: str, numbers: Sequence[int], rows_per_unit: int) -> Iterator[tuple[Unit, int, int]]:
     """Cuts a batch where one unit ends and the next begins: (unit, first position, position behind)."""
-    numbers = [place // rows_per_unit for place in places]
-    for number in dict.fromkeys(numbers):
-        start = numbers.index(number)
-        yield Unit(split, number), start, start + numbers.count(number)
-
-
-def rows_table(batch: Batch, split: str, group_key: str | None) -> pa.Table:
-    """The identities of a batch's inputs, in the columns of the index table.
-
-    Args:
-        batch: With `index`, `keys`, and what else it has.
-        split: The split's name.
-        group_key: The metadata field that becomes the group.
-
-    Returns:
-        One row per input: ROW_SCHEMA's columns, then the metadata.
-
-    Raises:
-        ConfigError: If `index` or `keys` are missing, or the group key is not in the metadata.
-    """
-    if missing := [name for name in ("index", "keys") if name not in batch]:
-        raise ConfigError(f"the batch has no {' and no '.join(missing)}; it has {', '.join(batch)}")
-    metadata: Mapping[str, Any] = batch.get("metadata") or {}
-    if group_key is not None and group_key not in metadata:
-        raise ConfigError(
-            f"the group key {group_key!r} is not in the batch's metadata, which has {', '.join(metadata) or 'nothing'}"
-        )
-    if clashing := sorted(RESERVED_COLUMNS.intersection(metadata)):
-        raise ConfigError(f"metadata can't be named {', '.join(clashing)}: the index table has columns of that name")
-    count = len(batch["index"])
-    nothing = [None] * count
-    reasons = batch.get("reasons", nothing)
-    columns = {
-        "split": [split] * count,
-        "index": batch["index"].tolist(),
-        "key": batch["keys"],
-        "path": batch.get("paths", nothing),
-        "offset": batch.get("offsets", nothing),
-        "group": pc.cast(_array(metadata[group_key]), pa.string()) if group_key is not None else nothing,
-        "target": _targets(batch, count),
-        "status": [OK if reason is None else REJECTED for reason in reasons],
-        "reason": reasons,
-        "bytes": batch.get("bytes", nothing),
-        "mtime_ns": batch.get("mtime_ns", nothing),
-        "sha256": batch.get("sha256", nothing),
-    }
-    try:
-        table = pa.table(columns, schema=ROW_SCHEMA)
-        for name, values in metadata.items():
-            table = table.append_column(name, _array(values))
-    except (pa.ArrowException, TypeError, ValueError) as error:
-        raise ConfigError(f"the batch's entries are not a plain value for each of its {count} rows: {error}") from error
-    return table
-
-
-def _array(values: Any) -> pa.Array:
-    """Metadata as an arrow array; default collation makes tensors of numbers."""
-    return pa.array(values.tolist() if isinstance(values, Tensor) else values)
-
-
-def _targets(batch: Batch, count: int) -> list[int | None]:
-    if "targets" not in batch:
-        return [None] * count
-    targets = torch.as_tensor(batch["targets"])
-    if targets.is_floating_point() or targets.is_complex():
-        raise ConfigError(f"the batch's targets are {targets.dtype}; a target is a class's number, an integer")
-    return [None if target == UNKNOWN_TARGET else target for target in targets.tolist()]
+    units = [number // rows_per_unit for number in numbers]
+    for unit in dict.fromkeys(units):
+        start = units.index(unit)
+        yield Unit(split, unit), start, start + units.count(unit)
 
 
 def _stored(outputs: Any, count: int, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """The tensors to store, `embeddings` [n, D] and one entry per extra layer, on the device they are on.
+    """Returns the tensors to store, `embeddings` [n, D] and one entry per extra layer, still on their device.
 
-    Those of whole numbers keep their type, as another one may not hold them.
+    Tensors of integers keep their type, as a float might not hold their values.
     """
     outputs = outputs if isinstance(outputs, Mapping) else {EMBEDDINGS: outputs}
     if EMBEDDINGS not in outputs:

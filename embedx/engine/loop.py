@@ -70,7 +70,7 @@ def run_test_epoch(
     with evaluation_mode(model):
         hooks.fire("on_test_epoch_start", state, model)
         for dataloader_idx, (name, loader) in enumerate(dataloaders.items()):
-            watch = Stopwatch()
+            watch = state["stopwatch"] = Stopwatch()
             state["seconds"][name] = watch.seconds
             for batch_idx, loaded in enumerate(loader):
                 watch.lap("loader_wait")

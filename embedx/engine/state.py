@@ -7,6 +7,8 @@ from typing import Any, NotRequired, TypedDict
 
 from torch import Tensor
 
+from embedx.engine.stopwatch import Stopwatch
+
 Batch = dict[str, Any]
 """What a dataloader yields: `images` [B, 3, H, W] uint8, `index` [n] int64, `keys`, `groups`, `metadata`, ..."""
 Outputs = dict[str, Any]
@@ -37,6 +39,8 @@ class TrainerState(TypedDict):
     """Batches of each test dataloader; None for one that can't tell."""
     seconds: dict[str, dict[str, float]]
     """Per test dataloader, where the time went: `loader_wait`, `copy`, `forward`, `writer_wait`, other `callbacks`."""
+    stopwatch: Stopwatch
+    """The stopwatch of the current test dataloader, for a callback that books its waiting under a name of its own."""
     optimizers: NotRequired[list[Any]]
     lr_schedulers: NotRequired[list[Any]]
     metrics: dict[str, float | int | Tensor]
@@ -58,5 +62,6 @@ def new_state() -> TrainerState:
         test_dataloader=None,
         num_test_batches=None,
         seconds={},
+        stopwatch=Stopwatch(),
         metrics={},
     )

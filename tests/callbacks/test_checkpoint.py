@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from embedx.callbacks.checkpoint import Checkpoint, read_state, write_state
+from embedx.callbacks.checkpoint import Checkpoint
 from embedx.callbacks.early_stopping import EarlyStopping
+from embedx.callbacks.state_file import read_state, write_state
 from embedx.callbacks.weight_average import WeightAverage
 from embedx.engine.callback import Callback
 from embedx.engine.fit import Schedule
@@ -193,19 +194,6 @@ def test_a_full_disk_leaves_the_last_one_whole(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(OSError, match="No space left"):
         fit(Schedule(1), checkpoint, model=model)
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
-
-
-def test_what_is_nested_comes_back_as_it_was(tmp_path: Path) -> None:
-    shared = torch.arange(6.0).view(2, 3)
-    contents = {
-        "a": [1, 2.5, None, True, "text", -float("inf")],
-        "b": {0: {"step": torch.tensor(3), "view": shared.T, "same": shared}, "7": [torch.zeros(0), []]},
-    }
-    write_state(tmp_path / "file", contents)
-    back = read_state(tmp_path / "file")
-    assert back["a"] == contents["a"] and list(back["b"]) == [0, "7"]
-    assert torch.equal(back["b"][0]["view"], shared.T) and back["b"][0]["step"] == 3
-    assert back["b"]["7"][0].shape == (0,) and back["b"]["7"][1] == []
 
 
 @pytest.mark.parametrize("damage", [b"", b"not safetensors", None])

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import embedx
-from embedx.callbacks.writer import EmbeddingsWriter, rows_table
+from embedx.callbacks.writer import EmbeddingsWriter
 from embedx.engine import loop
 from embedx.engine.callback import Callback
 from embedx.engine.connectors import CallbackConnector, DataConnector, data_key, pred_key
@@ -460,15 +460,6 @@ def test_without_setup_the_hooks_say_so(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_rows_without_anything_but_keys_are_rows() -> None:
-    table = rows_table({"index": torch.tensor([3, 4]), "keys": ["a", "b"]}, "val", None)
-    assert table.select(["split", "index", "key", "status"]).to_pylist() == [
-        {"split": "val", "index": 3, "key": "a", "status": "ok"},
-        {"split": "val", "index": 4, "key": "b", "status": "ok"},
-    ]
-    assert table["group"].null_count == table["target"].null_count == 2
-
-
 def test_a_model_may_reuse_the_buffer_it_returns(tmp_path: Path) -> None:
     class Reusing(Pixels):
         buffer = torch.zeros(SIZE, 3)
@@ -568,32 +559,6 @@ def test_a_layer_named_like_a_tensor_of_the_store_is_refused(name: str, tmp_path
 
     with pytest.raises(ConfigError, match=name):
         loop.run_test(Clashing(), {"all": batches([0])}, [EmbeddingsWriter(tmp_path / "out"), Stop()])
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        {"keys": ["only one"]},
-        {"metadata": {"site": ["only one"]}},
-        {"targets": torch.zeros(3, dtype=torch.int64)},
-        {"metadata": {"site": [object(), object()]}},
-    ],
-    ids=lambda fault: next(iter(fault)),
-)
-def test_columns_that_do_not_fit_are_a_clear_error(fault: Batch) -> None:
-    with pytest.raises(ConfigError):
-        rows_table(batch([0, 1]) | fault, "all", None)
-
-
-def test_targets_that_are_no_class_numbers_are_refused() -> None:
-    with pytest.raises(ConfigError):
-        rows_table(batch([0]) | {"targets": torch.tensor([1.5])}, "all", None)
-
-
-def test_metadata_may_be_tensors() -> None:
-    table = rows_table(batch([0, 1]) | {"metadata": {"age": torch.tensor([1, 2])}}, "all", "age")
-    assert table["age"].to_pylist() == [1, 2]
-    assert table["group"].to_pylist() == ["1", "2"]
 
 
 def test_the_backbone_gets_its_mode_back(tmp_path: Path) -> None:

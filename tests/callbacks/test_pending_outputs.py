@@ -1,4 +1,4 @@
-"""Results on their way back, with a device whose copies arrive when the test says so."""
+"""Pending outputs, with a device whose copies are complete when the test says so."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from embedx.callbacks import writer as writer_module
-from embedx.callbacks.results import Arrival, Copies, CudaCopies, NoCopies, Results, copies_from
+from embedx.callbacks.pending_outputs import CopyEvent, CudaCopier, HostCopier, NoCopier, PendingOutputs, copier_for
 from embedx.callbacks.writer import EmbeddingsWriter
 from embedx.engine.loop import run_test
 from embedx.store.reading.reader import Store
@@ -47,21 +47,21 @@ class Device:
         self.flights: list[Flight] = []
         self.waits = 0
 
-    def start(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Arrival]:
+    def start(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], CopyEvent]:
         target = {name: torch.full_like(tensor, -1) for name, tensor in tensors.items()}
         flight = Flight(self, {name: tensor.clone() for name, tensor in tensors.items()}, target)
         self.flights.append(flight)
         return target, flight
 
 
-def sent(results: Results[int], number: int) -> list[int]:
-    results.send(number, {"embeddings": torch.full((2, 3), float(number))})
-    return taken(results)
+def sent(pending: PendingOutputs[int], number: int) -> list[int]:
+    pending.add(number, {"embeddings": torch.full((2, 3), float(number))})
+    return taken(pending)
 
 
-def taken(results: Results[int], **options: Any) -> list[int]:
+def taken(pending: PendingOutputs[int], **options: Any) -> list[int]:
     found = []
-    for number, tensors in results.arrived(**options):
+    for number, tensors in pending.complete(**options):
         assert torch.equal(tensors["embeddings"], torch.full((2, 3), float(number))), "before it has arrived"
         found.append(number)
     return found
@@ -69,49 +69,49 @@ def taken(results: Results[int], **options: Any) -> list[int]:
 
 def test_nothing_is_waited_for_until_more_is_under_way_than_may_be() -> None:
     device = Device()
-    results: Results[int] = Results(device, slots=3)
-    assert [sent(results, number) for number in range(3)] == [[], [], []] and device.waits == 0
-    assert sent(results, 3) == [0] and device.waits == 1
+    pending: PendingOutputs[int] = PendingOutputs(device, slots=3)
+    assert [sent(pending, number) for number in range(3)] == [[], [], []] and device.waits == 0
+    assert sent(pending, 3) == [0] and device.waits == 1
     device.flights[1].land()
     device.flights[2].land()
-    assert sent(results, 4) == [1, 2] and device.waits == 1, "what has arrived is not waited for"
+    assert sent(pending, 4) == [1, 2] and device.waits == 1, "what has arrived is not waited for"
 
 
 def test_results_are_taken_in_order_though_they_arrive_in_another() -> None:
     device = Device()
-    results: Results[int] = Results(device, slots=3)
-    sent(results, 0)
-    sent(results, 1)
+    pending: PendingOutputs[int] = PendingOutputs(device, slots=3)
+    sent(pending, 0)
+    sent(pending, 1)
     device.flights[1].land()
-    assert taken(results) == [] and device.waits == 0
+    assert taken(pending) == [] and device.waits == 0
     device.flights[0].land()
-    assert taken(results) == [0, 1] and device.waits == 0
-    assert taken(results) == []
+    assert taken(pending) == [0, 1] and device.waits == 0
+    assert taken(pending) == []
 
 
 def test_in_the_end_all_are_waited_for() -> None:
     device = Device()
-    results: Results[int] = Results(device, slots=3)
+    pending: PendingOutputs[int] = PendingOutputs(device, slots=3)
     for number in range(3):
-        sent(results, number)
+        sent(pending, number)
     device.flights[0].land()
-    assert taken(results, until_empty=True) == [0, 1, 2] and device.waits == 2
-    assert taken(results, until_empty=True) == []
+    assert taken(pending, wait_for_all=True) == [0, 1, 2] and device.waits == 2
+    assert taken(pending, wait_for_all=True) == []
 
 
 def test_what_is_on_the_host_is_there_at_once_and_is_not_copied() -> None:
-    results: Results[int] = Results(copies_from(torch.device("cpu")))
+    pending: PendingOutputs[int] = PendingOutputs(copier_for(torch.device("cpu")))
     tensor = torch.ones(2, 3)
-    results.send(0, {"embeddings": tensor})
-    ((_, tensors),) = results.arrived()
+    pending.add(0, {"embeddings": tensor})
+    ((_, tensors),) = pending.complete()
     assert tensors["embeddings"] is tensor
-    assert isinstance(copies_from(torch.device("cpu")), NoCopies)
+    assert isinstance(copier_for(torch.device("cpu")), NoCopier)
 
 
-class LateCopies:
+class LateCopier:
     """Copies on a thread, each some time after it was begun."""
 
-    def start(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Arrival]:
+    def start(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], CopyEvent]:
         target = {name: torch.full_like(tensor, -1) for name, tensor in tensors.items()}
         done = threading.Event()
         source = {name: tensor.clone() for name, tensor in tensors.items()}
@@ -146,11 +146,11 @@ class Overwriting(nn.Module):
         return {"embeddings": self.memory}
 
 
-@pytest.mark.parametrize("copies", [LateCopies, NoCopies])
+@pytest.mark.parametrize("copier", [LateCopier, NoCopier])
 def test_a_store_has_every_row_though_results_come_late(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copies: type[Copies]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copier: type[HostCopier]
 ) -> None:
-    monkeypatch.setattr(writer_module, "copies_from", lambda device: copies())
+    monkeypatch.setattr(writer_module, "copier_for", lambda device: copier())
     count = {"a": 26, "b": 3}
     batches = {
         name: [
@@ -178,14 +178,14 @@ def test_a_store_has_every_row_though_results_come_late(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_copies_of_a_cuda_device_are_of_what_was_computed_before() -> None:
     device = torch.device("cuda")
-    results: Results[int] = Results(CudaCopies(device), slots=2)
+    pending: PendingOutputs[int] = PendingOutputs(CudaCopier(device), slots=2)
     memory = torch.zeros(1000, 1000, device=device)
     found = []
     for number in range(20):
         memory.copy_(torch.full((1000, 1000), float(number)))
-        results.send(number, {"embeddings": memory})
-        found += [(number, tensors["embeddings"].unique().tolist()) for number, tensors in results.arrived()]
+        pending.add(number, {"embeddings": memory})
+        found += [(number, tensors["embeddings"].unique().tolist()) for number, tensors in pending.complete()]
     found += [
-        (number, tensors["embeddings"].unique().tolist()) for number, tensors in results.arrived(until_empty=True)
+        (number, tensors["embeddings"].unique().tolist()) for number, tensors in pending.complete(wait_for_all=True)
     ]
     assert found == [(number, [float(number)]) for number in range(20)]
