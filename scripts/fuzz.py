@@ -39,7 +39,7 @@ with instrumented:
     from embedx.data.plan import build_plan
     from embedx.data.reading.files import RejectedInputError
     from embedx.data.sources import parse_data
-    from embedx.data.sources.base import SourceOptions
+    from embedx.data.sources.kinds import SourceOptions
     from embedx.errors import EmbedxError
     from embedx.store.reading.reader import Store
     from embedx.store.reading.verify import verify

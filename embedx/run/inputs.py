@@ -6,7 +6,7 @@ from embedx import sample
 from embedx.config import ExtractConfig
 from embedx.data.plan import Plan, build_plan
 from embedx.data.sources import parse_data
-from embedx.data.sources.base import SourceOptions
+from embedx.data.sources.kinds import SourceOptions
 
 
 def list_inputs(config: ExtractConfig) -> Plan:

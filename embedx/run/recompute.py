@@ -18,7 +18,7 @@ from rich.console import Console
 from embedx.callbacks.progress import ProgressBar
 from embedx.config import ExtractConfig
 from embedx.data.plan import Plan, SplitPlan
-from embedx.data.sources.base import SourceOptions
+from embedx.data.sources.kinds import SourceOptions
 from embedx.errors import ConfigError, StoreMismatchError
 from embedx.heartbeat import Heartbeat
 from embedx.models.backbones import runs_code

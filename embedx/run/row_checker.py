@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from embedx.data.plan import SplitPlan
 from embedx.data.sources import find_reader
-from embedx.data.sources.base import SourceOptions, as_path
+from embedx.data.sources.base import as_path
+from embedx.data.sources.kinds import SourceOptions
 from embedx.engine.callback import Callback
 from embedx.engine.state import Batch, Outputs, TrainerState
 from embedx.errors import ConfigError

@@ -13,11 +13,10 @@ from torch import Tensor
 from embedx.data.decoding.batch_rows import DenseDecoder
 from embedx.data.plan import Plan, SplitPlan
 from embedx.data.reading.files import RejectedInputError
-from embedx.data.sources.folder import FEATURE_SUFFIXES
+from embedx.data.sources.kinds import SUFFIXES
 from embedx.errors import ConfigError
 from embedx.names import EMBEDDINGS
 
-"""The tensor that is taken of a `.safetensors` file which has several."""
 _NPY_MAGIC = b"\x93NUMPY"
 _TRIED = 1000
 """Inputs of a split of which one must tell the features' shape."""
@@ -104,5 +103,5 @@ def _first_shape(split: SplitPlan) -> tuple[int, ...]:
             reason = str(error)
     raise ConfigError(
         f"none of the first inputs of split {split.name!r} is a feature file ({reason}); --backbone none takes "
-        f"{' and '.join(sorted(FEATURE_SUFFIXES))} files, for images name a backbone"
+        f"{' and '.join(sorted(SUFFIXES['features']))} files, for images name a backbone"
     )

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from embedx.data.reading.files import FileReader, check_urls
 from embedx.data.sources import dataset, folder, stdin, table, tar
 from embedx.data.sources import feature_files as features
-from embedx.data.sources.base import Reader, Source, SourceKind, SourceOptions
+from embedx.data.sources.base import Reader, Source
+from embedx.data.sources.kinds import SourceKind, SourceOptions
 from embedx.errors import ConfigError
 from embedx.names import RESERVED_SPLITS
 

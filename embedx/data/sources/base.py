@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
-from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol, Self
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow.fs import LocalFileSystem
 
-from embedx.config import ExtractConfig
 from embedx.system.machine import cores
 
 SINGLE_SPLIT = "all"
@@ -67,44 +64,6 @@ class Source(Protocol):
             ConfigError: If there is nothing there, or it can't be listed.
         """
         ...
-
-
-@dataclasses.dataclass(frozen=True)
-class SourceOptions:
-    """How sources are to be read, beyond where they are; the fields are those of ExtractConfig."""
-
-    path_column: str | None = None
-    key_column: str | None = None
-    target_column: str | None = None
-    split_column: str | None = None
-    root: str | None = None
-    null: bool = False
-    backbone: str = ""
-    """`none` where the inputs are features."""
-
-    @classmethod
-    def of(cls, config: ExtractConfig) -> Self:
-        """What the settings say of it."""
-        return cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(cls)})
-
-
-class SourceKind(NamedTuple):
-    """One kind of source, as `parse_data` knows it."""
-
-    matches: Callable[[str], bool]
-    """Whether what follows `[NAME=]` in a `--data` is of this kind."""
-    open: Callable[[str | None, str, SourceOptions], Mapping[str, Source]]
-    """From the split's name (None if none is given), that text and the options to the sources by split.
-
-    Raises a ConfigError, with what to do about it, if there is no such thing."""
-    plural: str = ""
-    """What messages call several of this kind; needed where it has options."""
-    options: frozenset[str] = frozenset()
-    """Fields of SourceOptions for this kind alone: giving one where no source is of this kind is a fault."""
-    once: bool = False
-    """Whether a second source of this kind is a fault."""
-    reader: Reader | None = None
-    """Reads inputs of this kind by where the index tables say they are; None if only an opened source has one."""
 
 
 def as_text(name: bytes) -> str:

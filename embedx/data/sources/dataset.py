@@ -16,7 +16,8 @@ import pyarrow as pa
 from PIL import Image
 
 from embedx.data.reading.files import RejectedInputError
-from embedx.data.sources.base import COMMON_SCHEMA, SINGLE_SPLIT, TARGET, Reader, Source, SourceKind, SourceOptions
+from embedx.data.sources.base import COMMON_SCHEMA, SINGLE_SPLIT, TARGET, Reader, Source
+from embedx.data.sources.kinds import SourceKind, SourceOptions
 from embedx.errors import ConfigError, unknown
 
 _PREFIX = "torchvision:"

@@ -22,16 +22,12 @@ from embedx.data.sources.base import (
     TARGET,
     Reader,
     Source,
-    SourceKind,
-    SourceOptions,
     size_and_time,
 )
-from embedx.data.sources.folder import FEATURE_SUFFIXES
+from embedx.data.sources.kinds import SUFFIXES, SourceKind, SourceOptions
 from embedx.data.sources.patterns import find_files, short_names
 from embedx.errors import ConfigError
-
-_EMBEDDINGS, _TARGETS = "embeddings", "targets"
-"""Tensors of embedx's own shards."""
+from embedx.names import EMBEDDINGS, TARGETS
 
 
 class FeatureFile:
@@ -65,9 +61,9 @@ class FeatureFile:
     @property
     def targets(self) -> list[int] | None:
         """The rows' targets, where the file has them as embedx's shards do."""
-        if self._array is not None or _TARGETS not in self._tensors.keys():  # noqa: SIM118  (not a mapping)
+        if self._array is not None or TARGETS not in self._tensors.keys():  # noqa: SIM118  (not a mapping)
             return None
-        targets: list[int] = self._tensors.get_tensor(_TARGETS).tolist()
+        targets: list[int] = self._tensors.get_tensor(TARGETS).tolist()
         return targets if len(targets) == self.rows else None
 
     def _shape(self) -> tuple[int, ...]:
@@ -87,9 +83,9 @@ class FeatureFile:
     @cached_property
     def _slice(self) -> Any:
         names = list(self._tensors.keys())
-        if len(names) > 1 and _EMBEDDINGS not in names:
-            raise ValueError(f"it has the tensors {', '.join(names)}, none of them named {_EMBEDDINGS!r}")
-        return self._tensors.get_slice(_EMBEDDINGS if len(names) > 1 else names[0])
+        if len(names) > 1 and EMBEDDINGS not in names:
+            raise ValueError(f"it has the tensors {', '.join(names)}, none of them named {EMBEDDINGS!r}")
+        return self._tensors.get_slice(EMBEDDINGS if len(names) > 1 else names[0])
 
 
 @contextlib.contextmanager
@@ -168,13 +164,13 @@ def open_rows(name: str | None, location: str, options: SourceOptions) -> Mappin
     Raises:
         ConfigError: If there is no such file, or a backbone is to be run on it.
     """
-    if options.backbone != "none":
+    if options.content != "features":
         raise ConfigError(f"--data {location}: features need no backbone; give --backbone none")
     return {name or SINGLE_SPLIT: FeatureRows(find_files(location))}
 
 
 KIND = SourceKind(
-    lambda location: os.path.splitext(plain_name(location))[1] in FEATURE_SUFFIXES and not os.path.isdir(location),
+    lambda location: os.path.splitext(plain_name(location))[1] in SUFFIXES["features"] and not os.path.isdir(location),
     open_rows,
     reader=RowReader(),
 )

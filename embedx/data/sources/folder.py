@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,24 +19,18 @@ from embedx.data.sources.base import (
     TARGET,
     Reader,
     Source,
-    SourceKind,
-    SourceOptions,
     as_text,
     sizes_and_times,
 )
+from embedx.data.sources.kinds import SUFFIXES, Content, SourceKind, SourceOptions
 from embedx.errors import ConfigError
 from embedx.names import LOCK
 
 if TYPE_CHECKING:
     from embedx.data.reading.remote import Listed
 
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"}
-    | {".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".tga"}
-)
-FEATURE_SUFFIXES = frozenset({".npy", ".safetensors"})
 SPLIT_FOLDERS = frozenset({"train", "val", "valid", "validation", "test"})
-
+_ENCODED = {content: tuple(map(os.fsencode, suffixes)) for content, suffixes in SUFFIXES.items()}
 
 _CHUNK = 1 << 16
 """Inputs of which a table is made at a time; one of all would take four times the memory while it is made."""
@@ -64,9 +57,9 @@ class FolderSource:
     metadata: tuple[str, ...] = ("class", "parent")
     reader: Reader = FileReader()
 
-    def __init__(self, root: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> None:
+    def __init__(self, root: Path, content: Content = "images") -> None:
         self.root = root
-        self.suffixes = suffixes
+        self.content = content
 
     def __str__(self) -> str:
         return str(self.root)
@@ -75,8 +68,8 @@ class FolderSource:
         """Lists the images; the target is the class."""
         tables = [self._table(runs) for runs in _in_chunks(self._runs())]
         if not tables:
-            what = "images" if self.suffixes is IMAGE_SUFFIXES else "features"
-            raise ConfigError(f"no {what} in {self}; looked for files named {' '.join(sorted(self.suffixes))}")
+            named = " ".join(sorted(SUFFIXES[self.content]))
+            raise ConfigError(f"no {self.content} in {self}; looked for files named {named}")
         return pa.concat_tables(tables)
 
     def _table(self, runs: list[_Run]) -> pa.Table:
@@ -124,7 +117,7 @@ class FolderSource:
             if entry.name.startswith(b"."):
                 continue
             is_folder = _is_folder(entry)
-            if not is_folder and _is_one(entry.name, self.suffixes):
+            if not is_folder and _is_one(entry.name, self.content):
                 run.names.append(entry.name)
                 run.paths.append(entry.path)
             if run.names and (is_folder or len(run.names) == _CHUNK):
@@ -142,13 +135,13 @@ class RemoteFolder(FolderSource):
     Args:
         url: Of the folder.
         files: Those in it.
-        suffixes: Of those that count.
+        content: The content of the files that count.
     """
 
-    def __init__(self, url: str, files: list[Listed], suffixes: frozenset[str]) -> None:
+    def __init__(self, url: str, files: list[Listed], content: Content) -> None:
         self.url = url
         self._files = {os.fsencode(file.url): file for file in files}
-        self.suffixes = suffixes
+        self.content = content
 
     def __str__(self) -> str:
         return self.url
@@ -163,7 +156,7 @@ class RemoteFolder(FolderSource):
         for below, listed in groupby(found, key=lambda each: each[0][:-1]):
             if any(part.startswith(b".") for part in below):
                 continue
-            ours = [(name, url) for (*_, name), url in listed if _is_one(name, self.suffixes)]
+            ours = [(name, url) for (*_, name), url in listed if _is_one(name, self.content)]
             for start in range(0, len(ours), _CHUNK):
                 names, urls = zip(*ours[start : start + _CHUNK], strict=True)
                 yield _Run(below, list(names), list(urls))
@@ -178,16 +171,15 @@ def open_folder(name: str | None, location: str, options: SourceOptions) -> Mapp
     Raises:
         ConfigError: If there is no such folder, or a URL's can't be listed.
     """
-    suffixes = FEATURE_SUFFIXES if options.backbone == "none" else IMAGE_SUFFIXES
     if is_url(location):
-        return _open_remote(name, location, suffixes)
+        return _open_remote(name, location, options.content)
     path = Path(location)
     _check_folder(location, path)
     named = {name: path} if name is not None else _splits_below(path)
-    return {split: FolderSource(folder, suffixes) for split, folder in named.items()}
+    return {split: FolderSource(folder, options.content) for split, folder in named.items()}
 
 
-def _open_remote(name: str | None, url: str, suffixes: frozenset[str]) -> Mapping[str, Source]:
+def _open_remote(name: str | None, url: str, content: Content) -> Mapping[str, Source]:
     from embedx.data.reading import remote
 
     try:
@@ -197,9 +189,9 @@ def _open_remote(name: str | None, url: str, suffixes: frozenset[str]) -> Mappin
             f"--data {url}: can't be listed ({error.strerror}); check its name, and what you have access to"
         ) from error
     parts = {file.below.split("/")[0] for file in files if "/" in file.below and not file.below.startswith(".")}
-    images = any("/" not in file.below and _is_one(os.fsencode(file.below), IMAGE_SUFFIXES) for file in files)
+    images = any("/" not in file.below and _is_one(os.fsencode(file.below), "images") for file in files)
     if name is not None or not parts or images or not parts <= SPLIT_FOLDERS:
-        return {name or SINGLE_SPLIT: RemoteFolder(url, files, suffixes)}
+        return {name or SINGLE_SPLIT: RemoteFolder(url, files, content)}
     return {
         part: RemoteFolder(
             f"{url.rstrip('/')}/{part}",
@@ -208,7 +200,7 @@ def _open_remote(name: str | None, url: str, suffixes: frozenset[str]) -> Mappin
                 for file in files
                 if (below := file.below.removeprefix(f"{part}/")) != file.below
             ],
-            suffixes,
+            content,
         )
         for part in sorted(parts)
     }
@@ -240,13 +232,8 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
         return False
 
 
-def _is_one(name: bytes, suffixes: frozenset[str]) -> bool:
-    return name.lower().endswith(_encoded(suffixes)) and not name.startswith(b".")
-
-
-@lru_cache
-def _encoded(suffixes: frozenset[str]) -> tuple[bytes, ...]:
-    return tuple(map(os.fsencode, suffixes))
+def _is_one(name: bytes, content: Content) -> bool:
+    return name.lower().endswith(_ENCODED[content]) and not name.startswith(b".")
 
 
 def _check_folder(spec: str, path: Path) -> None:
@@ -266,7 +253,7 @@ def _splits_below(root: Path) -> dict[str, Path]:
     except OSError as error:
         raise ConfigError(f"--data {root}: can't be listed ({error.strerror})") from error
     folders = [child for child in children if child.is_dir() and not (child / LOCK).exists()]
-    images = [child for child in children if child.suffix.lower() in IMAGE_SUFFIXES and not child.is_dir()]
+    images = [child for child in children if child.suffix.lower() in SUFFIXES["images"] and not child.is_dir()]
     if folders and not images and all(folder.name in SPLIT_FOLDERS for folder in folders):
         return {folder.name: folder for folder in folders}
     return {SINGLE_SPLIT: root}

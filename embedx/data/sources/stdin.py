@@ -15,11 +15,10 @@ from embedx.data.sources.base import (
     TARGET,
     Reader,
     Source,
-    SourceKind,
-    SourceOptions,
     as_text,
     sizes_and_times,
 )
+from embedx.data.sources.kinds import SourceKind, SourceOptions
 from embedx.errors import ConfigError
 
 STDIN = "-"

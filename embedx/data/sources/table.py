@@ -17,11 +17,10 @@ from embedx.data.sources.base import (
     TARGET,
     Reader,
     Source,
-    SourceKind,
-    SourceOptions,
     repeated,
     sizes_and_times,
 )
+from embedx.data.sources.kinds import TARGET_COLUMNS, SourceKind, SourceOptions, as_target
 from embedx.data.sources.table_file import EmbeddedImages, TableFile, table_format
 from embedx.errors import ConfigError
 from embedx.names import RESERVED_COLUMNS
@@ -31,8 +30,6 @@ _ODD = r"^/|://|\x00|(^|/)\.{0,2}(/|$)"
 """Paths that begin somewhere else than in a folder, or have steps that are no names."""
 _CHUNK = 1 << 16
 """Rows that are Python's objects at a time."""
-TARGET_COLUMNS = ("target", "label")
-"""Columns that are the target where none is named, if they can be."""
 
 
 class TableSource:
@@ -260,19 +257,6 @@ def _located(file: TableFile, paths: pa.ChunkedArray, root: Root) -> pa.ChunkedA
         located.append(pc.replace_with_mask(joined, odd, pa.array(whole, pa.string())).cast(pa.binary()))
         start += len(chunk)
     return pa.chunked_array(located, pa.binary())
-
-
-def as_target(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    """Class names as strings, numbers as int64; None if it is neither."""
-    kind = column.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return column.cast(pa.string())
-    if pa.types.is_integer(kind) or pa.types.is_null(kind):
-        try:
-            return column.cast(pa.int64())
-        except pa.ArrowInvalid:  # beyond 63 bits
-            return None
-    return None
 
 
 def _normal(location: str) -> str:

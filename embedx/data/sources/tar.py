@@ -19,14 +19,11 @@ from embedx.data.sources.base import (
     TARGET,
     Reader,
     Source,
-    SourceKind,
-    SourceOptions,
     as_text,
     size_and_time,
 )
-from embedx.data.sources.folder import FEATURE_SUFFIXES, IMAGE_SUFFIXES
+from embedx.data.sources.kinds import TARGET_COLUMNS, SourceKind, SourceOptions, as_target
 from embedx.data.sources.patterns import find_files, short_names
-from embedx.data.sources.table import TARGET_COLUMNS, as_target
 from embedx.data.sources.table_file import parse_json_lines
 from embedx.data.sources.tar_index import TEXTS, TarIndex
 from embedx.errors import ConfigError
@@ -82,12 +79,11 @@ def open_tars(name: str | None, location: str, options: SourceOptions) -> Mappin
         ConfigError: If one isn't there, is no whole tar, or is compressed; if samples are there twice, or none is.
     """
     paths = [absolute(path) for path in find_files(location)]
-    suffixes = FEATURE_SUFFIXES if options.backbone == "none" else IMAGE_SUFFIXES
     faults: list[str] = []
 
     def attempt(path: str, tar: str) -> pa.Table | None:
         try:
-            return _scan(path, tar, suffixes)
+            return _scan(path, tar, options.suffixes)
         except ConfigError as error:
             faults.extend(error.faults)
             return None
@@ -98,8 +94,8 @@ def open_tars(name: str | None, location: str, options: SourceOptions) -> Mappin
     ConfigError.check(sorted(faults))
     samples = pa.concat_tables(tables)
     if samples["offset"].null_count == len(samples):
-        what = "images" if suffixes is IMAGE_SUFFIXES else "features"
-        raise ConfigError(f"--data {location}: no {what} in it; looked for members named {' '.join(sorted(suffixes))}")
+        named = " ".join(sorted(options.suffixes))
+        raise ConfigError(f"--data {location}: no {options.content} in it; looked for members named {named}")
     return {name or SINGLE_SPLIT: TarSource(_with_columns(location, samples, options.target_column))}
 
 

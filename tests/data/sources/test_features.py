@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 import embedx
 from embedx import ExtractConfig, sample
 from embedx.data.sources import parse_data
-from embedx.data.sources.base import SourceOptions
 from embedx.data.sources.feature_files import RowReader
+from embedx.data.sources.kinds import SourceOptions
 from embedx.errors import ConfigError
 from embedx.run.extract import extract
 from embedx.store.reading.verify import verify
@@ -128,5 +128,5 @@ def test_a_reader_is_sent_to_workers_without_the_file_it_has_open(files: Path) -
     reader = RowReader()
     first = reader.read(bytes(files / "all.npy"), 3, None)
     assert pickle.loads(pickle.dumps(reader)).read(bytes(files / "all.npy"), 3, None) == first
-    source = parse_data([f"x={files}/all.npy"], SourceOptions(backbone="none"))["x"]
+    source = parse_data([f"x={files}/all.npy"], SourceOptions(content="features"))["x"]
     assert source.scan()["offset"].to_pylist() == list(range(23))

@@ -21,7 +21,8 @@ from embedx.cli import app
 from embedx.data.plan import build_plan
 from embedx.data.reading import remote
 from embedx.data.sources import parse_data
-from embedx.data.sources.base import Source, SourceOptions
+from embedx.data.sources.base import Source
+from embedx.data.sources.kinds import SourceOptions
 from embedx.errors import ConfigError
 from embedx.run.extract import extract
 from embedx.store.reading.verify import verify
@@ -255,7 +256,7 @@ def test_a_bucket_without_access_or_that_is_not_there_is_a_fault(s3: Any) -> Non
     for name in ("gone.csv", "gone.parquet", "gone.tar", "{0..1}.tar"):
         assert "(not found)" in faults(f"s3://lake/{name}"), name
     assert "there is no such file" in faults("s3://lake/gone-*.tar")
-    assert "not found" in faults("s3://lake/gone.npy", backbone="none")
+    assert "not found" in faults("s3://lake/gone.npy", content="features")
 
 
 def test_the_command_line_ends_with_2_where_there_is_no_such_bucket_or_scheme(

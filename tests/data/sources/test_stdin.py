@@ -18,7 +18,7 @@ import embedx
 from embedx import ExtractConfig, sample
 from embedx.data.plan import build_plan
 from embedx.data.sources import parse_data
-from embedx.data.sources.base import SourceOptions
+from embedx.data.sources.kinds import SourceOptions
 from embedx.errors import ConfigError
 from embedx.run.extract import extract
 from tests.runs import EMBEDX, OFFLINE

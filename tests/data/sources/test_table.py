@@ -24,7 +24,8 @@ from embedx.data.plan import build_plan
 from embedx.data.reading.files import RejectedInputError
 from embedx.data.sources import parse_data
 from embedx.data.sources import table as table_module
-from embedx.data.sources.base import COMMON_SCHEMA, Source, SourceOptions
+from embedx.data.sources.base import COMMON_SCHEMA, Source
+from embedx.data.sources.kinds import SourceOptions
 from embedx.data.sources.table import EmbeddedReader, Root
 from embedx.errors import ConfigError
 from embedx.run.extract import extract

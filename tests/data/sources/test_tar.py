@@ -21,7 +21,8 @@ from embedx import ExtractConfig, sample
 from embedx.data.plan import build_plan
 from embedx.data.reading.files import RejectedInputError
 from embedx.data.sources import parse_data
-from embedx.data.sources.base import COMMON_SCHEMA, Source, SourceOptions
+from embedx.data.sources.base import COMMON_SCHEMA, Source
+from embedx.data.sources.kinds import SourceOptions
 from embedx.errors import ConfigError
 from embedx.run.extract import extract
 from embedx.store.reading.verify import verify
