@@ -79,6 +79,10 @@ class WriterError(EmbedxError):
     """The writer process raised, was killed, or ended without having finished."""
 
 
+class LoaderError(EmbedxError):
+    """The processes that read and decode inputs died again and again, and no input is at fault."""
+
+
 class DeviceMemoryError(EmbedxError):
     """The backbone, or its forward pass, does not fit into the device's memory."""
 

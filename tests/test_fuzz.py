@@ -126,7 +126,7 @@ def test_workers_survive_thousands_of_damaged_images_and_get_to_the_end(tmp_path
     for number, (image, reason) in enumerate(zip(images, reasons, strict=True)):
         expected = torch.zeros_like(image)
         if reason is None:
-            decoder.fill(expected, (tmp_path / f"{number:04}.jpg").read_bytes())
+            decoder.decode_into(expected, (tmp_path / f"{number:04}.jpg").read_bytes())
         assert torch.equal(image, expected), number
 
 

@@ -10,7 +10,7 @@ import torch
 
 import embedx
 from embedx import ExtractConfig, sample
-from embedx.data.decoding.nvjpeg import Upload
+from embedx.data.decoding.nvjpeg import CopyToDevice
 from embedx.errors import DeviceMemoryError
 from embedx.models.backbones import describe_backbone
 from embedx.models.runtimes import choice as runtimes
@@ -88,5 +88,5 @@ def test_a_batch_s_rows_are_those_of_the_plain_forward_pass(runtime: str) -> Non
     for batch in images:
         with torch.inference_mode():
             expected = plain(batch.to(device))["embeddings"]
-        found = model(Upload(device, "images")({"images": batch.pin_memory()})["images"])["embeddings"]
+        found = model(CopyToDevice(device, "images")({"images": batch.pin_memory()})["images"])["embeddings"]
         assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()

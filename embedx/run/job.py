@@ -18,7 +18,7 @@ from embedx.config import ExtractConfig
 from embedx.data.decoding.batch_rows import Decoder, DenseDecoder
 from embedx.data.decoding.features import FeatureDecoder
 from embedx.data.decoding.images import ImageDecoder
-from embedx.data.decoding.nvjpeg import DeviceDecoder, EncodedDecoder, Upload
+from embedx.data.decoding.nvjpeg import CopyToDevice, DecodeOnDevice, PartialDecoder
 from embedx.data.loading.loaders import SplitLoader
 from embedx.data.plan import Plan, SplitPlan
 from embedx.engine.callback import Callback
@@ -64,7 +64,7 @@ class Job:
     def worker_decoder(self) -> Decoder:
         """The decoder that the workers run; with `--decoder cuda` it leaves JPEGs to the device."""
         decoder = self.decoder
-        return EncodedDecoder(decoder) if self._decodes_on_device and isinstance(decoder, ImageDecoder) else decoder
+        return PartialDecoder(decoder) if self._decodes_on_device and isinstance(decoder, ImageDecoder) else decoder
 
     @property
     def workers(self) -> int:
@@ -156,8 +156,8 @@ class Job:
         """Returns the function that brings a batch to the device, and decodes there what the workers left encoded."""
         decoder = self.decoder
         if self._decodes_on_device and isinstance(decoder, ImageDecoder):
-            return DeviceDecoder(decoder, self.batch_size, self.device)
-        return Upload(self.device, decoder.entry)
+            return DecodeOnDevice(decoder, self.batch_size, self.device)
+        return CopyToDevice(self.device, decoder.entry)
 
     def run(self, model: nn.Module, loaders: Mapping[str, SplitLoader], callbacks: Sequence[Callback]) -> None:
         """Runs the model over the loaders' batches and gives the outputs to the callbacks.

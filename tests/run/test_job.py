@@ -17,7 +17,7 @@ from embedx import ExtractConfig, sample
 from embedx.data.decoding.batch_rows import DenseDecoder
 from embedx.data.decoding.features import FeatureDecoder
 from embedx.data.decoding.images import ImageDecoder
-from embedx.data.decoding.nvjpeg import DeviceDecoder, EncodedDecoder, Upload
+from embedx.data.decoding.nvjpeg import CopyToDevice, DecodeOnDevice, PartialDecoder
 from embedx.errors import ConfigError
 from embedx.run import extract as extract_module
 from embedx.run import prepare as prepare_module
@@ -41,8 +41,8 @@ def test_only_images_are_decoded_on_the_device_and_only_if_asked_for(tmp_path: P
     assert isinstance(features.decoder, FeatureDecoder)
     for job, name, there in ((images, "cpu", False), (images, "cuda", True), (features, "cuda", False)):
         job = dataclasses.replace(job, config=dataclasses.replace(job.config, decoder=name))
-        assert isinstance(job.worker_decoder, EncodedDecoder if there else DenseDecoder)
-        assert isinstance(job.transfer(), DeviceDecoder if there else Upload)
+        assert isinstance(job.worker_decoder, PartialDecoder if there else DenseDecoder)
+        assert isinstance(job.transfer(), DecodeOnDevice if there else CopyToDevice)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

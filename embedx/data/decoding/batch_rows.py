@@ -1,4 +1,4 @@
-"""The rows of a batch, as workers fill them."""
+"""The interface of decoders: buffers that workers fill with one batch, row by row."""
 
 from __future__ import annotations
 
@@ -10,83 +10,83 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 
-class Rows(Protocol):
-    """A batch that is being filled."""
+class BatchBuffer(Protocol):
+    """The rows of one batch, filled in a worker process."""
 
-    def fill(self, row: int, data: bytes) -> None:
-        """Turns an input's bytes into a row.
+    def decode_into(self, row: int, data: bytes) -> None:
+        """Decodes an input's bytes into a row.
 
         Raises:
-            RejectedInputError: If that can't be done; the row is undefined then.
+            RejectedInputError: If the input can't be decoded; the row is undefined then.
         """
         ...
 
-    def clear(self, row: int) -> None:
-        """Makes a row one of zeros."""
+    def zero(self, row: int) -> None:
+        """Sets a row to zeros."""
         ...
 
-    def finish(self, count: int) -> dict[str, Any]:
-        """The batch's entries; the rows from `count` on are padding."""
+    def to_batch(self, count: int) -> dict[str, Any]:
+        """Returns the decoder's entries of the batch; the rows from `count` on are padding."""
         ...
 
 
 class Decoder(Protocol):
-    """Begins batches, in a worker process; picklable."""
+    """Makes the buffers that workers fill; picklable."""
 
-    def begin(self, batch_size: int) -> Rows:
-        """A batch to be filled."""
+    def new_buffer(self, batch_size: int) -> BatchBuffer:
+        """Returns an empty buffer of so many rows."""
         ...
 
 
 class DenseDecoder(ABC):
-    """Turns inputs into rows of one shape, of a single tensor that passes to the parent process without a copy."""
+    """Decodes inputs into rows of one tensor, which passes to the parent process without a copy."""
 
     entry: str
-    """The batch's name for them."""
+    """The name of that tensor in a batch."""
 
     @abstractmethod
     def empty(self, batch_size: int) -> Tensor:
-        """A batch to be filled, of a fixed shape."""
+        """Returns an uninitialised tensor of a fixed shape, a row per input."""
 
     @abstractmethod
-    def fill(self, row: Tensor, data: bytes) -> None:
-        """Turns an input's bytes into its row.
+    def decode_into(self, row: Tensor, data: bytes) -> None:
+        """Decodes an input's bytes into its row.
 
         Raises:
-            RejectedInputError: If that can't be done; the row is undefined then.
+            RejectedInputError: If the input can't be decoded; the row is undefined then.
         """
 
-    def begin(self, batch_size: int) -> Rows:
-        """A batch to be filled."""
-        return _DenseRows(self, batch_size)
+    def new_buffer(self, batch_size: int) -> BatchBuffer:
+        """Returns an empty buffer of so many rows."""
+        return _TensorBuffer(self, batch_size)
 
 
 class NoDecoder(DenseDecoder):
-    """Leaves inputs undecoded, where only their sha256 is asked for."""
+    """Leaves inputs undecoded, for runs that need only their sha256."""
 
     entry = "nothing"
 
     def empty(self, batch_size: int) -> Tensor:
-        """A batch [B, 0]."""
+        """Returns a tensor [B, 0]."""
         return torch.empty(batch_size, 0)
 
-    def fill(self, row: Tensor, data: bytes) -> None:
+    def decode_into(self, row: Tensor, data: bytes) -> None:
         """Does nothing."""
 
 
-class _DenseRows:
+class _TensorBuffer:
     def __init__(self, decoder: DenseDecoder, batch_size: int) -> None:
         self._decoder = decoder
         self._inputs = decoder.empty(batch_size)
         if get_worker_info() is not None:
             self._inputs.share_memory_()  # type: ignore[no-untyped-call]  # now, so that no copy follows
 
-    def fill(self, row: int, data: bytes) -> None:
-        self._decoder.fill(self._inputs[row], data)
+    def decode_into(self, row: int, data: bytes) -> None:
+        self._decoder.decode_into(self._inputs[row], data)
 
-    def clear(self, row: int) -> None:
+    def zero(self, row: int) -> None:
         self._inputs[row].zero_()
 
-    def finish(self, count: int) -> dict[str, Any]:
+    def to_batch(self, count: int) -> dict[str, Any]:
         self._inputs[count:] = 0
         return {self._decoder.entry: self._inputs}

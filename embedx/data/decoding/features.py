@@ -38,7 +38,7 @@ class FeatureDecoder(DenseDecoder):
         """A batch to be filled: [B, D] or [B, T, D] float32."""
         return torch.empty(batch_size, *self.shape)
 
-    def fill(self, row: Tensor, data: bytes) -> None:
+    def decode_into(self, row: Tensor, data: bytes) -> None:
         """Reads an input's bytes into its row.
 
         Raises:

@@ -70,7 +70,7 @@ class ImageDecoder(DenseDecoder):
         size = self.preprocessing.crop
         return torch.empty(batch_size, size, size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
 
-    def fill(self, row: Tensor, data: bytes) -> None:
+    def decode_into(self, row: Tensor, data: bytes) -> None:
         """Decodes an input's bytes into its row [3, H, W].
 
         Raises:

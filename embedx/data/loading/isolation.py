@@ -1,4 +1,4 @@
-"""Inputs that end the process which decodes them, or never end themselves: found, so that the rest can go on."""
+"""Finds the inputs that end the process which decodes them, or never finish, so that the rest can go on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from embedx.system.processes import START_METHOD, abandon, tie_to_parent
 
 NO_END = "no end within --timeout"
 _GRACE = 5.0
-"""Seconds after the end of its time at which a process that still lives is taken for one that can't be ended."""
+"""The grace period, in seconds, after the timeout before a worker counts as unkillable."""
 
 
 class Held(NamedTuple):
@@ -28,27 +28,32 @@ class Held(NamedTuple):
     pid: int
     row: int
     since: float
-    """By time.monotonic()."""
+    """The time at which it was taken up, by time.monotonic()."""
 
     def is_overdue(self, timeout: float) -> bool:
-        """Whether its time limit should have ended the worker long ago."""
+        """Tells whether the time limit should have ended the worker long ago."""
         return time.monotonic() - self.since > timeout + _GRACE
+
+    def is_stuck(self, exitcode: int | None, timeout: float) -> bool:
+        """Tells whether the time limit ended the worker, whose exit code is given, or should have and could not."""
+        return exitcode == -signal.SIGALRM or (exitcode is None and self.is_overdue(timeout))
 
 
 class InHand:
-    """What every worker has in hand, in memory that they share with their parent; picklable.
+    """The inputs that workers have in hand, in memory that they share with their parent; picklable.
 
     Args:
-        workers: How many there are.
+        workers: The number of workers.
     """
 
     def __init__(self, workers: int) -> None:
-        self._slots = torch.zeros(workers, 3, dtype=torch.float64)  # of a worker that has nothing in hand the last is 0
+        self.workers = workers
+        self._slots = torch.zeros(workers, 3, dtype=torch.float64)  # pid, row, since; 0 for a worker without an input
         self._slots.share_memory_()  # type: ignore[no-untyped-call]
 
     @contextlib.contextmanager
     def hold(self, row: int) -> Iterator[None]:
-        """In a worker: says that it has this row in hand, while what is inside lasts."""
+        """Records in a worker, for the duration of the context, that it has this row in hand."""
         worker = get_worker_info()
         if worker is None:
             yield
@@ -61,16 +66,16 @@ class InHand:
             slot[2] = 0
 
     def now(self) -> list[Held]:
-        """What is in hand."""
+        """Lists the inputs that are in hand now."""
         return [Held(int(pid), int(row), since) for pid, row, since in self._slots.tolist() if since]
 
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Ends this process by SIGALRM if what is inside takes longer; only in a child, whose parent will find out why.
+    """Ends this process by SIGALRM if the context lasts longer; does nothing in a process without a parent.
 
-    The system does it, so that neither a blocked read nor a decoder's endless loop can prevent it. But a read that
-    waits for a file system's own process, as of FUSE, can: there the parent has to give up on its child.
+    The system sends the signal, so neither a blocked read nor an endless loop in a decoder can prevent it. A read that
+    waits for a file system's own process, such as FUSE's, can: the parent then has to give up on its child.
     """
     if multiprocessing.parent_process() is None:
         yield
@@ -83,10 +88,10 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def become_decoding_process(name: str) -> None:
-    """Has this child end with its parent, and be the first that the system ends where memory runs out.
+    """Makes this child end with its parent, and be the first to be killed when memory runs out.
 
     Args:
-        name: What `ps` and `top` show.
+        name: The name that `ps` and `top` show.
     """
     tie_to_parent(name)
     with contextlib.suppress(OSError):
@@ -94,15 +99,15 @@ def become_decoding_process(name: str) -> None:
 
 
 def find_fatal(dataset: Any, orders: Sequence[Any], timeout: float) -> dict[int, str]:
-    """Loads inputs one by one in a process of its own, and in a new one after each that ends it.
+    """Loads inputs one by one in a process of its own, and in a new process after each that ends it.
 
     Args:
-        dataset: Whose `dataset[order]` loads one; picklable.
-        orders: Which ones; picklable.
-        timeout: Seconds after which the process ends by itself.
+        dataset: The dataset, whose `dataset[order]` loads one input; picklable.
+        orders: The inputs to load; picklable.
+        timeout: The seconds after which the process ends by itself.
 
     Returns:
-        For each that ended its process, or that it did not come back from, its position and the reason.
+        The position and the reason of each input that ended its process, or that the process did not come back from.
     """
     fatal: dict[int, str] = {}
     first = 0
@@ -116,7 +121,7 @@ def find_fatal(dataset: Any, orders: Sequence[Any], timeout: float) -> dict[int,
 
 
 def _load_one_by_one(dataset: Any, orders: Sequence[Any], timeout: float) -> tuple[int, int | None]:
-    """The position of the one that was last begun, and the exit code of the process that loaded them."""
+    """Returns the position of the last input begun, and the exit code of the process that loaded them."""
     context = multiprocessing.get_context(START_METHOD)
     progress, child_progress = context.Pipe(duplex=False)
     process = context.Process(target=_probe, args=(dataset, orders, child_progress), daemon=True)

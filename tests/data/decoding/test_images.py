@@ -445,7 +445,7 @@ def test_a_jpeg_far_larger_than_needed_is_decoded_at_a_fraction_of_its_size(
     off = (preprocess(draft, steps).int() - expected.int()).abs()
     assert off.float().mean() < 1 and off.max() <= 8
     row = torch.empty_like(expected)
-    ImageDecoder(steps).fill(row, data)
+    ImageDecoder(steps).decode_into(row, data)
     assert torch.equal(row, preprocess(draft, steps))
     for others in (dataclasses.replace(steps, resize=76), dataclasses.replace(steps, resize=(64, 64))):
         assert torch.equal(decode(data, steps=others), decode(data))

@@ -16,7 +16,7 @@ from torchvision.io import ImageReadMode
 from embedx.data.decoding import images as decode_module
 from embedx.data.decoding import nvjpeg as device_module
 from embedx.data.decoding.images import ImageDecoder, decode, is_plain_jpeg, resize
-from embedx.data.decoding.nvjpeg import DeviceDecoder, EncodedDecoder, Upload, try_to_decode
+from embedx.data.decoding.nvjpeg import CopyToDevice, DecodeOnDevice, PartialDecoder, try_to_decode
 from embedx.data.loading.loaders import SplitLoader
 from embedx.errors import ConfigError
 from embedx.recipe import Preprocessing
@@ -101,7 +101,7 @@ def batches(
 def test_batches_are_those_that_workers_decode(folder: Path, device: torch.device, workers: int) -> None:
     inner = ImageDecoder(STEPS, 400_000)
     expected = batches(folder, inner, lambda batch: batch, 2)
-    found = batches(folder, EncodedDecoder(inner), DeviceDecoder(inner, 4, device), workers)
+    found = batches(folder, PartialDecoder(inner), DecodeOnDevice(inner, 4, device), workers)
     assert list(found) == list(expected)
     assert sum(reason is None for _, reason in found.values()) == len(expected) - 4
     for name, (image, reason) in expected.items():
@@ -131,7 +131,7 @@ def test_what_the_device_does_not_take_is_decoded_by_the_cpu_or_rejected(
     (folder / "broken.jpg").write_bytes(broken)
     inner = ImageDecoder(STEPS, 400_000)
     expected = batches(folder, inner, lambda batch: batch, 0)
-    found = batches(folder, EncodedDecoder(inner), DeviceDecoder(inner, 4, CPU), 0)
+    found = batches(folder, PartialDecoder(inner), DecodeOnDevice(inner, 4, CPU), 0)
     assert lengths == [4, 1, 1, 1, 1], "only what fails is tried one by one"
     assert {name: reason for name, (_, reason) in found.items()} == {
         name: reason for name, (_, reason) in expected.items()
@@ -147,7 +147,7 @@ def test_memory_that_is_short_is_no_image_s_fault(folder: Path, monkeypatch: pyt
     monkeypatch.setattr(device_module, "decode_jpeg", poor)
     inner = ImageDecoder(STEPS, 400_000)
     with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"):
-        batches(folder, EncodedDecoder(inner), DeviceDecoder(inner, 4, CPU), 0)
+        batches(folder, PartialDecoder(inner), DecodeOnDevice(inner, 4, CPU), 0)
 
 
 def test_many_images_are_decoded_some_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +163,7 @@ def test_many_images_are_decoded_some_at_a_time(folder: Path, monkeypatch: pytes
     monkeypatch.setattr(device_module, "decode_jpeg", counting)
     inner = ImageDecoder(STEPS, 400_000)
     expected = batches(folder, inner, lambda batch: batch, 0)
-    found = batches(folder, EncodedDecoder(inner), DeviceDecoder(inner, 4, CPU), 0)
+    found = batches(folder, PartialDecoder(inner), DecodeOnDevice(inner, 4, CPU), 0)
     assert all(torch.equal(found[name][0], image) for name, (image, _) in expected.items())
     assert sum(lengths) == len(PLAIN) and max(lengths) <= 2
 
@@ -193,7 +193,7 @@ def test_resizing_in_float_as_a_gpu_does_it_is_within_a_level(
 def test_an_upload_is_the_same_batch_elsewhere(device: torch.device) -> None:
     images = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8).to(memory_format=torch.channels_last)
     batch = {"images": images, "keys": ["a"]}
-    there = Upload(device, "images")(batch)
+    there = CopyToDevice(device, "images")(batch)
     assert there["images"].device.type == device.type and there["keys"] is batch["keys"]
     assert torch.equal(there["images"].cpu(), images) and there["images"].stride() == images.stride()
     assert batch["images"] is images

@@ -23,13 +23,14 @@ from PIL import Image
 
 from embedx.callbacks.rejected import RejectedInputs
 from embedx.data.decoding.images import ImageDecoder, decode, preprocess
-from embedx.data.loading.loaders import Batches, LoaderError, SplitLoader, UnitBatches
+from embedx.data.loading.batches import Batches, UnitBatches
+from embedx.data.loading.loaders import SplitLoader
 from embedx.data.plan import SplitPlan, build_plan
 from embedx.data.reading.files import FileReader
 from embedx.data.sources.folder import FolderSource
 from embedx.engine.connectors import DataConnector
 from embedx.engine.loop import run_test
-from embedx.errors import InputError
+from embedx.errors import InputError, LoaderError
 from embedx.recipe import Preprocessing
 
 STEPS = Preprocessing(resize=36, crop=32, interpolation="bilinear", mean=(0, 0, 0), std=(1, 1, 1))
@@ -190,7 +191,7 @@ def test_without_classes_there_are_no_targets(folder: Path, tmp_path: Path) -> N
 def test_one_input_is_a_batch_too_and_workers_get_no_plan(folder: Path) -> None:
     plan = plan_of(folder)
     (order,) = next(iter(UnitBatches(plan, [[2]], 1)))
-    dataset = Batches(plan.reader, DECODER, batch_size=4)
+    dataset = Batches(plan.reader, DECODER, batch_size=4, timeout=300)
     batch = dataset[order]
     assert batch["rows"] == [2] and batch["reasons"] == [None]
     assert batch["images"].shape == (4, 3, 32, 32)
@@ -229,7 +230,7 @@ def test_workers_that_were_started_and_never_asked_end_with_their_loader(folder:
 class Fatal(ImageDecoder):
     """Decodes, but what is named below ends its process, as a decoder's fault would, or does not end."""
 
-    def fill(self, row: torch.Tensor, data: bytes) -> None:
+    def decode_into(self, row: torch.Tensor, data: bytes) -> None:
         if data.startswith(b"SIG"):
             os.kill(os.getpid(), signal.Signals[data.decode()])
         if data == b"exit":
@@ -239,7 +240,7 @@ class Fatal(ImageDecoder):
                 pass
         if data == b"blocked":
             os.read(os.pipe()[0], 1)
-        super().fill(row, data)
+        super().decode_into(row, data)
 
 
 @pytest.mark.timeout(90)
@@ -305,9 +306,9 @@ class PoorReader(FileReader):
 
 
 class PoorDecoder(ImageDecoder):
-    def fill(self, row: torch.Tensor, data: bytes) -> None:
+    def decode_into(self, row: torch.Tensor, data: bytes) -> None:
         with little_memory():
-            super().fill(row, data)
+            super().decode_into(row, data)
 
 
 def test_what_does_not_fit_into_memory_is_rejected_and_the_worker_lives_on(folder: Path) -> None:
@@ -372,7 +373,7 @@ def test_workers_that_die_whatever_they_do_end_the_run(folder: Path, monkeypatch
     plan = plan_of(folder)
     monkeypatch.setattr("embedx.data.loading.loaders._FRUITLESS_RESTARTS", 1)
     doomed = SplitLoader(plan, plan.unit_rows(8), DECODER, batch_size=4, workers=1)
-    monkeypatch.setattr("embedx.data.loading.loaders._start_worker", os._exit)
+    monkeypatch.setattr("embedx.data.loading.torch_workers._start_worker", os._exit)
     with pytest.raises(LoaderError, match=r"die again and again .*give fewer --workers"):
         list(doomed)
     assert wait_for(lambda: not workers_alive())

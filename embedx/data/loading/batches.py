@@ -1,0 +1,131 @@
+"""The batches of one split: which inputs each holds, and how a worker reads and decodes them."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+from torch.utils.data import Dataset, Sampler
+
+from embedx.data.decoding.batch_rows import BatchBuffer, Decoder
+from embedx.data.loading.isolation import InHand, time_limit
+from embedx.data.loading.torch_workers import is_out_of_memory
+from embedx.data.plan import SplitPlan
+from embedx.data.reading.files import RejectedInputError
+from embedx.data.sources.base import Reader
+
+_NO_MEMORY = "too large for the memory there is"
+
+
+class Order(NamedTuple):
+    """An input that a worker is to load."""
+
+    row: int
+    """The number of the input's row in the plan."""
+    path: bytes
+    offset: int | None
+    size: int | None
+
+
+class Batches(Dataset[dict[str, Any]]):
+    """Loads whole batches of one split: `__getitems__(orders)` reads and decodes the inputs of one.
+
+    It holds nothing of the plan, because each worker gets a copy of it.
+
+    Args:
+        reader: The reader of the inputs' bytes.
+        decoder: The decoder of those bytes.
+        batch_size: The number of rows of every batch.
+        timeout: The seconds after which the process that loads an input is ended.
+    """
+
+    def __init__(self, reader: Reader, decoder: Decoder, batch_size: int, timeout: float) -> None:
+        self.reader = reader
+        self.decoder = decoder
+        self.batch_size = batch_size
+        self.timeout = timeout
+        self.fatal: dict[int, str] = {}
+        """The rows that end the process which loads them, each with the reason; they are rejected unread."""
+        self.in_hand = InHand(0)
+        """The record of the inputs that the workers have in hand."""
+
+    def __getitem__(self, order: Order) -> dict[str, Any]:
+        """Loads a batch of one input."""
+        return self.__getitems__([order])
+
+    def __getitems__(self, orders: Sequence[Order]) -> dict[str, Any]:
+        """Loads these inputs into one batch; of the plan it has only the numbers of its rows, as `rows`."""
+        buffer = self.decoder.new_buffer(self.batch_size)
+        loaded = [self._load(order, buffer, row) for row, order in enumerate(orders)]
+        reasons, sizes, digests = zip(*loaded, strict=True)
+        return {
+            **buffer.to_batch(len(orders)),
+            "rows": [order.row for order in orders],
+            "reasons": list(reasons),
+            "bytes": list(sizes),
+            "sha256": list(digests),
+        }
+
+    def _load(self, order: Order, buffer: BatchBuffer, row: int) -> tuple[str | None, int | None, str | None]:
+        """Fills a row of the buffer; returns the reason of a rejection, the input's bytes and its sha256."""
+        size, digest = None, None
+        try:
+            if order.row in self.fatal:
+                raise RejectedInputError(self.fatal[order.row])
+            with self.in_hand.hold(order.row), time_limit(self.timeout):
+                data = self.reader.read(order.path, order.offset, order.size)
+                size, digest = len(data), hashlib.sha256(data).hexdigest()
+                buffer.decode_into(row, data)
+        except RejectedInputError as error:
+            reason = str(error)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = _NO_MEMORY
+        else:
+            return None, size, digest
+        buffer.zero(row)
+        return reason, size, digest
+
+
+class UnitBatches(Sampler[list[Order]]):
+    """Cuts units into batches, none of which crosses the end of its unit.
+
+    Args:
+        plan: The split that the units are of.
+        units: The rows of each unit.
+        batch_size: The largest number of inputs in a batch.
+        first: The number of the batch to begin with.
+    """
+
+    def __init__(self, plan: SplitPlan, units: Sequence[Sequence[int]], batch_size: int, first: int = 0) -> None:
+        self.places = plan.table.select(["path", "offset", "size"])
+        self.units = units
+        self.batch_size = batch_size
+        self.first = first
+
+    def __iter__(self) -> Iterator[list[Order]]:
+        batches = (
+            unit[start : start + self.batch_size]
+            for unit in self.units
+            for start in range(0, len(unit), self.batch_size)
+        )
+        return map(self._orders, islice(batches, self.first, None))
+
+    def starting_at(self, first: int) -> UnitBatches:
+        """Returns the same batches, beginning with the one of this number."""
+        later = copy.copy(self)
+        later.first = first
+        return later
+
+    def _orders(self, rows: Sequence[int]) -> list[Order]:
+        places = self.places.take(pa.array(rows, pa.int64()))
+        return list(map(Order, rows, *(column.to_pylist() for column in places.columns)))
+
+    def __len__(self) -> int:
+        return sum(math.ceil(len(unit) / self.batch_size) for unit in self.units) - self.first

@@ -1,0 +1,162 @@
+"""Worker processes of torch's DataLoader, supervised: the one file that knows how torch reports a failure.
+
+It does not read the texts of DataLoader's errors. An error raised while a batch is loaded leaves its worker as a
+BatchError; any other error of DataLoader means that a worker ended or that no batch came in time, and the worker
+processes themselves tell which.
+"""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import re
+import time
+import warnings
+from collections.abc import Iterator
+from multiprocessing import connection, reduction
+from typing import Any, Self
+
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from embedx.data.loading.isolation import InHand, become_decoding_process
+from embedx.system.processes import START_METHOD, abandon
+
+PREFETCH_BATCHES = 4
+"""The number of batches that each worker decodes ahead of the forward pass."""
+_POLL_SECONDS = 1.0
+"""The seconds without a batch after which the workers are examined."""
+_IDLE_SECONDS = 300.0
+"""The seconds without a batch after which workers that have no input in hand count as lost."""
+_LOADER_ERRORS = (RuntimeError, EOFError, ConnectionError, FileNotFoundError)
+"""The errors that DataLoader raises; all but the first come from asking a dead worker for the memory of a batch."""
+_OUT_OF_MEMORY = re.compile(r"DefaultCPUAllocator|(can't allocate|not enough|out of) memory", re.IGNORECASE)
+"""Either torch's allocator or its complaint: one of them still matches when torch changes the other."""
+
+
+class BatchError(Exception):
+    """Loading a batch raised an error in a worker; the message holds that worker's traceback."""
+
+
+class WorkerLostError(Exception):
+    """A worker ended before its batch was done, or does not come back from an input."""
+
+
+class TorchWorkers:
+    """Iterates once over the batches that worker processes load; they start at once and end with this object.
+
+    Args:
+        dataset: The dataset whose `__getitems__` loads a batch; picklable.
+        batches: The sampler of the batches, in the order in which they are wanted.
+        in_hand: The record of the inputs that the workers have in hand; it tells the number of workers too.
+            With 0 workers this process loads the batches itself.
+        timeout: The seconds that one input may take.
+        pin_memory: Whether batches come in pinned memory, from which CUDA copies asynchronously.
+    """
+
+    def __init__(
+        self, dataset: Dataset[Any], batches: Sampler[Any], in_hand: InHand, *, timeout: float, pin_memory: bool
+    ) -> None:
+        self._in_hand = in_hand
+        self._timeout = timeout
+        workers = in_hand.workers
+        others = set(multiprocessing.active_children())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # more workers than cores serve well where images are remote
+            loader = DataLoader(
+                _Guarded(dataset) if workers else dataset,
+                batch_sampler=batches,
+                collate_fn=_as_is,
+                num_workers=workers,
+                prefetch_factor=PREFETCH_BATCHES if workers else None,
+                multiprocessing_context=START_METHOD if workers else None,
+                worker_init_fn=_start_worker if workers else None,
+                pin_memory=pin_memory,
+                timeout=_POLL_SECONDS if workers else 0,
+            )
+            self._iterator: Iterator[dict[str, Any]] = iter(loader)
+        self._processes = {process.pid: process for process in set(multiprocessing.active_children()) - others}
+        for process in self._processes.values():
+            atexit.register(abandon, process)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        """Waits for the next batch.
+
+        Raises:
+            WorkerLostError: If a worker ended, or an input takes longer than the timeout.
+            BatchError: If loading the batch raised one of the errors that DataLoader itself raises.
+        """
+        asked = time.monotonic()
+        while True:
+            polled = time.monotonic()
+            try:
+                return next(self._iterator)
+            except _LOADER_ERRORS as error:
+                if not self._processes:
+                    raise
+                timed_out = isinstance(error, RuntimeError) and time.monotonic() - polled > 0.9 * _POLL_SECONDS
+                if self._any_ended(0 if timed_out else _POLL_SECONDS) or (timed_out and not self._may_wait(asked)):
+                    raise WorkerLostError(repr(error)) from error
+                if not timed_out:
+                    raise
+
+    def rows_in_hand(self) -> tuple[set[int], set[int]]:
+        """Returns the rows that ran into the time limit, and the rows that other dead workers had in hand.
+
+        The latter are suspects only, because somebody else may have killed their worker.
+        """
+        self._any_ended(_POLL_SECONDS)
+        stuck, suspects = set(), set()
+        for held in self._in_hand.now():
+            process = self._processes[held.pid]
+            if held.is_stuck(process.exitcode, self._timeout):
+                stuck.add(held.row)
+            elif process.exitcode is not None:
+                suspects.add(held.row)
+        return stuck, suspects
+
+    def _any_ended(self, seconds: float) -> bool:
+        """Waits at most so many seconds for the end of a worker; tells whether one has ended."""
+        return bool(connection.wait([process.sentinel for process in self._processes.values()], seconds))
+
+    def _may_wait(self, asked: float) -> bool:
+        """Tells whether a batch that was asked for at this time can still be expected, though none came for a while."""
+        held = self._in_hand.now()
+        if not held:  # the workers are still starting, or the thread that receives batches has died
+            return time.monotonic() - asked < _IDLE_SECONDS
+        return not any(one.is_overdue(self._timeout) for one in held)
+
+
+class _Guarded(Dataset[Any]):
+    """Raises a BatchError in place of each error that could be mistaken for one of DataLoader's own."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __getitems__(self, orders: Any) -> Any:
+        try:
+            return self._dataset.__getitems__(orders)
+        except _LOADER_ERRORS as error:
+            raise BatchError(f"{type(error).__name__}: {error}") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tells whether an error says that this process could not allocate memory; torch's has no type of its own."""
+    return isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def _start_worker(worker: int) -> None:
+    become_decoding_process("embedx-loader")
+    # libpng and libtiff print a line per odd file; the reason of a rejected input tells what matters of it.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    # Starts the thread that hands out the memory of batches. If memory were too short for it later, when the first one
+    # is asked for, the parent would wait for ever.
+    reduction.DupFd(nowhere)
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
