@@ -1,11 +1,14 @@
-"""Rules about the package itself."""
+"""Rules about the package itself: which room may import which, and what a file holds."""
 
 from __future__ import annotations
 
 import ast
 import inspect
+import json
+import os
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -13,11 +16,12 @@ import pytest
 import embedx
 
 PACKAGE = Path(embedx.__file__).parent
-MODULES = {path.relative_to(PACKAGE.parent).with_suffix("").as_posix().replace("/", "."): path
+MODULES = {path.relative_to(PACKAGE.parent).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__"): path
            for path in sorted(PACKAGE.rglob("*.py"))}  # fmt: skip
 
 GROUND = {"errors", "names", "values", "sample"}
 MIDDLE = GROUND | {"recipe", "config", "heartbeat", "system"}
+MIDDLE_ROOMS = {"data", "models", "store"}
 MAY_IMPORT = {
     "errors": set(),
     "names": set(),
@@ -31,22 +35,37 @@ MAY_IMPORT = {
     "data": MIDDLE | {"engine"},
     "models": MIDDLE | {"engine"},
     "store": MIDDLE,
-    "callbacks": MIDDLE | {"engine", "data", "models", "store"},
-    "run": MIDDLE | {"engine", "data", "models", "store", "callbacks"},
+    "callbacks": MIDDLE | {"engine"} | MIDDLE_ROOMS,
+    "run": MIDDLE | {"engine", "callbacks"} | MIDDLE_ROOMS,
     "vectors": MIDDLE | {"engine", "store", "callbacks"},
-    "cli": MIDDLE | {"engine", "data", "models", "store", "callbacks", "run", "vectors"},
-    "__init__": MIDDLE | {"engine", "data", "models", "store", "callbacks", "run", "vectors"},
+    "cli": MIDDLE | {"engine", "callbacks", "run", "vectors"} | MIDDLE_ROOMS,
+    "__init__": MIDDLE | {"engine", "callbacks", "run", "vectors"} | MIDDLE_ROOMS,
     "__main__": {"cli", "errors", "system"},
 }
 """Rooms, and what each may import besides itself: one way, from the ground up (DESIGN.md, section 3)."""
 
+LONG_FILES = {
+    *("embedx.callbacks.writer", "embedx.data.loading.loaders", "embedx.models.backbones.huggingface"),
+    *("embedx.run.extract", "embedx.run.recompute", "embedx.store.reading.compare", "embedx.store.writing.session"),
+    "embedx.vectors.probe",
+}
+"""Files that may be longer than 300 lines."""
+SHARED_NAMES = {
+    "base": "the interface that the files beside it implement",
+    "config": "the settings of a verb",
+    "features": "embeddings, taken from files or from a store",
+}
+"""File names that stand for one idea in several rooms. A command has the name of the module that does its work."""
+
 
 def imports(path: Path) -> set[str]:
+    """All that a module imports, at its top, in functions and for types alone, by full names."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{path}:{node.lineno}: a relative import"
             found.update(f"{node.module}.{alias.name}" for alias in node.names)
     return found
 
@@ -54,26 +73,97 @@ def imports(path: Path) -> set[str]:
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_go_one_way(module: str) -> None:
     room = module.split(".")[1] if "." in module else "__init__"
-    for imported in imports(MODULES[module]):
-        assert not imported.startswith("embedx.cli") or room in ("cli", "__main__")
-        if not imported.startswith("embedx."):
-            continue
-        target = imported.removeprefix("embedx.")
-        allowed = MAY_IMPORT[room] | {room}
-        assert any(target == name or target.startswith(f"{name}.") for name in allowed), f"{module} → {imported}"
+    own = {name for name in imports(MODULES[module]) if name.split(".")[0] == "embedx"}
+    assert {name.split(".")[1] if "." in name else name for name in own} <= MAY_IMPORT[room] | {room}
 
 
-@pytest.mark.parametrize("room", ["store", "engine", "data", "models", "vectors"])
-def test_only_callbacks_and_the_command_line_know_rich(room: str) -> None:
+@pytest.mark.parametrize("room", ["engine", "data", "models", "store", "vectors"])
+def test_only_callbacks_runs_and_the_command_line_know_the_terminal(room: str) -> None:
     for module, path in MODULES.items():
-        if module.startswith(f"embedx.{room}"):
+        if module.split(".")[1:2] == [room]:
             assert not any(name.split(".")[0] in ("rich", "typer") for name in imports(path)), module
 
 
+def test_the_design_s_walls_stand() -> None:
+    """That is, the table above does not allow what the design forbids."""
+    for room in MIDDLE_ROOMS:
+        assert not MAY_IMPORT[room] & (MIDDLE_ROOMS - {room})
+    assert "engine" not in MAY_IMPORT["store"]
+    assert [room for room, others in MAY_IMPORT.items() if "cli" in others] == ["__main__"]
+    order = list(MAY_IMPORT)
+    assert all(order.index(other) < order.index(room) for room, others in MAY_IMPORT.items() for other in others)
+    rooms = {path.stem if path.suffix else path.name for path in PACKAGE.iterdir() if path.suffix in ("", ".py")}
+    assert rooms - {"__pycache__", "docs"} == set(MAY_IMPORT)
+
+
+ZYGOTE = """
+import gc, importlib, json, os, sys, traceback, warnings
+import numpy, PIL.Image, pyarrow.compute, pyarrow.csv, pyarrow.dataset, pyarrow.json, pyarrow.parquet, rich.progress
+import safetensors.torch, torch.export, torchvision, typer
+PIL.Image.init()
+gc.freeze()
+warnings.simplefilter("ignore", DeprecationWarning)  # of forks: the threads of the libraries wait, and hold no lock
+
+assert not any(name.split(".")[0] == "embedx" for name in sys.modules)
+running = []
+
+def collect():
+    module, child, read_end = running.pop(0)
+    with open(read_end) as reader:
+        print(json.dumps([module, reader.read()]), flush=True)
+    os.waitpid(child, 0)
+
+for module in sys.argv[1:]:
+    read_end, write_end = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            importlib.import_module(module)
+        except BaseException:
+            os.write(write_end, traceback.format_exc().encode())
+        os._exit(0)
+    os.close(write_end)
+    running.append((module, child, read_end))
+    if len(running) > 2:
+        collect()
+while running:
+    collect()
+os._exit(0)
+"""
+
+
+@pytest.fixture(scope="module")
+def faults_of_imports() -> dict[str, str]:
+    """The traceback of each module's import, or nothing.
+
+    Every module is imported by a process of its own that has imported nothing else of embedx: by a fork of one that has
+    imported the libraries, as torch alone takes seconds.
+    """
+    command = [sys.executable, "-c", ZYGOTE, *(module for module in MODULES if module != "embedx.__main__")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    return dict(map(json.loads, done.stdout.splitlines()))
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module != "embedx.__main__"])
+def test_a_module_can_be_imported_by_itself(module: str, faults_of_imports: dict[str, str]) -> None:
+    assert faults_of_imports[module] == ""
+
+
 def test_a_file_holds_one_idea() -> None:
-    assert not {
-        module: lines for module, path in MODULES.items() if (lines := len(path.read_text().splitlines())) > 400
+    lines = {module: len(path.read_text().splitlines()) for module, path in MODULES.items()}
+    assert {module for module, count in lines.items() if count > 300} <= LONG_FILES
+
+
+def test_a_name_means_one_idea() -> None:
+    places = defaultdict(list)
+    for module, path in MODULES.items():
+        if path.name != "__init__.py":
+            places[path.stem].append(module)
+    twice = {
+        name: modules
+        for name, modules in places.items()
+        if name not in SHARED_NAMES and len([one for one in modules if one.split(".")[1] != "cli"]) > 1
     }
+    assert not twice
 
 
 def test_public_names_are_all_there_and_documented() -> None:
@@ -84,8 +174,28 @@ def test_public_names_are_all_there_and_documented() -> None:
         _ = embedx.nothing
 
 
+HEAVY = "{'torch', 'torchvision', 'numpy', 'pyarrow', 'PIL', 'safetensors', 'timm', 'transformers', 'fsspec'}"
+
+
 @pytest.mark.parametrize("code", ["import embedx", "import embedx.cli.app", "from embedx import ExtractConfig"])
 def test_importing_is_quick_because_nothing_heavy_is_imported(code: str) -> None:
-    heavy = "{'torch', 'torchvision', 'numpy', 'pyarrow', 'PIL', 'safetensors', 'timm', 'transformers', 'fsspec'}"
-    check = f"{code}; import sys; heavy = {heavy} & set(sys.modules); sys.exit(', '.join(heavy) or 0)"
+    check = f"{code}; import sys; heavy = {HEAVY} & set(sys.modules); sys.exit(', '.join(heavy) or 0)"
     subprocess.run([sys.executable, "-c", check], check=True)
+
+
+@pytest.mark.parametrize("module", ["inputs", "summary", "up_to_date"])
+def test_an_up_to_date_run_needs_no_torch(module: str) -> None:
+    check = f"import embedx.run.{module}, sys; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def test_help_takes_less_than_half_a_second_of_computing() -> None:
+    """The best of a few times, as other tests run beside this one."""
+    seconds = []
+    while not seconds or (min(seconds) >= 0.5 and len(seconds) < 8):
+        process = subprocess.Popen([sys.executable, "-m", "embedx", "--help"], stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        seconds.append(usage.ru_utime)
+    assert min(seconds) < 0.5
