@@ -26,6 +26,7 @@ from rich.table import Table
 from torch.nn import functional
 
 import embedx
+from embedx.store.format.contents import PlanTerms, SplitTerms, StoredRecipe
 from embedx.store.format.index import ROW_SCHEMA
 from embedx.store.format.layout import Unit
 from embedx.store.format.manifest import Manifest
@@ -39,9 +40,8 @@ _ROWS_PER_UNIT = 65_536
 
 def write_store(out: Path, sizes: dict[str, int], dim: int, classes: int) -> None:
     """Writes splits of random rows around one centre per class."""
-    splits = {split: {"inputs": rows} for split, rows in sizes.items()}
-    plan = {"group_key": None, "rows_per_unit": _ROWS_PER_UNIT, "splits": splits}
-    session = StoreSession.begin(out, Manifest(recipe={}, plan=plan, environment={}), "create")
+    plan = PlanTerms(None, _ROWS_PER_UNIT, splits={split: SplitTerms(rows) for split, rows in sizes.items()})
+    session = StoreSession.begin(out, Manifest(StoredRecipe(), plan), "create")
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(classes, dim, generator=generator)
     for split, rows in sizes.items():

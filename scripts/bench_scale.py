@@ -37,6 +37,7 @@ from embedx.config import ExtractConfig
 from embedx.engine.state import new_state
 from embedx.run.inputs import list_inputs
 from embedx.run.prepare import prepare
+from embedx.store.format.contents import PlanTerms, SplitTerms, StoredRecipe
 from embedx.store.format.layout import Unit
 from embedx.store.format.manifest import Manifest
 from embedx.store.writing.session import StoreSession
@@ -219,12 +220,8 @@ def memory(counts: Counts, folder: Folder = None) -> None:
 def _units(root: Path, units: int, rows_per_unit: int, dim: int, rows_per_group: int | None) -> float:
     """Seconds in which units of rows from memory are committed, in this process."""
     total = units * rows_per_unit
-    plan = {
-        "group_key": "slide" if rows_per_group else None,
-        "rows_per_unit": rows_per_unit,
-        "splits": {"all": {"inputs": total}},
-    }
-    session = StoreSession.begin(root, Manifest({"name": "bench"}, plan, {}), "create")
+    plan = PlanTerms("slide" if rows_per_group else None, rows_per_unit, splits={"all": SplitTerms(total)})
+    session = StoreSession.begin(root, Manifest(StoredRecipe.from_json({"name": "bench"}), plan), "create")
     vectors = torch.randn(rows_per_unit, dim)
     buffer = UnitBuffer(session.terms)
     seconds = 0.0

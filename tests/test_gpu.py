@@ -57,7 +57,7 @@ def test_out_of_memory_names_a_batch_size_that_fits_and_auto_finds_one(tmp_path:
         assert 1 <= fitting < 2048
         extracted(tmp_path / "fitting", **settings, batch_size=fitting)
         extracted(tmp_path / "auto", **settings, batch_size="auto")
-        assert embedx.open(tmp_path / "auto").manifest.recipe["batch_size"] == fitting
+        assert embedx.open(tmp_path / "auto").manifest.recipe.batch_size == fitting
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
 

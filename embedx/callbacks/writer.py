@@ -21,6 +21,7 @@ from embedx.engine.state import Batch, Metrics, Outputs, TrainerState
 from embedx.engine.stopwatch import Stopwatch
 from embedx.errors import ConfigError
 from embedx.names import EMBEDDINGS, INDEX, RESERVED_SPLITS, TARGETS
+from embedx.store.format.contents import PlanTerms, StoredRecipe
 from embedx.store.format.layout import Unit
 from embedx.store.format.manifest import Manifest
 from embedx.store.format.shards import form
@@ -106,10 +107,9 @@ class EmbeddingsWriter(Callback):
             StoreMismatchError: If the folder holds something else, or holds a store and `overwrite` is False.
         """
         if self._session is None:
-            plan: dict[str, Any] = {"group_key": self.group_key, "rows_per_unit": self.rows_per_unit, "splits": {}}
             self._session = StoreSession.begin(
                 self.output_dir,
-                Manifest(recipe=self.recipe, plan=plan, environment={}),
+                Manifest(StoredRecipe.from_json(self.recipe), PlanTerms(self.group_key, self.rows_per_unit)),
                 mode="overwrite" if self.overwrite else "create",
             )
         self._last_index.clear()
@@ -185,7 +185,7 @@ class EmbeddingsWriter(Callback):
         numbers = {name.removeprefix("test/"): float(value) for name, value in trainer_state["metrics"].items()}
         timings = {name: number for name, number in numbers.items() if math.isfinite(number)}  # as JSON has no others
         totals = self._session_begun.finish(timings).totals
-        return {"rows": sum(split["rows"] for split in totals.values())}
+        return {"rows": sum(split.rows for split in totals.values())}
 
     def on_exception(self, trainer_state: TrainerState, error: BaseException) -> None:
         """Ends the writer process; the unit that it was gathering is dropped."""
@@ -242,7 +242,7 @@ class EmbeddingsWriter(Callback):
         session = self._session_begun
         for (split, numbers, table), tensors in complete:
             watch.lap("forward")
-            if session.manifest.plan["rows_per_unit"] is None:
+            if session.manifest.plan.rows_per_unit is None:
                 row_bytes = sum(tensor[:1].nbytes for tensor in tensors.values())
                 session.set_rows_per_unit(rows_per_unit_of(_SHARD_SIZE, row_bytes, len(table)))
             process = self._process_started(tensors)

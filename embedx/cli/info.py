@@ -44,7 +44,7 @@ def _description(store: Store) -> dict[str, Any]:
             split[name] += getattr(unit, name)
         for shard in unit.shards:
             split["bytes"] += shard.bytes
-            if manifest.plan["group_key"] is not None:
+            if manifest.plan.grouped:
                 groups.setdefault(unit.split, Counter())[shard.group] += shard.rows
     for name, split in splits.items():
         split["groups"] = [{"group": group, "rows": rows} for group, rows in groups.get(name, Counter()).items()]
@@ -52,10 +52,10 @@ def _description(store: Store) -> dict[str, Any]:
         "path": str(store.path),
         "complete": manifest.complete,
         "fingerprint": manifest.fingerprint,
-        "recipe": manifest.recipe,
-        "group_key": manifest.plan["group_key"],
+        "recipe": manifest.recipe.to_json(),
+        "group_key": manifest.plan.group_key,
         "splits": splits,
-        "environment": manifest.environment,
+        "environment": manifest.environment.to_json(),
         "timings": manifest.timings,
     }
 

@@ -78,7 +78,7 @@ def extract(config: ExtractConfig, heartbeat: Heartbeat = SILENT, plan: Plan | N
     manifest = session.manifest
     seconds = time.perf_counter() - started
     changes = update.counts if update is not None else None
-    ran_on = _ran_on(job, manifest.recipe["runtime"]) if loaders else {}
+    ran_on = _ran_on(job, manifest.recipe.runtime or job.runtimes[0]) if loaders else {}
     return Summary(config.out / MANIFEST, manifest.totals, up_to_date, changes, seconds, manifest.timings, ran_on)
 
 
@@ -162,7 +162,7 @@ def _model(job: Job, session: StoreSession, console: Console) -> Runtime:
     """Builds the model; if the recipe's runtime does not take the backbone, states the recipe anew."""
     model = job.build_model(lambda text: console.print(text, markup=False))
     if model.name != job.runtimes[0]:
-        session.set_recipe({**session.manifest.recipe, "runtime": model.name})
+        session.set_recipe(session.manifest.recipe.replacing(runtime=model.name))
     if job.config.checkpoint is not None and (match := job.spec.architecture.match) is not None:
         console.print(f"{job.config.checkpoint}: {match}", markup=False, soft_wrap=True)
     return model

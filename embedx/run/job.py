@@ -31,6 +31,7 @@ from embedx.models.backbones.none import FeatureSpec
 from embedx.models.runtimes import choice as runtimes
 from embedx.models.runtimes.base import Runtime
 from embedx.recipe import Recipe
+from embedx.store.format.contents import Environment, PlanTerms, StoredRecipe, StoredSettings
 from embedx.store.format.manifest import Manifest
 from embedx.system.machine import cores
 from embedx.values import Precision, rows_per_unit
@@ -102,23 +103,27 @@ class Job:
         )
 
     @cached_property
-    def environment(self) -> dict[str, Any]:
+    def environment(self) -> Environment:
         """The versions and the hardware that the run uses, as the manifest states them."""
         libraries = (*self.spec.architecture.libraries, *runtimes.libraries(self.runtimes[0]))
         is_cuda = self.device.type == "cuda"
-        return {
-            "python": platform.python_version(),
-            **{package: version(package) for package in (*_PACKAGES, *libraries)},
-            "device": torch.cuda.get_device_name(self.device) if is_cuda else platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-        }
+        return Environment.of(
+            python=platform.python_version(),
+            packages={package: version(package) for package in (*_PACKAGES, *libraries)},
+            device=torch.cuda.get_device_name(self.device) if is_cuda else platform.machine(),
+            cores=os.cpu_count(),
+            threads=torch.get_num_threads(),
+        )
 
     @cached_property
     def manifest(self) -> Manifest:
         """The manifest of the store that the run begins."""
-        plan = self.plan.to_json(self.rows_per_unit)
-        return Manifest(self.recipe.to_json(), plan, self.environment, self.config.to_json())
+        return Manifest(
+            StoredRecipe.from_json(self.recipe.to_json()),
+            PlanTerms.from_json(self.plan.to_json(self.rows_per_unit)),
+            self.environment,
+            StoredSettings.from_json(self.config.to_json()),
+        )
 
     def loader(self, split: SplitPlan, runs: Sequence[Sequence[int]], decoder: Decoder | None = None) -> SplitLoader:
         """Makes a loader of some of a split's inputs.
@@ -178,7 +183,7 @@ class Job:
         return {
             "backbone": self.spec.name,
             "weights": self.spec.weights.to_json(),
-            "preprocessing": self.manifest.recipe["preprocessing"],
+            "preprocessing": self.manifest.recipe.preprocessing,
             "tensors": {name: list(shape) for name, shape in self.spec.shapes.items()},
             "device": str(self.device),
             "precision": self.precision,

@@ -22,6 +22,7 @@ from embedx.models.runtimes.base import LARGEST_BATCH
 from embedx.models.runtimes.eager import EagerRuntime
 from embedx.run.inputs import list_inputs
 from embedx.run.job import Job
+from embedx.store.format.contents import StoredRecipe
 from embedx.store.format.manifest import existing_store
 from embedx.system.machine import cores
 
@@ -63,11 +64,11 @@ def prepare(
     ConfigError.check(faults)  # a step that did not set its variable has left a fault
 
     use_machine(config, device)
-    begun = store.recipe if store is not None and not config.overwrite else {}
-    batch_size = begun.get("batch_size", "auto") if config.batch_size == "auto" else config.batch_size
-    wanted = begun.get("runtime", "auto") if config.runtime == "auto" else config.runtime
+    begun = store.recipe if store is not None and not config.overwrite else StoredRecipe()
+    batch_size = begun.batch_size if config.batch_size == "auto" else config.batch_size
+    wanted = (begun.runtime or "auto") if config.runtime == "auto" else config.runtime
     names = runtimes.candidates(wanted, device, spec.written_bytes, sum(map(len, inputs.splits.values())))
-    if batch_size != "auto":
+    if batch_size is not None:
         return Job(config, inputs, spec, device, precision, batch_size, names)
     largest = Job(config, inputs, spec, device, precision, LARGEST_BATCH[device.type], names)
     images = largest.decoder.empty(largest.batch_size).zero_()

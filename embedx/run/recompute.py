@@ -9,7 +9,7 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,6 +32,8 @@ from embedx.store.format.index import OK
 from embedx.store.reading.reader import Store
 from embedx.store.reading.stored_rows import StoredRows
 from embedx.values import Precision
+
+T = TypeVar("T")
 
 TOLERANCE_BY_PRECISION = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 1e-2, "bf16": 5e-2}
 TOLERANCE_BY_DTYPE = {"float32": 0.0, "float16": 2e-3, "bfloat16": 2e-2}
@@ -102,7 +104,7 @@ def recompute(
     chosen = _choose(store, count, seed)
     total = sum(len(rows) for rows in chosen.values())
     console.print(f"rows to recompute: {total}, chosen by --seed {seed}, on {config.device}", soft_wrap=True)
-    checker = RowChecker(store, chosen, _tolerance(store.recipe) if tolerance is None else tolerance)
+    checker = RowChecker(store, chosen, _tolerance(store) if tolerance is None else tolerance)
     with _working_directory(store, console):
         plans = dict(checker.plans(SourceOptions.of(config)))
         if plans:
@@ -128,12 +130,12 @@ def _job(store: Store, config: ExtractConfig, plans: dict[str, SplitPlan]) -> Jo
     spec = describe_spec(config, input_shape(config, plan))
     precision = resolve_precision(config.precision, device)
     # The store's runtime may not be installed here; eager's results are within the tolerance.
-    names = tuple(dict.fromkeys((store.recipe["runtime"], EagerRuntime.name)))
-    return Job(config, plan, spec, device, precision, store.recipe["batch_size"], names)
+    names = tuple(dict.fromkeys((_stated(store, store.manifest.recipe.runtime), EagerRuntime.name)))
+    return Job(config, plan, spec, device, precision, _stated(store, store.manifest.recipe.batch_size), names)
 
 
 def _tell_changes(store: Store, job: Job, console: Console) -> None:
-    changes = leaves_that_differ("", store.manifest.environment, job.environment)
+    changes = leaves_that_differ("", store.manifest.environment.to_json(), job.environment.to_json())
     if text := "; ".join(difference_text(*change) for change in changes):
         console.print(f"since the store was begun: {text}", soft_wrap=True)
 
@@ -152,19 +154,20 @@ def _config(store: Store, device: str | None, *, trust: bool, console: Console) 
     Raises:
         ConfigError: If the store does not hold them, or names a backbone that runs code and is not trusted.
     """
-    if not store.manifest.settings:
+    if not store.manifest.settings.stated:
         raise ConfigError(
             f"{store.path} does not say how it was made, as `embedx extract` states it: no row can be recomputed"
         )
-    config, recipe = ExtractConfig.from_json(store.manifest.settings), store.recipe
+    config, recipe = ExtractConfig.from_json(store.manifest.settings.stated), store.manifest.recipe
     if runs_code(config.backbone) and not trust:
         raise ConfigError(
             f"the backbone of {store.path} is {config.backbone}; loading it runs code that the store's author has "
             "chosen; if you trust the author and the code, add --trust"
         )
-    found = _device(recipe["device"], device, console)
+    found = _device(_stated(store, recipe.device), device, console)
     # The CPU has no tf32; fp32 is more exact, and within the tolerance.
-    precision: Precision = "fp32" if (recipe["precision"], found) == ("tf32", "cpu") else recipe["precision"]
+    stated: Precision = _stated(store, recipe.precision)
+    precision: Precision = "fp32" if (stated, found) == ("tf32", "cpu") else stated
     return dataclasses.replace(
         config,
         out=store.path,
@@ -172,7 +175,7 @@ def _config(store: Store, device: str | None, *, trust: bool, console: Console) 
         threads=None,
         device=found,
         precision=precision,
-        dtype=recipe["dtype"],
+        dtype=_stated(store, recipe.dtype),
     )
 
 
@@ -229,14 +232,21 @@ def _check_tensors(stored: StoredRows, shapes: dict[str, tuple[int, ...]]) -> No
         )
 
 
-def _tolerance(recipe: dict[str, Any]) -> float:
-    return max(TOLERANCE_BY_PRECISION[recipe["precision"]], TOLERANCE_BY_DTYPE[recipe["dtype"]])
+def _stated(store: Store, value: T | None) -> T:
+    if value is None:
+        raise ConfigError(f"{store.path} does not say how it was made, as its recipe lacks an entry")
+    return value
+
+
+def _tolerance(store: Store) -> float:
+    precision, dtype = store.manifest.recipe.precision, store.manifest.recipe.dtype
+    return max(TOLERANCE_BY_PRECISION[_stated(store, precision)], TOLERANCE_BY_DTYPE[_stated(store, dtype)])
 
 
 @contextlib.contextmanager
 def _working_directory(store: Store, console: Console) -> Iterator[None]:
     """Changes to the folder from which the settings' relative paths begin, if it still exists."""
-    folder = store.manifest.settings["working_directory"]
+    folder = store.manifest.settings.working_directory or os.curdir
     if not os.path.isdir(folder):
         text = f"{folder}, where the store was made, is gone: relative paths are taken from the current folder"
         console.print(text, soft_wrap=True)

@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from embedx.store.format.contents import SplitTotals
+
 _VERDICTS = {
     "loader_wait": "decode-bound: the model waited {share} of the time; give more --workers, "
     "a faster disk, or on a GPU --decoder cuda",
@@ -23,7 +25,7 @@ class Summary:
 
     manifest: Path
     """The path of the store's manifest."""
-    totals: dict[str, dict[str, int]]
+    totals: dict[str, SplitTotals]
     """The store's counts per split: inputs, rows, rejected, units, shards, bytes."""
     up_to_date: bool
     """True if there was nothing to do."""
@@ -39,12 +41,12 @@ class Summary:
     @property
     def rows(self) -> int:
         """The number of rows in the store."""
-        return sum(split["rows"] for split in self.totals.values())
+        return sum(split.rows for split in self.totals.values())
 
     @property
     def rejected(self) -> int:
         """The number of rejected inputs in the store."""
-        return sum(split["rejected"] for split in self.totals.values())
+        return sum(split.rejected for split in self.totals.values())
 
     @property
     def profile(self) -> dict[str, dict[str, float]]:
@@ -78,7 +80,7 @@ class Summary:
             "rejected": self.rejected,
             "changes": self.changes,
             "seconds": round(self.seconds, 3),
-            "splits": self.totals,
+            "splits": {name: totals.to_json() for name, totals in self.totals.items()},
             "means": self.ran_on,
             "timings": self.timings,
             "verdict": self.verdict,

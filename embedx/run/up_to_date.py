@@ -13,13 +13,13 @@ from embedx.data.plan import Plan
 from embedx.errors import StoreError
 from embedx.run.inputs import list_inputs
 from embedx.run.summary import Summary
+from embedx.store.format.contents import PlanTerms
 from embedx.store.format.layout import MANIFEST
 from embedx.store.format.manifest import Manifest
 from embedx.store.writing.session import StoreSession
 
 _WITHOUT_EFFECT = frozenset({"workers", "threads", "on_error", "timeout", "max_pixels", "max_errors", "update"})
 """The settings that change nothing in a complete store."""
-_OF_THE_MACHINE = frozenset({"python", "device", "cores", "threads"})
 """The entries of an environment that are no package's version."""
 
 
@@ -44,7 +44,7 @@ def look_for_work(config: ExtractConfig) -> tuple[Summary | None, Plan | None]:
     if not (manifest.complete and _was_made_with(config, manifest)):
         return None, None
     plan = list_inputs(config)
-    now = dataclasses.replace(manifest, plan=plan.to_json(manifest.plan["rows_per_unit"]))
+    now = dataclasses.replace(manifest, plan=PlanTerms.from_json(plan.to_json(manifest.plan.rows_per_unit or 1)))
     if now.plan != manifest.plan:
         return None, plan
     session = StoreSession.begin(config.out, now, mode="resume")
@@ -59,7 +59,9 @@ def _was_made_with(config: ExtractConfig, manifest: Manifest) -> bool:
     """Tells whether a store was made with these settings, the same weights and the same package versions."""
     if config.overwrite or config.retry_rejected:
         return False
-    then, now = ({**settings, **dict.fromkeys(_WITHOUT_EFFECT)} for settings in (manifest.settings, config.to_json()))
+    then, now = (
+        {**settings, **dict.fromkeys(_WITHOUT_EFFECT)} for settings in (manifest.settings.to_json(), config.to_json())
+    )
     return then == now and _weights_are_same(config, manifest) and _versions_are_same(manifest)
 
 
@@ -69,13 +71,13 @@ def _weights_are_same(config: ExtractConfig, manifest: Manifest) -> bool:
         if file is not None and file.is_file():
             with file.open("rb") as content:
                 digest = hashlib.file_digest(content, "sha256").hexdigest()
-            return bool((manifest.recipe["weights"] or {}).get("sha256") == digest)
+            return manifest.recipe.weights_sha256 == digest
     return ":" not in config.backbone
 
 
 def _versions_are_same(manifest: Manifest) -> bool:
     last = [manifest.environment, *manifest.later_environments][-1]
     try:
-        return all(last[name] == version(name) for name in last if name not in _OF_THE_MACHINE)
+        return all(version(package) == then for package, then in last.packages.items())
     except PackageNotFoundError:
         return False

@@ -152,7 +152,7 @@ def class_names(split: Split, classes: Tensor) -> list[str]:
     """The classes' names, from a column of the index tables that has one for each target, else their numbers."""
     path, _ = next((path, unit) for path, unit in split.store.units.items() if unit.split == split.name)
     there = set(read_index(path).column_names)
-    stated: str = split.store.manifest.settings.get("target_column") or ""
+    stated = split.store.manifest.settings.target_column or ""
     for column in (stated, *_NAME_COLUMNS):
         if column not in there:
             continue

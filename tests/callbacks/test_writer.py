@@ -169,7 +169,7 @@ def test_batches_that_straddle_units_are_cut_right_and_read_back_in_order(writte
     assert loaded.targets.tolist() == [-1 if row == 3 else row % 4 for row in kept]
     assert np.array_equal(store.load("val/1").embeddings, expected(range(4)))
     assert store.load("val/1").targets is None
-    assert store.manifest.totals["train"]["rejected"] == 1
+    assert store.manifest.totals["train"].rejected == 1
 
 
 def test_extra_layers_are_extra_tensors(written: Path) -> None:
@@ -424,7 +424,7 @@ def test_units_are_sized_by_the_first_batch_s_rows(tmp_path: Path, monkeypatch: 
 
     loop.run_test(Wide(), {"all": batches(range(12))}, [EmbeddingsWriter(tmp_path / "out")])
     store = embedx.open(tmp_path / "out")
-    assert store.manifest.plan["rows_per_unit"] == 8
+    assert store.manifest.plan.rows_per_unit == 8
     assert [unit.inputs for unit in store.units.values()] == [8, 4]
 
 

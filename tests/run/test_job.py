@@ -96,7 +96,7 @@ def test_threads_and_workers_are_as_many_as_there_are_cores_unless_given(tmp_pat
     means = json.loads(done.stdout)["means"]
     assert means == {"device": "cpu", "threads": 1, "workers": 1, "batch_size": 32, "runtime": means["runtime"]}
     assert f"({means['runtime']} on cpu, 1 thread, 1 worker)" in done.stderr
-    assert Store.open(out).manifest.environment["threads"] == 1
+    assert Store.open(out).manifest.environment.to_json()["threads"] == 1
     given = extract(ExtractConfig(**SETTINGS, out=tmp_path / "given", device="cpu", threads=3, workers=cores() + 1))
     assert given.ran_on == {**means, "runtime": given.ran_on["runtime"], "threads": 3, "workers": cores() + 1}
-    assert Store.open(tmp_path / "given").manifest.environment["threads"] == 3
+    assert Store.open(tmp_path / "given").manifest.environment.to_json()["threads"] == 3

@@ -269,7 +269,7 @@ def test_a_store_that_does_not_say_how_it_was_made_is_refused(tmp_path: Path) ->
 def test_without_the_recipe_s_device_another_one_is_taken_and_told(workplace: Path) -> None:
     store = made()
     manifest = Manifest.read(store)
-    dataclasses.replace(manifest, recipe=manifest.recipe | {"device": "cuda", "precision": "tf32"}).write(store)
+    dataclasses.replace(manifest, recipe=manifest.recipe.replacing(device="cuda", precision="tf32")).write(store)
     console = Console(file=io.StringIO(), width=200)
     found = judged(store, console=console)
     assert (found.device, found.allowed, found.faults) == ("cpu", TOLERANCE_BY_PRECISION["tf32"], [])
@@ -281,8 +281,8 @@ def test_without_the_recipe_s_device_another_one_is_taken_and_told(workplace: Pa
 def test_what_has_changed_around_it_is_told(workplace: Path) -> None:
     store = made()
     manifest = Manifest.read(store)
-    dataclasses.replace(manifest, environment=manifest.environment | {"torch": "1.0"}).write(store)
-    gone = manifest.settings | {"working_directory": "/nowhere"}
+    dataclasses.replace(manifest, environment=manifest.environment.replacing(torch="1.0")).write(store)
+    gone = manifest.settings.replacing(working_directory="/nowhere")
     console = Console(file=io.StringIO(), width=200)
     assert judged(store, console=console).faults == []
     assert f"since the store was begun: torch: 1.0 → {version('torch')}" in console.file.getvalue()

@@ -49,7 +49,7 @@ sys.argv = ["embedx", "info", {str(done.out)!r}]
 assert run() == 0
 assert not {{"torch", "torchvision"}} & set(sys.modules)
 """
-    folder = Manifest.read(done.out).settings["working_directory"]
+    folder = Manifest.read(done.out).settings.working_directory
     subprocess.run([sys.executable, "-c", code], check=True, cwd=folder)
 
 
@@ -64,7 +64,7 @@ def test_whatever_is_other_than_it_was_is_left_to_a_whole_run(done: ExtractConfi
     for name, value in (("workers", -1), ("timeout", float("nan")), ("max_pixels", 0), ("max_errors", -1)):
         assert look_for_work(dataclasses.replace(done, **{name: value})) == (None, None), name
     manifest = Manifest.read(done.out)
-    for changes in ({"environment": {**manifest.environment, "torch": "1.0"}}, {"complete": False}):
+    for changes in ({"environment": manifest.environment.replacing(torch="1.0")}, {"complete": False}):
         dataclasses.replace(manifest, **changes).write(done.out)
         assert look_for_work(done) == (None, None)
     manifest.write(done.out)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
+from embedx.store.format.contents import PlanTerms, SplitTerms, StoredRecipe
 from embedx.store.format.index import ROW_SCHEMA
 from embedx.store.format.layout import Unit
 from embedx.store.format.manifest import Manifest
@@ -18,9 +19,8 @@ ROWS_PER_UNIT = 8
 
 
 def manifest(inputs: dict[str, int], *, group_key: str | None = "class", recipe: str = "r") -> Manifest:
-    splits = {split: {"inputs": count} for split, count in inputs.items()}
-    plan = {"group_key": group_key, "rows_per_unit": ROWS_PER_UNIT, "splits": splits}
-    return Manifest(recipe={"name": recipe}, plan=plan, environment={})
+    splits = {split: SplitTerms(count) for split, count in inputs.items()}
+    return Manifest(StoredRecipe.from_json({"name": recipe}), PlanTerms(group_key, ROWS_PER_UNIT, splits=splits))
 
 
 def vectors(start: int, stop: int, dim: int = 3) -> torch.Tensor:
@@ -93,12 +93,8 @@ def write_features(
     rows_per_unit: int = 64,
 ) -> Path:
     """A complete store of these embeddings [N, D] and targets, with a column of names if the targets have some."""
-    plan = {
-        "group_key": None,
-        "rows_per_unit": rows_per_unit,
-        "splits": {split: {"inputs": len(rows)} for split, (rows, _) in splits.items()},
-    }
-    session = StoreSession.begin(out, Manifest(recipe={"name": "features"}, plan=plan, environment={}), "create")
+    plan = PlanTerms(None, rows_per_unit, splits={split: SplitTerms(len(rows)) for split, (rows, _) in splits.items()})
+    session = StoreSession.begin(out, Manifest(StoredRecipe.from_json({"name": "features"}), plan), "create")
     for split, (rows, targets) in splits.items():
         count = len(rows)
         nothing = [None] * count

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 
 from embedx.errors import ConfigError, StoreError
+from embedx.store.format.contents import StoredSettings
 from embedx.store.reading.reader import Store
 from embedx.vectors.split_rows import SplitRows, batch_rows, class_names, open_split
 from tests.store.builders import build_store, write_features
@@ -109,6 +111,7 @@ def test_names_stand_in_a_column_that_has_one_for_each_target(
 ) -> None:
     splits = {"train": (torch.zeros(4, 2), [1, 0, 1, 0])}
     store = Store.open(write_features(tmp_path / "store", splits, names=names, column=column))
-    store.manifest.settings["target_column"] = "species"
+    settings = StoredSettings(target_column="species")
+    store.manifest = dataclasses.replace(store.manifest, settings=settings)
     split = open_split(store, "train", "embeddings")
     assert class_names(split, split.classes) == expected

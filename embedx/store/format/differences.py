@@ -37,9 +37,9 @@ def _short(value: Any) -> str:
 
 def differences_of(old: Manifest, new: Manifest) -> list[str]:
     """What differs between two stores in recipe and plan, but for the inputs, one phrase each."""
-    old_plan, new_plan = ({**one.plan, "splits": {}, "classes": []} for one in (old, new))
+    old_plan, new_plan = ({**one.plan.to_json(), "splits": {}, "classes": []} for one in (old, new))
     leaves = [
-        *leaves_that_differ("recipe", old.recipe, new.recipe),
+        *leaves_that_differ("recipe", old.recipe.to_json(), new.recipe.to_json()),
         *leaves_that_differ("plan", old_plan, new_plan),
     ]
     return [difference_text(*leaf) for leaf in leaves]

@@ -11,9 +11,10 @@ from typing import Any, get_type_hints
 from embedx.errors import StoreError, StoreMismatchError, is_refusal, output_error
 from embedx.recipe import fingerprint
 from embedx.store.format.atomic import write_atomic
+from embedx.store.format.contents import Environment, PlanTerms, SplitTotals, StoredRecipe, StoredSettings, to_json
 from embedx.store.format.layout import MANIFEST, is_index_path, is_temporary
 from embedx.store.format.shards import FORMAT
-from embedx.store.untrusted.parsing import fields, parse_json, typed
+from embedx.store.untrusted.parsing import fields, parse_json
 from embedx.store.writing.links import plain_file
 
 _CHECKSUM = "sha256"
@@ -22,38 +23,38 @@ _ELSEWHERE = "choose another one (embedx writes into no other folder)"
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """The contents of `manifest.json`, plain JSON values throughout."""
+    """The contents of `manifest.json`."""
 
-    recipe: dict[str, Any]
+    recipe: StoredRecipe
     """All that determines an embedding's value."""
-    plan: dict[str, Any]
-    """What cuts the inputs into units: group key, rows per unit, and per split its inputs and their sha256."""
-    environment: dict[str, Any]
-    """Versions and hardware; a change here is a notice, not a refusal."""
-    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """What `embedx extract` was asked to do when the store was begun, and where; only to find the inputs again."""
+    plan: PlanTerms
+    """The terms by which the inputs are cut into units."""
+    environment: Environment = dataclasses.field(default_factory=Environment)
+    """The versions and hardware of the run that began the store; a change here is a notice, not a refusal."""
+    settings: StoredSettings = dataclasses.field(default_factory=StoredSettings)
+    """The settings of the run that began the store; they serve to find the inputs again."""
     complete: bool = False
-    """Written last of all."""
-    totals: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
-    """Per split: inputs, rows, rejected, units, shards, bytes."""
+    """True once the store is whole, which is written last of all."""
+    totals: dict[str, SplitTotals] = dataclasses.field(default_factory=dict)
+    """The sums over each split, by the split's name."""
     index: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Sha256 of every index table, by its path in the store."""
+    """The sha256 of every index table, by its path in the store."""
     timings: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Seconds and rates of the run that completed the store."""
+    """The seconds and rates of the run that completed the store."""
     updates: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    """What later runs have changed, each as counts of inputs; if any, the plan no longer tells each input's unit."""
-    later_environments: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    """Those, other than the first, in which later runs went on."""
+    """The changes by later runs, as counts of inputs; after one, the plan no longer tells an input's unit."""
+    later_environments: list[Environment] = dataclasses.field(default_factory=list)
+    """The other environments in which later runs went on."""
     format: int = FORMAT
 
     @property
     def fingerprint(self) -> str:
         """The recipe's fingerprint."""
-        return fingerprint(self.recipe)
+        return self.recipe.fingerprint
 
     def encode(self) -> bytes:
-        """The file's bytes, which `read` takes as they are or not at all: they have a checksum of themselves."""
-        contents = dataclasses.asdict(self) | {"fingerprint": self.fingerprint}
+        """Returns the file's bytes, in which a checksum covers all the rest."""
+        contents = {**to_json(vars(self)), "fingerprint": self.fingerprint}
         return (json.dumps(contents | {_CHECKSUM: fingerprint(contents)}, indent=2, allow_nan=False) + "\n").encode()
 
     def write(self, root: Path) -> None:
@@ -80,7 +81,6 @@ class Manifest:
             stated = fields(contents, kinds)
             checksum, recipe_checksum = stated.pop(_CHECKSUM), stated.pop("fingerprint")
             manifest = cls(**stated)
-            _check_plan(manifest.plan)
             if stray := [name for name in manifest.index if not is_index_path(name)]:
                 raise ValueError(f"{stray[0]!r:.300} can't be an index table's place")
         except (OSError, ValueError) as error:
@@ -95,16 +95,6 @@ class Manifest:
                 f"{path}: the contents do not match their sha256; put back a copy, as the file was changed"
             )
         return manifest
-
-
-def _check_plan(plan: dict[str, Any]) -> None:
-    """Raises a ValueError if a plan does not say how its inputs are cut into units."""
-    needed = {"group_key": str | None, "rows_per_unit": int | None, "splits": dict[str, dict[str, Any]]}
-    parts = fields({name: value for name, value in plan.items() if name in needed}, needed, "plan")
-    if parts["rows_per_unit"] == 0 or (parts["rows_per_unit"] is None and parts["splits"]):
-        raise ValueError(f"its units have {parts['rows_per_unit']} rows")
-    for name, split in parts["splits"].items():
-        typed(split.get("inputs"), int, f"inputs of {name!r:.60}")
 
 
 def existing_store(root: Path) -> Manifest | None:

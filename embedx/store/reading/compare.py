@@ -292,14 +292,17 @@ def _common_names(rows: _Pair[StoredRows], names: Sequence[str] | None) -> list[
 
 
 def _differences(a: Manifest, b: Manifest) -> Iterator[Difference]:
-    for name, old, new in (("recipe", a.recipe, b.recipe), ("environment", _environments(a), _environments(b))):
+    for name, old, new in (
+        ("recipe", a.recipe.to_json(), b.recipe.to_json()),
+        ("environment", _environments(a), _environments(b)),
+    ):
         yield from (Difference(*leaf) for leaf in leaves_that_differ(name, old, new))
 
 
 def _environments(manifest: Manifest) -> dict[str, Any]:
     """The environment; of what has changed while the store was written, all values in order."""
-    every = [manifest.environment, *manifest.later_environments]
-    values = {name: list(dict.fromkeys(one.get(name) for one in every)) for name in manifest.environment}
+    first, *later = (one.to_json() for one in (manifest.environment, *manifest.later_environments))
+    values = {name: list(dict.fromkeys(one.get(name) for one in (first, *later))) for name in first}
     return {name: found[0] if len(found) == 1 else ", then ".join(map(str, found)) for name, found in values.items()}
 
 

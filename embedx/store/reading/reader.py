@@ -111,7 +111,7 @@ class Store:
     @property
     def recipe(self) -> dict[str, Any]:
         """All that determines an embedding's value."""
-        return self.manifest.recipe
+        return self.manifest.recipe.to_json()
 
     @cached_property
     def units(self) -> dict[Path, UnitEntry]:
@@ -122,11 +122,11 @@ class Store:
     def splits(self) -> list[str]:
         """Names of the splits, in the order they were given."""
         found = dict.fromkeys(entry.split for entry in self.units.values())
-        return list(dict.fromkeys([*self.manifest.plan["splits"], *found]))
+        return list(dict.fromkeys([*self.manifest.plan.splits, *found]))
 
     def groups(self, split: str) -> list[Group]:
         """A split's groups, in order, NO_GROUP for rows without one; empty if the store has no group key."""
-        if self.manifest.plan["group_key"] is None:
+        if not self.manifest.plan.grouped:
             return []
         return list(dict.fromkeys(_group_of(entry) for _, entry in self._shards(split, None)))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import torch
 from embedx.errors import StoreError
 from embedx.names import INDEX, LOCK
 from embedx.store.format import layout
+from embedx.store.format.contents import SplitTotals
 from embedx.store.format.index import OK, UnitEntry, read_entry, read_index
 from embedx.store.format.shards import ShardEntry, form, open_shard, read_header
 from embedx.store.reading.reader import Store
@@ -36,7 +36,7 @@ def verify(path: str | Path) -> Iterator[str]:
     if plain_file(store.path, layout.MANIFEST).read_bytes() != store.manifest.encode():
         yield f"{layout.MANIFEST}: its bytes are not those that embedx wrote; the file was changed"
     known: set[str] = set()
-    totals: Counter[tuple[str, str]] = Counter()
+    units: dict[str, list[UnitEntry]] = {}
     keys: dict[str, list[pa.Array]] = {}
     forms: dict[str, tuple[str, str]] = {}
     for index_path in layout.index_files(store.path).values():
@@ -52,10 +52,10 @@ def verify(path: str | Path) -> Iterator[str]:
             yield str(error)
             continue
         known.update(entry.path for entry in unit.shards)
-        _add_up(totals, unit)
+        units.setdefault(unit.split, []).append(unit)
         keys.setdefault(unit.split, []).extend(table["key"].chunks)
         yield from _check_unit(store, relative, unit, table, forms)
-    yield from _check_sums(store, totals)
+    yield from _check_sums(store, units)
     for split, chunks in keys.items():
         counts = pc.value_counts(pa.chunked_array(chunks, pa.string()))
         for key in counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist():
@@ -70,29 +70,22 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _add_up(totals: Counter[tuple[str, str]], unit: UnitEntry) -> None:
-    for name in ("inputs", "rows", "rejected"):
-        totals[unit.split, name] += getattr(unit, name)
-    totals[unit.split, "units"] += 1
-    totals[unit.split, "shards"] += len(unit.shards)
-    totals[unit.split, "bytes"] += sum(shard.bytes for shard in unit.shards)
-
-
-def _check_sums(store: Store, totals: Counter[tuple[str, str]]) -> Iterator[str]:
+def _check_sums(store: Store, units: dict[str, list[UnitEntry]]) -> Iterator[str]:
     manifest = store.manifest
-    for split in dict.fromkeys([*manifest.plan["splits"], *manifest.totals, *(split for split, _ in totals)]):
-        inputs, rows, rejected = (totals[split, name] for name in ("inputs", "rows", "rejected"))
-        if inputs != rows + rejected:
-            yield f"split {split!r}: {inputs} inputs, but {rows} rows + {rejected} rejected"
+    for split in dict.fromkeys([*manifest.plan.splits, *manifest.totals, *units]):
+        found = SplitTotals.of(units.get(split, ()))
+        if found.inputs != found.rows + found.rejected:
+            yield f"split {split!r}: {found.inputs} inputs, but {found.rows} rows + {found.rejected} rejected"
         if not store.complete:
             continue
-        stated = manifest.totals.get(split, {})
-        for name in dict.fromkeys(["inputs", "rows", "rejected", "units", "shards", "bytes", *stated]):
-            if stated.get(name) != totals[split, name]:
-                yield f"split {split!r}: {layout.MANIFEST} says {stated.get(name)} {name}, found {totals[split, name]}"
-        planned = manifest.plan["splits"].get(split, {}).get("inputs", inputs)
-        if planned != inputs:
-            yield f"split {split!r}: the plan in {layout.MANIFEST} has {planned} inputs, found {inputs}"
+        stated = manifest.totals[split].to_json() if split in manifest.totals else {}
+        counted = {**dict.fromkeys(stated, 0), **found.to_json()}
+        for name, number in counted.items():
+            if stated.get(name) != number:
+                yield f"split {split!r}: {layout.MANIFEST} says {stated.get(name)} {name}, found {number}"
+        planned = manifest.plan.splits.get(split)
+        if planned is not None and planned.inputs != found.inputs:
+            yield f"split {split!r}: the plan in {layout.MANIFEST} has {planned.inputs} inputs, found {found.inputs}"
 
 
 def _strangers(store: Store, known: set[str]) -> Iterator[str]:
@@ -121,7 +114,7 @@ def _check_unit(
         yield f"{relative}: made by another recipe than {layout.MANIFEST} says"
     if sum(entry.rows for entry in unit.shards) != unit.rows:
         yield f"{relative}: its shards have {sum(entry.rows for entry in unit.shards)} rows, not {unit.rows}"
-    grouped = store.manifest.plan["group_key"] is not None
+    grouped = store.manifest.plan.grouped
     unnamed = pc.invert(pc.is_in(ok["shard"], pa.array([entry.path for entry in unit.shards], pa.string())))
     for key in ok.filter(unnamed)["key"].to_pylist()[:1]:
         yield f"{relative}: the row of {key!r} is in no shard"
@@ -164,7 +157,7 @@ def _check_shard(
                 if bad:
                     key = rows.filter(pc.equal(rows["row"], bad[0]))["key"].to_pylist()
                     yield f"{entry.path}: {len(bad)} rows of {name!r} have NaN or infinity, first row {bad[0]} {key}"
-        if store.manifest.plan["group_key"] is not None and set(rows["group"].to_pylist()) - {entry.group}:
+        if store.manifest.plan.grouped and set(rows["group"].to_pylist()) - {entry.group}:
             yield f"{entry.path}: not all of its rows are of group {entry.group!r}"
         by_row = rows.sort_by("row")
         if by_row["row"].to_pylist() != list(range(len(rows))) or not torch.equal(

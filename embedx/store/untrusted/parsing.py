@@ -37,8 +37,8 @@ def typed(value: Any, kind: Any, name: str = "it") -> Any:
 
     Args:
         value: Of `parse_json`.
-        kind: A NamedTuple, or what may stand in one: str, bool, int (from 0 to 2⁶³ - 1), float, None, Any, and dict,
-            list, tuple and unions of them.
+        kind: A NamedTuple, or what may stand in one: str, bool, int (from 0 to 2⁶³ - 1), float, None, Any, a class
+            with `from_json(value, name)`, and dict, list, tuple and unions of them.
         name: What the value is called in the error.
 
     Raises:
@@ -47,6 +47,8 @@ def typed(value: Any, kind: Any, name: str = "it") -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
+    if hasattr(kind, "from_json"):
+        return kind.from_json(value, name)
     if origin is types.UnionType:
         if value is None and types.NoneType in arguments:
             return None

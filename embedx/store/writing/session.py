@@ -23,6 +23,7 @@ from embedx.errors import ConfigError, StoreError, StoreMismatchError, is_refusa
 from embedx.names import INDEX, LOCK
 from embedx.store.format import layout
 from embedx.store.format.atomic import link_or_copy, make_folder, sync_folder
+from embedx.store.format.contents import PlanTerms, SplitTotals, StoredRecipe
 from embedx.store.format.differences import differences_of, leaves_that_differ
 from embedx.store.format.index import UnitEntry, read_entry
 from embedx.store.format.layout import StoreTerms, Unit
@@ -105,11 +106,13 @@ class StoreSession:
     def terms(self) -> StoreTerms:
         """What the writer process needs to know of the store."""
         plan = self.manifest.plan
+        if plan.rows_per_unit is None:
+            raise RuntimeError("set_rows_per_unit() has not been called")
         return StoreTerms(
             self.root,
             self.manifest.fingerprint,
-            plan["group_key"] is not None,
-            plan["rows_per_unit"],
+            plan.grouped,
+            plan.rows_per_unit,
             base=self.out if self.root != self.out else None,
         )
 
@@ -184,10 +187,12 @@ class StoreSession:
 
     def set_rows_per_unit(self, rows: int) -> None:
         """States the size of the units, where it was not known when the store was begun."""
-        self.manifest = dataclasses.replace(self.manifest, plan={**self.manifest.plan, "rows_per_unit": rows})
+        self.manifest = dataclasses.replace(
+            self.manifest, plan=dataclasses.replace(self.manifest.plan, rows_per_unit=rows)
+        )
         self.manifest.write(self.root)
 
-    def set_recipe(self, recipe: Mapping[str, Any]) -> None:
+    def set_recipe(self, recipe: StoredRecipe) -> None:
         """States another recipe, as it turned out that it can't be that of the beginning.
 
         Raises:
@@ -195,7 +200,7 @@ class StoreSession:
         """
         if self._committed or self.staying:
             raise StoreMismatchError(f"{self.out} has units of another recipe; replace it with --overwrite")
-        self.manifest = dataclasses.replace(self.manifest, recipe=dict(recipe))
+        self.manifest = dataclasses.replace(self.manifest, recipe=recipe)
         self.manifest.write(self.root)
 
     def finish(self, timings: Mapping[str, float]) -> Manifest:
@@ -205,24 +210,19 @@ class StoreSession:
             StoreError: If inputs = rows + rejected does not hold for a split.
             OSError: If the manifest can't be written.
         """
-        totals: dict[str, dict[str, int]] = {split: _no_totals() for split in self.manifest.plan["splits"]}
+        units: dict[str, list[UnitEntry]] = {split: [] for split in self.manifest.plan.splits}
         index = {}
         for path in layout.index_files(self.root).values():
             entry = self._whole_entry(path, self.root)
             if entry is None:
                 raise StoreError(f"{path}: its shards are gone, or cut off, {_MEANWHILE}")
-            of_split = totals.setdefault(entry.split, _no_totals())
-            of_split["inputs"] += entry.inputs
-            of_split["rows"] += entry.rows
-            of_split["rejected"] += entry.rejected
-            of_split["units"] += 1
-            of_split["shards"] += len(entry.shards)
-            of_split["bytes"] += sum(shard.bytes for shard in entry.shards)
+            units.setdefault(entry.split, []).append(entry)
             index[f"{INDEX}/{path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()
-        for split, planned in self.manifest.plan["splits"].items():
-            if (found := totals[split]["inputs"]) != planned["inputs"]:
+        totals = {split: SplitTotals.of(of_split) for split, of_split in units.items()}
+        for split, planned in self.manifest.plan.splits.items():
+            if (found := totals[split].inputs) != planned.inputs:
                 raise StoreError(
-                    f"split {split!r} has {planned['inputs']} inputs, but {found} are in the store {self.out}; if "
+                    f"split {split!r} has {planned.inputs} inputs, but {found} are in the store {self.out}; if "
                     f"something was removed {_MEANWHILE}"
                 )
         self.manifest = dataclasses.replace(
@@ -279,7 +279,7 @@ class StoreSession:
             )
         self._before = self._later(before)
         plan = self.manifest.plan
-        if (before.plan["splits"], before.plan.get("classes")) != (plan["splits"], plan.get("classes")) or (
+        if (before.plan.splits, before.plan.classes) != (plan.splits, plan.classes) or (
             before.updates and not self._stands_as_stated(before)
         ):
             self.needs_comparison = True
@@ -293,7 +293,7 @@ class StoreSession:
         before = existing_store(self.root)
         # Without the inputs' identity, nothing tells whether what an earlier run left there is of these.
         if before is not None and (
-            not self.manifest.plan["splits"]
+            not self.manifest.plan.splits
             or (before.recipe, before.plan, before.updates)
             != (self.manifest.recipe, self.manifest.plan, self.manifest.updates)
         ):
@@ -307,7 +307,7 @@ class StoreSession:
     def _later(self, before: Manifest) -> Manifest:
         """The manifest with which a run goes on, which tells of the environment that it does so in."""
         now = self._environment
-        self.changes = list(leaves_that_differ("", before.environment, now))
+        self.changes = list(leaves_that_differ("", before.environment.to_json(), now.to_json()))
         later = before.later_environments
         if self.changes and now not in later:
             later = [*later, now]
@@ -369,11 +369,11 @@ class StoreSession:
         plan = self.manifest.plan
         if self.manifest.updates:
             return {}
-        size = plan["rows_per_unit"]
+        size = plan.rows_per_unit or 1  # known wherever there are splits
         return {
-            _place(Unit(split, start // size)): min(size, planned["inputs"] - start)
-            for split, planned in plan["splits"].items()
-            for start in range(0, planned["inputs"], size)
+            _place(Unit(split, start // size)): min(size, planned.inputs - start)
+            for split, planned in plan.splits.items()
+            for start in range(0, planned.inputs, size)
         }
 
     def _remove_leftovers(self) -> None:
@@ -389,11 +389,6 @@ def _place(unit: Unit) -> tuple[str, int]:
     return layout.folder_name(unit.split), unit.number
 
 
-def _no_totals() -> dict[str, int]:
-    return dict.fromkeys(("inputs", "rows", "rejected", "units", "shards", "bytes"), 0)
-
-
-def _names(plan: Mapping[str, Any]) -> tuple[Any, ...]:
+def _names(plan: PlanTerms) -> tuple[Any, ...]:
     """What of a plan tells whether its inputs have the same keys, groups and targets."""
-    names = {split: (one["inputs"], one.get("names_sha256")) for split, one in plan["splits"].items()}
-    return names, plan.get("classes")
+    return {split: (one.inputs, one.names_sha256) for split, one in plan.splits.items()}, plan.classes

@@ -135,7 +135,7 @@ def test_a_table_of_any_format_gives_the_folder_s_embeddings_with_targets_groups
     store = embedx.open(tmp_path / "store")
     assert sorted(store.splits) == ["train", "val"]
     classes = sorted({row["species"] for row in rows})
-    assert store.manifest.plan["classes"] == classes
+    assert store.manifest.plan.classes == tuple(classes)
     by_id = {row["id"]: row for row in rows}
     for split in store.splits:
         loaded = store.load(split)

@@ -112,7 +112,7 @@ def test_shards_give_the_folder_s_embeddings_with_targets_groups_and_metadata(
     assert rows.keys == list(found)
     assert all(np.array_equal(row, reference[found[key]]) for key, row in zip(rows.keys, rows.embeddings, strict=True))
     classes = sorted(folder.name for folder in images.iterdir())
-    assert embedx.open(out).manifest.plan["classes"] == classes
+    assert embedx.open(out).manifest.plan.classes == tuple(classes)
     assert [classes[target] for target in rows.targets] == [name.split("/")[0] for name in found.values()]
     index = embedx.open(out).index().sort_by("index")
     assert index.schema.field("width").type == pa.int64()

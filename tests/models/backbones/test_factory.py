@@ -128,5 +128,5 @@ def test_code_of_the_current_folder_is_found(tmp_path: Path, monkeypatch: pytest
     arguments = ("width=5", "name=plain text")
     extract(ExtractConfig(backbone="ours:build", backbone_arg=arguments, workers=0, out=tmp_path / "store", **STEPS))
     store = embedx.open(tmp_path / "store")
-    assert store.manifest.recipe["backbone_args"] == {"width": 5, "name": "plain text"}
+    assert store.recipe["backbone_args"] == {"width": 5, "name": "plain text"}
     assert store.load("val").embeddings.shape[1] == 5

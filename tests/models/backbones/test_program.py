@@ -56,7 +56,7 @@ def test_rows_are_what_the_program_gives(tmp_path: Path, kind: str) -> None:
         [preprocess(decode((sample.IMAGES / "val" / key).read_bytes()), job.spec.preprocessing) for key in rows.keys]
     )
     assert_same(rows.embeddings, reference(pixels))
-    recipe = embedx.open(tmp_path / "store").manifest.recipe
+    recipe = embedx.open(tmp_path / "store").recipe
     assert recipe["weights"] == {"name": "program", "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 

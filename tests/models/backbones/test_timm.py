@@ -73,7 +73,7 @@ def test_rows_equal_timms_own_forward_pass(name: str, images: Path, tmp_path: Pa
     settings = config(f"timm:{name}", seed=3, data=(str(images),), out=tmp_path / "store")
     extract(settings)
     rows = embedx.open(tmp_path / "store").load("all", framework="torch")
-    assert embedx.open(tmp_path / "store").manifest.environment["timm"] == timm.__version__
+    assert embedx.open(tmp_path / "store").manifest.environment.packages["timm"] == timm.__version__
     steps = describe(f"timm:{name}").preprocessing
     pixels = torch.stack([preprocess(decode((images / key).read_bytes()), steps) for key in rows.keys])
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (steps.mean, steps.std))

@@ -42,14 +42,14 @@ def config(images: Path, out: Path, fits: int, **settings: Any) -> ExtractConfig
 @pytest.mark.parametrize(("fits", "size"), [(100, 32), (32, 32), (31, 16), (8, 8), (7, 4), (1, 1)])
 def test_auto_is_the_largest_power_of_two_that_fits(images: Path, tmp_path: Path, fits: int, size: int) -> None:
     job = prepare(config(images, tmp_path / "store", fits))
-    assert job.batch_size == job.manifest.recipe["batch_size"] == job.describe()["batch_size"] == size
+    assert job.batch_size == job.manifest.recipe.batch_size == job.describe()["batch_size"] == size
     assert job.rows_per_unit % size == 0
 
 
 def test_auto_is_recorded_and_a_rerun_takes_it_from_the_store(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "store"
     assert extract(config(images, out, 5)).rows == 10
-    assert embedx.open(out).manifest.recipe["batch_size"] == 4
+    assert embedx.open(out).manifest.recipe.batch_size == 4
     assert json.loads((out / MANIFEST).read_text())["settings"]["batch_size"] == "auto"
     assert prepare(config(images, out, 0)).batch_size == 4  # not tried, as then none would fit
     assert extract(config(images, out, 5)).up_to_date

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import embedx
 from embedx.errors import ConfigError, StoreError
+from embedx.store.format.contents import Environment
 from embedx.store.format.manifest import Manifest
 from embedx.store.reading import compare as module
 from embedx.store.writing.session import StoreSession
@@ -147,9 +148,13 @@ def test_half_precision_against_single(tmp_path: Path, vectors: Tensor) -> None:
 def test_what_differs_in_recipe_and_environment_is_told(tmp_path: Path, vectors: Tensor) -> None:
     stated = manifest({"train": ROWS})
     old = dataclasses.replace(
-        stated, environment={"torch": "2.11", "cores": 2}, later_environments=[{"torch": "2.12", "cores": 2}]
+        stated,
+        environment=Environment.from_json({"torch": "2.11", "cores": 2}),
+        later_environments=[Environment.from_json({"torch": "2.12", "cores": 2})],
     )
-    new = dataclasses.replace(stated, recipe={"name": "r", "precision": "bf16"}, environment={"torch": "2.15"})
+    new = dataclasses.replace(
+        stated, recipe=stated.recipe.replacing(precision="bf16"), environment=Environment.from_json({"torch": "2.15"})
+    )
     a = write(tmp_path / "a", {"embeddings": vectors}, stated=old)
     b = write(tmp_path / "b", {"embeddings": vectors}, stated=new)
     assert embedx.compare(a, b).differences == (

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from embedx.errors import StoreError
+from embedx.store.format.contents import SplitTerms, SplitTotals
 from embedx.store.format.manifest import Manifest
 from embedx.store.reading.reader import Store
 from embedx.store.reading.verify import verify
@@ -182,13 +183,14 @@ def test_files_of_another_store_of_the_same_recipe_are_found(small: Path, tmp_pa
 
 def test_a_manifest_that_does_not_add_up_is_found(store: Path) -> None:
     whole = Manifest.read(store)
-    for name, found in whole.totals["train"].items():
-        totals = {"train": whole.totals["train"] | {name: found + 1}}
+    for name, found in whole.totals["train"].to_json().items():
+        totals = {"train": whole.totals["train"].replacing(**{name: found + 1})}
         dataclasses.replace(whole, totals=totals).write(store)
         assert faults(store) == f"split 'train': manifest.json says {found + 1} {name}, found {found}"
-    dataclasses.replace(whole, totals=whole.totals | {"val": {"rows": 1}}).write(store)
+    val = dataclasses.replace(SplitTotals.of(()), rows=1)
+    dataclasses.replace(whole, totals=whole.totals | {"val": val}).write(store)
     assert "split 'val': manifest.json says 1 rows, found 0" in faults(store)
-    dataclasses.replace(whole, plan=whole.plan | {"splits": {"train": {"inputs": 13}}}).write(store)
+    dataclasses.replace(whole, plan=dataclasses.replace(whole.plan, splits={"train": SplitTerms(13)})).write(store)
     assert faults(store) == "split 'train': the plan in manifest.json has 13 inputs, found 12"
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from embedx.errors import ConfigError, StoreError, StoreLockedError, StoreMismatchError
 from embedx.store.format import layout
+from embedx.store.format.contents import Environment
 from embedx.store.format.layout import Unit
 from embedx.store.format.manifest import Manifest
 from embedx.store.reading.reader import Store
@@ -48,7 +49,7 @@ def test_resume_knows_what_is_committed_and_clears_what_is_half(tmp_path: Path) 
         session.finish({})
     assert not Manifest.read(out).complete
     commit(session, 8, 16)
-    assert session.finish({}).totals["train"]["inputs"] == 16
+    assert session.finish({}).totals["train"].inputs == 16
     session.close()
     assert (out / "notes.txt").is_file()
     assert list(verify(out)) == []
@@ -271,7 +272,7 @@ def test_a_store_in_which_nothing_is_committed_is_begun_anew_whatever_its_recipe
     out = tmp_path / "store"
     StoreSession.begin(out, manifest({"train": 8}), "resume").close()
     session = StoreSession.begin(out, manifest({"train": 8}, recipe="other"), "resume")
-    assert Manifest.read(out).recipe == {"name": "other"}
+    assert Manifest.read(out).recipe.to_json() == {"name": "other"}
     session.close()
 
 
@@ -303,19 +304,22 @@ def test_discard_takes_back_nothing_that_is_committed(tmp_path: Path) -> None:
     commit(session, 0, 8)
     session.discard()
     session.close()
-    assert Manifest.read(out).plan["splits"]["train"]["inputs"] == 16
+    assert Manifest.read(out).plan.splits["train"].inputs == 16
 
 
 def test_a_changed_environment_is_told_and_kept_and_no_reason_to_refuse(tmp_path: Path) -> None:
     out = tmp_path / "store"
     for start, torch_version in enumerate(("2.14", "2.15", "2.15")):
-        begun = dataclasses.replace(manifest({"train": 24}), environment={"torch": torch_version})
+        begun = dataclasses.replace(
+            manifest({"train": 24}), environment=Environment.from_json({"torch": torch_version})
+        )
         session = StoreSession.begin(out, begun, "resume")
         commit(session, 8 * start, 8 * start + 8)
         session.close()
     assert session.changes == [("torch", "2.14", "2.15")]
     stored = Manifest.read(out)
-    assert stored.environment == {"torch": "2.14"} and stored.later_environments == [{"torch": "2.15"}]
+    assert stored.environment.packages == {"torch": "2.14"}
+    assert [one.packages for one in stored.later_environments] == [{"torch": "2.15"}]
 
 
 def test_an_exchange_by_two_renames_that_was_interrupted_between_them_is_taken_back(tmp_path: Path) -> None:

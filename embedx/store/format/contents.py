@@ -1,0 +1,235 @@
+"""The parts of a manifest: recipe, plan, environment, settings and totals, each with typed entries.
+
+A part is parsed once, from the JSON object in the file. Entries that this embedx doesn't know, and the order of all
+entries, are kept, so that a part that was read is written with the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any, Self, TypeVar, cast, get_args, get_type_hints
+
+from embedx.recipe import fingerprint
+from embedx.store.format.index import UnitEntry
+from embedx.store.untrusted.parsing import typed
+from embedx.values import Precision, RuntimeName, StoredDtype
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ManifestPart:
+    """A JSON object in the manifest; two parts are equal if their JSON is."""
+
+    stated: Mapping[str, Any] = dataclasses.field(default_factory=dict, kw_only=True, repr=False)
+    """The JSON object that was read; empty for a part that was made in this process."""
+
+    @classmethod
+    def from_json(cls, value: Any, name: str = "it") -> Self:
+        """Parses the JSON object of this part.
+
+        Args:
+            value: The parsed JSON.
+            name: The name that an error gives it.
+
+        Raises:
+            ValueError: If it is no object, lacks an entry or has one of another type.
+        """
+        stated = typed(value, dict[str, Any], name)
+        hints = get_type_hints(cls)
+        entries: dict[str, Any] = {}
+        for field in cls._entries():
+            if field.name in stated:
+                entries[field.name] = typed(stated[field.name], hints[field.name], f"{name}.{field.name}")
+            elif field.default is not None:
+                raise ValueError(f"{name} has no {field.name}")
+        return cls(**entries, stated=stated)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the JSON object; an optional entry without a value is left out unless it stood in the file."""
+        values = {field.name: getattr(self, field.name) for field in self._entries() if self._is_written(field)}
+        return {**self.stated, **to_json(values)}
+
+    def replacing(self, **entries: Any) -> Self:
+        """Returns the same part with other values of these entries, as JSON."""
+        return self.from_json({**self.to_json(), **entries})
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self.to_json() == other.to_json()
+
+    @classmethod
+    def _entries(cls) -> list[dataclasses.Field[Any]]:
+        return [field for field in dataclasses.fields(cls) if field.name != "stated"]
+
+    def _is_written(self, field: dataclasses.Field[Any]) -> bool:
+        return field.default is not None or getattr(self, field.name) is not None or field.name in self.stated
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StoredRecipe(ManifestPart):
+    """The recipe of a store's embeddings: that of `embedx extract`, or any JSON that the user of a writer gave.
+
+    The properties are None where the recipe does not state them.
+    """
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of the recipe's canonical JSON."""
+        return fingerprint(self.stated)
+
+    @property
+    def batch_size(self) -> int | None:
+        """The number of inputs in a forward pass."""
+        return self._value("batch_size", int)
+
+    @property
+    def runtime(self) -> RuntimeName | None:
+        """The name of the engine that ran the forward pass."""
+        return cast(RuntimeName | None, self._one_of(RuntimeName, "runtime"))
+
+    @property
+    def device(self) -> str | None:
+        """The type of the device that computed: `cpu` or `cuda`."""
+        return self._value("device", str)
+
+    @property
+    def precision(self) -> Precision | None:
+        """The precision of the forward pass."""
+        return cast(Precision | None, self._one_of(Precision, "precision"))
+
+    @property
+    def dtype(self) -> StoredDtype | None:
+        """The type of the stored numbers."""
+        return cast(StoredDtype | None, self._one_of(StoredDtype, "dtype"))
+
+    @property
+    def weights_sha256(self) -> str | None:
+        """The sha256 of the file of weights; None also for weights that came from no file."""
+        return (self._value("weights", dict) or {}).get("sha256")
+
+    @property
+    def preprocessing(self) -> dict[str, Any] | None:
+        """The steps from a decoded image to the backbone's input, as JSON."""
+        return self._value("preprocessing", dict)
+
+    def _value(self, name: str, kind: type[T]) -> T | None:
+        value = self.stated.get(name)
+        return value if isinstance(value, kind) else None
+
+    def _one_of(self, choices: Any, name: str) -> Any:
+        value = self.stated.get(name)
+        return value if value in get_args(choices) else None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SplitTerms(ManifestPart):
+    """The inputs of one split, as a plan states them."""
+
+    inputs: int
+    names_sha256: str | None = None
+    """The sha256 of the keys, groups and targets in plan order; None where a writer did not know its inputs before."""
+    sizes_and_times_sha256: str | None = None
+    """The sha256 of the sizes and modification times in plan order; None as above."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PlanTerms(ManifestPart):
+    """The plan as the manifest states it: how the inputs are cut into units, and what identifies them."""
+
+    group_key: str | None
+    rows_per_unit: int | None
+    """The number of inputs in a unit; None until a writer has seen its first batch."""
+    classes: tuple[str, ...] | None = None
+    """The names of the classes, in the order of their numbers; None where a writer does not know them."""
+    splits: dict[str, SplitTerms] = dataclasses.field(default_factory=dict)
+    """The splits by name; none where a writer does not know its inputs before."""
+
+    @classmethod
+    def from_json(cls, value: Any, name: str = "it") -> Self:
+        """Parses the plan.
+
+        Raises:
+            ValueError: If it is none, or does not say how its inputs are cut into units.
+        """
+        plan = super().from_json(value, name)
+        if plan.rows_per_unit == 0 or (plan.rows_per_unit is None and plan.splits):
+            raise ValueError(f"its units have {plan.rows_per_unit} rows")
+        return plan
+
+    @property
+    def grouped(self) -> bool:
+        """Tells whether each group has shards of its own."""
+        return self.group_key is not None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Environment(ManifestPart):
+    """The versions and the hardware with which a store was written."""
+
+    @classmethod
+    def of(cls, *, python: str, packages: Mapping[str, str], device: str, cores: int | None, threads: int) -> Self:
+        """Puts an environment together.
+
+        Args:
+            python: The version of Python.
+            packages: The version of each package, by name.
+            device: The name of the device that computes.
+            cores: The number of cores of the machine.
+            threads: The number of threads of a forward pass on the CPU.
+        """
+        return cls.from_json({"python": python, **packages, "device": device, "cores": cores, "threads": threads})
+
+    @property
+    def packages(self) -> dict[str, str]:
+        """The version of each package, by name."""
+        of_the_machine = {"python", "device", "cores", "threads"}
+        return {name: value for name, value in self.stated.items() if name not in of_the_machine}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StoredSettings(ManifestPart):
+    """The settings of `embedx extract` with which a store was begun; empty where a writer was used by itself."""
+
+    target_column: str | None = None
+    """The column that `--target-column` named."""
+    working_directory: str | None = None
+    """The folder in which the settings' relative paths begin."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SplitTotals(ManifestPart):
+    """The sums over all units of one split."""
+
+    inputs: int
+    rows: int
+    rejected: int
+    units: int
+    shards: int
+    bytes: int
+    """The size of the shards' files."""
+
+    @classmethod
+    def of(cls, units: Iterable[UnitEntry]) -> Self:
+        """Adds up a split's units."""
+        units = list(units)
+        shards = [shard for unit in units for shard in unit.shards]
+        return cls(
+            inputs=sum(unit.inputs for unit in units),
+            rows=sum(unit.rows for unit in units),
+            rejected=sum(unit.rejected for unit in units),
+            units=len(units),
+            shards=len(shards),
+            bytes=sum(shard.bytes for shard in shards),
+        )
+
+
+def to_json(value: Any) -> Any:
+    """Returns a value with the parts of a manifest in it as plain JSON values."""
+    if isinstance(value, ManifestPart):
+        return value.to_json()
+    if isinstance(value, dict):
+        return {name: to_json(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    return value
