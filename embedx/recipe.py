@@ -27,7 +27,7 @@ class Preprocessing:
     std: tuple[float, float, float]
     """The standard deviation of R, G and B, by which the difference is divided."""
     exif: bool = True
-    """Whether the EXIF orientation is applied first."""
+    """True if the EXIF orientation is applied first."""
 
     def with_image_size(self, size: int | None) -> Preprocessing:
         """Returns the same steps for another input size: `crop` becomes `size`, and `resize` is scaled along."""

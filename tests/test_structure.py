@@ -52,8 +52,6 @@ LONG_FILES = {
 """Files that may be longer than 300 lines."""
 SHARED_NAMES = {
     "base": "the interface that the files beside it implement",
-    "config": "the settings of a verb",
-    "features": "embeddings, taken from files or from a store",
 }
 """File names that stand for one idea in several rooms. A command has the name of the module that does its work."""
 

@@ -20,7 +20,7 @@ class StderrConsole(Console):
     """The console of stderr. If its reader goes away or its disk is full, it turns quiet, and the run goes on."""
 
     show_tracebacks = False
-    """Whether an error is shown with its traceback."""
+    """True if errors are shown with their tracebacks."""
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Prints, or turns quiet where stderr can't be written."""
