@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from embedx.store.reading.reader import Embeddings as Embeddings
     from embedx.store.reading.reader import Store as Store
     from embedx.store.reading.verify import verify as verify
-    from embedx.vectors.probe import ProbeResult as ProbeResult
     from embedx.vectors.probe import probe as probe
     from embedx.vectors.probe_config import ProbeConfig as ProbeConfig
+    from embedx.vectors.probe_result import ProbeResult as ProbeResult
 
     open = Store.open
 
@@ -56,7 +56,7 @@ _HOMES = {
     "LossConnector": "engine.connectors",
     "MetricsLog": "callbacks.metrics_log",
     "ProbeConfig": "vectors.probe_config",
-    "ProbeResult": "vectors.probe",
+    "ProbeResult": "vectors.probe_result",
     "Schedule": "engine.fit",
     "Store": "store.reading.reader",
     "TrainerState": "engine.state",

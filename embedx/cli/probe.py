@@ -23,7 +23,7 @@ from embedx.system import signals
 from embedx.vectors.probe_config import ProbeConfig
 
 if TYPE_CHECKING:
-    from embedx.vectors.probe import ProbeResult
+    from embedx.vectors.probe_result import ProbeResult
 
 
 @with_config_options(ProbeConfig)

@@ -1,1 +1,1 @@
-"""What can be read from embeddings, by a linear head or by the nearest neighbours."""
+"""What is made of a store's vectors: so far the probe, by a linear head or by the nearest neighbours."""

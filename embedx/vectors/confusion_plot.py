@@ -7,28 +7,28 @@ from functools import cache
 
 from PIL import Image, ImageDraw, ImageFont
 
-from embedx.vectors.probe import ProbeResult
+from embedx.vectors.probe_result import ProbeResult
 
 _FONT = 20
 _MARGIN = 24
 _CELL = 44
 _SIDE = 1200
-"""Most pixels of the matrix's side; with more classes the cells get smaller."""
+"""The largest side of the matrix in pixels; with more classes the cells get smaller."""
 _LEGIBLE = 22
-"""Pixels of a cell's side below which it has no number, nor its class a name."""
+"""The side of a cell in pixels below which neither numbers nor names are drawn."""
 _LONGEST = 24
 _WHITE, _BLACK, _GREY = (255, 255, 255), (20, 20, 20), (120, 120, 120)
 _DARKEST = (8, 64, 129)
 
 
 def confusion_png(result: ProbeResult) -> bytes:
-    """Draws the confusion matrix: a row per class, a column per predicted class, each cell with its rows' number.
+    """Draws the confusion matrix: a row per class, a column per predicted class, in each cell the number of rows.
 
-    A cell is the darker the larger its share of its row is. Where there are too many classes for numbers and names
-    (more than about 50), only the cells are drawn.
+    The larger a cell's share of its row, the darker it is. With more than about 50 classes there is no room for numbers
+    and names, and only the cells are drawn.
 
     Returns:
-        A PNG.
+        The bytes of a PNG file.
     """
     count = len(result.classes)
     side = max(1, min(_CELL, _SIDE // count))
@@ -69,7 +69,7 @@ def confusion_png(result: ProbeResult) -> bytes:
 
 
 def _shade(share: float) -> tuple[int, int, int]:
-    """From white for nothing to the darkest for all; the square root lets rare mistakes be seen."""
+    """Maps a share in [0, 1] to a colour from white to the darkest; the square root makes rare mistakes visible."""
     red, green, blue = (round(255 + (end - 255) * share**0.5) for end in _DARKEST)
     return red, green, blue
 
@@ -77,7 +77,7 @@ def _shade(share: float) -> tuple[int, int, int]:
 def _write_upwards(
     image: Image.Image, place: tuple[int, int], text: str, size: int, colour: tuple[int, int, int] = _BLACK
 ) -> None:
-    """Writes text that reads from below to above, its end at `place`: the middle of its top edge."""
+    """Writes text upwards; `place` is the middle of the upper edge, where the text ends."""
     width = _width(text, size)
     line = Image.new("L", (width, size * 2), 0)
     ImageDraw.Draw(line).text((width, size), text, 255, _font(size), anchor="rm")

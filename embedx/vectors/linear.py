@@ -79,7 +79,7 @@ class Convergence(Callback):
         batch: Batch,
         batch_idx: int,
     ) -> Metrics:
-        """Returns the metrics."""
+        """Returns the metrics of the new weights."""
         after = self.model.evaluate(batch["embeddings"])
         converged = after.slope <= TOLERANCE or float(after.objective) >= self._before
         return {"loss": after.loss, "top1": after.top1, "slope": after.slope, "converged": int(converged)}
@@ -121,7 +121,7 @@ def fit_linear(
         held_out: The batches to test the head on, with `index` [n] as well; None tests nothing.
         start: The head from whose weights to begin; None begins with zeros.
         folder: The folder for a checkpoint, from which an interrupted fit can go on; None writes none.
-        about: The facts that a checkpoint must share to be gone on with; plain JSON values.
+        about: The facts on which the fit depends, as plain JSON values; a checkpoint of other facts is refused.
         resume: True goes on from the checkpoint in `folder`, if there is one.
         heartbeat: The receiver of progress.
 

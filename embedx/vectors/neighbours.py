@@ -1,4 +1,4 @@
-"""The k-NN probe: the nearest neighbours vote, exactly, by matrix products with one batch of neighbours at a time.
+"""The k-NN probe: an exact vote of the nearest neighbours, by matrix products with one batch of them at a time.
 
 Shapes: q queries of a batch, n neighbours of a batch, D embedding dimension, C classes.
 """
@@ -16,7 +16,7 @@ from embedx.engine.state import Batch
 
 VOTES = CallbackConnector({"logits": pred_key("votes"), "targets": data_key("targets")})
 BATCH_ROWS = 4096
-"""Most queries, and neighbours, of a batch: their similarities take 64 MiB then."""
+"""The largest number of queries, and of neighbours, in a batch; their similarities take 64 MiB."""
 
 
 class NearestNeighbours(nn.Module):
@@ -26,10 +26,10 @@ class NearestNeighbours(nn.Module):
     Instance Discrimination.
 
     Args:
-        neighbours: Batches of `embeddings` [n, D] and `targets` [n]; gone through once per call.
-        num_classes: C.
-        k: How many neighbours vote.
-        temperature: See above.
+        neighbours: The batches of `embeddings` [n, D] and `targets` [n], iterated once per call.
+        num_classes: The number of classes, C.
+        k: The number of neighbours that vote.
+        temperature: The temperature of the votes' weights.
     """
 
     def __init__(self, neighbours: Iterable[Batch], num_classes: int, k: int, temperature: float) -> None:
@@ -40,7 +40,7 @@ class NearestNeighbours(nn.Module):
         self.temperature = temperature
 
     def forward(self, embeddings: Tensor) -> dict[str, Tensor]:
-        """From [q, D] to `votes` [q, C] float64, each row's sum being 1."""
+        """Maps queries [q, D] to `votes` [q, C] float64, whose rows sum up to 1."""
         queries = functional.normalize(embeddings)
         nearest = queries.new_empty(len(queries), 0)
         targets = torch.empty(len(queries), 0, dtype=torch.int64)
@@ -51,7 +51,7 @@ class NearestNeighbours(nn.Module):
             targets = torch.cat([targets, batch["targets"][found.indices]], dim=1)
             nearest, kept = nearest.topk(min(self.k, nearest.shape[1]))
             targets = targets.gather(1, kept)
-        # Relative to the nearest one's, so that none is too small or too large to be written down.
+        # Relative to the nearest neighbour's similarity, so that no weight overflows and not all underflow.
         weights = ((nearest.double() - nearest[:, :1]) / self.temperature).exp()
         votes = weights.new_zeros(len(queries), self.num_classes).scatter_add_(1, targets, weights)
         return {"votes": votes / votes.sum(dim=1, keepdim=True)}

@@ -1,4 +1,4 @@
-"""What a probe is asked to do."""
+"""The settings of a probe."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ Method = Literal["linear", "knn"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProbeConfig:
-    """What one `embedx probe` is asked to do."""
+    """The settings of one `embedx probe`."""
 
-    train: str = setting("train", help="The split that is learned from.")
-    test: str = setting("val", help="The split that is predicted.")
-    method: Method = setting("linear", help="A multinomial logistic regression, or the nearest neighbours' vote.")
-    name: str = setting("embeddings", help="Which tensor: embeddings, or a layer's name.")
+    train: str = setting("train", help="Split to learn from.")
+    test: str = setting("val", help="Split to predict.")
+    method: Method = setting("linear", help="Multinomial logistic regression, or a vote of the nearest neighbours.")
+    name: str = setting("embeddings", help="Tensor to probe: embeddings, or a layer's name.")
     l2: float | None = setting(
         None,
-        help="Of linear: the loss is the mean cross-entropy + L2 / 2 * the weights' squared norm. Default: the best "
-        "of 100, 10, ... 1e-6 on a fifth of the train split, held out.",
+        help="Strength of linear's penalty: the loss is the mean cross-entropy + L2 / 2 * the weights' squared norm. "
+        "Default: the best of 100, 10, ... 1e-6 on a fifth of the train split, held out.",
     )
-    k: int = setting(20, help="Of knn: how many neighbours vote.", short="-k", flag="--neighbours")
-    temperature: float = setting(0.07, help="Of knn: a vote weighs exp(cosine similarity / temperature).")
-    seed: int = setting(0, help="Of the choice of the rows that are held out.")
+    k: int = setting(20, help="Number of neighbours that vote in knn.", short="-k", flag="--neighbours")
+    temperature: float = setting(0.07, help="Temperature of knn: a vote weighs exp(cosine similarity / temperature).")
+    seed: int = setting(0, help="Random seed of the choice of held-out rows.")
     memory: int = setting(
         1024**3,
-        help="A split's embeddings are kept in memory up to this size, and else streamed shard by shard.",
+        help="Size of a split up to which it is kept in memory; a larger one is streamed shard by shard.",
         parser=parse_size,
         metavar="SIZE",
         shown="1GiB",
     )
-    out: Path | None = setting(None, help="Of linear: a folder for the head, and for what --resume goes on from.")
-    resume: bool = setting(False, help="Go on from what an interrupted run has left in --out.", flag="--resume")
+    out: Path | None = setting(None, help="Folder for linear's head, and for the checkpoints of --resume.")
+    resume: bool = setting(False, help="Go on from the checkpoint of an interrupted run in --out.", flag="--resume")
 
     def faults(self) -> list[str]:
-        """Everything wrong with the settings themselves, one message each; empty if nothing is."""
+        """Returns everything that is wrong with the settings themselves, one message each."""
         faults = []
         if self.train == self.test:
             faults.append(
-                f"--train and --test are both {self.train!r}; what was learned from tells nothing, give two splits"
+                f"--train and --test are both {self.train!r}; give two splits, as rows seen in training prove nothing"
             )
         if self.l2 is not None and not 0 < self.l2 < math.inf:
             faults.append(f"--l2 is {self.l2:g}; give a number above 0, such as 1e-3")
@@ -56,11 +56,11 @@ class ProbeConfig:
         if not 0 < self.temperature < math.inf:
             faults.append(f"--temperature is {self.temperature:g}; give a number above 0, such as 0.07")
         if self.method == "knn" and (self.out is not None or self.resume):
-            faults.append("--out and --resume are for the head of --method linear; knn has nothing to save")
+            faults.append("--out and --resume are for the head of --method linear, and knn has no head; leave them out")
         elif self.resume and self.out is None:
-            faults.append("--resume goes on from what is in --out; give that too")
+            faults.append("--resume goes on from a checkpoint in --out; give --out too")
         return faults
 
     def validate(self) -> None:
-        """Raises one ConfigError naming every fault of the settings."""
+        """Raises one ConfigError that names every fault of the settings."""
         ConfigError.check(self.faults())

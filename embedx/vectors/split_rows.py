@@ -1,4 +1,4 @@
-"""A split of a store as a dataloader: embeddings and targets, batch by batch, kept in memory or streamed.
+"""The rows of a store's split as a dataloader: embeddings and targets, batch by batch, kept in memory or streamed.
 
 Shapes: N rows of a split, n of a batch, D embedding dimension, C classes.
 """
@@ -21,45 +21,45 @@ from embedx.store.writing.units import UNKNOWN_TARGET
 
 _BATCH_BYTES = 16 * 1024**2
 _NAME_COLUMNS = ("class", "label", "cls", "group")
-"""Where a target's name may stand, next to the column that `--target-column` has named."""
+"""The columns that may hold the targets' names, besides the store's `--target-column`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """A split that was looked through, and found fit to be probed."""
+    """A split all of whose rows are finite vectors of one length."""
 
     store: Store
     name: str
     tensor: str
     dim: int
-    """D."""
+    """The length of the vectors, D."""
     targets: Tensor
-    """[N] int64, in the order of the shards, UNKNOWN_TARGET where a row has none."""
+    """The rows' targets [N] int64, in the order of the shards; UNKNOWN_TARGET where a row has none."""
 
     def __len__(self) -> int:
         return len(self.targets)
 
     @property
     def classes(self) -> Tensor:
-        """[C] int64: the targets there are, in order."""
+        """The distinct targets [C] int64, sorted."""
         return torch.unique(self.targets)  # type: ignore[no-any-return]
 
     def places(self, classes: Tensor) -> Tensor:
-        """[N] int64: the place of each row's target in `classes` [C], which has them in order."""
+        """Returns the place [N] int64 of each row's target in `classes` [C], which is sorted."""
         return torch.searchsorted(classes, self.targets)
 
 
 def open_split(store: Store, name: str, tensor: str) -> Split:
-    """Looks through a split: every number is read once.
+    """Opens a split and reads every number of it once.
 
     Args:
-        store: The store.
+        store: The store of the split.
         name: The split's name.
-        tensor: Which tensor is probed.
+        tensor: The name of the tensor to probe.
 
     Raises:
-        ConfigError: If there is no such split or tensor, or no rows, or not one vector per row.
-        StoreError: If there is NaN or infinity in a row, or a file is damaged.
+        ConfigError: If there is no such split or tensor, no row, or not one vector per row.
+        StoreError: If a row has NaN or infinity, or a file is damaged.
     """
     if name not in store.splits:
         raise ConfigError(unknown("split", name, store.splits, hint=f"in {store.path}"))
@@ -84,15 +84,15 @@ def open_split(store: Store, name: str, tensor: str) -> Split:
 class SplitRows:
     """The rows of a split as batches of `embeddings` [n, D] float32, `targets` [n] and `index` [n] int64.
 
-    The order is that of the shards, in which `index` counts. The batches are the same whether they are kept in memory
-    or streamed, and so is, to the bit, what is computed from them.
+    The rows come in the order of the shards, by which `index` counts them. The batches are the same whether they are
+    kept in memory or streamed from the shards, so everything computed from them is the same to the bit.
 
     Args:
-        split: The split.
-        classes: [C] int64, in order; `targets` are places in it.
-        batch_rows: Rows of a batch, at most.
-        memory: Bytes up to which the batches are kept, once they were read.
-        kept: [N] bool, the rows that are taken; None for all.
+        split: The split to read.
+        classes: The distinct targets [C] int64, sorted; a batch's `targets` are places in it.
+        batch_rows: The largest number of rows in a batch.
+        memory: The number of bytes up to which the batches are kept in memory once they have been read.
+        kept: A mask [N] bool of the rows to take; None takes all.
     """
 
     def __init__(self, split: Split, classes: Tensor, batch_rows: int, memory: int, kept: Tensor | None = None) -> None:
@@ -104,7 +104,7 @@ class SplitRows:
         self._batches: list[Batch] = []
 
     def __len__(self) -> int:
-        """Rows."""
+        """The number of rows."""
         return len(self.split) if self._kept is None else int(self._kept.sum())
 
     def __iter__(self) -> Iterator[Batch]:
@@ -124,7 +124,7 @@ class SplitRows:
             yield self._batch(waiting)
 
     def _parts(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pieces of shards: rows [n, D], and their numbers [n] in the split."""
+        """Yields pieces of shards: rows [n, D], and their numbers [n] in the split."""
         start = 0
         for shard in self.split.store.iter_shards(self.split.name, framework="torch"):
             values = _values(shard, self.split.tensor)
@@ -138,18 +138,18 @@ class SplitRows:
 
     def _batch(self, parts: list[tuple[Tensor, Tensor]]) -> Batch:
         (rows, index), *others = parts
-        if others:  # else what is mapped is not copied
+        if others:  # a single piece stays mapped, without a copy
             rows, index = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         return {"embeddings": rows, "targets": self._targets[index], "index": index}
 
 
 def batch_rows(dim: int, num_classes: int) -> int:
-    """Rows of a batch of which neither the embeddings nor the logits take more than 16 MiB."""
+    """Returns the largest number of rows whose embeddings and whose logits take at most 16 MiB each."""
     return max(64, _BATCH_BYTES // (torch.float32.itemsize * max(dim, num_classes)))
 
 
 def class_names(split: Split, classes: Tensor) -> list[str]:
-    """The classes' names, from a column of the index tables that has one for each target, else their numbers."""
+    """Returns the classes' names from an index column that has one name per target, or else the targets as text."""
     path, _ = next((path, unit) for path, unit in split.store.units.items() if unit.split == split.name)
     there = set(read_index(path).column_names)
     stated = split.store.manifest.settings.target_column or ""

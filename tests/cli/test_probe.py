@@ -100,7 +100,7 @@ def test_an_unfinished_store_is_probed_with_a_notice(call, store: Path, tmp_path
         (("--method", "knn", "-k", "61"), 2, "-k is 61, and split 'train' has 60 rows"),
         (("--method", "knn", "-k", "0"), 2, "-k is 0; give a whole number of at least 1"),
         (("--method", "knn", "--temperature", "-1"), 2, "--temperature is -1"),
-        (("--method", "knn", "--out", "x"), 2, "knn has nothing to save"),
+        (("--method", "knn", "--out", "x"), 2, "knn has no head; leave them out"),
         (("--name", "layer4"), 2, "unknown tensor 'layer4'"),
         (("--memory", "lots"), 2, "'lots' is not a size"),
         (("--plot", "nowhere/plot.png"), 2, "--plot nowhere/plot.png: there is no folder nowhere"),

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from embedx.vectors.confusion_plot import confusion_png
-from embedx.vectors.probe import ClassResult, ProbeResult
+from embedx.vectors.probe_result import ClassResult, ProbeResult
 
 WHITE, DARKEST = (255, 255, 255), (8, 64, 129)
 

@@ -280,7 +280,7 @@ def test_the_settings_faults_are_reported_together() -> None:
     with pytest.raises(ConfigError) as caught:
         config.validate()
     assert len(caught.value.faults) == 6
-    with pytest.raises(ConfigError, match="--resume goes on from what is in --out; give that too"):
+    with pytest.raises(ConfigError, match="--resume goes on from a checkpoint in --out; give --out too"):
         ProbeConfig(resume=True).validate()
 
 
