@@ -1,1 +1,1 @@
-"""Callbacks: everything a run does besides the forward pass, one small class per file."""
+"""Callbacks do everything in a run besides the forward pass; each file has one class."""

@@ -1,4 +1,4 @@
-"""Ends a fit that gets no better."""
+"""Ends a fit that no longer improves."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from embedx.errors import ConfigError, unknown
 
 
 class EarlyStopping(Callback):
-    """Stops once a metric is good enough, or has not improved for a while.
+    """Stops a fit once a metric is good enough, or has not improved for a while.
 
-    A `test/` metric is looked at after every test, a `train/` metric after every epoch, or after every step with
-    `epoch_based=False`. Callbacks that return the metric stand before this one, a checkpoint behind it.
+    A `test/` metric is checked after every test, a `train/` metric after every epoch, or after every step with
+    `epoch_based=False`. This callback belongs behind those that return the metric, and before a checkpoint.
 
     Args:
         monitor: The metric's name, such as `test/top1`.
-        mode: Whether less is better, or more.
-        patience: Looks without improvement after which to stop; None: any number.
-        min_delta: What counts as improvement: more than this.
-        threshold: A value that is good enough.
-        epoch_based: Whether a `train/` metric is looked at by epochs, or by steps.
+        mode: The direction of better values, `min` or `max`.
+        patience: The number of checks without improvement after which to stop; None never stops for that.
+        min_delta: The change above which a better value counts as an improvement.
+        threshold: The value that is good enough; None never stops for that.
+        epoch_based: True checks a `train/` metric after every epoch, False after every step.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class EarlyStopping(Callback):
         self.min_delta = min_delta
         self.threshold = threshold
         self.waited = 0
-        """Looks since the last improvement."""
+        """The number of checks since the last improvement."""
         self._sign = 1 if mode == "min" else -1
         self._best = math.inf
 
@@ -56,29 +56,29 @@ class EarlyStopping(Callback):
         batch: Batch,
         batch_idx: int,
     ) -> None:
-        """Looks at a metric of the steps."""
+        """Checks a metric of the steps."""
         if not self.epoch_based and self.monitor.startswith("train/"):
-            self._look(trainer_state)
+            self._check(trainer_state)
 
     def on_train_epoch_end(self, trainer_state: TrainerState, model: nn.Module, loss_module: nn.Module) -> None:
-        """Looks at a metric of the epochs."""
+        """Checks a metric of the epochs."""
         if self.epoch_based and self.monitor.startswith("train/"):
-            self._look(trainer_state)
+            self._check(trainer_state)
 
     def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> None:
-        """Looks at a metric of the test."""
+        """Checks a metric of the test."""
         if self.monitor.startswith("test/"):
-            self._look(trainer_state)
+            self._check(trainer_state)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Returns the state for a checkpoint."""
         return {"best": self._best, "waited": self.waited}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from what a checkpoint has kept."""
+        """Restores the state of a checkpoint."""
         self._best, self.waited = state["best"], state["waited"]
 
-    def _look(self, trainer_state: TrainerState) -> None:
+    def _check(self, trainer_state: TrainerState) -> None:
         metrics = trainer_state["metrics"]
         if self.monitor not in metrics:
             raise ConfigError(f"EarlyStopping: {unknown('metric', self.monitor, metrics)}")

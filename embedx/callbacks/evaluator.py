@@ -1,4 +1,4 @@
-"""How well a classifier does.
+"""Evaluates a classifier.
 
 Shapes: n rows of a batch, N rows in all, C classes.
 """
@@ -14,21 +14,21 @@ from embedx.engine.connectors import CallbackConnector, data_key, pred_key
 from embedx.engine.state import Batch, Metrics, Outputs, TrainerState
 
 LOGITS = CallbackConnector({"logits": pred_key("logits"), "targets": data_key("targets")})
-"""The prediction's `logits` [n, C] and the batch's `targets` [n] int64."""
+"""The connector of the prediction's `logits` [n, C] and the batch's `targets` [n] int64."""
 
 
 class Evaluator(Callback):
     """Compares logits with targets, over a training epoch and over one dataloader of a test.
 
-    Returns `top1`, in a test also `top{k}` (where there are more classes than that), `mean_class_accuracy` over the
-    classes that have rows, `loss` (the mean cross-entropy) and, of two classes, `average_precision` of the second.
+    Returns `top1`; in a test also `top{k}` if there are more than k classes, `mean_class_accuracy` over the classes
+    that have rows, `loss` (the mean cross-entropy) and, for two classes, `average_precision` of the second.
 
     Args:
-        num_classes: C.
-        k: A row counts for `top{k}` if its target is among the k largest logits.
-        dataloader_idx: The test's dataloader that is looked at.
-        train_connector: Where to find `logits` and `targets` in training.
-        test_connector: The same in a test.
+        num_classes: The number of classes, C.
+        k: The number of largest logits among which a target counts for `top{k}`.
+        dataloader_idx: The index of the test dataloader to evaluate.
+        train_connector: The places of `logits` and `targets` in training; None evaluates tests alone.
+        test_connector: The places of `logits` and `targets` in a test.
     """
 
     def __init__(
@@ -45,12 +45,12 @@ class Evaluator(Callback):
         self.k = k
         self.dataloader_idx = dataloader_idx
         self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-        """[C, C] rows of the last test by target and predicted class."""
+        """The number of rows of the last test by target and predicted class, [C, C] int64."""
         self._train_rows, self._train_hits = 0, 0
         self._reset()
 
     def on_train_epoch_start(self, trainer_state: TrainerState, model: nn.Module, loss_module: nn.Module) -> None:
-        """Begins to count."""
+        """Resets the counts."""
         self._train_rows, self._train_hits = 0, 0
 
     def on_train_batch_end(
@@ -70,11 +70,11 @@ class Evaluator(Callback):
         self._train_hits += int((inputs["logits"].argmax(dim=1) == inputs["targets"]).sum())
 
     def on_train_epoch_end(self, trainer_state: TrainerState, model: nn.Module, loss_module: nn.Module) -> Metrics:
-        """Returns the share of the epoch's rows that were right, each by the weights of its time."""
+        """Returns `top1` over the epoch; each batch was predicted by the weights of its step."""
         return {"top1": self._train_hits / self._train_rows} if self._train_rows else {}
 
     def on_test_epoch_start(self, trainer_state: TrainerState, model: nn.Module) -> None:
-        """Begins to count."""
+        """Resets the counts."""
         self._reset()
 
     def on_test_batch_end(
@@ -95,7 +95,7 @@ class Evaluator(Callback):
         self.confusion += places.bincount(minlength=self.num_classes**2).view_as(self.confusion)
         self._loss += float(functional.cross_entropy(logits.double(), targets, reduction="sum"))
         if self.k < self.num_classes:
-            # Of equal logits the target's comes last: a class that nothing speaks for is no guess.
+            # Among equal logits the target's comes last: a row whose logits are all equal is no hit.
             as_large = ~(logits < logits.gather(1, targets[:, None]))
             self._near_hits += int((as_large.sum(dim=1) <= self.k).sum())
         if self.num_classes == 2:
@@ -103,7 +103,7 @@ class Evaluator(Callback):
             self._positives.append(targets == 1)
 
     def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> Metrics:
-        """Returns the metrics; none if there was no row."""
+        """Returns the metrics, or none if there was no row."""
         rows, hits = self.confusion.sum(dim=1), self.confusion.diagonal()
         total, there = int(rows.sum()), rows > 0
         if not total:
@@ -127,14 +127,14 @@ class Evaluator(Callback):
 
 
 def average_precision(scores: Tensor, positives: Tensor) -> float:
-    """The mean of the precisions at each positive's score, rows of equal scores taken together.
+    """Computes the mean of the precisions at each positive's score, rows of equal scores taken together.
 
-    It is the step-wise area under the curve of precision over recall: sum of (R_i - R_{i-1}) * P_i over the distinct
-    scores, from the highest down (as scikit-learn has it; nothing is interpolated).
+    It is the step-wise area under the curve of precision over recall: the sum of (R_i - R_{i-1}) * P_i over the
+    distinct scores, from the highest down, without interpolation, as scikit-learn defines it.
 
     Args:
-        scores: [N] float.
-        positives: [N] bool.
+        scores: The rows' scores [N] float.
+        positives: A mask [N] bool of the rows that are positive.
 
     Returns:
         A number in [0, 1]; 0 without positives.

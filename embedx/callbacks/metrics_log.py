@@ -1,4 +1,4 @@
-"""What a fit tells while it lasts: smoothed loss, other metrics and rate."""
+"""Logs the progress of a fit: smoothed loss, other metrics and rate."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from embedx.heartbeat import Heartbeat
 
 
 class MetricsLog(Callback):
-    """Tells every so many steps or epochs how a fit goes, and after a test what came of it.
+    """Logs metrics every few steps or epochs, and after each test.
 
-    On a terminal that is a line which stays, elsewhere, and of a test, one line more each time. Callbacks whose metrics
-    it is to tell stand before it.
+    On a terminal the training metrics stand in one line that is updated; elsewhere, and for a test, each log is a new
+    line. This callback belongs behind those whose metrics it logs.
 
     Args:
-        heartbeat: Where to; on stderr.
-        title: What is being fitted.
-        every: Steps, or epochs, from one line to the next.
-        smoothing: Share of what came before in the smoothed loss, an exponential mean without its bias to 0.
-        epoch_based: Whether to count, and to smooth, by epochs or by steps.
+        heartbeat: The heartbeat that writes to stderr.
+        title: The name of the fit, with which each line begins.
+        every: The number of steps, or epochs, from one line to the next.
+        smoothing: The weight of the past in the smoothed loss, an exponential mean corrected for its bias to 0.
+        epoch_based: True counts and smooths by epochs, False by steps.
     """
 
     def __init__(
@@ -42,13 +42,13 @@ class MetricsLog(Callback):
         self._sum = 0.0
         self._seen = 0
         self._since = 0.0
-        self._told_at = 0
+        self._logged_at = 0
 
     def on_train_epoch_start(self, trainer_state: TrainerState, model: nn.Module, loss_module: nn.Module) -> None:
-        """Starts the clock, once."""
+        """Starts the clock in the first epoch."""
         if not self._since:
             self._since = time.perf_counter()
-            self._told_at = self._count(trainer_state)
+            self._logged_at = self._count(trainer_state)
 
     def on_train_batch_end(
         self,
@@ -59,28 +59,28 @@ class MetricsLog(Callback):
         batch: Batch,
         batch_idx: int,
     ) -> None:
-        """Takes in the loss of a step."""
+        """Adds the loss of a step."""
         if not self.epoch_based:
-            self._take_in(trainer_state)
+            self._add(trainer_state)
 
     def on_train_epoch_end(self, trainer_state: TrainerState, model: nn.Module, loss_module: nn.Module) -> None:
-        """Takes in the loss of an epoch."""
+        """Adds the loss of an epoch."""
         if self.epoch_based:
-            self._take_in(trainer_state)
+            self._add(trainer_state)
 
     def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> None:
-        """Tells the test's metrics."""
+        """Logs the test's metrics."""
         if metrics := _text(trainer_state, "test/"):
             self._heartbeat.tell(f"{self.title}: test after {self._place(trainer_state)}, {metrics}")
 
-    def _take_in(self, state: TrainerState) -> None:
+    def _add(self, state: TrainerState) -> None:
         self._sum = self.smoothing * self._sum + (1 - self.smoothing) * float(state["metrics"]["train/loss"])
         self._seen += 1
         done, now = self._count(state) + self.epoch_based, time.perf_counter()
         if done % self.every:
             return
-        rate = (done - self._told_at) / max(now - self._since, 1e-9)
-        self._told_at, self._since = done, now
+        rate = (done - self._logged_at) / max(now - self._since, 1e-9)
+        self._logged_at, self._since = done, now
         loss = self._sum / (1 - self.smoothing**self._seen)
         others = "".join(f", {text}" for text in [_text(state, "train/", without="loss")] if text)
         line = f"{self.title}: {self._place(state)}, loss {loss:.4g}{others}, {rate:.1f} {self._unit}s/s"

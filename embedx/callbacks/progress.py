@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar on a terminal, sparse plain lines elsewhere, such as a cron job's log."""
+"""Shows progress on stderr: a bar on a terminal, sparse plain lines elsewhere, as in a cron job's log."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from embedx.heartbeat import Heartbeat
 
 
 class ProgressBar(Callback):
-    """Shows how far each dataloader is.
+    """Shows the progress of each dataloader.
 
     Args:
-        heartbeat: Where to; on stderr.
-        totals: Inputs of each dataloader by name.
+        heartbeat: The heartbeat that writes to stderr.
+        totals: The number of inputs of each dataloader, by name.
     """
 
     def __init__(self, heartbeat: Heartbeat, totals: dict[str, int]) -> None:
@@ -27,7 +27,7 @@ class ProgressBar(Callback):
         self._display = _Bars(heartbeat, totals) if heartbeat.console.is_terminal else _Lines(heartbeat, totals)
 
     def on_test_epoch_start(self, trainer_state: TrainerState, model: nn.Module) -> None:
-        """Begins to show."""
+        """Starts the display."""
         self._display.start()
 
     def on_test_batch_end(
@@ -39,17 +39,17 @@ class ProgressBar(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Moves on by the batch's inputs."""
+        """Adds the batch's inputs."""
         self._display.advance(list(self.totals)[dataloader_idx], len(batch["index"]))
 
     def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> Metrics:
-        """Leaves the terminal as it was; callbacks that follow may still have much to do."""
+        """Stops the display; callbacks that follow may still have much to do."""
         self._display.stop()
         self._heartbeat.say("finishing")
         return {}
 
     def teardown(self) -> None:
-        """Leaves the terminal as it was, after an error as well."""
+        """Stops the display after an error as well, so that the terminal is left as it was."""
         self._display.stop()
 
 
@@ -78,7 +78,7 @@ class _Bars:
         task = self._tasks[name]
         now = time.perf_counter()
         if name not in self._begun:
-            # The rate counts from the end of the first batch, which also holds the start of the workers.
+            # The rate counts from the end of the first batch, since that batch includes the start of the workers.
             self._begun[name] = now
             self._progress.start_task(task)
             self._first = count

@@ -1,4 +1,4 @@
-"""Bookkeeping of rejected inputs."""
+"""Counts rejected inputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class RejectedInputs(Callback):
     """Counts rejected inputs by dataloader; the count is the metric `rejected`.
 
     Args:
-        on_error: `reject` goes on; `fail` ends the run at the first one.
+        on_error: The reaction to a rejected input: `reject` goes on, `fail` ends the run.
     """
 
     def __init__(self, on_error: OnError = "reject") -> None:
@@ -25,7 +25,7 @@ class RejectedInputs(Callback):
         self.counts: Counter[int] = Counter()
 
     def on_test_epoch_start(self, trainer_state: TrainerState, model: nn.Module) -> None:
-        """Begins to count."""
+        """Resets the counts."""
         self.counts.clear()
 
     def on_test_batch_end(
@@ -37,12 +37,16 @@ class RejectedInputs(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Counts, or raises an InputError that names the input and the reason."""
+        """Counts the batch's rejected inputs.
+
+        Raises:
+            InputError: If there is one and `on_error` is `fail`; it names the input and the reason.
+        """
         for key, reason in zip(batch["keys"], batch.get("reasons", ()), strict=False):
             if reason is not None:
                 self.counts[dataloader_idx] += 1
                 if self.on_error == "fail":
-                    raise InputError(f"{key}: {reason}; mend or remove it, or list such inputs by --on-error reject")
+                    raise InputError(f"{key}: {reason}; repair or remove it, or go on without it by --on-error reject")
 
     def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> Metrics:
         """Returns the count."""

@@ -1,4 +1,4 @@
-"""How fast the run is."""
+"""Measures the speed of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from embedx.engine.state import Batch, Metrics, Outputs, TrainerState
 
 
 class Throughput(Callback):
-    """Counts inputs and seconds from the start of the epoch to its end."""
+    """Counts inputs and seconds from the start of a test to its end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,10 +39,10 @@ class Throughput(Callback):
         self.inputs += len(batch["index"])
 
     def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> Metrics:
-        """Returns inputs, seconds, seconds until the first batch was handed on, images per second, and where time went.
+        """Returns inputs, seconds, seconds until the first batch's outputs, images per second, and seconds by purpose.
 
-        The last are, per split, `loader_wait_seconds/train` and so on: what the loop waited for the loader, for copies
-        to the device, the forward pass and the writer, and what other callbacks took.
+        The last are, for a split `train`, `loader_wait_seconds/train` and so on: the loop's waiting for the loader, for
+        copies to the device, for the forward pass and for the writer, and the time of the other callbacks.
         """
         seconds = time.perf_counter() - self._start
         spent = {

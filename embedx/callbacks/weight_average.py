@@ -1,4 +1,4 @@
-"""The exponential moving average of a model's weights, which often does better than the last ones."""
+"""Averages a model's weights exponentially over time; the average often predicts better than the last weights."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from embedx.engine.state import Batch, Outputs, TrainerState
 class WeightAverage(Callback):
     """Keeps an average of the weights, average = decay * average + (1 - decay) * weights, and tests with it.
 
-    While a test lasts the model has the average's weights, and afterwards its own again. It stands before a
-    checkpoint, which saves both, this one as a part of its own.
+    During a test the model has the averaged weights, and afterwards its own again. This callback belongs before a
+    checkpoint, which can save the average as a part.
 
     Args:
-        decay: The average's share; the first weights count in full.
-        epoch_based: Whether the average is taken by epochs, or by steps.
+        decay: The weight of the past in the average, which begins with the first weights.
+        epoch_based: True updates the average after every epoch, False after every step.
     """
 
     def __init__(self, decay: float = 0.999, *, epoch_based: bool = False) -> None:
         super().__init__(epoch_based)
         self.decay = decay
         self.weights: dict[str, Tensor] = {}
-        """The average, as the model's `state_dict` names it; empty before the first step."""
+        """The average, by the names in the model's `state_dict`; empty before the first step."""
         self._own: dict[str, Tensor] = {}
 
     def on_train_batch_end(
@@ -38,17 +38,17 @@ class WeightAverage(Callback):
         batch: Batch,
         batch_idx: int,
     ) -> None:
-        """Takes in the weights after a step."""
+        """Updates the average after a step."""
         if not self.epoch_based:
-            self._take_in(model)
+            self._update(model)
 
     def on_train_epoch_end(self, trainer_state: TrainerState, model: nn.Module, loss_module: nn.Module) -> None:
-        """Takes in the weights after an epoch."""
+        """Updates the average after an epoch."""
         if self.epoch_based:
-            self._take_in(model)
+            self._update(model)
 
     def on_test_epoch_start(self, trainer_state: TrainerState, model: nn.Module) -> None:
-        """Gives the model the average."""
+        """Gives the model the averaged weights."""
         if self.weights:
             self._own = _copy(model.state_dict())
             model.load_state_dict(self.weights)
@@ -60,15 +60,15 @@ class WeightAverage(Callback):
             self._own = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Returns the state for a checkpoint."""
         return {"weights": self.weights}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from what a checkpoint has kept."""
+        """Restores the state of a checkpoint."""
         self.weights = state["weights"]
 
     @torch.no_grad()
-    def _take_in(self, model: nn.Module) -> None:
+    def _update(self, model: nn.Module) -> None:
         now = model.state_dict()
         if not self.weights:
             self.weights = _copy(now)

@@ -1,1 +1,1 @@
-"""The loops, and the seam between them and everything else: trainer state, connectors, dispatch of hooks."""
+"""The test and fit loops, and the interface between them and callbacks: state, connectors, dispatch of hooks."""

@@ -1,4 +1,4 @@
-"""The base of all callbacks: every hook, doing nothing."""
+"""The base class of callbacks, whose hooks do nothing."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ HOOKS = (
     "on_exception",
     "teardown",
 )
-"""Names of all hooks. One that a class does not override is never called, and costs nothing."""
+"""The names of all hooks. A hook that a class does not override is never called, and costs nothing."""
 
 
 class Callback:
-    """Base class of callbacks.
+    """The base class of callbacks.
 
     Args:
-        epoch_based: Whether the callback counts in epochs; otherwise in steps.
-        train_connector: What `get_train_callback_inputs` hands out.
-        test_connector: What `get_test_callback_inputs` hands out.
+        epoch_based: True if the callback counts in epochs, False if it counts in steps.
+        train_connector: The connector that `get_train_callback_inputs` applies.
+        test_connector: The connector that `get_test_callback_inputs` applies.
     """
 
     def __init__(
@@ -47,15 +47,15 @@ class Callback:
         self.test_connector = test_connector
 
     def setup(self) -> None:
-        """Hook to run once, before anything else."""
+        """Hook to run at the beginning of a run, once."""
 
     def on_train_epoch_start(self, trainer_state: TrainerState, model: nn.Module, loss_module: nn.Module) -> None:
         """Hook to run at the beginning of a training epoch.
 
         Args:
-            trainer_state: Where the run stands.
+            trainer_state: The state of the run.
             model: The model that is trained.
-            loss_module: Its loss.
+            loss_module: The loss of the training.
         """
 
     def on_train_batch_start(
@@ -69,11 +69,11 @@ class Callback:
         """Hook to run at the beginning of a training batch.
 
         Args:
-            trainer_state: Where the run stands.
+            trainer_state: The state of the run.
             model: The model that is trained.
-            loss_module: Its loss.
-            batch: What the dataloader yielded.
-            batch_idx: Number of the batch in its epoch.
+            loss_module: The loss of the training.
+            batch: The batch, as the dataloader yielded it.
+            batch_idx: The number of the batch in its epoch, from 0.
         """
 
     def on_train_batch_end(
@@ -88,39 +88,39 @@ class Callback:
         """Hook to run at the end of a training batch.
 
         Args:
-            trainer_state: Where the run stands.
+            trainer_state: The state of the run.
             model: The model that is trained.
-            loss_module: Its loss.
-            outputs: What the model returned.
-            batch: What the dataloader yielded.
-            batch_idx: Number of the batch in its epoch.
+            loss_module: The loss of the training.
+            outputs: The model's outputs, without the rows for padding.
+            batch: The batch, as the dataloader yielded it.
+            batch_idx: The number of the batch in its epoch, from 0.
 
         Returns:
-            Metrics, if any, collected as `train/name`.
+            Metrics to collect as `train/name`, or None.
         """
         return None
 
     def on_train_epoch_end(
         self, trainer_state: TrainerState, model: nn.Module, loss_module: nn.Module
     ) -> Metrics | None:
-        """Hook to run at the end of a training epoch, also of one that a step limit ends early.
+        """Hook to run at the end of a training epoch, also if a step limit or a callback ended it early.
 
         Args:
-            trainer_state: Where the run stands.
+            trainer_state: The state of the run.
             model: The model that is trained.
-            loss_module: Its loss.
+            loss_module: The loss of the training.
 
         Returns:
-            Metrics, if any, collected as `train/name`.
+            Metrics to collect as `train/name`, or None.
         """
         return None
 
     def on_test_epoch_start(self, trainer_state: TrainerState, model: nn.Module) -> None:
-        """Hook to run at the beginning of a testing epoch.
+        """Hook to run at the beginning of a test.
 
         Args:
-            trainer_state: Where the run stands.
-            model: The model that is run.
+            trainer_state: The state of the run.
+            model: The model that is tested.
         """
 
     def on_test_batch_end(
@@ -132,53 +132,53 @@ class Callback:
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Hook to run at the end of a testing batch.
+        """Hook to run at the end of a test batch.
 
         Args:
-            trainer_state: Where the run stands.
-            model: The model that is run.
-            outputs: What the model returned, without padding.
-            batch: What the dataloader yielded.
-            batch_idx: Number of the batch in its dataloader.
-            dataloader_idx: Number of the dataloader.
+            trainer_state: The state of the run.
+            model: The model that is tested.
+            outputs: The model's outputs, without the rows for padding.
+            batch: The batch, as the dataloader yielded it.
+            batch_idx: The number of the batch in its dataloader, from 0.
+            dataloader_idx: The number of the dataloader, from 0.
         """
 
     def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> Metrics | None:
-        """Hook to run at the end of a testing epoch.
+        """Hook to run at the end of a test.
 
         Args:
-            trainer_state: Where the run stands.
-            model: The model that is run.
+            trainer_state: The state of the run.
+            model: The model that is tested.
 
         Returns:
-            Metrics, if any, collected as `test/name`.
+            Metrics to collect as `test/name`, or None.
         """
         return None
 
     def on_exception(self, trainer_state: TrainerState, error: BaseException) -> None:
-        """Hook to run when anything was raised, Ctrl-C included; the error goes on afterwards.
+        """Hook to run after an error, Ctrl-C included, which is raised again afterwards.
 
         Args:
-            trainer_state: Where the run stands.
-            error: What was raised.
+            trainer_state: The state of the run.
+            error: The error that was raised.
         """
 
     def teardown(self) -> None:
-        """Hook to run once, after everything else, whatever happened; nothing may be left behind."""
+        """Hook to run at the end of a run, once, also after an error; no process or file may be left behind."""
 
     def get_train_callback_inputs(self, outputs: Outputs, batch: Batch) -> dict[str, Any]:
-        """What the train connector makes of a batch and its outputs.
+        """Applies the train connector to a batch and its outputs.
 
         Raises:
-            ConnectorError: If the callback has none, or a key is not there.
+            ConnectorError: If the callback has no train connector, or a key is missing.
         """
         return self._connect(self.train_connector, "train", outputs, batch)
 
     def get_test_callback_inputs(self, outputs: Outputs, batch: Batch) -> dict[str, Any]:
-        """What the test connector makes of a batch and its outputs.
+        """Applies the test connector to a batch and its outputs.
 
         Raises:
-            ConnectorError: If the callback has none, or a key is not there.
+            ConnectorError: If the callback has no test connector, or a key is missing.
         """
         return self._connect(self.test_connector, "test", outputs, batch)
 

@@ -1,7 +1,7 @@
-"""Connectors: which value goes where, said in data instead of code.
+"""Connectors map keyword arguments to the keys of batches and predictions.
 
-A key may be dotted to reach into nested dicts and NamedTuples: `heads.cls.logits`. A key that contains dots
-itself, such as a layer's name, is found too: the longest beginning that is a key is taken at each step.
+A key may be dotted to reach into nested dicts and NamedTuples: `heads.cls.logits`. A key that contains dots itself,
+such as a layer's name, is found too: at each level the longest prefix that is a key counts.
 """
 
 from __future__ import annotations
@@ -13,71 +13,71 @@ from embedx.errors import ConnectorError
 
 
 class SourceKeyDescription(TypedDict):
-    """Where a value stands."""
+    """The place of a value."""
 
     key: str
-    """Dotted key in the source."""
+    """The dotted key in the source."""
     source: Literal["data", "prediction"]
-    """`data` is what the dataloader yielded, `prediction` what the model returned."""
+    """`data` for the batch, `prediction` for the model's outputs."""
 
 
 def data_key(key: str) -> SourceKeyDescription:
-    """A value of the batch."""
+    """Describes a value of the batch."""
     return SourceKeyDescription(key=key, source="data")
 
 
 def pred_key(key: str) -> SourceKeyDescription:
-    """A value of the model's outputs."""
+    """Describes a value of the model's outputs."""
     return SourceKeyDescription(key=key, source="prediction")
 
 
 def remap_pred_keys(
     key_mapping: Mapping[str, SourceKeyDescription], parent_key: str
 ) -> dict[str, SourceKeyDescription]:
-    """The same mapping for a model whose predictions are nested under `parent_key`."""
+    """Returns the same mapping for a model whose predictions are nested under `parent_key`."""
     return {
         name: pred_key(f"{parent_key}.{source['key']}") if source["source"] == "prediction" else source
         for name, source in key_mapping.items()
     }
 
 
-def get_field(container: Any, key: str, what: str) -> Any:
-    """Reaches into nested dicts and NamedTuples.
+def get_field(container: Any, key: str, name: str) -> Any:
+    """Returns a value of nested dicts and NamedTuples.
 
     Args:
         container: A mapping or NamedTuple.
-        key: Dotted key.
-        what: What the container is called in an error.
+        key: The dotted key.
+        name: The container's name in error messages.
 
     Raises:
-        ConnectorError: If there is no such key; the message lists the keys there are.
+        ConnectorError: If there is no such key; the message lists the keys that exist.
     """
     fields = container._asdict() if hasattr(container, "_asdict") else container
     if not isinstance(fields, Mapping):
-        raise ConnectorError(f"{what} is a {type(container).__name__} and has no keys; looked for {key!r}")
+        raise ConnectorError(f"{name} is a {type(container).__name__} and has no keys; looked for {key!r}")
     parts = key.split(".")
     for length in range(len(parts), 0, -1):
         head, rest = ".".join(parts[:length]), ".".join(parts[length:])
         if head in fields:
-            return get_field(fields[head], rest, f"{what}.{head}") if rest else fields[head]
-    raise ConnectorError(f"{what} has no key {key!r}; it has {', '.join(map(str, fields)) or 'none'}")
+            return get_field(fields[head], rest, f"{name}.{head}") if rest else fields[head]
+    raise ConnectorError(f"{name} has no key {key!r}; it has {', '.join(map(str, fields)) or 'none'}")
 
 
 class DataConnector:
-    """Batch → model inputs.
+    """Maps a batch to the model's keyword arguments.
 
     Args:
-        key_mapping: For each keyword argument of the model, the batch's key.
+        key_mapping: The batch's key for each keyword argument.
     """
 
     def __init__(self, key_mapping: Mapping[str, str]) -> None:
         self.key_mapping = dict(key_mapping)
 
     def __call__(self, data: Any) -> dict[str, Any]:
-        """The model's keyword arguments.
+        """Returns the model's keyword arguments.
 
         Raises:
-            ConnectorError: If a key is not there.
+            ConnectorError: If a key is missing.
         """
         return {name: get_field(data, key, "the batch") for name, key in self.key_mapping.items()}
 
@@ -92,10 +92,10 @@ class _PredictionAndDataConnector:
                 )
 
     def __call__(self, prediction: Any, data: Any) -> dict[str, Any]:
-        """The keyword arguments, from the model's outputs and the batch.
+        """Returns the keyword arguments.
 
         Raises:
-            ConnectorError: If a key is not there.
+            ConnectorError: If a key is missing.
         """
         return {
             name: get_field(data, source["key"], "the batch")
@@ -106,8 +106,8 @@ class _PredictionAndDataConnector:
 
 
 class LossConnector(_PredictionAndDataConnector):
-    """Prediction and batch → loss inputs."""
+    """Maps prediction and batch to the loss's keyword arguments."""
 
 
 class CallbackConnector(_PredictionAndDataConnector):
-    """Prediction and batch → what a callback works on."""
+    """Maps prediction and batch to a callback's inputs."""

@@ -1,4 +1,4 @@
-"""Dispatch: which callbacks take part in which hook, resolved once, before the loop."""
+"""Dispatch of hooks to the callbacks that override them, resolved once, before the loop."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Stage = Literal["train", "test"]
 
 
 class Dispatcher:
-    """Calls the hooks of some callbacks, in the callbacks' order; one not overridden is never called.
+    """Calls the hooks of callbacks, in the callbacks' order; a hook that is not overridden is never called.
 
     Args:
-        callbacks: Those that take part.
-        state: The run's state, whose `metrics` collect what hooks return.
+        callbacks: The callbacks, in the order in which they are called.
+        state: The run's state, whose `metrics` collect those that hooks return.
     """
 
     def __init__(self, callbacks: Sequence[Callback], state: TrainerState) -> None:
@@ -32,7 +32,7 @@ class Dispatcher:
         }
 
     def fire(self, hook: str, *args: Any, stage: Stage | None = None) -> None:
-        """Calls one hook of every callback that has it; what they return becomes `stage/name` metrics."""
+        """Calls one hook of every callback that overrides it; the metrics they return are collected as `stage/name`."""
         for call in self._hooks[hook]:
             metrics = call(*args)
             if metrics and stage:
@@ -40,9 +40,9 @@ class Dispatcher:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Frames a run: `setup` before, `on_exception` if anything is raised, `teardown` always.
+        """Frames a run: `setup` before it, `on_exception` after an error, `teardown` always.
 
-        Both are called on every callback, even if another one's raises.
+        `on_exception` and `teardown` are called on every callback, even if another callback's raises.
         """
         try:
             self.fire("setup")

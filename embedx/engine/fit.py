@@ -123,7 +123,7 @@ class _Fit:
 
     @property
     def is_over(self) -> bool:
-        """Tells whether the limit is reached or a callback has set `should_stop`."""
+        """True if the limit is reached or a callback has set `should_stop`."""
         state = self.hooks.state
         at_limit = not self.schedule.epoch_based and state["global_step"] >= self.schedule.limit
         return at_limit or state["should_stop"]

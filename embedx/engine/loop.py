@@ -16,7 +16,7 @@ from embedx.engine.state import Batch, TrainerState, new_state
 from embedx.engine.stopwatch import Stopwatch
 
 IMAGES = DataConnector({"images": "images"})
-"""Feeds the batch's images to a model that takes `images`."""
+"""The connector of a model that takes the batch's images as `images`."""
 
 
 def run_test(
@@ -39,14 +39,17 @@ def run_test(
         teardown, always
 
     Args:
-        model: Called with keyword arguments; returns [B, ...] tensors, one or a dict of them.
-        dataloaders: By name, in order; each yields batches.
-        callbacks: Called in this order.
-        connector: Which of the batch's values the model gets.
-        place: Brings what the model needs of a batch to where it runs.
+        model: The model to run, called with keyword arguments. It returns [B, ...] tensors, one or a dict of them.
+        dataloaders: The dataloaders by name, in the order in which they are run.
+        callbacks: The callbacks, in the order in which they are called.
+        connector: The model's keyword arguments and where they stand in the batch.
+        place: The function that moves a batch to the model's device.
 
     Returns:
         The state at the end, with the metrics that hooks returned as `test/name`.
+
+    Raises:
+        ConnectorError: If a key of the connector is missing.
     """
     state = new_state()
     announce_tests(state, dataloaders)
@@ -65,7 +68,7 @@ def run_test_epoch(
     connector: DataConnector,
     place: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> None:
-    """One pass over the dataloaders, from on_test_epoch_start to on_test_epoch_end."""
+    """Runs the model over the dataloaders once, from on_test_epoch_start to on_test_epoch_end."""
     state = hooks.state
     with evaluation_mode(model):
         hooks.fire("on_test_epoch_start", state, model)
@@ -88,14 +91,14 @@ def run_test_epoch(
 
 
 def announce_tests(state: TrainerState, dataloaders: Mapping[str, Iterable[Batch]]) -> None:
-    """States in a trainer's state what it is tested on, and how many batches that has."""
+    """Enters the test dataloaders and their numbers of batches into a trainer's state."""
     state["test_dataloader"] = dataloaders
     state["num_test_batches"] = [length_of(loader) for loader in dataloaders.values()]
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Brings a model into evaluation mode, and afterwards each of its modules back into the mode it was in."""
+    """Sets a model to evaluation mode, and afterwards each of its modules back to its own mode."""
     # Frozen TorchScript has no modes.
     modes = {module: module.training for module in model.modules() if hasattr(module, "training")}
     model.eval()
@@ -107,14 +110,14 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def unpad(outputs: Any, batch: Batch) -> Any:
-    """Drops the outputs for a batch's padding: the rows beyond its `index` [n].
+    """Drops the rows for a batch's padding, which are those beyond its `index` [n].
 
     Args:
-        outputs: A [B, ...] tensor, or a dict of them.
-        batch: The batch they come from; left as they are if it has no `index`.
+        outputs: The model's outputs for the batch, a [B, ...] tensor or a dict of them.
+        batch: The batch; without an `index` it has no padding.
 
     Returns:
-        [n, ...] views.
+        The outputs as [n, ...] views.
     """
     if "index" not in batch:
         return outputs
@@ -124,8 +127,8 @@ def unpad(outputs: Any, batch: Batch) -> Any:
 
 
 def length_of(loader: Iterable[Batch]) -> int | None:
-    """The number of a loader's batches; None where it does not tell."""
+    """Returns the number of a loader's batches, or None if the loader can't tell."""
     try:
         return len(loader)  # type: ignore[arg-type]
-    except TypeError:  # also a DataLoader's, over a dataset without a length
+    except TypeError:  # a DataLoader over a dataset without a length raises it too
         return None

@@ -1,4 +1,4 @@
-"""Where the time of a loop goes."""
+"""A stopwatch that books a loop's time by purpose."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import time
 
 
 class Stopwatch:
-    """Seconds, by what they were spent on; it runs from the beginning."""
+    """Sums up seconds by the name of their purpose; it runs from the moment it is made."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._since = time.perf_counter()
 
     def lap(self, name: str) -> None:
-        """Books the time since the last lap under this name."""
+        """Adds the time since the last lap to this name's seconds."""
         now = time.perf_counter()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
         self._since = now

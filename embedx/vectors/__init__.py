@@ -1,1 +1,1 @@
-"""What is made of a store's vectors: so far the probe, by a linear head or by the nearest neighbours."""
+"""The room of tools that work on a store's vectors: so far the probe, linear or by nearest neighbours."""

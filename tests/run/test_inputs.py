@@ -284,7 +284,7 @@ def test_the_first_reject_can_end_the_run_and_what_is_committed_stays(tmp_path: 
     for name in contents:
         (root / name).write_bytes(b"")
     with pytest.raises(
-        InputError, match=r"^07\.png: the file is empty; mend or remove it, or list such inputs by --on-e"
+        InputError, match=r"^07\.png: the file is empty; repair or remove it, or go on without it by --on-e"
     ):
         extract(config)
     assert_visible_units_are_whole(config.out)
