@@ -12,11 +12,13 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 from urllib.parse import unquote
 
 import fsspec
+from fsspec.caching import AllBytes
 from fsspec.core import url_to_fs
+from fsspec.spec import AbstractBufferedFile
 
 from embedx.errors import ConfigError, unknown
 
@@ -92,7 +94,7 @@ def open_url(url: str, *, in_parts: bool) -> BinaryIO:
         read(url, 0, 1)
     if size is None:
         return io.BytesIO(read(url))
-    return io.BufferedReader(_RemoteFile(url, size), _BUFFER)
+    return cast(BinaryIO, _RemoteFile(None, url, block_size=_BUFFER, size=size))
 
 
 def list_files(url: str) -> list[Listed]:
@@ -113,50 +115,16 @@ def find(pattern: str) -> list[str]:
     return _attempt(pattern, lambda fs, path: sorted(fs.unstrip_protocol(name) for name in fs.glob(path)))
 
 
-class _RemoteFile(io.RawIOBase):
-    """A file that is read by ranges."""
+class _RemoteFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no types
+    """fsspec's buffered file, whose ranges are fetched with this module's attempts and reasons."""
 
-    def __init__(self, url: str, size: int) -> None:
-        self._url = url
-        self._size = size
-        self._whole: bytes | None = None
-        """All of it, where the server sends nothing less."""
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = offset + (0, self._position, self._size)[whence]
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def readall(self) -> bytes:
-        return self._read(self._size)
-
-    def _read(self, length: int) -> bytes:
-        start, end = self._position, min(self._position + length, self._size)
-        if start >= end:
-            return b""
-        if self._whole is None:
-            data = _attempt(self._url, lambda fs, path: bytes(fs.cat_file(path, start=start, end=end)))
-            if len(data) == self._size != end - start:
-                self._whole = data
-            elif len(data) != end - start:
-                raise OSError(errno.EIO, f"its server sent {len(data)} bytes where {end - start} were asked for")
-        if self._whole is not None:
-            data = self._whole[start:end]
-        self._position = end
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        data = _attempt(self.path, lambda fs, path: bytes(fs.cat_file(path, start=start, end=end)))
+        if len(data) == self.size:  # also where the server sends nothing less
+            self.cache = AllBytes(size=self.size, data=data)
+            data = data[start:end]
+        if len(data) != end - start:
+            raise OSError(errno.EIO, f"its server sent {len(data)} bytes where {end - start} were asked for")
         return data
 
 

@@ -129,6 +129,17 @@ def test_a_part_that_is_cut_short_is_rejected(server: HttpServer) -> None:
         read(f"{url}/file", len(CONTENT) - 40, 100)
 
 
+def test_an_answer_that_is_shorter_than_asked_for_does_not_pass_for_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe({"/lake/t.csv": CONTENT})
+    monkeypatch.setattr(type(memory), "cat_file", lambda *_, start=None, end=None: CONTENT[start : end - 40])
+    with (
+        open_file("memory://lake/t.csv") as file,
+        pytest.raises(OSError, match=f"sent {len(CONTENT) - 40} bytes where {len(CONTENT)} were asked for"),
+    ):
+        file.read()
+
+
 def test_schemes_that_can_not_be_read_are_told_all_at_once_without_the_query(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     monkeypatch.delitem(_registry, "gs", raising=False)
