@@ -1,1 +1,1 @@
-"""From what the user names to uint8 batches: sources → plan → decode → loaders."""
+"""The way from `--data` to batches: sources list the inputs, a plan orders them, loaders read and decode them."""

@@ -18,10 +18,10 @@ from embedx.errors import ConfigError, unknown
 from embedx.names import RESERVED_COLUMNS
 
 PLAN_COLUMNS = (*COMMON_SCHEMA.names, "group", TARGET)
-"""Columns of a split's plan; the source's own metadata columns follow."""
+"""The columns of a split's plan; the source's own metadata columns follow."""
 
 _CHUNK = 1 << 20
-"""Rows that are made text at a time."""
+"""The number of rows that are converted to text at a time."""
 _TAKEN = RESERVED_COLUMNS.union(PLAN_COLUMNS)
 
 
@@ -31,35 +31,35 @@ class SplitPlan:
 
     name: str
     table: pa.Table
-    """PLAN_COLUMNS, then the source's metadata; one row per sample."""
+    """A row per sample, with PLAN_COLUMNS and then the source's metadata."""
     reader: Reader = dataclasses.field(default_factory=FileReader)
     positions: np.ndarray[Any, np.dtype[np.int64]] | None = None
-    """[N] each sample's `index` in the store, which tells its unit; None: its row in `table`."""
+    """The `index` [N] of each sample in the store, which tells its unit; None if that is its row in `table`."""
 
     def __len__(self) -> int:
         return len(self.table)
 
     @property
     def metadata(self) -> tuple[str, ...]:
-        """Names of the source's own columns."""
+        """The names of the source's own columns."""
         return tuple(self.table.column_names[len(PLAN_COLUMNS) :])
 
     def index(self, rows: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """The `index` that these rows of the table have in the store."""
+        """Returns the `index` in the store of these rows of the table."""
         own = np.asarray(rows, np.int64)
         return own if self.positions is None else self.positions[own]
 
     def unit_rows(self, rows_per_unit: int) -> list[range]:
-        """The units: unit i holds the samples of the i-th range."""
+        """Cuts the samples into units; unit i holds the samples of the i-th range."""
         return [range(start, min(start + rows_per_unit, len(self))) for start in range(0, len(self), rows_per_unit)]
 
     def inputs_per_group(self) -> dict[str | None, int]:
-        """How many samples each group has, in plan order."""
+        """Counts the samples of each group, in plan order."""
         counts = self.table.group_by("group", use_threads=False).aggregate([([], "count_all")])
         return dict(zip(counts["group"].to_pylist(), counts["count_all"].to_pylist(), strict=True))
 
     def to_json(self) -> dict[str, Any]:
-        """What identifies this plan in the manifest: another one has other units."""
+        """Returns the split's entry in the manifest, which differs for a plan with other units."""
         return {
             "inputs": len(self),
             "names_sha256": _digest(self.table.select(["key", "group", "target"])),
@@ -73,11 +73,11 @@ class Plan:
 
     splits: dict[str, SplitPlan]
     classes: list[str]
-    """Class names; a class's position is its target. Empty where the sources give numbers, or nothing."""
+    """The class names; a class's position is its target. Empty where the sources give numbers, or no targets."""
     group_key: str | None
 
     def to_json(self, rows_per_unit: int) -> dict[str, Any]:
-        """The plan's entry in the manifest."""
+        """Returns the plan's entry in the manifest."""
         return {
             "group_key": self.group_key,
             "rows_per_unit": rows_per_unit,
@@ -89,12 +89,16 @@ class Plan:
 def build_plan(sources: Mapping[str, Source], group_key: str | None) -> Plan:
     """Lists and orders the samples of every split.
 
-    A target that is a name becomes its position among the sorted names of all splits taken together, so that a
-    class has one number (torchvision's ImageFolder rule, over all splits); one that is a number stays.
+    A class name becomes its position among the sorted names of all splits together, so that a class has one number
+    (torchvision's ImageFolder rule, over all splits); a target that is a number stays.
+
+    Args:
+        sources: The source of each split.
+        group_key: The metadata column whose values are the groups, or None.
 
     Raises:
-        ConfigError: If a source is empty, the group key is not among the metadata or no plain value, metadata can't be
-            stored, a key is there twice, or targets are names in one split and numbers in another.
+        ConfigError: If a source is empty, the group key is not among the metadata or not a plain value, metadata can't
+            be stored, a key occurs twice, or targets are names in one split and numbers in another.
     """
     faults: list[str] = []
     tables: dict[str, pa.Table] = {}
@@ -104,7 +108,7 @@ def build_plan(sources: Mapping[str, Source], group_key: str | None) -> Plan:
         if clashing := sorted(_TAKEN.intersection(source.metadata)):
             faults.append(
                 f"split {split!r}: columns can't be named {', '.join(clashing)}, as the index table has its own "
-                "of that name; rename them, or say what they are, such as --split-column split"
+                "of that name; rename them, or give their role, such as --split-column split"
             )
             continue
         try:
@@ -114,7 +118,9 @@ def build_plan(sources: Mapping[str, Source], group_key: str | None) -> Plan:
             continue
         faults += _unstorable(tables[split].select(source.metadata), split, group_key)
         if twice := repeated(tables[split]["key"]):
-            faults.append(f"split {split!r}: {len(twice)} keys stand there twice, such as {twice[0]!r}; rename those")
+            faults.append(
+                f"split {split!r}: {len(twice)} keys occur more than once, such as {twice[0]!r}; make them unique"
+            )
     ConfigError.check(faults)
     named = [table for table in tables.values() if pa.types.is_string(table[TARGET].type)]
     classes = sorted({name for table in named for name in pc.unique(table[TARGET]).to_pylist() if name is not None})
@@ -125,7 +131,7 @@ def build_plan(sources: Mapping[str, Source], group_key: str | None) -> Plan:
 
 
 def _unstorable(metadata: pa.Table, split: str, group_key: str | None) -> list[str]:
-    """What Parquet can't hold of the metadata, and a group key that is no text and can't be written as one."""
+    """Returns a message per column of metadata that Parquet can't store, and for a group key that can't become text."""
     faults = []
     for field in metadata.schema:
         try:
@@ -159,7 +165,7 @@ def _plan_split(
 
 
 def _digest(table: pa.Table) -> str:
-    """Sha256 of a table's values, whatever its chunks: per column the values' lengths, then their text."""
+    """Returns the sha256 of a table's values, whatever its chunks: per column the values' lengths, then their text."""
     digest = hashlib.sha256()
     for name in table.column_names:
         for part in (pc.binary_length, lambda values: values):
@@ -169,7 +175,7 @@ def _digest(table: pa.Table) -> str:
 
 
 def _content(array: pa.Array) -> memoryview | bytes:
-    """The bytes of an array's numbers or texts, one after the other."""
+    """Returns the bytes of an array's numbers or texts, one after the other."""
     own = pa.concat_arrays([array])  # a copied array starts at offset 0; what lies behind its last value is padding
     data = own.buffers()[-1]
     if data is None:

@@ -180,7 +180,7 @@ def test_every_fault_of_every_split_is_reported_at_once(tmp_path: Path) -> None:
         build_plan(sources, "parent")
     assert len(caught.value.faults) == 4
     assert [str(tmp_path / name) in str(caught.value) for name in ("one", "two")] == [True, True]
-    assert "split 'three': 1 keys stand there twice" in str(caught.value)
+    assert "split 'three': 1 keys occur more than once" in str(caught.value)
     assert "unknown --group-key 'parent'" in str(caught.value)
 
 

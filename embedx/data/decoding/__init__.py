@@ -1,1 +1,1 @@
-"""Decoding inputs into rows of a batch."""
+"""Decoders, which turn the bytes of inputs into rows of a batch."""

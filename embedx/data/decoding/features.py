@@ -1,4 +1,4 @@
-"""Inputs that are features already, one vector [D] or one run of tokens [T, D] each, as `.npy` or `.safetensors`."""
+"""Decodes inputs that already are features, a vector [D] or tokens [T, D] each, from `.npy` or `.safetensors`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from embedx.names import EMBEDDINGS
 
 _NPY_MAGIC = b"\x93NUMPY"
 _TRIED = 1000
-"""Inputs of a split of which one must tell the features' shape."""
+"""The number of inputs per split that are tried for the shape of the features."""
 
 
 class FeatureDecoder(DenseDecoder):
-    """Features as rows of a float32 batch.
+    """Copies features into rows of a float32 batch.
 
     Args:
-        shape: Of one input, (D,) or (T, D).
+        shape: The shape of one input, (D,) or (T, D).
     """
 
     entry = "features"
@@ -35,14 +35,14 @@ class FeatureDecoder(DenseDecoder):
         self.shape = shape
 
     def empty(self, batch_size: int) -> Tensor:
-        """A batch to be filled: [B, D] or [B, T, D] float32."""
+        """Returns an uninitialised batch [B, D] or [B, T, D] float32."""
         return torch.empty(batch_size, *self.shape)
 
     def decode_into(self, row: Tensor, data: bytes) -> None:
         """Reads an input's bytes into its row.
 
         Raises:
-            RejectedInputError: If they are no features of this shape.
+            RejectedInputError: If the bytes are not features of this shape.
         """
         features = read_features(data)
         if features.shape != row.shape:
@@ -51,10 +51,10 @@ class FeatureDecoder(DenseDecoder):
 
 
 def read_features(data: bytes) -> Tensor:
-    """The features that a file's bytes hold: the array of an `.npy`, the one tensor of a `.safetensors`.
+    """Returns the array of an `.npy` file or the tensor of a `.safetensors` file, given the file's bytes.
 
     Raises:
-        RejectedInputError: If they hold none, or several and none is named `embeddings`.
+        RejectedInputError: If the file holds no features, or several tensors and none named `embeddings`.
     """
     try:
         if data.startswith(_NPY_MAGIC):
@@ -69,10 +69,10 @@ def read_features(data: bytes) -> Tensor:
 
 
 def single_tensor(tensors: dict[str, Tensor]) -> Tensor:
-    """The tensor that is meant: the only one, or the one named `embeddings`.
+    """Returns the only tensor, or the one named `embeddings`.
 
     Raises:
-        ValueError: If there are several and none is named so.
+        ValueError: If there are several tensors and none has that name.
     """
     if len(tensors) == 1:
         return next(iter(tensors.values()))
@@ -82,10 +82,10 @@ def single_tensor(tensors: dict[str, Tensor]) -> Tensor:
 
 
 def features_shape(plan: Plan) -> tuple[int, ...]:
-    """The shape of one input, as the first that can be read says; the same in all splits.
+    """Returns the shape of the first input that can be read, which is the same in all splits.
 
     Raises:
-        ConfigError: If no input can be read, or splits differ.
+        ConfigError: If none of a split's first inputs can be read, or the splits differ.
     """
     shapes = {name: _first_shape(split) for name, split in plan.splits.items()}
     if len(set(shapes.values())) > 1:

@@ -1,7 +1,7 @@
-"""From a file's bytes to the backbone's pixels, in uint8.
+"""Decodes an image's bytes into the pixels that the backbone takes, in uint8.
 
-torchvision.io decodes what it can; Pillow the rest: PNG, CMYK, BMP, TIFF and so on.
-What has no defined way to 8-bit RGB, or is not whole, is rejected with its reason, never guessed.
+torchvision.io decodes most images, Pillow the rest: PNG, CMYK, BMP, TIFF and so on.
+An image without a defined conversion to 8-bit RGB, or a truncated one, is rejected with its reason, never guessed.
 """
 
 from __future__ import annotations
@@ -30,33 +30,33 @@ _FORMATS: list[str] = [
     for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA")
     if name in Image.OPEN
 ]
-"""Formats that are read. Pillow knows more; one of them, EPS, would start an interpreter on what is in the file."""
+"""The formats that are read. Pillow knows more; one of them, EPS, would run the file in an interpreter."""
 _NATIVE = {("JPEG", "RGB"), ("JPEG", "L"), ("MPO", "RGB"), ("WEBP", "RGB"), ("WEBP", "RGBA")}
-"""(format, mode) pairs, in Pillow's words, that torchvision.io decodes to what Pillow gives.
+"""The pairs of format and mode, in Pillow's terms, that torchvision.io decodes to the same pixels as Pillow.
 
-Not PNG: on damaged files its decoder ends the whole process (seen with torchvision 0.29).
+PNG is left out: on damaged files that decoder ends the whole process (seen with torchvision 0.29).
 """
 _FAST_BYTES = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") or platform.machine() == "aarch64"
 _RESIZES_BYTES = ("bilinear", "bicubic") if _FAST_BYTES else ("bicubic",)
-"""What torch resizes in uint8 on the CPU, and not in float32; torchvision decides in the same way."""
+"""The interpolations that torch computes in uint8 on this CPU, not in float32; torchvision makes the same choice."""
 _DRAFTED_FROM = 8
-"""How much larger than needed a JPEG has to be to be decoded as a draft; below that, it takes as long as the whole."""
+"""The factor by which a JPEG must be larger than needed to be decoded as a draft; below it a draft saves no time."""
 _DRAFT_AT_LEAST = 2
-"""How much larger than needed a draft is at least: what is resized from it differs by less than a level on average."""
+"""The least factor by which a draft is larger than needed: the result then differs by under a level on average."""
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _END_OF_JPEG = b"\xff\xd9"
 _ORIENTATION = 0x0112
-"""EXIF's tag of it."""
+"""The EXIF tag of the orientation."""
 _NATIVE_EXIF = {"JPEG", "MPO"}
-"""Formats in which torchvision.io applies the EXIF orientation."""
+"""The formats in which torchvision.io applies the EXIF orientation."""
 
 
 class ImageDecoder(DenseDecoder):
-    """Images as rows of a uint8 batch.
+    """Decodes images into rows of a uint8 batch.
 
     Args:
-        preprocessing: From the image to its row.
-        max_pixels: Of an image, as it is and resized; larger ones are rejected.
+        preprocessing: The resizing and cropping of each image.
+        max_pixels: The largest number of pixels of an image, before and after resizing; larger ones are rejected.
     """
 
     entry = "images"
@@ -66,7 +66,7 @@ class ImageDecoder(DenseDecoder):
         self.max_pixels = max_pixels
 
     def empty(self, batch_size: int) -> Tensor:
-        """A batch to be filled: [B, 3, H, W] uint8, channels last in memory."""
+        """Returns an uninitialised batch [B, 3, H, W] uint8, channels last in memory."""
         size = self.preprocessing.crop
         return torch.empty(batch_size, size, size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
 
@@ -74,15 +74,15 @@ class ImageDecoder(DenseDecoder):
         """Decodes an input's bytes into its row [3, H, W].
 
         Raises:
-            RejectedInputError: If that can't be done; the row is undefined then.
+            RejectedInputError: If the image can't be decoded; the row is undefined then.
         """
         row.copy_(preprocess(self.decode(data), self.preprocessing, max_pixels=self.max_pixels))
 
     def decode(self, data: bytes) -> Tensor:
-        """Decodes an input's bytes to [3, H, W], yet to be resized.
+        """Decodes an input's bytes to [3, H, W] uint8, which is still to be resized.
 
         Raises:
-            RejectedInputError: If that can't be done.
+            RejectedInputError: If the image can't be decoded.
         """
         return decode(data, exif=self.preprocessing.exif, max_pixels=self.max_pixels, steps=self.preprocessing)
 
@@ -90,20 +90,20 @@ class ImageDecoder(DenseDecoder):
 def decode(
     data: bytes, *, exif: bool = True, max_pixels: int = MAX_PIXELS, steps: Preprocessing | None = None
 ) -> Tensor:
-    """Decodes an image; of an animation or a multi-page file, the first picture.
+    """Decodes an image, or the first picture of an animation or a multi-page file.
 
     Args:
         data: The file's bytes.
         exif: Whether to apply the EXIF orientation.
-        max_pixels: That it may have.
-        steps: What follows. A JPEG that it shrinks a lot comes in the size to which it would be resized.
+        max_pixels: The largest number of pixels it may have.
+        steps: The preprocessing to follow, if known: a JPEG that it shrinks a lot is decoded at the resized size.
 
     Returns:
         [3, H, W] uint8, RGB.
 
     Raises:
-        RejectedInputError: If it is too large, or not a whole image in a form with a defined way to 8-bit RGB.
-        MemoryError: If there is not enough memory for it.
+        RejectedInputError: If it is too large, truncated, or has no defined conversion to 8-bit RGB.
+        MemoryError: If memory is too short to decode it.
     """
     if not data:
         raise RejectedInputError("the file is empty")
@@ -127,9 +127,9 @@ def decode(
 
 @contextlib.contextmanager
 def _only_own_limits() -> Iterator[None]:
-    """Silences Pillow's warnings, and lifts its limit on pixels, while this lasts; both are the whole process's.
+    """Silences Pillow's warnings and lifts its limit on pixels within the context; both apply to the whole process.
 
-    The warnings are about files that it goes on to decode or refuse by an error.
+    The warnings concern files that Pillow then decodes, or refuses by an error.
     """
     limit = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
@@ -152,9 +152,9 @@ def _is_drafted(image: Image.Image, steps: Preprocessing) -> bool:
 
 
 def _decode_draft(image: Image.Image, steps: Preprocessing, *, exif: bool) -> Tensor | None:
-    """Decodes a JPEG far larger than needed to a fraction of its size, and resizes that; None for any other.
+    """Decodes a JPEG far larger than needed at a fraction of its size and resizes that; returns None for any other.
 
-    Its cosine transform is inverted for fewer pixels, which are means of those that there would be.
+    The inverse cosine transform then yields fewer pixels, which are means of the full image's.
     """
     needed, (width, height) = steps.resize, image.size
     if not (isinstance(needed, int) and _is_drafted(image, steps)):
@@ -162,7 +162,7 @@ def _decode_draft(image: Image.Image, steps: Preprocessing, *, exif: bool) -> Te
     draft = image.draft(None, (_DRAFT_AT_LEAST * needed, _DRAFT_AT_LEAST * needed))
     if draft is None:
         return None
-    _, box = draft  # what of the draft is image: its last row and column may reach beyond
+    _, box = draft  # the part of the draft that is image: its last row and column may reach beyond
     size = width * needed // min(width, height), height * needed // min(width, height)
     resized = image.convert("RGB").resize(size, _RESAMPLING[steps.interpolation], box)
     if exif:
@@ -171,13 +171,13 @@ def _decode_draft(image: Image.Image, steps: Preprocessing, *, exif: bool) -> Te
 
 
 def _decode_native(data: bytes, image: Image.Image, *, exif: bool) -> Tensor | None:
-    """Decodes by torchvision.io; None if that is not for this image, or fails."""
+    """Decodes by torchvision.io; returns None for an image that it is not used for, or fails on."""
     if (image.format, image.mode) not in _NATIVE:
         return None
     if exif and "exif" in image.info and image.format not in _NATIVE_EXIF:
         return None
     if exif and b"Orientation" in image.info.get("xmp", b""):
-        return None  # of the two only Pillow looks there
+        return None  # only Pillow reads that orientation
     encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     try:
         pixels = decode_image(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=exif)
@@ -187,12 +187,12 @@ def _decode_native(data: bytes, image: Image.Image, *, exif: bool) -> Tensor | N
 
 
 def is_plain_jpeg(data: bytes, steps: Preprocessing, max_pixels: int = MAX_PIXELS) -> bool:
-    """Whether any JPEG decoder makes of it what `decode` does: whole, gray or YCbCr, upright, of usual size.
+    """Tells whether every JPEG decoder gives the pixels of `decode`: a whole, upright gray or YCbCr JPEG of usual size.
 
     Args:
-        data: The file's bytes, of which the headers and the last are looked at.
-        steps: What follows.
-        max_pixels: That it may have, as it is and resized.
+        data: The file's bytes; only the headers and the last bytes are examined.
+        steps: The preprocessing to follow.
+        max_pixels: The largest number of pixels it may have, before and after resizing.
     """
     if not data.rstrip(b"\0").endswith(_END_OF_JPEG):
         return False
@@ -203,10 +203,10 @@ def is_plain_jpeg(data: bytes, steps: Preprocessing, max_pixels: int = MAX_PIXEL
                 image.getexif().get(_ORIENTATION, 1) == 1 and b"Orientation" not in image.info.get("xmp", b"")
             )
             _resized(image.height, image.width, steps, max_pixels)
-        except Exception:  # noqa: BLE001  (whatever is wrong with it is for `decode` to say)
+        except Exception:  # noqa: BLE001  (`decode` will say what is wrong)
             return False
     usual = image.width * image.height <= max_pixels and not _is_drafted(image, steps)
-    usual &= image.info.get("adobe_transform") != 0  # which is coded as RGB
+    usual &= image.info.get("adobe_transform") != 0  # 0 stands for RGB
     return upright and usual and (image.format, image.mode) in (("JPEG", "RGB"), ("JPEG", "L"))
 
 
@@ -229,15 +229,15 @@ def preprocess(pixels: Tensor, steps: Preprocessing, *, max_pixels: int = MAX_PI
     """Resizes and crops as the torchvision presets do, on uint8.
 
     Args:
-        pixels: [3, H, W] uint8.
-        steps: What to do.
-        max_pixels: That it may have once resized.
+        pixels: The image, [3, H, W] uint8.
+        steps: The resizing and cropping to apply.
+        max_pixels: The largest number of pixels after resizing.
 
     Returns:
         [3, crop, crop] uint8.
 
     Raises:
-        RejectedInputError: If the image is so elongated that it would have more.
+        RejectedInputError: If the image is so elongated that it would have more pixels.
     """
     height, width = pixels.shape[-2:]
     new_height, new_width = _resized(height, width, steps, max_pixels)
@@ -247,7 +247,7 @@ def preprocess(pixels: Tensor, steps: Preprocessing, *, max_pixels: int = MAX_PI
 
 
 def _resized(height: int, width: int, steps: Preprocessing, max_pixels: int) -> tuple[int, int]:
-    """The height and width to which an image is resized.
+    """Returns the height and width to which an image is resized.
 
     Raises:
         RejectedInputError: If it is so elongated that it would have too many pixels.
@@ -266,12 +266,12 @@ def resize(pixels: Tensor, height: int, width: int, interpolation: str) -> Tenso
     """Resizes as torchvision.transforms.v2 does, whose import takes longer than that of torch.
 
     Args:
-        pixels: [3, H, W] uint8; of a CUDA device they are resized in float32, as there is no other way.
-        height: To which.
-        width: To which.
-        interpolation: bilinear or bicubic, antialiased.
+        pixels: The image, [3, H, W] uint8; on a CUDA device it is resized in float32, the only way there.
+        height: The new height in pixels.
+        width: The new width in pixels.
+        interpolation: The antialiased interpolation, bilinear or bicubic.
     """
-    one = pixels.permute(1, 2, 0).unsqueeze(0).permute(0, 3, 1, 2)  # so that the layout in memory can be told
+    one = pixels.permute(1, 2, 0).unsqueeze(0).permute(0, 3, 1, 2)  # keeps the layout in memory recognisable
     native = pixels.device.type == "cpu" and interpolation in _RESIZES_BYTES
     resized = functional.interpolate(
         one if native else one.float(), (height, width), mode=interpolation, antialias=True
@@ -280,7 +280,7 @@ def resize(pixels: Tensor, height: int, width: int, interpolation: str) -> Tenso
 
 
 def _center_crop(pixels: Tensor, size: int) -> Tensor:
-    """The middle [3, size, size], with zeros around it where the image is smaller."""
+    """Returns the middle [3, size, size], with zeros around it where the image is smaller."""
     for dim in (1, 2):
         excess = pixels.shape[dim] - size
         if excess < 0:

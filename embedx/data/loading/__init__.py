@@ -1,1 +1,1 @@
-"""Named DataLoaders and the worker processes behind them."""
+"""Loaders of batches, and the worker processes behind them."""

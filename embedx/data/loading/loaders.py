@@ -2,10 +2,10 @@
 
 A batch is a plain dict; B is the batch size, n ≤ B the number of its inputs:
 
-    images    [B, 3, H, W] uint8, channels last in memory; or features [B, D] or [B, T, D], where the inputs are those.
-              Rows n to B are padding, and zero like those of rejected inputs
+    images    [B, 3, H, W] uint8, channels last in memory; instead `features` [B, D] or [B, T, D] for feature files.
+              Rows n to B are padding; they are zero, as are the rows of rejected inputs
     index     [n] int64, each input's place in its split of the store
-    keys, paths, offsets, mtime_ns, groups, reasons, bytes, sha256   lists of n; a reason is None for what was decoded
+    keys, paths, offsets, mtime_ns, groups, reasons, bytes, sha256   lists of n; the reason of a decoded input is None
     targets   [n] int64, -1 where unknown; left out if the split has none
     metadata  the source's own columns, by name, as n-row arrow arrays
 """

@@ -1,1 +1,1 @@
-"""Reading inputs: local files and remote ones."""
+"""Readers of the bytes of inputs, from local files and URLs."""

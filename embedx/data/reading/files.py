@@ -1,4 +1,4 @@
-"""Reading the bytes of inputs, from files and from URLs."""
+"""Reads the bytes of inputs from files and URLs."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _HTTP = re.compile(r"https?://", re.IGNORECASE)
 
 
 class RejectedInputError(Exception):
-    """This input gives no embedding; the message is the reason, fit for the index table."""
+    """An input gives no embedding; the message is the reason that the index table shows."""
 
 
 class FileReader:
     """Reads whole files, or parts of them."""
 
     def read(self, path: bytes, offset: int | None = None, size: int | None = None) -> bytes:
-        """Reads a regular file, or a URL: the `size` bytes from `offset` on, or all of it if that is None.
+        """Reads a regular file or a URL: `size` bytes from `offset` on, or everything if `offset` is None.
 
         Raises:
-            RejectedInputError: If it can't be read, or is something else (a FIFO would never end).
+            RejectedInputError: If it can't be read, or is not a regular file (a FIFO would never end).
         """
         try:
             data = _read_url(path, offset, size) if b"://" in path and is_url(path) else _read_file(path, offset, size)
@@ -36,17 +36,17 @@ class FileReader:
 
 
 def is_url(location: str | bytes) -> bool:
-    """Whether a location is read by its scheme, such as `s3://`; any other is a path."""
+    """Tells whether a location begins with a scheme, such as `s3://`; any other is a path."""
     if isinstance(location, bytes):
         return b"://" in location and is_url(os.fsdecode(location))  # most are paths, and need not be decoded
     return _URL.match(location) is not None
 
 
 def check_urls(locations: Iterable[str]) -> None:
-    """Checks that URLs, among other locations, are of schemes that can be read.
+    """Checks that the schemes of all URLs among the locations can be read.
 
     Raises:
-        ConfigError: Naming those that can't, and what to do.
+        ConfigError: If some can't; the message names them and what to do.
     """
     first = {url.partition("://")[0]: url for url in locations if is_url(url)}
     if first:
@@ -56,24 +56,24 @@ def check_urls(locations: Iterable[str]) -> None:
 
 
 def absolute(location: str) -> str:
-    """A path from the root on; a URL is that already."""
+    """Returns a path as an absolute one, and a URL as it is."""
     return location if is_url(location) else os.path.abspath(location)
 
 
 def plain_name(location: str) -> str:
-    """A location by which its kind and name are told: of `https://` without its query, and without `%` escapes."""
+    """Returns the name that tells a location's kind: of an http(s) URL without query, fragment and `%` escapes."""
     return unquote(re.split("[?#]", location, maxsplit=1)[0]) if _HTTP.match(location) else location
 
 
 def open_file(location: str, *, in_parts: bool = False) -> BinaryIO:
-    """Opens a file of inputs, such as a table or an archive, or a URL, to be read at any place.
+    """Opens a table, an archive or another file of inputs for reading at any position.
 
     Args:
         location: A path or a URL.
-        in_parts: Whether a server must be able to send parts of it, as its inputs will be read one by one.
+        in_parts: Whether the server of a URL must be able to send ranges, because inputs will be read one by one.
 
     Raises:
-        OSError: If it can't be opened.
+        OSError: If it can't be opened, or the server can't send ranges and must.
     """
     if not is_url(location):
         return open(location, "rb")
@@ -83,7 +83,7 @@ def open_file(location: str, *, in_parts: bool = False) -> BinaryIO:
 
 
 def _read_file(path: bytes, offset: int | None, size: int | None) -> bytes:
-    # Not to block: opening a FIFO that nobody writes to would wait for ever.
+    # Without blocking: opening a FIFO that nobody writes to would wait for ever.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -1,6 +1,6 @@
-"""URLs, read by fsspec; imported only where there is one.
+"""Reads URLs by fsspec; this module is imported only where there is a URL.
 
-Each process opens its own connections when it first reads: fsspec's don't survive a fork.
+Each process opens its own connections when it first reads, because fsspec's don't survive a fork.
 """
 
 from __future__ import annotations
@@ -24,32 +24,35 @@ from embedx.errors import ConfigError, unknown
 
 _ATTEMPTS = 4
 _FIRST_DELAY = 0.5
-"""Seconds before the second attempt; each further delay is twice the one before."""
+"""The seconds before the second attempt; each further delay is twice as long."""
 _BUFFER = 4 << 20
-"""Bytes that are fetched at a time of a file that is read piece by piece."""
+"""The number of bytes to read ahead in a file that is read piece by piece."""
 _EXTRA = frozenset({"s3", "s3a", "gs", "gcs", "http", "https"})
-"""Schemes whose packages the extra `cloud` brings."""
+"""The schemes whose packages the extra `cloud` installs."""
 _TIMES = ("LastModified", "updated", "mtime", "modified", "last_modified")
-"""Where file systems tell when a file was modified."""
+"""The entries in which file systems give the time of a file's last modification."""
 
 T = TypeVar("T")
 
 
 class Listed(NamedTuple):
-    """A file, as a listing tells of it."""
+    """A file in the listing of a folder."""
 
     url: str
     below: str
-    """Its name below the folder that was listed."""
+    """The path below the folder that was listed."""
     size: int | None
     mtime_ns: int | None
 
 
 def check_schemes(urls: Mapping[str, str]) -> None:
-    """Checks that schemes can be read; of each a URL is given, to name it.
+    """Checks that schemes can be read.
+
+    Args:
+        urls: A URL for each scheme, which messages show.
 
     Raises:
-        ConfigError: Naming those that are unknown, or need a package that is not there.
+        ConfigError: If some are unknown, or need a package that is not installed; the message names them.
     """
     faults = []
     for scheme, url in urls.items():
@@ -65,10 +68,10 @@ def check_schemes(urls: Mapping[str, str]) -> None:
 
 
 def read(url: str, offset: int | None = None, size: int | None = None) -> bytes:
-    """The `size` bytes from `offset` on, or all if that is None.
+    """Reads `size` bytes from `offset` on, or everything if `offset` is None.
 
     Raises:
-        OSError: If they can't be read, after some attempts where that may help.
+        OSError: If the bytes can't be read, after several attempts for a failure that may pass.
     """
     if offset is None:
         return _attempt(url, lambda fs, path: bytes(fs.cat_file(path)))
@@ -80,14 +83,14 @@ def read(url: str, offset: int | None = None, size: int | None = None) -> bytes:
 
 
 def open_url(url: str, *, in_parts: bool) -> BinaryIO:
-    """Opens a file, to be read at any place.
+    """Opens a file for reading at any position.
 
     Args:
-        url: Of the file.
-        in_parts: Whether the server must be able to send parts; else a whole file is held in memory, if need be.
+        url: The URL of the file.
+        in_parts: Whether the server must be able to send ranges; otherwise the whole file is held in memory if need be.
 
     Raises:
-        OSError: If it can't be opened.
+        OSError: If it can't be opened, or the server can't send ranges and must.
     """
     size = _attempt(url, lambda fs, path: fs.info(path)["size"])
     if in_parts:
@@ -98,19 +101,19 @@ def open_url(url: str, *, in_parts: bool) -> BinaryIO:
 
 
 def list_files(url: str) -> list[Listed]:
-    """All files below a folder.
+    """Lists all files below a folder.
 
     Raises:
-        OSError: If it can't be listed.
+        OSError: If the folder can't be listed.
     """
     return _attempt(url, lambda fs, path: list(_files(fs, path)))
 
 
 def find(pattern: str) -> list[str]:
-    """The URLs of the files that a pattern with wildcards means, by name.
+    """Returns the URLs of the files that match a pattern with wildcards, sorted by name.
 
     Raises:
-        OSError: If they can't be listed.
+        OSError: If the files can't be listed.
     """
     return _attempt(pattern, lambda fs, path: sorted(fs.unstrip_protocol(name) for name in fs.glob(path)))
 
@@ -129,10 +132,10 @@ class _RemoteFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no 
 
 
 def _attempt(url: str, step: Callable[[Any, str], T]) -> T:
-    """Does something with the URL's file system, and once more after a while where an error may pass.
+    """Calls `step` with the file system and path of a URL, and again after a delay while its error may pass.
 
     Raises:
-        OSError: With the reason; no part of a URL's query is in it.
+        OSError: If no attempt succeeds; its text never shows a URL's query, which may be secret.
     """
     for attempt in range(_ATTEMPTS):
         if attempt:
@@ -151,7 +154,7 @@ def _file_system(url: str) -> tuple[Any, str]:
     scheme = url.partition("://")[0]
     options: dict[str, Any] = {}
     if scheme in ("s3", "s3a"):
-        # One request per object, and no attempts but those that are made here.
+        # One request per object, and no attempts besides those made here.
         options = {"max_concurrency": 1, "config_kwargs": {"retries": {"total_max_attempts": 1}}}
     elif scheme in ("http", "https"):
         import aiohttp
@@ -165,21 +168,21 @@ def _file_system(url: str) -> tuple[Any, str]:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The error itself, or that of HTTP for which fsspec says that a file is not there, whatever it is."""
+    """Returns the HTTP error behind fsspec's FileNotFoundError, which it raises for any status, or else the error."""
     cause = error.__cause__
     behind = isinstance(cause, TimeoutError) or type(cause).__module__.startswith("aiohttp")
     return cause if cause is not None and behind and isinstance(error, FileNotFoundError) else error
 
 
 def _final(error: BaseException) -> OSError | None:
-    """What to raise for an error that will not pass; None for one that may."""
+    """Returns the error to raise for one that will not pass, or None for one that may."""
     status = _status(error)
     if status in (401, 403) or isinstance(error, PermissionError):
         return PermissionError(errno.EACCES, f"no access ({_words(error)})")
     if status in (404, 410) or (status is None and isinstance(error, FileNotFoundError)):
         return FileNotFoundError(errno.ENOENT, "not found")
     if type(error).__name__ == "NoCredentialsError":
-        return PermissionError(errno.EACCES, f"{error}; for what is public set FSSPEC_S3='{{\"anon\": true}}'")
+        return PermissionError(errno.EACCES, f"{error}; for public data set FSSPEC_S3='{{\"anon\": true}}'")
     passing = (408, 425, 429)
     if (status is not None and 400 <= status < 500 and status not in passing) or isinstance(
         error, (ValueError, TypeError, NotImplementedError, ImportError, IsADirectoryError)
@@ -189,7 +192,7 @@ def _final(error: BaseException) -> OSError | None:
 
 
 def _status(error: BaseException | None) -> int | None:
-    """The HTTP status that is behind an error, if one is."""
+    """Returns the HTTP status that caused an error, or None."""
     while error is not None:
         response = getattr(error, "response", None)  # of botocore
         status = response["ResponseMetadata"].get("HTTPStatusCode") if isinstance(response, dict) else None
@@ -201,7 +204,7 @@ def _status(error: BaseException | None) -> int | None:
 
 
 def _words(error: BaseException) -> str:
-    """An error in words, without queries of URLs; by its status, if it has one."""
+    """Returns an error's status and message, or else its text, without the queries of URLs."""
     if isinstance(status := getattr(error, "status", None), int):
         return f"{status} {getattr(error, 'message', '')}".strip()
     text = getattr(error, "strerror", None) or str(error)
@@ -226,7 +229,7 @@ def _files(fs: Any, folder: str) -> Iterator[Listed]:
 
 
 def _linked(fs: Any, root: str, below: str) -> Iterator[Listed]:
-    """Files that a server's page on a folder has links to, and those of the folders below."""
+    """Yields the files to which a server's page of a folder links, and those of the folders below."""
     for info in fs.ls(f"{root}/{below}", detail=True):
         name = info["name"].removeprefix(f"{root}/")
         if name.endswith("/"):

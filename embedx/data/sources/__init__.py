@@ -1,4 +1,4 @@
-"""Sources: where inputs come from. `parse_data` reads `--data`; a kind of source is one module here."""
+"""Sources of inputs, one module per kind; `parse_data` opens those that `--data` names."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from embedx.errors import ConfigError
 from embedx.names import RESERVED_SPLITS
 
 _KINDS = (stdin.KIND, dataset.KIND, table.KIND, tar.KIND, features.KIND, folder.KIND)
-"""The first that matches is it; any text can be a folder's name."""
+"""The kinds of source in the order in which they are tried; the folder is last, because any text can name one."""
 
 
 def parse_data(specs: Sequence[str], options: SourceOptions | None = None) -> dict[str, Source]:
-    """Reads the values of `--data`, each `[NAME=]SOURCE`, into named sources.
+    """Opens the values of `--data`, each `[NAME=]SOURCE`, as one source per split.
 
     Raises:
-        ConfigError: Naming every fault: a missing source, a split name given twice, be it in another case, empty or
-            reserved, an option that is for no source there is.
+        ConfigError: If there are faults, all of which it names: a source that does not exist, a split name that is
+            empty, reserved or given twice in any case, an option that applies to none of the sources.
     """
     options = options or SourceOptions()
     sources: dict[str, Source] = {}
@@ -67,15 +67,15 @@ def parse_data(specs: Sequence[str], options: SourceOptions | None = None) -> di
 
 
 def find_reader(location: str, offset: int | None, options: SourceOptions) -> Reader:
-    """What reads an input again, by where an index table says it is; no source is searched for that.
+    """Returns a reader for an input of an index table, without listing the source that it came from.
 
     Args:
-        location: The file, URL or dataset.
-        offset: Where in it the input is; None if that is all of it.
-        options: How sources were to be read.
+        location: The file, URL or dataset that holds the input.
+        offset: The place of the input in it, or None if the input is all of it.
+        options: The options with which the sources were opened.
 
     Raises:
-        ConfigError: If what it was a part of is not there, or can't be read.
+        ConfigError: If the location can't be opened.
     """
     if offset is None:
         return FileReader()
@@ -93,7 +93,7 @@ def _unused_options(options: SourceOptions, used: set[SourceKind]) -> list[str]:
 
 
 def _split_spec(spec: str) -> tuple[str | None, str]:
-    """NAME and SOURCE; a name has no `/`, `:` or `?`, and what is there as a whole is a source without a name."""
+    """Splits NAME=SOURCE; a name has no `/`, `:` or `?`, and a spec that exists as a whole file has no name."""
     name, equals, location = spec.partition("=")
     if equals and not re.search("[/:?]", name) and not os.path.exists(spec):
         return name, location

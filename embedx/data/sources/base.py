@@ -1,4 +1,4 @@
-"""What every kind of source is: a table of samples, and a way to read their bytes."""
+"""The interface of sources: a table of samples, and a reader of their bytes."""
 
 from __future__ import annotations
 
@@ -26,53 +26,53 @@ COMMON_SCHEMA = pa.schema(
         ("mtime_ns", pa.int64()),
     ]
 )
-"""Columns of every source's table: the identity, where to read, and how to tell that it changed.
+"""The columns of every source's table: the sample's name, the place of its bytes, and the signs of a change.
 
-`path` is bytes, as file systems have them, or a URL; `offset` is null, or where in it the input is; `size` and
-`mtime_ns` are null for what can't be asked."""
+`path` is bytes, as file systems have them, or a URL; `offset` is the input's place in that file, or null where the
+input is all of it; `size` and `mtime_ns` are null where they are unknown."""
 
 TARGET = "target"
-"""The column behind those: strings, which become numbers, integers, or all null."""
+"""The column that follows: class names as strings, numbers as integers, or all null."""
 
 _CHUNK = 1 << 12
-"""Files that are asked for, and texts that are hashed, at a time."""
+"""The number of files that are looked up, and of texts that are hashed, at a time."""
 
 
 class Reader(Protocol):
     """Reads the bytes of a source's inputs, in a worker process; picklable."""
 
     def read(self, path: bytes, offset: int | None, size: int | None) -> bytes:
-        """The bytes of the input of these three columns.
+        """Returns the bytes of the input that has these values in the columns of COMMON_SCHEMA.
 
         Raises:
-            RejectedInputError: If it can't be read.
+            RejectedInputError: If the input can't be read.
         """
         ...
 
 
 class Source(Protocol):
-    """Where the inputs of one split come from."""
+    """The inputs of one split, which it can list and read."""
 
     metadata: tuple[str, ...]
-    """Names of the columns behind the common ones and the target; each can be a group key."""
+    """The names of the columns after the common ones and the target; each can be a group key."""
     reader: Reader
 
     def scan(self) -> pa.Table:
         """Lists the samples in source order: the columns of COMMON_SCHEMA, `target`, then the metadata.
 
         Raises:
-            ConfigError: If there is nothing there, or it can't be listed.
+            ConfigError: If there are no samples, or they can't be listed.
         """
         ...
 
 
 def as_text(name: bytes) -> str:
-    r"""A file's name as text; bytes that are not UTF-8 become `\xNN`."""
+    r"""Returns a file's name as text; bytes that are not UTF-8 become `\xNN`."""
     return name.decode("utf-8", "backslashreplace")
 
 
 def as_path(text: str) -> bytes:
-    """The file's name that `as_text` has made this of; where two names give that text, the one that is there."""
+    """Returns the file name that `as_text` turns into this text; of two such names, the one that exists."""
     path = text.encode()
     if "\\x" not in text or os.path.exists(path):
         return path
@@ -80,10 +80,9 @@ def as_path(text: str) -> bytes:
 
 
 def repeated(texts: pa.ChunkedArray) -> list[str]:
-    """The texts that stand there more than once.
+    """Returns the texts that occur more than once.
 
-    By their hashes first, and of the texts only those whose hash is there twice: a table of all would take ten times
-    the memory, and the time.
+    It counts only the texts whose hash occurs twice: counting all would take ten times the memory and time.
     """
     hashes = np.empty(len(texts), np.int64)
     start = 0
@@ -98,7 +97,7 @@ def repeated(texts: pa.ChunkedArray) -> list[str]:
 
 
 def sizes_and_times(paths: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
-    """`size_and_time` of many files, as two columns; a thread per core asks."""
+    """Returns `size_and_time` of many files as two columns; a thread per core looks them up."""
     chunks = [batch["path"] for batch in pa.table({"path": paths}).to_batches(_CHUNK)]
     with ThreadPoolExecutor(cores()) as threads:
         asked = list(threads.map(_ask, chunks))
@@ -109,7 +108,7 @@ def sizes_and_times(paths: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.Chunked
 def _ask(paths: pa.Array) -> tuple[pa.Array, pa.Array]:
     encoded = paths.dictionary_encode()
     names = encoded.dictionary.to_pylist()
-    try:  # without Python's lock, during which no other thread could ask
+    try:  # pyarrow releases Python's lock, so that the threads run side by side
         found = [(info.size, info.mtime_ns) for info in LocalFileSystem().get_file_info(names)]
     except (OSError, pa.ArrowInvalid):  # for one of them
         found = [size_and_time(name) for name in names]
@@ -118,9 +117,9 @@ def _ask(paths: pa.Array) -> tuple[pa.Array, pa.Array]:
 
 
 def size_and_time(path: bytes) -> tuple[int | None, int | None]:
-    """A file's size in bytes and time of modification in ns; both None for a URL, and for what is not there.
+    """Returns a file's size in bytes and modification time in ns; both None for a URL or a file that does not exist.
 
-    What is no plain file has no size.
+    Anything but a regular file has no size.
     """
     try:
         info = LocalFileSystem().get_file_info(path)

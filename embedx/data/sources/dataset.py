@@ -22,17 +22,17 @@ from embedx.errors import ConfigError, unknown
 
 _PREFIX = "torchvision:"
 _LABELS = ("targets", "labels", "_labels", "y")
-"""Attributes in which torchvision's datasets have their targets."""
+"""The attributes in which torchvision's datasets keep their targets."""
 _SAMPLES = ("samples", "_samples")
-"""Attributes in which they have pairs of file and target."""
+"""The attributes in which they keep pairs of file and target."""
 _MOST_READ = 100_000
-"""Items that are read for their targets, where no attribute has them."""
+"""The largest number of items that are read for their targets, where no attribute has them."""
 _NOT_TEXT = frozenset({"self", "transform", "target_transform", "transforms", "loader", "is_valid_file"})
-"""Parameters whose values can't be written in a query."""
+"""The parameters whose values can't be written in a query."""
 
 
 class DatasetReader:
-    """Reads a dataset's items as encoded images, without loss: PPM of RGB and grey, PNG of others; picklable.
+    """Encodes a dataset's items without loss, RGB and gray as PPM and others as PNG; picklable.
 
     Each process opens the dataset when it first reads, and downloads nothing.
     """
@@ -50,10 +50,10 @@ class DatasetReader:
         return type(self), (self.name, self.arguments)
 
     def read(self, path: bytes, offset: int | None, size: int | None) -> bytes:
-        """Item `offset`.
+        """Returns item `offset` as the bytes of an image file.
 
         Raises:
-            RejectedInputError: If it can't be had, or is no image.
+            RejectedInputError: If the dataset can't give the item, or it is not an image.
         """
         content = io.BytesIO()
         try:
@@ -71,10 +71,10 @@ class DatasetReader:
 
 
 class DatasetItems:
-    """A dataset's items in its order.
+    """The items of a dataset, in its order.
 
     The key is the item's number. The target is the dataset's own, where that is one whole number per item. Metadata:
-    `class`, the target's name, where the dataset tells its classes' names.
+    `class`, the name of the target, where the dataset names its classes.
     """
 
     def __init__(self, dataset: Any, reader: DatasetReader) -> None:
@@ -107,16 +107,16 @@ class DatasetItems:
 
 
 def construct(name: str, arguments: Mapping[str, Any]) -> Any:
-    """Makes a dataset; what it prints goes to stderr."""
+    """Constructs a dataset, and sends its prints to stderr."""
     with contextlib.redirect_stdout(sys.stderr):
         return getattr(_datasets(), name)(**arguments)
 
 
 def open_dataset(name: str | None, location: str, options: SourceOptions) -> Mapping[str, Source]:
-    """The source of one dataset; it is downloaded only with `download=true`.
+    """Opens one dataset, which is downloaded only with `download=true`.
 
     Raises:
-        ConfigError: If there is no such dataset, an argument is missing or unknown, or it can't be made of them.
+        ConfigError: If there is no such dataset, an argument is missing or unknown, or the dataset refuses them.
     """
     dataset, _, query = location.removeprefix(_PREFIX).partition("?")
     known = [key for key, value in vars(_datasets()).items() if _is_dataset(value)]
@@ -132,7 +132,7 @@ def open_dataset(name: str | None, location: str, options: SourceOptions) -> Map
         opened = construct(dataset, arguments)
     except Exception as error:  # datasets raise almost anything
         fetch = "add download=true or " if "download" in parameters and not arguments.get("download") else ""
-        advice = f"{fetch}mend its arguments ({', '.join(parameters)})"
+        advice = f"{fetch}correct its arguments ({', '.join(parameters)})"
         raise ConfigError(f"--data {location}: {type(error).__name__}: {error}; {advice}") from error
     return {name or SINGLE_SPLIT: DatasetItems(opened, DatasetReader(dataset, arguments))}
 
@@ -149,22 +149,22 @@ def _is_dataset(value: Any) -> bool:
 
 
 def _parameters(dataset: type[Any]) -> dict[str, inspect.Parameter]:
-    """What the constructor takes, by name; where it hands on what it does not know, what those behind it take."""
+    """Returns the constructor's parameters by name, with those of base classes to which it passes `**kwargs` on."""
     found: dict[str, inspect.Parameter] = {}
     for cls in dataset.__mro__:
         if "__init__" not in vars(cls):
             continue
         own = inspect.signature(vars(cls)["__init__"], eval_str=True).parameters
-        hands_on = any(one.kind is one.VAR_KEYWORD for one in own.values())
+        passes_on = any(one.kind is one.VAR_KEYWORD for one in own.values())
         plain = {key: one for key, one in own.items() if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
         found = {**plain, **found}
-        if not hands_on:
+        if not passes_on:
             break
     return {key: one for key, one in found.items() if key not in _NOT_TEXT}
 
 
 def _cast(text: str, parameter: inspect.Parameter) -> Any:
-    """The value that a query's text stands for: true, false and numbers, where the parameter is not text."""
+    """Converts a query's text: true, false and numbers to their values, unless the parameter is text."""
     annotation = parameter.annotation
     if str in (annotation, *typing.get_args(annotation)):
         return text
@@ -177,7 +177,7 @@ def _cast(text: str, parameter: inspect.Parameter) -> Any:
 
 
 def _targets(dataset: Any) -> list[int | None] | None:
-    """One number per item, null for an unknown one; None if the dataset has no such targets."""
+    """Returns one number per item, None for an unknown one, or None if the dataset has no such targets."""
     count = len(dataset)
     candidates = [getattr(dataset, name, None) for name in _LABELS]
     for name in _SAMPLES:
@@ -196,7 +196,7 @@ def _targets_of_items(dataset: Any) -> list[int | None] | None:
     for number in range(len(dataset)):
         try:
             item = dataset[number]
-        except Exception:  # noqa: BLE001  (the reader will say so, and reject it)
+        except Exception:  # noqa: BLE001  (the reader will reject it with the reason)
             targets.append(None)
             continue
         if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], int)):

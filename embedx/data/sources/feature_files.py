@@ -1,4 +1,4 @@
-"""Files with one feature vector per row: `.npy` arrays [N, D], and `.safetensors` such as embedx's own shards."""
+"""Feature files, with a vector per row: `.npy` arrays [N, D], and `.safetensors` such as embedx's own shards."""
 
 from __future__ import annotations
 
@@ -31,10 +31,13 @@ from embedx.names import EMBEDDINGS, TARGETS
 
 
 class FeatureFile:
-    """One file's rows, mapped and not read whole.
+    """The rows of one file, which is mapped and not read whole.
+
+    Args:
+        path: The path or URL of the file.
 
     Raises:
-        ConfigError: If it is no such file, or its rows are no vectors or tokens.
+        ConfigError: If the file can't be read, or its rows are not vectors or tokens.
     """
 
     def __init__(self, path: str) -> None:
@@ -51,7 +54,7 @@ class FeatureFile:
             )
 
     def __getitem__(self, row: int) -> np.ndarray[Any, Any]:
-        """The features of one row, [D] or [T, D]."""
+        """Returns the features of one row, [D] or [T, D]."""
         if self._array is not None:
             return np.asarray(self._array[row])
         tensor = self._slice[row]
@@ -60,7 +63,7 @@ class FeatureFile:
 
     @property
     def targets(self) -> list[int] | None:
-        """The rows' targets, where the file has them as embedx's shards do."""
+        """The targets of the rows if the file has such a tensor, as embedx's shards do, or else None."""
         if self._array is not None or TARGETS not in self._tensors.keys():  # noqa: SIM118  (not a mapping)
             return None
         targets: list[int] = self._tensors.get_tensor(TARGETS).tolist()
@@ -90,7 +93,7 @@ class FeatureFile:
 
 @contextlib.contextmanager
 def _as_file(location: str) -> Iterator[str]:
-    """A path to a file, of a URL to a copy: what is mapped of it stays when that is gone."""
+    """Yields the path of a file, or of a temporary copy of a URL; what is mapped from the copy outlives it."""
     if not is_url(location):
         yield location
         return
@@ -108,7 +111,7 @@ class RowReader:
         self._file: FeatureFile | None = None
 
     def read(self, path: bytes, offset: int | None, size: int | None) -> bytes:
-        """The row of that number."""
+        """Returns the row of number `offset`."""
         name = os.fsdecode(path)
         try:
             if self._file is None or self._file.path != name:
@@ -126,8 +129,8 @@ class RowReader:
 class FeatureRows:
     """The rows of some feature files, file by file.
 
-    The key is `FILE/ROW`. Metadata: `file`, its name below the folder that all files share, and `parent`, the folders
-    between the two, null if there are none.
+    The key is `FILE/ROW`. Metadata: `file`, the file's name below the folder that all files share, and `parent`, the
+    folders in that name, null if there are none.
     """
 
     metadata: tuple[str, ...] = ("file", "parent")
@@ -159,10 +162,10 @@ class FeatureRows:
 
 
 def open_rows(name: str | None, location: str, options: SourceOptions) -> Mapping[str, Source]:
-    """The rows of a file, or of all files of a pattern such as `features/*.npy`, by name, or of a list in braces.
+    """Opens a file, or all files that wildcards such as `features/*.npy` or braces name.
 
     Raises:
-        ConfigError: If there is no such file, or a backbone is to be run on it.
+        ConfigError: If there is no such file, or the inputs are to be images.
     """
     if options.content != "features":
         raise ConfigError(f"--data {location}: features need no backbone; give --backbone none")

@@ -1,4 +1,4 @@
-"""A folder of images."""
+"""A folder of images, or of files with one input's features each."""
 
 from __future__ import annotations
 
@@ -33,25 +33,29 @@ SPLIT_FOLDERS = frozenset({"train", "val", "valid", "validation", "test"})
 _ENCODED = {content: tuple(map(os.fsencode, suffixes)) for content, suffixes in SUFFIXES.items()}
 
 _CHUNK = 1 << 16
-"""Inputs of which a table is made at a time; one of all would take four times the memory while it is made."""
+"""The number of inputs per table; a single table of all would take four times the memory while it is built."""
 
 
 class _Run(NamedTuple):
-    """Inputs of one folder that follow one another, at most `_CHUNK` of them."""
+    """Consecutive inputs of one folder, at most `_CHUNK` of them."""
 
     below: tuple[bytes, ...]
-    """The folder's path below the source's, in parts."""
+    """The folder's path below the source's, as a list of names."""
     names: list[bytes]
     paths: list[bytes]
-    """Whole paths, or URLs."""
+    """The absolute paths, or URLs."""
 
 
 class FolderSource:
     """A folder of images, or of features one file each, searched recursively; hidden files and folders are left out.
 
     The key is the path below the folder. Metadata: `class`, the first folder below the root, and `parent`,
-    the folders between root and file; both null for a file that lies in the root itself. Links are followed,
-    except those that lead back to a folder they lie in. The order is that of the names, folder by folder.
+    the folders between root and file; both null for a file in the root itself. Links are followed,
+    except those that lead back to a folder that holds them. Files are sorted by name, folder by folder.
+
+    Args:
+        root: The path of the folder.
+        content: The content of the files, which tells their suffixes.
     """
 
     metadata: tuple[str, ...] = ("class", "parent")
@@ -96,7 +100,7 @@ class FolderSource:
         return sizes_and_times(paths)
 
     def _runs(self) -> Iterator[_Run]:
-        """What there is, by its path below the folder, part by part."""
+        """Yields the inputs, sorted by the parts of their path below the folder."""
         return self._walk(os.fsencode(self.root.absolute()))
 
     def _walk(
@@ -107,7 +111,7 @@ class FolderSource:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
             raise ConfigError(
-                f"{as_text(folder)}: can't be listed ({error.strerror}); mend it, or name other folders"
+                f"{as_text(folder)}: can't be listed ({error.strerror}); make it readable, or name other folders"
             ) from error
         identity = (own.st_dev, own.st_ino)
         if identity in ancestors:
@@ -117,7 +121,7 @@ class FolderSource:
             if entry.name.startswith(b"."):
                 continue
             is_folder = _is_folder(entry)
-            if not is_folder and _is_one(entry.name, self.content):
+            if not is_folder and _is_input(entry.name, self.content):
                 run.names.append(entry.name)
                 run.paths.append(entry.path)
             if run.names and (is_folder or len(run.names) == _CHUNK):
@@ -133,9 +137,9 @@ class RemoteFolder(FolderSource):
     """A folder behind a URL, by the same rules.
 
     Args:
-        url: Of the folder.
-        files: Those in it.
-        content: The content of the files that count.
+        url: The URL of the folder.
+        files: The files below the folder.
+        content: The content of the files, which tells their suffixes.
     """
 
     def __init__(self, url: str, files: list[Listed], content: Content) -> None:
@@ -156,20 +160,20 @@ class RemoteFolder(FolderSource):
         for below, listed in groupby(found, key=lambda each: each[0][:-1]):
             if any(part.startswith(b".") for part in below):
                 continue
-            ours = [(name, url) for (*_, name), url in listed if _is_one(name, self.content)]
+            ours = [(name, url) for (*_, name), url in listed if _is_input(name, self.content)]
             for start in range(0, len(ours), _CHUNK):
                 names, urls = zip(*ours[start : start + _CHUNK], strict=True)
                 yield _Run(below, list(names), list(urls))
 
 
 def open_folder(name: str | None, location: str, options: SourceOptions) -> Mapping[str, Source]:
-    """The sources of a folder.
+    """Opens a folder as one or several splits.
 
     Without a name, sub-folders that are all among train, val, valid, validation and test are the splits; any other
-    folder is the split `all`. A store among the sub-folders counts as nothing.
+    folder is the split `all`. A store among the sub-folders is ignored.
 
     Raises:
-        ConfigError: If there is no such folder, or a URL's can't be listed.
+        ConfigError: If there is no such folder, or it can't be listed.
     """
     if is_url(location):
         return _open_remote(name, location, options.content)
@@ -186,10 +190,10 @@ def _open_remote(name: str | None, url: str, content: Content) -> Mapping[str, S
         files = remote.list_files(url)
     except OSError as error:
         raise ConfigError(
-            f"--data {url}: can't be listed ({error.strerror}); check its name, and what you have access to"
+            f"--data {url}: can't be listed ({error.strerror}); check its name and your access to it"
         ) from error
     parts = {file.below.split("/")[0] for file in files if "/" in file.below and not file.below.startswith(".")}
-    images = any("/" not in file.below and _is_one(os.fsencode(file.below), "images") for file in files)
+    images = any("/" not in file.below and _is_input(os.fsencode(file.below), "images") for file in files)
     if name is not None or not parts or images or not parts <= SPLIT_FOLDERS:
         return {name or SINGLE_SPLIT: RemoteFolder(url, files, content)}
     return {
@@ -207,7 +211,7 @@ def _open_remote(name: str | None, url: str, content: Content) -> Mapping[str, S
 
 
 def _in_chunks(runs: Iterable[_Run]) -> Iterator[list[_Run]]:
-    """Runs of together `_CHUNK` inputs, or up to twice as many."""
+    """Yields lists of runs that hold `_CHUNK` inputs together, or up to twice as many."""
     chunk: list[_Run] = []
     count = 0
     for run in runs:
@@ -228,11 +232,11 @@ def _joined(run: _Run) -> Iterator[bytes]:
 def _is_folder(entry: os.DirEntry[bytes]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a broken link: the read will say so, and reject it
+    except OSError:  # a broken link: reading it will fail with the reason
         return False
 
 
-def _is_one(name: bytes, content: Content) -> bool:
+def _is_input(name: bytes, content: Content) -> bool:
     return name.lower().endswith(_ENCODED[content]) and not name.startswith(b".")
 
 

@@ -71,7 +71,7 @@ class SourceKind(NamedTuple):
     options: frozenset[str] = frozenset()
     """The fields of SourceOptions that only this kind reads; giving one without such a source is a fault."""
     once: bool = False
-    """Whether a second source of this kind is a fault."""
+    """True if only one source of this kind can be read."""
     reader: Reader | None = None
     """A reader that needs no more than a row of an index table; None if only an opened source has one."""
 

@@ -1,4 +1,4 @@
-"""Several files by one name: `shard-{000000..000009}.tar`, `{a,b}.npy`, `features/*.npy`."""
+"""Patterns that name several files: `shard-{000000..000009}.tar`, `{a,b}.npy`, `features/*.npy`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MOST_FILES = 100_000
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
-    """What a shell makes of a pattern's braces: ranges of numbers such as `{000..010}`, and lists such as `{a,b}`."""
+    """Expands braces as a shell does: ranges of numbers such as `{000..010}`, and lists such as `{a,b}`."""
     braces = _BRACES.search(pattern)
     if braces is None:
         yield pattern
@@ -28,10 +28,10 @@ def expand_braces(pattern: str) -> Iterator[str]:
 
 
 def find_files(location: str) -> list[str]:
-    """The files that a location means: itself, or those of its braces in their order, and of its wildcards by name.
+    """Returns the files that a location names: itself, or its braces expanded in order and its wildcards by name.
 
     Raises:
-        ConfigError: If there is none, or not one of those that the braces name, or one is there twice.
+        ConfigError: If there is no such file, one that the braces name is missing, or one is named twice.
     """
     if os.path.isfile(location):
         return [location]
@@ -50,7 +50,7 @@ def find_files(location: str) -> list[str]:
 
 
 def _matches(pattern: str) -> list[str]:
-    """The files of a pattern without braces; a URL without wildcards is taken at its word."""
+    """Returns the files of a pattern without braces; a URL without wildcards is not looked up."""
     if not is_url(pattern):
         return [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern))
     if not re.search(r"[*\[]", plain_name(pattern)):
@@ -64,7 +64,7 @@ def _matches(pattern: str) -> list[str]:
 
 
 def short_names(paths: list[str]) -> list[str]:
-    """Each file's name below the folder that all of them share."""
+    """Returns each file's name below the folder that all of them share."""
     plain = [plain_name(path) for path in paths]
     folder = os.path.commonpath([os.path.dirname(path) for path in plain])
     return [as_text(os.fsencode(os.path.relpath(path, folder))) for path in plain]

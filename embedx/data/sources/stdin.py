@@ -27,7 +27,7 @@ STDIN = "-"
 class PathList:
     """Files by their paths or URLs, in the order given; relative paths begin in the current folder.
 
-    The key is the path as given. Metadata: `parent`, the path without its last part, null if it has but one.
+    The key is the path as given. Metadata: `parent`, the path without its last part, null if it has only one.
     """
 
     metadata: tuple[str, ...] = ("parent",)
@@ -37,7 +37,7 @@ class PathList:
         self.paths = paths
 
     def scan(self) -> pa.Table:
-        """Adds what the file system says of the files."""
+        """Lists the files, with size and time from the file system."""
         here = os.getcwdb()
         whole = [path if is_url(path) else os.path.join(here, path) for path in self.paths]
         sizes, times = sizes_and_times(pa.chunked_array([pa.array(whole, pa.binary())]))
@@ -54,13 +54,13 @@ class PathList:
 
 
 def open_stdin(name: str | None, location: str, options: SourceOptions) -> Mapping[str, Source]:
-    r"""Reads the paths, one per line; with `--null` each ends in a NUL byte, so that it can have any other.
+    r"""Reads the paths, one per line; with `--null` each ends in a NUL byte, so that it can hold any other byte.
 
-    A line may end in `\r\n`. Empty ones are left out.
+    A line may end in `\r\n`. Empty lines are left out.
 
     Raises:
-        ConfigError: If there are none, stdin is a terminal, they end in NUL and that was not said, or a URL is of no
-            scheme that can be read.
+        ConfigError: If there are no paths, stdin is a terminal, the paths end in NUL without `--null`, or the scheme
+            of a URL can't be read.
     """
     if sys.stdin is None or sys.stdin.isatty():
         raise ConfigError("--data -: stdin is no list of paths; pipe one in, as in find … | embedx extract --data -")

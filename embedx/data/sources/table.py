@@ -27,21 +27,21 @@ from embedx.names import RESERVED_COLUMNS
 
 _PATH_COLUMNS = ("path", "image", "file", "filename")
 _ODD = r"^/|://|\x00|(^|/)\.{0,2}(/|$)"
-"""Paths that begin somewhere else than in a folder, or have steps that are no names."""
+"""The paths that are absolute, URLs, or have empty, `.` or `..` parts."""
 _CHUNK = 1 << 16
-"""Rows that are Python's objects at a time."""
+"""The number of rows that are Python objects at a time."""
 
 
 class TableSource:
-    """Rows of a table, in its order.
+    """The rows of a table, in its order.
 
-    The key is the key column's value or else the path as the table has it; of an embedded image the path that stands
-    beside its bytes, if all rows have one of their own, or else the row's number. Metadata: all columns but those of
-    the path, the key and the split.
+    The key is the value of the key column, or else the path as written in the table. For an embedded image it is the
+    path beside its bytes if every row has a different one, or else the row's number. Metadata: all columns but those
+    of the path, the key and the split.
 
     Args:
         samples: The columns `key`, `path`, `offset` and `target`, then the metadata.
-        reader: Reads them.
+        reader: The reader of the samples.
     """
 
     def __init__(self, samples: pa.Table, reader: Reader) -> None:
@@ -50,7 +50,7 @@ class TableSource:
         self.metadata = tuple(samples.column_names[4:])
 
     def scan(self) -> pa.Table:
-        """Adds what the file system says of the files; an embedded image has the time of the table."""
+        """Lists the rows, with size and time from the file system; an embedded image has the time of the table."""
         key, path, offset, *others = self.samples.columns
         sizes, times = sizes_and_times(path)
         columns = [key, path, offset, pc.if_else(pc.is_null(offset), sizes, None), times, *others]
@@ -58,11 +58,11 @@ class TableSource:
 
 
 class Root:
-    """Where relative paths begin.
+    """The folder in which relative paths begin.
 
     Args:
         folder: A path or a URL.
-        closed: Whether no path may lead out of it, as their text has it; links are not looked at.
+        closed: Whether paths that lead out of the folder are refused, judged by their text; links are not resolved.
     """
 
     def __init__(self, folder: str, *, closed: bool) -> None:
@@ -71,7 +71,7 @@ class Root:
 
     @classmethod
     def of(cls, location: str, root: str | None) -> Root:
-        """The folder given as `--root`, or else that of the table.
+        """Takes the folder given as `--root`, or else the folder of the table.
 
         Raises:
             ConfigError: If there is no such folder.
@@ -84,16 +84,16 @@ class Root:
         return cls(root, closed=True)
 
     def locate(self, path: str) -> str:
-        """The whole path, or URL, of what a table names.
+        """Returns the absolute path, or URL, of a path in a table.
 
         Raises:
-            ValueError: If it leads out of a closed root, or is no path.
+            ValueError: If it leads out of a closed root, or has a NUL byte.
         """
         if "\0" in path:
             raise ValueError(f"{path!r} has a NUL byte, as no path has")
         whole = path if path.startswith("/") or is_url(path) else f"{self.folder.rstrip('/')}/{path}"
         if not self.closed:
-            # Of URLs no server takes `..` for the folder above.
+            # No server takes `..` in a URL for the folder above.
             return _normal(whole) if is_url(self.folder) and not is_url(path) and ".." in path.split("/") else whole
         whole = _normal(whole)
         if not _normal(plain_name(whole)).startswith(plain_name(self.folder).rstrip("/") + "/"):
@@ -102,17 +102,22 @@ class Root:
 
 
 class EmbeddedReader:
-    """Reads images that lie in a column of a Parquet file, or that it names where it has no bytes; picklable."""
+    """Reads images embedded in a column of a Parquet file, or the files that it names instead of bytes; picklable.
+
+    Args:
+        column: The name of the column.
+        root: The folder in which the paths in that column begin.
+    """
 
     def __init__(self, column: str, root: Root) -> None:
         self.images = EmbeddedImages(column)
         self.root = root
 
     def read(self, path: bytes, offset: int | None, size: int | None) -> bytes:
-        """The image in row `offset`.
+        """Returns the bytes of the image in row `offset`.
 
         Raises:
-            RejectedInputError: If it can't be read, or the row has none.
+            RejectedInputError: If they can't be read, or the row has no image.
         """
         try:
             image = self.images.get(os.fsdecode(path), offset or 0)
@@ -127,7 +132,7 @@ class EmbeddedReader:
 
 
 class _Roles(NamedTuple):
-    """Which column is what."""
+    """The names of the columns that have a role."""
 
     path: str
     key: str | None
@@ -135,15 +140,15 @@ class _Roles(NamedTuple):
     split: str | None
 
     def texts(self) -> list[str]:
-        """Those taken as they are written."""
+        """Returns the columns that are read as text."""
         return [name for name in (self.path, self.key, self.split) if name is not None]
 
 
 def open_table(name: str | None, location: str, options: SourceOptions) -> Mapping[str, Source]:
-    """The sources of a table: one per value of the split column, or one in all.
+    """Opens a table as one source per value of the split column, or as a single one without that column.
 
     Raises:
-        ConfigError: If it can't be read, lacks a column, is empty, or a row lacks what it needs.
+        ConfigError: If the table can't be read, lacks a column or is empty, or a row lacks a value that it needs.
     """
     location = absolute(location)
     root = Root.of(location, options.root)
@@ -182,7 +187,7 @@ def _roles(file: TableFile, table: pa.Table, options: SourceOptions) -> _Roles:
         column = getattr(options, option)
         if column is not None and column not in names:
             faults.append(f"there is no --{option.replace('_', '-')} {column!r}; its columns are {', '.join(names)}")
-    # Bytes are surely the images, where beside them paths may be of anything.
+    # A column of bytes certainly holds the images; a column of paths beside it may name anything.
     candidates = sorted((name for name in _PATH_COLUMNS if name in names), key=lambda name: name not in file.embedded)
     if options.path_column is None and not candidates:
         faults.append(f"none of {', '.join(names)} is named {', '.join(_PATH_COLUMNS)}; choose one by --path-column")
@@ -218,7 +223,7 @@ def _rows_without(column: pa.ChunkedArray) -> list[int]:
 
 
 def _samples(file: TableFile, table: pa.Table, roles: _Roles, root: Root, *, embedded: bool) -> pa.Table:
-    """The columns `key`, `path`, `offset` and `target`, then the metadata."""
+    """Returns the columns `key`, `path`, `offset` and `target`, then the metadata."""
     count = len(table)
     if embedded:
         paths, offsets = pa.repeat(os.fsencode(file.location), count), pa.array(range(count), pa.int64())
@@ -241,7 +246,7 @@ def _samples(file: TableFile, table: pa.Table, roles: _Roles, root: Root, *, emb
 
 
 def _located(file: TableFile, paths: pa.ChunkedArray, root: Root) -> pa.ChunkedArray:
-    """The whole paths, or URLs, in bytes; those that only have to be put behind the root's are not looked at singly."""
+    """Returns the absolute paths, or URLs, as bytes; plain paths are joined to the root all at once."""
     located, start = [], 0
     for batch in pa.table({"path": paths}).to_batches(_CHUNK):
         chunk = batch["path"]
@@ -260,7 +265,7 @@ def _located(file: TableFile, paths: pa.ChunkedArray, root: Root) -> pa.ChunkedA
 
 
 def _normal(location: str) -> str:
-    """Without `.`, `..` and doubled slashes."""
+    """Removes `.`, `..` and doubled slashes."""
     begin = location.index("://") + 3 if is_url(location) else 0
     return location[:begin] + os.path.normpath(location[begin:])
 

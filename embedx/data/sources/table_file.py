@@ -1,4 +1,4 @@
-"""Tables as files: `.csv`, `.tsv`, `.jsonl` and `.parquet`, each also gzipped as `.gz`; their faults name the line."""
+"""Reads table files, `.csv`, `.tsv`, `.jsonl` and `.parquet`, each also gzipped as `.gz`; faults name the line."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ _LARGEST_BLOCK = 2**31 - 1
 
 
 def table_format(location: str) -> str | None:
-    """The suffix that tells a table's format, that of compression aside; None if it is no table's."""
+    """Returns the suffix of a table's format, without `.gz`; None for any other file."""
     name = plain_name(location).lower().removesuffix(".gz")
     return next((suffix for suffix in _FORMATS if name.endswith(suffix)), None)
 
 
 class TableFile:
-    """One table: text is held in memory, of Parquet only the columns.
+    """One table; a text format is held in memory as a whole.
 
-    Embedded images (columns of structs with `bytes`, as Hugging Face's image datasets have) are read as their `path`s.
+    Embedded images (columns of structs with `bytes`, as in Hugging Face's image datasets) are read as their `path`s.
 
     Args:
         location: A path or a URL with a suffix of `table_format`.
@@ -48,7 +48,7 @@ class TableFile:
     def __init__(self, location: str) -> None:
         self.location = location
         self.embedded: frozenset[str] = frozenset()
-        """Names of the columns of embedded images."""
+        """The names of the columns of embedded images."""
         self._format = table_format(location)
         self._text = b"" if self._format == ".parquet" else self._read_text()
 
@@ -56,22 +56,22 @@ class TableFile:
         """Reads the table; types are inferred where the file has none.
 
         Args:
-            text: Columns whose cells are taken as they are written, as far as the format has text.
+            text: The columns whose cells are taken as they are written, where the format is text.
 
         Raises:
-            ConfigError: If it is malformed, with the number of the line.
+            ConfigError: If it is malformed; the message names the line.
         """
         if self._format == ".parquet":
             return self._read_parquet()
         return self._read_jsonl(text) if self._format == ".jsonl" else self._read_csv(text)
 
     def place(self, row: int) -> str:
-        """Where the row of that number is, counting from 0, in words: the line on which it begins."""
+        """Returns the place of a row for a message: the line on which it begins, or its number counting from 0."""
         if self._format == ".parquet":
             return f"row {row}, counting from 0"
         lines = self._json_lines() if self._format == ".jsonl" else (line for line, _ in self._csv_rows())
         header = self._format in _DELIMITERS
-        # Of a table that is malformed pyarrow may count other rows.
+        # In a malformed table pyarrow may count rows differently.
         line = next((line for number, line in enumerate(lines) if number == row + header), None)
         return f"row {row}, counting from 0" if line is None else f"line {line}"
 
@@ -114,7 +114,7 @@ class TableFile:
         return None
 
     def _csv_rows(self) -> Iterator[tuple[int, list[str]]]:
-        """The header and all rows that aren't blank, each with the number of its first line."""
+        """Yields the header and all rows that aren't blank, each with the number of its first line."""
         rows = csv.reader(io.StringIO(self._text.decode(), newline=""), delimiter=_DELIMITERS[str(self._format)])
         begin = 1
         try:
@@ -127,7 +127,7 @@ class TableFile:
 
     def _read_jsonl(self, text: Collection[str]) -> pa.Table:
         table = self._parse_jsonl(())
-        dates = [name for name in text if pa.types.is_timestamp(table[name].type)]  # which stand there as strings
+        dates = [name for name in text if pa.types.is_timestamp(table[name].type)]  # written as strings in the file
         return self._parse_jsonl(dates) if dates else table
 
     def _parse_jsonl(self, text: Collection[str]) -> pa.Table:
@@ -148,7 +148,7 @@ class TableFile:
                 self.embedded = frozenset(field.name for field in schema if _holds_images(field.type))
                 leaves = [f"{name}.path" if name in self.embedded else name for name in schema.names]
                 table = parquet.read(columns=leaves)
-            table.validate(full=True)  # such as that its text is text
+            table.validate(full=True)  # for example that its text is UTF-8
         except (OSError, EOFError, UnicodeDecodeError, zlib.error, pa.ArrowException) as error:
             reason = getattr(error, "strerror", None) or error
             raise self._fault(f"can't be read as Parquet ({reason}); check the table's path") from error
@@ -164,9 +164,12 @@ class TableFile:
 
 
 class EmbeddedImages:
-    """The images in one column of Parquet files, by file and number of the row; picklable.
+    """The images in one column of Parquet files, found by file and row number; picklable.
 
     It keeps the row group read last; no file stays open.
+
+    Args:
+        column: The name of the column.
     """
 
     def __init__(self, column: str) -> None:
@@ -178,10 +181,10 @@ class EmbeddedImages:
         self._images: Any = None
 
     def get(self, location: str, row: int) -> dict[str, Any]:
-        """The struct that stands there: its `bytes`, and its `path` if it has one; empty for null.
+        """Returns the struct of a row: its `bytes`, and its `path` if it has one; empty for null.
 
         Raises:
-            OSError, pa.ArrowException, IndexError: If it can't be read.
+            OSError, pa.ArrowException, IndexError: If the row can't be read.
         """
         if location != self._location:
             with open_table_file(location) as file:
@@ -202,22 +205,26 @@ class EmbeddedImages:
 
 
 def parse_json_lines(content: bytes, text: Collection[str] = ()) -> pa.Table:
-    """A table of JSON objects, one a line; the columns `text` are taken for strings.
+    """Parses JSON objects, one a line, into a table.
+
+    Args:
+        content: The lines, in UTF-8.
+        text: The columns whose values are taken as strings.
 
     Raises:
-        pa.ArrowInvalid: If it is malformed; the message ends in the number of the row.
+        pa.ArrowInvalid: If a line is malformed; the message ends in the number of the row.
     """
     options = pa.json.ParseOptions(explicit_schema=pa.schema([(name, pa.string()) for name in text]))
     try:
         return pa.json.read_json(pa.BufferReader(content), parse_options=options)
     except pa.ArrowInvalid:
-        # Once more as one block: rows are counted within a block.
+        # Parsed again as one block, because pyarrow counts rows within a block.
         whole = pa.json.ReadOptions(block_size=min(len(content) + 1, _LARGEST_BLOCK), use_threads=False)
         return pa.json.read_json(pa.BufferReader(content), read_options=whole, parse_options=options)
 
 
 def open_table_file(location: str) -> BinaryIO:
-    """Opens a table's file, decompressed.
+    """Opens the file of a table and decompresses it.
 
     Raises:
         OSError, EOFError, zlib.error: If it can't be opened or decompressed.

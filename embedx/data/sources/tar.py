@@ -31,19 +31,19 @@ from embedx.names import RESERVED_COLUMNS
 
 _NAME = re.compile(r"\.(tar(\.\w+)?|t[gbx]z2?|tzst)\}?$", re.IGNORECASE)
 _CONNECTIONS = 8
-"""Tars behind URLs that are indexed at a time."""
+"""The number of remote tars that are indexed at a time."""
 _TAKEN = RESERVED_COLUMNS.union(COMMON_SCHEMA.names)
-"""Names that no metadata may have; an entry of a `.json` gets `json.` before it then."""
+"""The names that no metadata may have; an entry of a `.json` with such a name gets the prefix `json.`."""
 
 
 class TarReader(FileReader):
-    """Reads images where they lie in their tar."""
+    """Reads images from their place in a tar."""
 
     def read(self, path: bytes, offset: int | None = None, size: int | None = None) -> bytes:
-        """The `size` bytes from `offset` on.
+        """Reads `size` bytes from `offset` on.
 
         Raises:
-            RejectedInputError: If they can't be read, or the sample has no image.
+            RejectedInputError: If the bytes can't be read, or the sample has no image.
         """
         if offset is None:
             raise RejectedInputError("the sample has no image: none of its members is one, or a link to one in the tar")
@@ -53,9 +53,9 @@ class TarReader(FileReader):
 class TarSource:
     """The samples of some tars, tar by tar, in the order of their members.
 
-    Members that share their base name are one sample. Its key is `TAR/BASE`, the tar's name below the folder that all
-    tars share. Metadata: `tar`, that name, `parent`, the folders in the tar, null if there are none, then what `.cls`,
-    `.json` and `.txt` members hold.
+    Members with the same base name are one sample. Its key is `TAR/BASE`, where TAR is the tar's name below the folder
+    that all tars share. Metadata: `tar`, that name; `parent`, the folders inside the tar, null if there are none; then
+    the contents of `.cls`, `.json` and `.txt` members.
 
     Args:
         samples: The columns of COMMON_SCHEMA, the target, then the metadata.
@@ -68,15 +68,15 @@ class TarSource:
         self.metadata: tuple[str, ...] = tuple(samples.column_names[len(COMMON_SCHEMA) + 1 :])
 
     def scan(self) -> pa.Table:
-        """The samples, as they were found when the tars were opened."""
+        """Returns the samples, which were listed when the tars were opened."""
         return self.samples
 
 
 def open_tars(name: str | None, location: str, options: SourceOptions) -> Mapping[str, Source]:
-    """The samples of a tar, or of all that a pattern names; each tar is read once, from header to header.
+    """Opens a tar, or all tars that a pattern names; each is read once, from header to header.
 
     Raises:
-        ConfigError: If one isn't there, is no whole tar, or is compressed; if samples are there twice, or none is.
+        ConfigError: If a tar is missing, damaged, cut short or compressed, or there are no inputs in the tars.
     """
     paths = [absolute(path) for path in find_files(location)]
     faults: list[str] = []
@@ -88,7 +88,7 @@ def open_tars(name: str | None, location: str, options: SourceOptions) -> Mappin
             faults.extend(error.faults)
             return None
 
-    # Of files one thread takes all that Python can do; of URLs most of the time goes into waiting.
+    # One thread keeps Python busy with local files; remote ones spend most of the time waiting.
     with ThreadPoolExecutor(_CONNECTIONS if is_url(location) else 1) as pool:
         tables = list(pool.map(attempt, paths, short_names(paths)))
     ConfigError.check(sorted(faults))
@@ -100,7 +100,7 @@ def open_tars(name: str | None, location: str, options: SourceOptions) -> Mappin
 
 
 def _scan(path: str, tar: str, suffixes: frozenset[str]) -> pa.Table:
-    """One tar's samples: the columns of COMMON_SCHEMA, `tar`, `parent`, and what members of TEXTS hold."""
+    """Lists one tar's samples: the columns of COMMON_SCHEMA, `tar`, `parent`, and the contents of members in TEXTS."""
     try:
         with open_file(path, in_parts=True) as file:
             index = TarIndex(file, suffixes)
@@ -125,7 +125,7 @@ def _scan(path: str, tar: str, suffixes: frozenset[str]) -> pa.Table:
 
 
 def _with_columns(location: str, samples: pa.Table, target_column: str | None) -> pa.Table:
-    """Turns what members hold into the target and columns of metadata."""
+    """Turns the contents of members into the target and columns of metadata."""
     metadata = {"tar": samples["tar"], "parent": samples["parent"]}
     for name in ("cls", "txt"):
         if samples[name].null_count < len(samples):
@@ -158,7 +158,7 @@ def _numbers_if_all_are(texts: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _entries(samples: pa.Table) -> dict[str, pa.ChunkedArray]:
-    """A column per entry of the samples' `.json` objects, with types as of JSON lines."""
+    """Returns a column per entry of the samples' `.json` objects, typed as JSON lines are."""
     if samples["json"].null_count == len(samples):
         return {}
     keys = samples["key"]
@@ -167,7 +167,7 @@ def _entries(samples: pa.Table) -> dict[str, pa.ChunkedArray]:
         try:
             entries = json.loads(content.as_py() or "{}")
         except ValueError as error:
-            raise ConfigError(f"{keys[row]}: its .json can't be read ({error}); mend it") from error
+            raise ConfigError(f"{keys[row]}: its .json can't be read ({error}); correct it") from error
         if not isinstance(entries, dict):
             raise ConfigError(f'{keys[row]}: its .json holds no object; give one, such as {{"label": 3}}')
         lines += json.dumps(entries).encode() + b"\n"
@@ -176,7 +176,7 @@ def _entries(samples: pa.Table) -> dict[str, pa.ChunkedArray]:
     except pa.ArrowInvalid as error:
         reason, _, number = str(error).removeprefix("JSON parse error: ").partition(" in row ")
         place = f"{keys[int(number)]}: its .json: " if number.isdigit() else "its .json members: "
-        raise ConfigError(f"{place}{reason}; mend it") from error
+        raise ConfigError(f"{place}{reason}; correct it") from error
     return dict(zip(table.column_names, table.columns, strict=True))
 
 

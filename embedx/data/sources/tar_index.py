@@ -1,4 +1,4 @@
-"""Tars as files: which members make up a sample, and where in the file each is; nothing is unpacked."""
+"""Indexes tar files: the members of each sample and their place in the file; nothing is unpacked."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from typing import BinaryIO, NamedTuple
 from embedx.errors import ConfigError
 
 TEXTS = ("cls", "json", "txt")
-"""Extensions of members that are read while the tar is indexed."""
+"""The extensions of members that are read while the tar is indexed."""
 _MEMBER = re.compile(r"(?:\./)*((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)
-"""WebDataset's rule: the base name ends at the first dot of the last part; what begins with a dot is no sample's."""
+"""WebDataset's rule: the base name ends at the first dot of the last part; a name that begins with a dot is ignored."""
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-"""What a compressed file begins with, and the program that undoes it by `-d`."""
+"""The first bytes of compressed files, each with the program that decompresses them by `-d`."""
 
 
 class Image(NamedTuple):
     """A sample's image."""
 
     name: str
-    """Of the member."""
+    """The name of the member."""
     offset: int
-    """In the tar, in bytes."""
+    """The place in the tar, in bytes."""
     size: int
-    """In bytes."""
+    """The size in bytes."""
     whole: bool
-    """Whether all of the extension is an image's: of `.jpg`, and not of `.left.jpg`."""
+    """True if the whole extension is an image's, such as `.jpg`; false for `.left.jpg`."""
 
 
 class TarIndex:
     """The samples of one tar, in the order of their first members, as a list per column.
 
-    The image of a sample is the member whose extension is an image's; if none is, the one whose extension ends in one.
+    The image of a sample is the member with an image's extension, or else the one whose extension ends in an image's.
 
     Args:
-        file: The tar.
-        suffixes: The extensions, with their dot, of images.
+        file: The tar, opened for reading at any position.
+        suffixes: The extensions of images, with their dot.
 
     Raises:
-        ConfigError: If it is no tar, compressed, damaged, or ends before its end; if a sample has two of a kind.
-            The messages are to be read behind the tar's name.
+        ConfigError: If the file is not a tar, or is compressed, damaged or cut short; if a sample has two images, or
+            two members of one kind. The messages continue a sentence that begins with the tar's name.
     """
 
     def __init__(self, file: BinaryIO, suffixes: frozenset[str]) -> None:
@@ -51,11 +51,11 @@ class TarIndex:
         self._suffixes = suffixes
         self._rows: dict[str, int] = {}
         self._seconds: dict[int, str] = {}
-        """Second images of samples all of whose images have an extension like `.left.jpg`."""
+        """The second images of samples whose images all have an extension like `.left.jpg`, by row."""
         self._faults: list[str] = []
         self.images: list[Image | None] = []
         self.texts: dict[str, list[str | None]] = {extension: [] for extension in TEXTS}
-        """What the members of TEXTS hold, without white space around it; null for nothing."""
+        """The stripped contents of the members in TEXTS, per extension; None where there is none."""
         self._add_members()
         for row, second in self._seconds.items():
             if (first := self.images[row]) is not None:
@@ -64,7 +64,7 @@ class TarIndex:
 
     @property
     def bases(self) -> list[str]:
-        """The samples' names; bytes that are not UTF-8 are escaped as surrogates."""
+        """The names of the samples; bytes that are not UTF-8 are escaped as surrogates."""
         return list(self._rows)
 
     def _add_members(self) -> None:
@@ -84,7 +84,7 @@ class TarIndex:
                     self._add(name, member)
 
     def _parts(self, name: str) -> tuple[str, str] | None:
-        """Base name and extension, lower-cased, of a member that counts; None of another."""
+        """Returns base name and lower-case extension of a sample's member; None for any other member."""
         match = _MEMBER.fullmatch(name)
         if match is None:
             return None
@@ -101,7 +101,7 @@ class TarIndex:
         return row
 
     def _add(self, name: str, member: tarfile.TarInfo) -> None:
-        """Takes in a member under a name that is its own or a link's."""
+        """Adds a member under its own name or the name of a link to it."""
         base, extension = self._parts(name) or ("", "")
         row = self._row(base)
         if member.issparse():
@@ -137,13 +137,13 @@ class TarIndex:
 
 
 def _members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """The members, header by header."""
+    """Yields the members, header by header."""
     end = file.seek(0, os.SEEK_END)
     file.seek(0)
     begin = file.read(tarfile.BLOCKSIZE)
     for magic, program in _COMPRESSED.items():
         if begin.startswith(magic):
-            raise ConfigError(f"is compressed, and can't be read in place; undo it by {program} -d first")
+            raise ConfigError(f"is compressed, and can't be read in place; decompress it by {program} -d first")
     last, position = "", 0
     try:
         archive = tarfile.TarFile(fileobj=file, encoding="utf-8", errors="surrogateescape")
@@ -152,7 +152,7 @@ def _members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
             if not any(file.read(tarfile.BLOCKSIZE)):  # the end mark
                 _check_nothing_follows(file)
                 return
-            # Its own iteration takes damage for the end, and keeps every header it has seen.
+            # TarFile's own iteration takes damage for the end, and keeps every header in memory.
             file.seek(position)
             member = tarfile.TarInfo.fromtarfile(archive)
             last, begun, position = member.name, position, archive.offset
@@ -175,4 +175,4 @@ def _members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
 def _check_nothing_follows(file: BinaryIO) -> None:
     while rest := file.read(1 << 20):
         if any(rest):
-            raise ConfigError("goes on behind its end, as tars joined by cat do; give those one by one")
+            raise ConfigError("continues after its end, as tars joined by cat do; give them one by one")

@@ -71,7 +71,9 @@ def test_a_dataset_that_is_held_in_memory_is_read_by_its_own_targets(tmp_path: P
     """CIFAR10 checks the md5 of its files, so the test makes torchvision's class for a moment believe them."""
     location = f"torchvision:CIFAR10?root={tmp_path}&train=false"
     message = fault(location)
-    assert "Dataset not found or corrupted" in message and "add download=true or mend its arguments (root, " in message
+    assert (
+        "Dataset not found or corrupted" in message and "add download=true or correct its arguments (root, " in message
+    )
     assert "add download=true" not in fault(f"torchvision:ImageFolder?root={tmp_path}/nowhere")
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()

@@ -287,7 +287,7 @@ def test_unknown_schemes_are_faults_wherever_they_stand(tmp_path: Path, monkeypa
         ("x,y\n1,2\n", "none of x, y is named path, image, file, filename"),
         ("", "the table is empty"),
         ("path\n", "the table has no rows"),
-        ("path\na.jpg\na.jpg\n", "1 keys stand there twice, such as 'a.jpg'"),
+        ("path\na.jpg\na.jpg\n", "1 keys occur more than once, such as 'a.jpg'"),
     ],
 )
 def test_a_bad_remote_table_is_told(s3: Any, content: str, message: str) -> None:

@@ -87,7 +87,7 @@ def test_stdin_without_paths_is_a_fault(stdin: Any, content: bytes, null: bool, 
 
 def test_a_path_that_is_there_twice_is_a_fault(stdin: Any) -> None:
     stdin(b"a.jpg\nb.jpg\na.jpg\n")
-    with pytest.raises(ConfigError, match=r"1 keys stand there twice, such as 'a\.jpg'"):
+    with pytest.raises(ConfigError, match=r"1 keys occur more than once, such as 'a\.jpg'"):
         build_plan(parse_data(["-"]), None)
 
 

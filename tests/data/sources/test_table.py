@@ -342,7 +342,7 @@ BAD = {
         "line 3 has no value in the column 'part'",
     ),
     "null key": ("a.csv", "path,id\na,\nb,2\n", {"key_column": "id"}, "line 2 has no value in the column 'id'"),
-    "duplicate keys": ("a.csv", "path\na\nb\na\n", {}, "1 keys stand there twice, such as 'a'"),
+    "duplicate keys": ("a.csv", "path\na\nb\na\n", {}, "1 keys occur more than once, such as 'a'"),
     "two columns, one name": ("a.csv", "path,x,x\na,1,2\n", {}, "two columns are named 'x'"),
     "reserved name": ("a.csv", "path,split\na,train\n", {}, "columns can't be named split"),
     "path that is no text": ("a.jsonl", '{"path": ["a"]}\n', {}, "'path' is list<item: string>"),

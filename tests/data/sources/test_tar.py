@@ -259,11 +259,11 @@ BAD: dict[str, tuple[Any, str]] = {
     "cut in a header": (lambda data: data[: HEADER + 2048 + 100], "is cut short: it ends at byte 2660"),
     "no end mark": (lambda data: data[: -(len(data) // 512 - 10) * 512], "is cut short: it ends at byte 5120"),
     "damaged header": (lambda data: data[:2570] + b"!" * 300 + data[2870:], "is damaged or cut short at byte 2560"),
-    "joined": (lambda data: data + data, "goes on behind its end, as tars joined by cat do"),
+    "joined": (lambda data: data + data, "continues after its end, as tars joined by cat do"),
     "empty file": (lambda data: b"", "is no tar (empty file)"),
     "no tar": (lambda data: b"\xff\xd8\xff" + b"x" * 4000, "is no tar ("),
     "text": (lambda data: b"path\na.jpg\n", "is no tar: it is shorter than a header"),
-    "gzip": (gzip.compress, "is compressed, and can't be read in place; undo it by gzip -d first"),
+    "gzip": (gzip.compress, "is compressed, and can't be read in place; decompress it by gzip -d first"),
     "no members": (lambda data: bytes(10240), "no images in it; looked for members named .apng"),
 }
 
