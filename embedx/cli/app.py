@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+
 import typer
 from rich.text import Text
 
@@ -17,13 +20,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("extract")(extract.command)
-app.command("info")(info.command)
-app.command("verify")(verify.command)
-app.command("compare")(compare.command)
-app.command("probe")(probe.command)
-app.command("backbones")(backbones.command)
-app.command("layers")(layers.command)
+for module in (extract, info, verify, compare, probe, backbones, layers):
+    paragraphs = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(module.command) or "")  # the terminal breaks the lines
+    app.command(module.__name__.rpartition(".")[2], help=paragraphs)(module.command)
 
 
 def run() -> int:
