@@ -1,16 +1,29 @@
 from __future__ import annotations
 
+import ast
+import re
+from pathlib import Path
+
 from embedx import errors
-from embedx.errors import ConfigError, EmbedxError, unknown
+from embedx.errors import ConfigError, unknown
 
 
-def test_the_tree_at_the_top_of_the_file_names_every_error_with_its_exit_code() -> None:
+def bases_of_classes() -> dict[str, list[str]]:
+    """The classes of the package by name, on the syntax tree, each with the names of its bases."""
+    trees = (ast.parse(path.read_text()) for path in Path(errors.__file__).parent.rglob("*.py"))
+    classes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    return {node.name: [base.id for base in node.bases if isinstance(base, ast.Name)] for node in classes}
+
+
+def test_the_tree_at_the_top_of_the_file_names_every_error_of_the_package_with_its_exit_code() -> None:
     assert errors.__doc__ is not None
-    classes = {name: value for name, value in vars(errors).items() if isinstance(value, type)}
-    for name, error in classes.items():
-        if issubclass(error, EmbedxError):
-            line = next(line for line in errors.__doc__.splitlines() if name in line)
-            assert f" {error.exit_code} " in line, name
+    tree = dict(re.findall(r"^[│├└─ ]*(\w+Error) +(\d+)  \w", errors.__doc__, re.MULTILINE))
+    found = {"EmbedxError"}
+    bases = bases_of_classes()
+    while new := {name for name in bases.keys() - found if found.intersection(bases[name])}:
+        found |= new
+    assert tree.keys() == found
+    assert tree == {name: str(getattr(errors, name).exit_code) for name in found}
 
 
 def test_a_config_error_tells_all_faults() -> None:
