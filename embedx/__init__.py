@@ -40,36 +40,29 @@ if TYPE_CHECKING:
 
     open = Store.open
 
-_HOMES = {
-    "NO_GROUP": "store.reading.reader",
-    "Callback": "engine.callback",
-    "CallbackConnector": "engine.connectors",
-    "Checkpoint": "callbacks.checkpoint",
-    "Comparison": "store.reading.compare",
-    "DataConnector": "engine.connectors",
-    "EarlyStopping": "callbacks.early_stopping",
-    "Embeddings": "store.reading.reader",
-    "EmbeddingsWriter": "callbacks.writer",
-    "EmbedxError": "errors",
-    "Evaluator": "callbacks.evaluator",
-    "ExtractConfig": "config",
-    "LossConnector": "engine.connectors",
-    "MetricsLog": "callbacks.metrics_log",
-    "ProbeConfig": "vectors.probe_config",
-    "ProbeResult": "vectors.probe_result",
-    "Schedule": "engine.fit",
-    "Store": "store.reading.reader",
-    "TrainerState": "engine.state",
-    "WeightAverage": "callbacks.weight_average",
-    "compare": "store.reading.compare",
-    "data_key": "engine.connectors",
-    "pred_key": "engine.connectors",
-    "probe": "vectors.probe",
-    "remap_pred_keys": "engine.connectors",
-    "run_fit": "engine.fit",
-    "run_test": "engine.loop",
-    "verify": "store.reading.verify",
+_NAMES = {
+    "callbacks.checkpoint": "Checkpoint",
+    "callbacks.early_stopping": "EarlyStopping",
+    "callbacks.evaluator": "Evaluator",
+    "callbacks.metrics_log": "MetricsLog",
+    "callbacks.weight_average": "WeightAverage",
+    "callbacks.writer": "EmbeddingsWriter",
+    "config": "ExtractConfig",
+    "engine.callback": "Callback",
+    "engine.connectors": "CallbackConnector DataConnector LossConnector data_key pred_key remap_pred_keys",
+    "engine.fit": "Schedule run_fit",
+    "engine.loop": "run_test",
+    "engine.state": "TrainerState",
+    "errors": "EmbedxError",
+    "store.reading.compare": "Comparison compare",
+    "store.reading.reader": "NO_GROUP Embeddings Store",
+    "store.reading.verify": "verify",
+    "vectors.probe": "probe",
+    "vectors.probe_config": "ProbeConfig",
+    "vectors.probe_result": "ProbeResult",
 }
+"""The public names of each module."""
+_HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [*_HOMES, "open"]
 

@@ -46,6 +46,9 @@ def setting(default: Any = dataclasses.MISSING, *, help: str, short: str = "", *
     return dataclasses.field(default=default, metadata={"help": help, "short": short, **extra})
 
 
+_CHANNELS: dict[str, Any] = {"parser": parse_channels, "metavar": "R,G,B"}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExtractConfig:
     """The settings of one `embedx extract`."""
@@ -72,12 +75,8 @@ class ExtractConfig:
         None, help="Column of a table or tar with class names or numbers. Default: target or label; tars: cls first."
     )
     split_column: str | None = setting(None, help="Table column with the split of each input.")
-    root: str | None = setting(
-        None, help="Folder or URL from which a table's relative paths start. Default: the table's folder."
-    )
-    null: bool = setting(
-        False, help="Paths on stdin end in NUL, as `find -print0` prints them.", flag="--null", short="-0"
-    )
+    root: str | None = setting(None, help="Folder or URL where a table's relative paths start. Default: its own.")
+    null: bool = setting(False, help="Paths on stdin end in NUL, as from `find -print0`.", short="-0")
     weights: str = setting(
         "DEFAULT", help="Weights: DEFAULT (pretrained), a torchvision weights name, random, or sample (bundled)."
     )
@@ -90,12 +89,12 @@ class ExtractConfig:
     )
     batch_size: int | Literal["auto"] = setting(
         32,
-        help="Images per forward pass; part of the recipe. auto takes the store's size, or else the largest power of "
-        "two that fits into the device's memory: up to 1024 on CUDA, and 32 on the CPU.",
         short="-b",
         parser=parse_batch_size,
         metavar="N|auto",
         lowest=1,
+        help="Images per forward pass; part of the recipe. auto takes the store's size, or else the largest power of "
+        "two that fits into the device's memory: up to 1024 on CUDA, and 32 on the CPU.",
     )
     workers: int | None = setting(
         None,
@@ -112,17 +111,16 @@ class ExtractConfig:
         "auto", help="Engine of the forward pass. auto takes the one expected to be the fastest for this many images."
     )
     precision: Precision | None = setting(
-        None, help="Number format of the forward pass. Default: fp32 on the CPU, tf32 on CUDA."
+        None, help="Number format of the forward pass. Default: fp32 on CPU, tf32 on CUDA."
     )
     dtype: StoredDtype = setting("float32", help="Number format of the stored embeddings.")
     layer: tuple[str, ...] = setting(
-        (),
-        help="Layer whose output is stored too, as a tensor of the same name; `embedx layers` lists them; repeatable.",
+        (), help="Layer whose output is stored too, under its name; `embedx layers` lists them; repeatable."
     )
     pool: Pooling = setting(
         "avg", help="How to pool feature maps or tokens into one vector; none keeps them as they are."
     )
-    normalize: bool = setting(False, help="Scale each embedding to unit L2 length.", flag="--normalize")
+    normalize: bool = setting(False, help="Scale each embedding to unit L2 length.")
     image_size: int | None = setting(
         None,
         help="Height and width of the backbone's input; resizing is scaled along. Default: the weights'.",
@@ -130,52 +128,32 @@ class ExtractConfig:
     )
     resize: int | tuple[int, int] | None = setting(
         None,
-        help="Length to resize the shorter side to, or height x width. Default: the weights' own.",
+        help="Shorter side, or height x width, to resize to. Default: the weights'.",
         parser=parse_resize,
         metavar="N|HxW",
     )
     crop: int | None = setting(
-        None, help="Side of the centred square to cut out after resizing. Default: the weights' own.", lowest=1
+        None, help="Side of the centred square to cut out after resizing. Default: the weights'.", lowest=1
     )
     mean: tuple[float, float, float] | None = setting(
-        None,
-        help="Mean of red, green and blue in [0, 1], which is subtracted. Default: the weights' own.",
-        parser=parse_channels,
-        metavar="R,G,B",
+        None, help="Mean per channel, in [0, 1], to subtract. Default: the weights'.", **_CHANNELS
     )
     std: tuple[float, float, float] | None = setting(
-        None,
-        help="Standard deviation of red, green and blue, which divides. Default: the weights' own.",
-        parser=parse_channels,
-        metavar="R,G,B",
+        None, help="Standard deviation per channel, to divide by. Default: the weights'.", **_CHANNELS
     )
-    interpolation: Interpolation | None = setting(
-        None, help="Interpolation method of resizing. Default: the weights' own."
-    )
+    interpolation: Interpolation | None = setting(None, help="Interpolation of resizing. Default: the weights'.")
     exif: bool = setting(True, help="Rotate images as their EXIF orientation says.", flag="--exif/--no-exif")
-    decoder: DecoderName = setting(
-        "cpu", help="Device that decodes JPEGs; part of the recipe. cuda takes this load off the CPU's cores."
-    )
+    decoder: DecoderName = setting("cpu", help="Device that decodes JPEGs; part of the recipe. cuda relieves the CPU.")
     max_pixels: int = setting(
-        MAX_PIXELS,
-        help="Largest number of pixels of an image, as it is and once resized; a larger image is rejected undecoded.",
-        lowest=1,
+        MAX_PIXELS, help="Pixels above which an image, as it is or once resized, is rejected undecoded.", lowest=1
     )
     shard_size: int = setting(
         128 * 1024**2, help="Approximate size of a shard.", parser=parse_size, metavar="SIZE", shown="128MiB"
     )
-    overwrite: bool = setting(
-        False, help="Begin the store anew; the one that is there is replaced at the end.", flag="--overwrite"
-    )
-    update: bool = setting(
-        False,
-        help="Bring the store up to date with its inputs: embed new and changed ones, drop those that are gone.",
-        flag="--update",
-    )
-    retry_rejected: bool = setting(False, help="Try the rejected inputs again.", flag="--retry-rejected")
-    on_error: OnError = setting(
-        "reject", help="What to do about an unreadable input: reject it and go on, or fail at once."
-    )
+    overwrite: bool = setting(False, help="Begin the store anew, and replace the old one at the end.")
+    update: bool = setting(False, help="Embed inputs that are new or have changed, and drop those that are gone.")
+    retry_rejected: bool = setting(False, help="Try the rejected inputs again.")
+    on_error: OnError = setting("reject", help="Reject an unreadable input and go on, or fail at once.")
     timeout: float = setting(300.0, help="Seconds allowed to read and decode an input, before it is rejected.")
     max_errors: int = setting(0, help="Number of rejected inputs above which the exit code is 3.", lowest=0)
     seed: int = setting(0, help="Random seed of --weights random.")
