@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -27,30 +27,13 @@ class CopyEvent(Protocol):
         ...
 
 
-class HostCopier(Protocol):
-    """Copies a device's tensors to the host."""
-
-    def start(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], CopyEvent]:
-        """Starts copying; the copies may be read once the event is complete."""
-        ...
+HostCopier = Callable[[Mapping[str, Tensor]], tuple[dict[str, Tensor], CopyEvent | None]]
+"""Starts copying tensors to the host; the copies may be read once the event is complete, or at once if it is None."""
 
 
-class _Complete:
-    """The event of a copy that needs no time."""
-
-    def query(self) -> bool:
-        return True
-
-    def synchronize(self) -> None:
-        pass
-
-
-class NoCopier:
-    """Passes on tensors that are on the host already."""
-
-    def start(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], CopyEvent]:
-        """Returns the tensors themselves."""
-        return dict(tensors), _Complete()
+def no_copy(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], None]:
+    """Returns tensors that are on the host already."""
+    return dict(tensors), None
 
 
 class CudaCopier:
@@ -65,7 +48,7 @@ class CudaCopier:
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def start(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], CopyEvent]:
+    def __call__(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], CopyEvent]:
         """Starts copying; torch's allocators reuse memory only once the copies from or to it are complete."""
         on_device = {name: tensor for name, tensor in tensors.items() if tensor.device == self._stream.device}
         own = {name: tensor.clone() for name, tensor in on_device.items()}  # the next forward pass may overwrite them
@@ -83,13 +66,13 @@ class CudaCopier:
 
 def copier_for(device: torch.device) -> HostCopier:
     """Returns the copier for tensors on this device."""
-    return CudaCopier(device) if device.type == "cuda" else NoCopier()
+    return CudaCopier(device) if device.type == "cuda" else no_copy
 
 
 class _Pending(NamedTuple, Generic[T]):
     item: T
     tensors: dict[str, Tensor]
-    event: CopyEvent
+    event: CopyEvent | None
 
 
 class PendingOutputs(Generic[T]):
@@ -112,7 +95,7 @@ class PendingOutputs(Generic[T]):
             item: Anything that belongs to the outputs; it is handed out with them.
             tensors: The outputs on the device. Later work in the same stream may overwrite them.
         """
-        self._pending.append(_Pending(item, *self._copier.start(tensors)))
+        self._pending.append(_Pending(item, *self._copier(tensors)))
 
     def complete(self, *, wait_for_all: bool = False) -> Iterator[tuple[T, dict[str, Tensor]]]:
         """Takes the outputs whose copies are complete, oldest first; waits only while more than `slots` are pending.
@@ -122,7 +105,7 @@ class PendingOutputs(Generic[T]):
         """
         while self._pending:
             oldest = self._pending[0]
-            if not oldest.event.query():
+            if oldest.event is not None and not oldest.event.query():
                 if not wait_for_all and len(self._pending) <= self._slots:
                     return
                 oldest.event.synchronize()

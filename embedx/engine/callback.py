@@ -59,12 +59,7 @@ class Callback:
         """
 
     def on_train_batch_start(
-        self,
-        trainer_state: TrainerState,
-        model: nn.Module,
-        loss_module: nn.Module,
-        batch: Batch,
-        batch_idx: int,
+        self, trainer_state: TrainerState, model: nn.Module, loss_module: nn.Module, batch: Batch, batch_idx: int
     ) -> None:
         """Hook to run at the beginning of a training batch.
 

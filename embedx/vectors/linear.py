@@ -60,12 +60,7 @@ class Convergence(Callback):
         self._before = math.inf
 
     def on_train_batch_start(
-        self,
-        trainer_state: TrainerState,
-        model: nn.Module,
-        loss_module: nn.Module,
-        batch: Batch,
-        batch_idx: int,
+        self, trainer_state: TrainerState, model: nn.Module, loss_module: nn.Module, batch: Batch, batch_idx: int
     ) -> None:
         """Keeps the objective before the step."""
         self._before = float(self.model.evaluate(batch["embeddings"]).objective)

@@ -86,10 +86,10 @@ class Evaluation(NamedTuple):
 class SplitLoss(nn.Module):
     """A head that, called with a whole split, returns its loss, and with a batch of embeddings, its logits.
 
-    The gradient of each batch is taken before the next batch is read, so the memory needed does not grow with the
-    split. The last evaluation is kept: an optimizer that begins a step where its last line search ended, as
-    torch.optim.LBFGS does, reads the split once for both. The objective is a sum over the rows, not a mean, since that
-    optimizer drops pairs of its history whose product is below 1e-10, whatever the scale of the loss.
+    Each batch's gradient is taken before the next batch is read, so the memory needed does not grow with the split. The
+    last evaluation is kept: where a step of torch.optim.LBFGS begins with the weights at which its last line search
+    ended, as it mostly does, the split is read once for both. The objective is a sum over the rows, not their mean, as
+    that optimizer forgets steps whose curvature is below 1e-10, whatever the scale of the loss.
 
     Args:
         head: The head. Its bias is not penalised.
@@ -124,11 +124,14 @@ class SplitLoss(nn.Module):
     def _evaluate(self, batches: Iterable[Batch], parameters: list[nn.Parameter]) -> Evaluation:
         rows, hits, loss = 0, 0, torch.zeros((), dtype=torch.float64)
         gradients = [torch.zeros_like(parameter) for parameter in parameters]
-        terms = ((len(batch["targets"]), *self._batch_loss(batch)) for batch in batches)
-        for count, batch_hits, batch_loss in terms:
-            rows, hits, loss = rows + count, hits + batch_hits, loss + batch_loss.detach()
+        for batch in batches:
+            logits, targets = self.head(batch["embeddings"])["logits"], batch["targets"]
+            batch_loss = functional.cross_entropy(logits, targets, reduction="sum")
             for total, gradient in zip(gradients, torch.autograd.grad(batch_loss, parameters), strict=True):
                 total += gradient
+            rows += len(targets)
+            hits += int((logits.argmax(dim=1) == targets).sum())
+            loss += batch_loss.detach()
         penalty = rows * self.l2 / 2 * self.head.weight.square().sum()
         gradients[0] += torch.autograd.grad(penalty, self.head.weight)[0]
         return Evaluation(
@@ -139,8 +142,3 @@ class SplitLoss(nn.Module):
             top1=hits / rows,
             slope=max(float(gradient.abs().max()) for gradient in gradients) / rows,
         )
-
-    def _batch_loss(self, batch: Batch) -> tuple[int, Tensor]:
-        logits = self.head(batch["embeddings"])["logits"]
-        hits = int((logits.argmax(dim=1) == batch["targets"]).sum())
-        return hits, functional.cross_entropy(logits, batch["targets"], reduction="sum")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from embedx.callbacks import writer as writer_module
-from embedx.callbacks.pending_outputs import CopyEvent, CudaCopier, HostCopier, NoCopier, PendingOutputs, copier_for
+from embedx.callbacks.pending_outputs import CopyEvent, CudaCopier, HostCopier, PendingOutputs, copier_for, no_copy
 from embedx.callbacks.writer import EmbeddingsWriter
 from embedx.engine.loop import run_test
 from embedx.store.reading.reader import Store
@@ -47,7 +47,7 @@ class Device:
         self.flights: list[Flight] = []
         self.waits = 0
 
-    def start(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], CopyEvent]:
+    def __call__(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], CopyEvent]:
         target = {name: torch.full_like(tensor, -1) for name, tensor in tensors.items()}
         flight = Flight(self, {name: tensor.clone() for name, tensor in tensors.items()}, target)
         self.flights.append(flight)
@@ -105,33 +105,31 @@ def test_what_is_on_the_host_is_there_at_once_and_is_not_copied() -> None:
     pending.add(0, {"embeddings": tensor})
     ((_, tensors),) = pending.complete()
     assert tensors["embeddings"] is tensor
-    assert isinstance(copier_for(torch.device("cpu")), NoCopier)
+    assert copier_for(torch.device("cpu")) is no_copy
 
 
-class LateCopier:
-    """Copies on a thread, each some time after it was begun."""
+def late_copy(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], CopyEvent]:
+    """Copies on a thread, some time after the call."""
+    target = {name: torch.full_like(tensor, -1) for name, tensor in tensors.items()}
+    done = threading.Event()
+    source = {name: tensor.clone() for name, tensor in tensors.items()}
 
-    def start(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], CopyEvent]:
-        target = {name: torch.full_like(tensor, -1) for name, tensor in tensors.items()}
-        done = threading.Event()
-        source = {name: tensor.clone() for name, tensor in tensors.items()}
+    def copy() -> None:
+        time.sleep(0.02)
+        for name, tensor in source.items():
+            target[name].copy_(tensor)
+        done.set()
 
-        def copy() -> None:
-            time.sleep(0.02)
-            for name, tensor in source.items():
-                target[name].copy_(tensor)
-            done.set()
+    threading.Thread(target=copy).start()
 
-        threading.Thread(target=copy).start()
+    class Late:
+        def query(self) -> bool:
+            return done.is_set()
 
-        class Late:
-            def query(self) -> bool:
-                return done.is_set()
+        def synchronize(self) -> None:
+            done.wait()
 
-            def synchronize(self) -> None:
-                done.wait()
-
-        return target, Late()
+    return target, Late()
 
 
 class Overwriting(nn.Module):
@@ -146,11 +144,11 @@ class Overwriting(nn.Module):
         return {"embeddings": self.memory}
 
 
-@pytest.mark.parametrize("copier", [LateCopier, NoCopier])
+@pytest.mark.parametrize("copier", [late_copy, no_copy])
 def test_a_store_has_every_row_though_results_come_late(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copier: type[HostCopier]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copier: HostCopier
 ) -> None:
-    monkeypatch.setattr(writer_module, "copier_for", lambda device: copier())
+    monkeypatch.setattr(writer_module, "copier_for", lambda device: copier)
     count = {"a": 26, "b": 3}
     batches = {
         name: [
