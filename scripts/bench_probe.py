@@ -128,8 +128,8 @@ def main(
         if linear:
             with PeakMemory() as peak:
                 result = embedx.probe(store, embedx.ProbeConfig(l2=1e-3))
-            seconds[f"embedx probe, linear, {result.epochs} passes"] = [result.seconds]
-            memory[f"embedx probe, linear, {result.epochs} passes"] = peak.bytes
+            seconds[f"embedx probe, linear, {result.epochs} iterations"] = [result.seconds]
+            memory[f"embedx probe, linear, {result.epochs} iterations"] = peak.bytes
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     ratio = medians["embedx probe"] / medians["by hand"]
     if as_json:
