@@ -100,7 +100,7 @@ def _run(config: ExtractConfig) -> Summary:
 
 
 def _summary_text(summary: Summary) -> str:
-    from embedx.run.update import describe_counts
+    from embedx.run.summary import describe_counts
 
     if summary.up_to_date:
         return f"up to date: {count_text(summary.rows, 'row')}"

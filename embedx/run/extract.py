@@ -23,10 +23,11 @@ from embedx.errors import ConfigError, StoreMismatchError
 from embedx.heartbeat import SILENT, Heartbeat
 from embedx.models.device import has_bf16
 from embedx.models.runtimes.base import Runtime
+from embedx.run.changes import compare
 from embedx.run.job import Job
 from embedx.run.prepare import prepare
 from embedx.run.summary import Summary
-from embedx.run.update import Layout, compare, lay_out
+from embedx.run.update import Layout, lay_out
 from embedx.store.format.layout import MANIFEST, Unit
 from embedx.store.writing.session import StoreSession
 from embedx.system.machine import allow_files, keep_large_blocks
@@ -111,23 +112,23 @@ def _update(job: Job, session: StoreSession, console: Console) -> Layout | None:
         console.print(f"{split.name}: reading {inputs} to see what has changed", markup=False)
         return [digest for batch in job.loader(split, [rows], NoDecoder()) for digest in batch["sha256"]]
 
-    comparison = compare(
+    changes = compare(
         job.plan,
         session.whole_units().values(),
         sha256_of,
         names_differ=not session.inputs_are_the_same,
         retry_rejected=config.retry_rejected,
     )
-    if comparison.inputs_differ and not config.update:
+    if changes.inputs_differ and not config.update:
         raise StoreMismatchError(
-            f"the inputs are not those of the store {config.out}: {comparison.describe()}; bring it up to date with "
+            f"the inputs are not those of the store {config.out}: {changes.describe()}; bring it up to date with "
             "--update, replace it with --overwrite, or choose another folder"
         )
-    out_of_place = session.was_updated and comparison.counts["pending"]
-    if not (comparison.inputs_differ or comparison.counts["retried"] or out_of_place):
+    out_of_place = session.was_updated and changes.counts["pending"]
+    if not (changes.inputs_differ or changes.counts["retried"] or out_of_place):
         session.resume()
         return None
-    layout = lay_out(job.plan, comparison, job.rows_per_unit)
+    layout = lay_out(changes, job.rows_per_unit)
     session.update(layout.counts, layout.units, layout.linked, layout.staying)
     return layout
 

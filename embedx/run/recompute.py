@@ -233,6 +233,7 @@ def _check_tensors(stored: StoredRows, shapes: dict[str, tuple[int, ...]]) -> No
 
 
 def _stated(store: Store, value: T | None) -> T:
+    """Returns an entry of the store's recipe, which only stores that `embedx extract` did not make may lack."""
     if value is None:
         raise ConfigError(f"{store.path} does not say how it was made, as its recipe lacks an entry")
     return value

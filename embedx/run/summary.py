@@ -85,3 +85,18 @@ class Summary:
             "timings": self.timings,
             "verdict": self.verdict,
         }
+
+
+def describe_counts(counts: dict[str, int], examples: dict[str, str] | None = None) -> str:
+    """Returns counts of inputs in words, without those that are zero.
+
+    Args:
+        counts: The numbers of inputs by name.
+        examples: The key of one such input, by the same names.
+    """
+    words = []
+    for name, count in counts.items():
+        if count:
+            example = f" (such as {examples[name]!r})" if examples and name in examples else ""
+            words.append(f"{count:,} {name}{example}")
+    return ", ".join(words)

@@ -20,7 +20,6 @@ from embedx.store.writing.session import StoreSession
 
 _WITHOUT_EFFECT = frozenset({"workers", "threads", "on_error", "timeout", "max_pixels", "max_errors", "update"})
 """The settings that change nothing in a complete store."""
-"""The entries of an environment that are no package's version."""
 
 
 def look_for_work(config: ExtractConfig) -> tuple[Summary | None, Plan | None]:
@@ -59,10 +58,9 @@ def _was_made_with(config: ExtractConfig, manifest: Manifest) -> bool:
     """Tells whether a store was made with these settings, the same weights and the same package versions."""
     if config.overwrite or config.retry_rejected:
         return False
-    then, now = (
-        {**settings, **dict.fromkeys(_WITHOUT_EFFECT)} for settings in (manifest.settings.to_json(), config.to_json())
-    )
-    return then == now and _weights_are_same(config, manifest) and _versions_are_same(manifest)
+    then, now = manifest.settings.to_json(), config.to_json()
+    ignored = dict.fromkeys(_WITHOUT_EFFECT)
+    return then | ignored == now | ignored and _weights_are_same(config, manifest) and _versions_are_same(manifest)
 
 
 def _weights_are_same(config: ExtractConfig, manifest: Manifest) -> bool:
