@@ -114,7 +114,7 @@ class SplitLoss(nn.Module):
         return {"objective": evaluation.objective + torch.stack(zeros).sum()}
 
     def evaluate(self, batches: Iterable[Batch]) -> Evaluation:
-        """Computes the loss over a split, unless the last evaluation was of the same parameters; it is of one split."""
+        """Returns the loss over the split, always the same one; reads it only if the parameters have changed since."""
         parameters = list(self.head.parameters())
         if self._last is None or not all(map(torch.equal, parameters, self._last.parameters)):
             self._last = self._evaluate(batches, parameters)
