@@ -22,6 +22,7 @@ from __future__ import annotations
 import difflib
 import errno
 from collections.abc import Iterable, Sequence
+from typing import Self
 
 _PERMISSION = frozenset({errno.EACCES, errno.EPERM})
 _OF_THE_MACHINE = frozenset(
@@ -65,6 +66,16 @@ class CheckpointError(ConfigError):
 
 class ConnectorError(ConfigError):
     """A callback has no connector, or its connector names a key that is not there."""
+
+
+class RuntimeUnfitError(ConfigError):
+    """A runtime can't run this backbone on this machine."""
+
+    @classmethod
+    def of(cls, runtime: str, error: Exception) -> Self:
+        """Makes the error of a runtime that refuses the backbone, with the message of the runtime's library."""
+        text = " ".join(str(error).split())
+        return cls(f"the runtime {runtime} does not take this backbone ({type(error).__name__}: {text:.300})")
 
 
 class StoreMismatchError(ConfigError):

@@ -1,1 +1,1 @@
-"""From a backbone's name to a module that turns uint8 batches into features."""
+"""Backbones by name, as modules that turn uint8 batches into features."""

@@ -12,7 +12,7 @@ from embedx.values import Precision
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of this name; `auto` is CUDA if there is one.
+    """Returns the device of this name; `auto` is CUDA if there is a CUDA device.
 
     Raises:
         ConfigError: If there is no such device.
@@ -29,7 +29,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether a device multiplies bfloat16 numbers by itself; others do it in float32, and lose time with it."""
+    """Tells whether a device multiplies bfloat16 numbers natively; others are slower with them than in fp32."""
     if device.type == "cuda":
         with torch.cuda.device(device):
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -40,11 +40,11 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def resolve_precision(precision: Precision | None, device: torch.device) -> Precision:
-    """The precision to use where none is given.
+    """Returns the given precision, or the device's default if none is given.
 
     Raises:
-        ConfigError: If the device does not have it.
+        ConfigError: If the device does not have this precision.
     """
     if precision == "tf32" and device.type == "cpu":
-        raise ConfigError("--precision tf32 is CUDA's; on the CPU give fp32 or bf16")
+        raise ConfigError("--precision tf32 is for CUDA devices; on the CPU give fp32 or bf16")
     return precision or ("tf32" if device.type == "cuda" else "fp32")

@@ -1,4 +1,4 @@
-"""From uint8 images to the vectors that are stored: normalise, run the backbone, pool, scale.
+"""The way from uint8 images to the stored vectors: normalise, run the backbone, pool, scale.
 
 Shapes: B images, C channels, D embedding dimension, T tokens.
 """
@@ -12,21 +12,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from embedx.errors import ConfigError
-from embedx.models.foreign import Opaque
+from embedx.models.outputs import FrozenProgram
 from embedx.recipe import Preprocessing
 
 _GEM_POWER = 3.0
-"""p of generalised-mean pooling; the value of Radenović et al., Fine-tuning CNN Image Retrieval (2018)."""
+"""The power p of generalised-mean pooling; the value of Radenović et al., Fine-tuning CNN Image Retrieval (2018)."""
 _GEM_FLOOR = 1e-6
 
 
 class Embedder(nn.Module):
-    """A backbone between the preset's normalisation and pooling.
+    """A backbone between the normalisation of images and the pooling of features.
 
     Args:
-        backbone: [B, 3, H, W] → [B, D], or a dict of named features.
-        preprocessing: Whose mean and std normalise the images; None if there are none.
-        pool: How maps and tokens become vectors.
+        backbone: The module from images [B, 3, H, W] to features [B, D], or to a dict of named features.
+        preprocessing: The preprocessing whose mean and std normalise the images; None if the inputs are not images.
+        pool: The way in which maps and tokens become vectors.
         normalize: Whether vectors are scaled to unit L2 length.
     """
 
@@ -46,7 +46,7 @@ class Embedder(nn.Module):
         self.normalize = normalize
         if preprocessing is None:
             return
-        # In units of the uint8 values, so that scaling to [0, 1] is no step of its own.
+        # In units of the uint8 values, which saves the step that scales them to [0, 1].
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1) * 255, persistent=False)
 
@@ -54,11 +54,11 @@ class Embedder(nn.Module):
         """Computes the features.
 
         Args:
-            images: [B, 3, H, W] uint8.
+            images: The images [B, 3, H, W] uint8.
 
         Returns:
-            `embeddings` [B, D] first, then one entry per extra layer: [B, D], or unpooled. Pooled and scaled in
-            float32, whatever the backbone computes in; half precision would lose or overflow their sums.
+            `embeddings` [B, D] first, then one entry per extra layer: [B, D], or unpooled. They are pooled and scaled
+            in float32, whatever the backbone's precision, as sums in half precision lose bits or overflow.
         """
         features = self.backbone(((images - self.mean) / self.std).to(_input_dtype(self.backbone)))
         if isinstance(features, Tensor):
@@ -79,24 +79,24 @@ def finished(features: Mapping[str, Tensor], pool: str, *, normalize: bool) -> d
 
 
 def _input_dtype(backbone: nn.Module) -> torch.dtype:
-    """What it computes in; quantised ones and programs, which may hold no parameters, take float32."""
-    if isinstance(backbone, Opaque):
+    """Returns the dtype of the backbone's parameters; float32 for programs, and for modules without parameters."""
+    if isinstance(backbone, FrozenProgram):
         return torch.float32
     return next((parameter.dtype for parameter in backbone.parameters()), torch.float32)
 
 
 def pool_features(features: Tensor, how: str) -> Tensor:
-    """Makes one vector of a map or of tokens.
+    """Pools a map or tokens into one vector per image.
 
     Args:
-        features: [B, D], [B, T, D] with the class token first, [B, C, H, W] or [B, H, W, C], with H = W.
-        how: `avg`, `max`, `gem` (generalised mean, p = 3), `cls` (the first token), or `none`.
+        features: The features [B, D], [B, T, D] with the class token first, [B, C, H, W] or [B, H, W, C], with H = W.
+        how: One of `avg`, `max`, `gem` (generalised mean, p = 3), `cls` (the first token), or `none`.
 
     Returns:
-        [B, D]; `features` as they are if they are vectors already, or for `none`.
+        The vectors [B, D]; `features` unchanged if they are vectors already, or for `none`.
 
     Raises:
-        ConfigError: If the features have another shape, or `cls` is asked of a map.
+        ConfigError: If the features have another shape, or are a map and `how` is `cls`.
     """
     if features.ndim == 2 or how == "none":
         return features
@@ -114,12 +114,12 @@ def pool_features(features: Tensor, how: str) -> Tensor:
 
 
 def channel_dim(features: Tensor) -> int:
-    """The dimension of the channels: the last one of vectors and tokens, the one that differs of a square map.
+    """Finds the dimension of the channels: the last one for vectors and tokens, the odd one out for a square map.
 
-    Some models hold their maps as [B, H, W, C]; as images are square, the shape tells.
+    Some models hold their maps as [B, H, W, C]. As images are square, the shape shows which dimension it is.
 
     Raises:
-        ConfigError: If the shape does not tell.
+        ConfigError: If the shape leaves it open.
     """
     if features.ndim in (2, 3):
         return features.ndim - 1
@@ -130,6 +130,6 @@ def channel_dim(features: Tensor) -> int:
         if first == second != third:
             return 3
     raise ConfigError(
-        f"of a layer of shape {list(features.shape)} can't be told which dimension the channels are; "
+        f"the channels of a layer of shape {list(features.shape)} could be more than one of its dimensions; "
         "give --pool none and leave --normalize out"
     )

@@ -1,7 +1,7 @@
 """A backbone's layers: their names, and their outputs beside the embeddings.
 
-torch.fx tells every operation of a backbone that it can trace; of any other its modules are layers, told by forward
-hooks. What a layer gives is copied where it arises, as in-place operations behind it would change it.
+If torch.fx can trace a backbone, all its operations are layers; otherwise its modules are, by means of forward hooks.
+A layer's output is copied at once, as in-place operations after it would change it.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from embedx.errors import ConfigError, unknown
 from embedx.names import EMBEDDINGS, INDEX, TARGETS
 
 _RESERVED = {EMBEDDINGS, INDEX, TARGETS}
-"""Tensors of a shard that no layer may be named like."""
+"""The names of a shard's own tensors, which no layer may have."""
 
 
 class TracedLayers(nn.Module):
-    """A backbone that torch.fx can trace, with the outputs of some of its layers.
+    """A backbone that torch.fx can trace, which also returns the outputs of some of its layers.
 
     Args:
-        backbone: [B, 3, H, W] → embeddings.
-        operations: Its operations by name, in their order; their graph becomes this module's.
-        layers: Names of operations, or of modules, whose last operation is their output.
+        backbone: The module from images [B, 3, H, W] to embeddings.
+        operations: The backbone's operations by name, in their order; their graph becomes this module's.
+        layers: The names of operations, or of modules; a module's output is that of its last operation.
     """
 
     def __init__(self, backbone: nn.Module, operations: dict[str, Node], layers: Iterable[str]) -> None:
@@ -43,17 +43,17 @@ class TracedLayers(nn.Module):
         self.traced = GraphModule(backbone, graph)
 
     def forward(self, images: Tensor) -> dict[str, Any]:
-        """The embeddings, and what each layer gives, of images [B, 3, H, W]."""
+        """Computes the embeddings and each layer's output of images [B, 3, H, W]."""
         outputs: dict[str, Any] = self.traced(images)
         return outputs
 
 
 class HookedLayers(nn.Module):
-    """A backbone with the outputs of some of its modules; of one that is run several times, the last.
+    """A backbone which also returns the outputs of some of its modules; the last one if a module runs several times.
 
     Args:
-        backbone: [B, 3, H, W] → embeddings.
-        layers: Names of modules.
+        backbone: The module from images [B, 3, H, W] to embeddings.
+        layers: The names of the modules.
     """
 
     def __init__(self, backbone: nn.Module, layers: Iterable[str]) -> None:
@@ -70,19 +70,19 @@ class HookedLayers(nn.Module):
         self._outputs[layer] = _copy(first)
 
     def run(self, images: Tensor) -> dict[str, Any]:
-        """The embeddings, and what the layers give that are run at all."""
+        """Computes the embeddings, and the outputs of the layers that are run at all."""
         self._outputs.clear()
         return {EMBEDDINGS: self.backbone(images), **self._outputs}
 
     def forward(self, images: Tensor) -> dict[str, Any]:
-        """The embeddings, and what each layer gives (the first thing, of a tuple), of images [B, 3, H, W]."""
+        """Computes the embeddings and each layer's output (a tuple's first item) of images [B, 3, H, W]."""
         outputs = self.run(images)
         ConfigError.check([f"--layer {layer} is not run" for layer in self.layers if layer not in outputs])
         return outputs
 
 
 def with_layers(backbone: nn.Module, layers: Sequence[str]) -> nn.Module:
-    """The backbone, made to give these layers too, by name; itself if there are none."""
+    """Makes a backbone return these layers too, by name; returns it unchanged if there are none."""
     if not layers:
         return backbone
     operations = _operations(backbone)
@@ -90,7 +90,7 @@ def with_layers(backbone: nn.Module, layers: Sequence[str]) -> nn.Module:
 
 
 def layer_faults(backbone: nn.Module, name: str, layers: Sequence[str]) -> list[str]:
-    """What is wrong with these layers of the backbone of this name."""
+    """Returns one message for each layer that the backbone of this name does not have, or that is its output."""
     if not layers:
         return []
     operations = _operations(backbone)
@@ -105,14 +105,15 @@ def layer_faults(backbone: nn.Module, name: str, layers: Sequence[str]) -> list[
 
 
 def layer_shapes(backbone: nn.Module, images: Tensor) -> dict[str, tuple[int, ...]]:
-    """What can be given to `--layer`, with its output's shape, in the order in which they are computed.
+    """Returns the names that `--layer` takes, each with its output's shape, in the order of computation.
 
     Args:
-        backbone: [B, 3, H, W] → embeddings.
-        images: [B, 3, H, W], to tell it by.
+        backbone: The module from images [B, 3, H, W] to embeddings.
+        images: The images [B, 3, H, W] to run it on.
 
     Returns:
-        Shapes of one image's part: [D], [T, D], [C, H, W], … Outputs that have no such parts are left out.
+        The shape of one image's part of each output: [D], [T, D], [C, H, W], … Outputs without a batch dimension are
+        left out.
     """
     operations = _operations(backbone)
     names = _layer_names(backbone, operations)
@@ -129,7 +130,7 @@ def layer_shapes(backbone: nn.Module, images: Tensor) -> dict[str, tuple[int, ..
 
 
 def _operations(backbone: nn.Module) -> dict[str, Node] | None:
-    """Its operations by name, in the order in which they run; None if it can't be traced, or not as it runs.
+    """Returns a backbone's operations by name, in the order in which they run; None if it can't be traced faithfully.
 
     Tracing skips hooks, and a graph of quantised additions lacks parts of them.
     """
@@ -144,7 +145,7 @@ def _operations(backbone: nn.Module) -> dict[str, Node] | None:
 
 
 def _layer_names(backbone: nn.Module, operations: dict[str, Node] | None) -> list[str]:
-    """Operations, and the modules they are in, each behind its last operation; or all modules."""
+    """Lists operations, and the modules around them, each after its last operation; or all modules."""
     if operations is None:
         return [name for name, _ in backbone.named_modules() if name]
     last_first = (

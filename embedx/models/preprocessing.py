@@ -1,36 +1,57 @@
-"""Which preprocessing a backbone gets: its weights' own, with what the settings change of it."""
+"""The preprocessing of a backbone's images: that of its weights, with the changes that the settings ask for."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Self
 
 from embedx.config import ExtractConfig
 from embedx.errors import ConfigError
 from embedx.recipe import Preprocessing
+from embedx.values import Interpolation
+
+
+@dataclasses.dataclass(frozen=True)
+class PreprocessingOptions:
+    """The settings that change the preprocessing; the fields are those of ExtractConfig."""
+
+    backbone: str
+    image_size: int | None = None
+    resize: int | tuple[int, int] | None = None
+    crop: int | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    interpolation: Interpolation | None = None
+    exif: bool = True
+
+    @classmethod
+    def of(cls, config: ExtractConfig) -> Self:
+        """Takes them from the whole configuration."""
+        return cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(cls)})
 
 
 def resolve_preprocessing(
-    own: Preprocessing | None, config: ExtractConfig, *, fixed_size: int | None = None
+    own: Preprocessing | None, options: PreprocessingOptions, *, fixed_size: int | None = None
 ) -> Preprocessing:
     """Determines the preprocessing.
 
     Args:
-        own: The weights'; None if nobody knows it.
-        config: The settings.
-        fixed_size: Height and width of the only images that the backbone takes, if it says so.
+        own: The preprocessing that goes with the weights; None if it is unknown.
+        options: The changes that were asked for.
+        fixed_size: The height and width in pixels of the only images that the backbone takes, if it has such.
 
     Raises:
-        ConfigError: If nobody knows it and the settings do not say it all, or if the steps do not fit each other or
-            the backbone.
+        ConfigError: If neither the weights nor the settings say it all, or if the steps do not fit each other or the
+            backbone.
     """
     if own is None:
-        own = _as_told(config, fixed_size)
+        own = _given_alone(options, fixed_size)
     given = {
         name: value
         for name in ("resize", "crop", "mean", "std", "interpolation", "exif")
-        if (value := getattr(config, name)) is not None
+        if (value := getattr(options, name)) is not None
     }
-    steps = dataclasses.replace(own.with_image_size(config.image_size), **given)
+    steps = dataclasses.replace(own.with_image_size(options.image_size), **given)
     shorter = steps.resize if isinstance(steps.resize, int) else min(steps.resize)
     faults = []
     if shorter < steps.crop:
@@ -40,23 +61,21 @@ def resolve_preprocessing(
         )
     if fixed_size not in (None, steps.crop):
         faults.append(
-            f"{config.backbone} takes images of {fixed_size}x{fixed_size}, not {steps.crop}x{steps.crop}; "
+            f"{options.backbone} takes images of {fixed_size}x{fixed_size}, not {steps.crop}x{steps.crop}; "
             f"give --image-size {fixed_size}"
         )
     ConfigError.check(faults)
     return steps
 
 
-def _as_told(config: ExtractConfig, fixed_size: int | None) -> Preprocessing:
-    size = config.image_size or config.crop or fixed_size
-    missing = [
-        flag
-        for flag, value in (("--image-size", size), ("--mean", config.mean), ("--std", config.std))
-        if value is None
-    ]
-    if size is None or config.mean is None or config.std is None:
+def _given_alone(options: PreprocessingOptions, fixed_size: int | None) -> Preprocessing:
+    """Makes the preprocessing of the settings alone."""
+    size = options.image_size or options.crop or fixed_size
+    required = (("--image-size", size), ("--mean", options.mean), ("--std", options.std))
+    if size is None or options.mean is None or options.std is None:
+        missing = [flag for flag, value in required if value is None]
         raise ConfigError(
-            f"nobody knows which preprocessing {config.backbone} needs; give {' and '.join(missing)} "
+            f"the preprocessing of {options.backbone} is unknown; give {' and '.join(missing)} "
             "(and, if they matter, --resize and --interpolation)"
         )
-    return Preprocessing(resize=size, crop=size, interpolation="bilinear", mean=config.mean, std=config.std)
+    return Preprocessing(resize=size, crop=size, interpolation="bilinear", mean=options.mean, std=options.std)

@@ -15,11 +15,12 @@ from embedx.data.plan import Plan
 from embedx.errors import ConfigError
 from embedx.heartbeat import SILENT, Heartbeat
 from embedx.models.backbones import BackboneSpec, describe_backbone
-from embedx.models.backbones.none import NONE, describe_features
+from embedx.models.backbones.none import describe_features
 from embedx.models.device import resolve_device, resolve_precision
 from embedx.models.runtimes import choice as runtimes
 from embedx.models.runtimes.base import LARGEST_BATCH
 from embedx.models.runtimes.eager import EagerRuntime
+from embedx.names import NO_BACKBONE
 from embedx.run.inputs import list_inputs
 from embedx.run.job import Job
 from embedx.store.format.contents import StoredRecipe
@@ -67,7 +68,7 @@ def prepare(
     begun = store.recipe if store is not None and not config.overwrite else StoredRecipe()
     batch_size = begun.batch_size if config.batch_size == "auto" else config.batch_size
     wanted = (begun.runtime or "auto") if config.runtime == "auto" else config.runtime
-    names = runtimes.candidates(wanted, device, spec.written_bytes, sum(map(len, inputs.splits.values())))
+    names = runtimes.candidates(wanted, device, spec.bytes_written, sum(map(len, inputs.splits.values())))
     if batch_size is not None:
         return Job(config, inputs, spec, device, precision, batch_size, names)
     largest = Job(config, inputs, spec, device, precision, LARGEST_BATCH[device.type], names)
@@ -82,7 +83,7 @@ def input_shape(config: ExtractConfig, plan: Plan) -> tuple[int, ...]:
     Raises:
         ConfigError: If no features can be read, or their shapes differ between splits.
     """
-    return features_shape(plan) if config.backbone == NONE else ()
+    return features_shape(plan) if config.backbone == NO_BACKBONE else ()
 
 
 def describe_spec(config: ExtractConfig, shape: tuple[int, ...], *, download: bool = True) -> BackboneSpec:
@@ -91,7 +92,11 @@ def describe_spec(config: ExtractConfig, shape: tuple[int, ...], *, download: bo
     Raises:
         ConfigError: If the backbone, its weights or a setting of it can't be had.
     """
-    return describe_features(config, shape) if config.backbone == NONE else describe_backbone(config, download=download)
+    return (
+        describe_features(config, shape)
+        if config.backbone == NO_BACKBONE
+        else describe_backbone(config, download=download)
+    )
 
 
 def check_decoder(config: ExtractConfig, device: torch.device) -> None:
@@ -102,7 +107,7 @@ def check_decoder(config: ExtractConfig, device: torch.device) -> None:
     """
     if config.decoder == "cpu":
         return
-    if config.backbone == NONE:
+    if config.backbone == NO_BACKBONE:
         raise ConfigError("--decoder cuda is for images, and --backbone none takes features; leave it out")
     if device.type != "cuda":
         raise ConfigError(f"--decoder cuda decodes where the model runs, and that is the {device}; give --decoder cpu")

@@ -67,7 +67,7 @@ def test_a_map_has_no_class_token() -> None:
 
 @pytest.mark.parametrize("shape", [(2,), (2, 3, 4, 5, 6), (2, 5, 5, 5), (2, 3, 4, 5)])
 def test_other_shapes_can_not_be_pooled(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ConfigError, match="can't be told which dimension the channels are; give --pool none"):
+    with pytest.raises(ConfigError, match="could be more than one of its dimensions; give --pool none"):
         pool_features(features(*shape), "avg")
 
 

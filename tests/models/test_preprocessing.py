@@ -1,22 +1,20 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from embedx.config import ExtractConfig
 from embedx.errors import ConfigError
-from embedx.models.preprocessing import resolve_preprocessing
+from embedx.models.preprocessing import PreprocessingOptions, resolve_preprocessing
 from embedx.recipe import Preprocessing
 
 OWN = Preprocessing(232, 224, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALVES = (0.5, 0.5, 0.5)
 
 
-def settings(**given: Any) -> ExtractConfig:
-    return ExtractConfig(backbone="mine", out=Path("store"), **given)
+def settings(**given: Any) -> PreprocessingOptions:
+    return PreprocessingOptions(backbone="mine", **given)
 
 
 @pytest.mark.parametrize(
@@ -36,9 +34,9 @@ def test_each_setting_changes_one_step(given: dict[str, Any], changed: dict[str,
 
 
 def test_a_preprocessing_that_nobody_knows_is_asked_for() -> None:
-    with pytest.raises(ConfigError, match="nobody knows which preprocessing mine needs; give --image-size and --mean"):
+    with pytest.raises(ConfigError, match="the preprocessing of mine is unknown; give --image-size and --mean"):
         resolve_preprocessing(None, settings())
-    with pytest.raises(ConfigError, match=r"needs; give --std \(and"):
+    with pytest.raises(ConfigError, match=r"is unknown; give --std \(and"):
         resolve_preprocessing(None, settings(image_size=64, mean=HALVES))
 
 

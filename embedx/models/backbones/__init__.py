@@ -1,4 +1,4 @@
-"""Backbones by name: what they take and give, and how they are loaded. A kind of backbone is one module here."""
+"""Backbones by name: their inputs and outputs, and how they are loaded. Each kind of backbone is one module here."""
 
 from __future__ import annotations
 
@@ -13,44 +13,43 @@ from torch import Tensor, nn
 from embedx.config import ExtractConfig
 from embedx.errors import ConfigError
 from embedx.models.backbones import dense, factory, huggingface, program, quantized, timm, torchvision
-from embedx.models.backbones.base import Architecture, BackboneKind, last_line
+from embedx.models.backbones.base import Architecture, BackboneKind, BackboneOptions, last_line
+from embedx.models.bytes_written import BytesWritten
 from embedx.models.embedder import Embedder
 from embedx.models.layers import layer_faults, layer_shapes, with_layers
-from embedx.models.preprocessing import resolve_preprocessing
-from embedx.models.runtimes.traffic import WrittenBytes
-from embedx.models.weights.read import Weights
+from embedx.models.preprocessing import PreprocessingOptions, resolve_preprocessing
+from embedx.models.weights.find import Weights
 from embedx.recipe import Preprocessing
-from embedx.system.torch_imports import first_without_compiler
 
 _KINDS = (timm.KIND, huggingface.KIND, program.KIND, factory.KIND, dense.KIND, quantized.KIND, torchvision.KIND)
-"""The first that matches is it; any text can be a torchvision model's name."""
+"""The kinds in the order in which they are asked; the last takes any text for the name of a torchvision model."""
 
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class BackboneSpec:
-    """A backbone, its weights and what is taken of it, fully determined, nothing of it loaded."""
+    """A backbone, its weights and its outputs, fully determined; none of its weights are loaded."""
 
     architecture: Architecture
     preprocessing: Preprocessing | None
-    """None where the inputs are no images."""
+    """The preprocessing; None if the inputs are not images."""
     layers: tuple[str, ...]
     pool: str
     normalize: bool
     shapes: dict[str, tuple[int, ...]]
-    """Shape of one row of every stored tensor, `embeddings` first: (D,), or (T, D) and (C, H, W) unpooled."""
-    written_bytes: float | None = None
-    """What the forward pass writes per image, see `WrittenBytes`; None of what is no backbone, or a program."""
+    """The shape of one row of every stored tensor, `embeddings` first: (D,), or (T, D) and (C, H, W) unpooled."""
+    bytes_written: float | None = None
+    """The bytes that the forward pass writes per image, see `BytesWritten`; None for programs and features."""
 
     @property
     def name(self) -> str:
-        """The backbone's."""
+        """The backbone's name."""
         return self.architecture.name
 
     @property
     def weights(self) -> Weights:
-        """Where its weights come from."""
+        """The backbone's weights."""
         return self.architecture.weights
 
     def load(self) -> Embedder:
@@ -63,10 +62,10 @@ class BackboneSpec:
 
 
 def describe_backbone(config: ExtractConfig, *, download: bool = True) -> BackboneSpec:
-    """Determines backbone, weights, preprocessing and shapes, loading no weights.
+    """Determines backbone, weights, preprocessing and shapes, without loading the weights.
 
     Args:
-        config: The settings.
+        config: The settings of the run.
         download: Whether weights that are in no cache may be fetched.
 
     Raises:
@@ -76,40 +75,16 @@ def describe_backbone(config: ExtractConfig, *, download: bool = True) -> Backbo
     architecture = _find(config, download)
     if config.backbone_arg and not architecture.arguments:
         raise ConfigError("--backbone-arg is for backbones given as package.module:factory; leave it out")
-    preprocessing = resolve_preprocessing(architecture.preprocessing, config, fixed_size=architecture.image_size)
+    options = PreprocessingOptions.of(config)
+    preprocessing = resolve_preprocessing(architecture.preprocessing, options, fixed_size=architecture.image_size)
     spec = BackboneSpec(architecture, preprocessing, config.layer, config.pool, config.normalize, shapes={})
     if config.layer:
         _check_has_layers(architecture)
-    return first_without_compiler(lambda: _tried_out(spec, preprocessing.crop))
-
-
-def _tried_out(spec: BackboneSpec, size: int) -> BackboneSpec:
-    """The description, with what is told by the backbone's outline as it is built and run."""
-    architecture = spec.architecture
-    model = architecture.outline()
-    ConfigError.check(layer_faults(model, architecture.name, spec.layers))
-    embedder = _embedder(model, spec).to(architecture.outline_device)
-
-    written = 0.0
-
-    def row_shapes(batch: int) -> dict[str, tuple[int, ...]]:
-        nonlocal written
-        images = _images(architecture, batch, size, torch.uint8)
-        with contextlib.nullcontext() if architecture.opaque else WrittenBytes() as counter:
-            outputs = embedder(images)
-        written = counter.total / batch if counter is not None else 0.0
-        for rows in {len(output) for output in outputs.values()} - {batch}:
-            raise ValueError(
-                f"it gives {rows} rows for a batch of {batch}; if it takes batches of {rows}, give --batch-size {rows}"
-            )
-        return {name: tuple(output.shape[1:]) for name, output in outputs.items()}
-
-    shapes = _try_out(architecture, row_shapes, size)
-    return dataclasses.replace(spec, shapes=shapes, written_bytes=None if architecture.opaque else written)
+    return _with_shapes(spec, preprocessing.crop)
 
 
 def describe_layers(config: ExtractConfig) -> dict[str, tuple[int, ...]]:
-    """What can be given to `--layer` of a backbone, and the shape of its output for one image.
+    """Returns the names that `--layer` takes for a backbone, each with the shape of its output for one image.
 
     Raises:
         ConfigError: If there is no such backbone, or it has no layers, or takes no images of this size.
@@ -119,24 +94,22 @@ def describe_layers(config: ExtractConfig) -> dict[str, tuple[int, ...]]:
     own = architecture.preprocessing
     size = config.image_size or (own.crop if own else architecture.image_size)
     if size is None:
-        raise ConfigError(f"nobody knows which images {config.backbone} takes; give --image-size")
+        raise ConfigError(f"the size of the images that {config.backbone} takes is unknown; give --image-size")
+    model = architecture.outline().to(architecture.outline_device)
 
-    def shapes() -> dict[str, tuple[int, ...]]:
-        model = architecture.outline().to(architecture.outline_device)
-        return _try_out(
-            architecture, lambda batch: layer_shapes(model, _images(architecture, batch, size, torch.float32)), size
-        )
+    def shapes(batch: int) -> dict[str, tuple[int, ...]]:
+        return layer_shapes(model, _blank_images(architecture, batch, size, torch.float32))
 
-    return first_without_compiler(shapes)
+    return _try_batches(architecture, shapes, size)
 
 
 def runs_code(name: str) -> bool:
-    """Whether a backbone of this name is code of the user's own, or a program that may hold some."""
+    """Tells whether finding the backbone of this name can run the user's code, or code inside a file."""
     return _kind(name).runs_code
 
 
 def _find(config: ExtractConfig, download: bool) -> Architecture:
-    return _kind(config.backbone).find(config, download)
+    return _kind(config.backbone).find(BackboneOptions.of(config), download)
 
 
 def _kind(name: str) -> BackboneKind:
@@ -144,19 +117,43 @@ def _kind(name: str) -> BackboneKind:
 
 
 def _check_has_layers(architecture: Architecture) -> None:
-    if architecture.opaque:
-        raise ConfigError(f"{architecture.name} is a program, in which no layers can be told; leave --layer out")
+    if architecture.is_program:
+        raise ConfigError(f"{architecture.name} is a program, whose layers can't be reached; leave --layer out")
 
 
-def _images(architecture: Architecture, batch: int, size: int, dtype: torch.dtype) -> Tensor:
+def _with_shapes(spec: BackboneSpec, size: int) -> BackboneSpec:
+    """Completes a description by running the backbone's outline on blank images."""
+    architecture = spec.architecture
+    model = architecture.outline()
+    ConfigError.check(layer_faults(model, architecture.name, spec.layers))
+    embedder = _embedder(model, spec).to(architecture.outline_device)
+    written = None
+
+    def row_shapes(batch: int) -> dict[str, tuple[int, ...]]:
+        nonlocal written
+        images = _blank_images(architecture, batch, size, torch.uint8)
+        with contextlib.nullcontext() if architecture.is_program else BytesWritten() as counter:
+            outputs = embedder(images)
+        written = counter.total / batch if counter is not None else None
+        for rows in {len(output) for output in outputs.values()} - {batch}:
+            raise ValueError(
+                f"it gives {rows} rows for a batch of {batch}; if it takes batches of {rows}, give --batch-size {rows}"
+            )
+        return {name: tuple(output.shape[1:]) for name, output in outputs.items()}
+
+    shapes = _try_batches(architecture, row_shapes, size)
+    return dataclasses.replace(spec, shapes=shapes, bytes_written=written)
+
+
+def _blank_images(architecture: Architecture, batch: int, size: int, dtype: torch.dtype) -> Tensor:
     return torch.zeros(batch, 3, size, size, dtype=dtype, device=architecture.outline_device)
 
 
-def _try_out(architecture: Architecture, run: Callable[[int], dict[str, T]], size: int) -> dict[str, T]:
-    """What a run gives, of the first batch size that works.
+def _try_batches(architecture: Architecture, run: Callable[[int], dict[str, T]], size: int) -> dict[str, T]:
+    """Calls a function with one batch size after the other, and returns the result of the first that works.
 
     Raises:
-        ConfigError: If none does.
+        ConfigError: If none works.
     """
     faults = []
     for batch in architecture.outline_batches:

@@ -1,68 +1,101 @@
-"""What every kind of backbone is: a module that can be built, its weights, and the preprocessing they need."""
+"""The interface of every kind of backbone: a module that can be built, its weights, and its preprocessing."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import nn
 
 from embedx.config import ExtractConfig
+from embedx.models.weights.find import Weights, WeightsOptions
 from embedx.models.weights.matching import CheckpointMatch, fill
-from embedx.models.weights.read import Weights, read_state_dict
+from embedx.models.weights.read import read_state_dict
 from embedx.recipe import Preprocessing
+from embedx.values import Precision
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneOptions:
+    """The settings by which a kind of backbone finds one."""
+
+    name: str
+    """The text that was given to `--backbone`."""
+    weights: WeightsOptions
+    arguments: tuple[str, ...]
+    """The texts that were given to `--backbone-arg`, each KEY=VALUE."""
+    image_size: int | None
+    batch_size: int | Literal["auto"]
+    precision: Precision | None
+    device: str
+
+    @classmethod
+    def of(cls, config: ExtractConfig) -> Self:
+        """Takes them from the whole configuration."""
+        return cls(
+            name=config.backbone,
+            weights=WeightsOptions.of(config),
+            arguments=config.backbone_arg,
+            image_size=config.image_size,
+            batch_size=config.batch_size,
+            precision=config.precision,
+            device=config.device,
+        )
 
 
 class Architecture(ABC):
-    """A backbone that was found, with its weights; nothing of it is loaded yet."""
+    """A backbone that was found, with its weights; none of its tensors are loaded yet."""
 
     name: str
-    """As it is given to `--backbone`."""
+    """The text that was given to `--backbone`."""
     weights: Weights
     preprocessing: Preprocessing | None
-    """The weights' own; None if nobody knows."""
+    """The preprocessing that goes with the weights; None if it is unknown."""
     image_size: int | None = None
-    """Height and width of the only images it takes, if it says so."""
+    """The height and width in pixels of the only images that the backbone takes; None if it takes others too."""
     arguments: Mapping[str, Any] = MappingProxyType({})
-    """What else it was built with, as `--backbone-arg` gave it."""
+    """The arguments of the backbone's factory, parsed from `--backbone-arg`."""
     outline_device = torch.device("meta")
-    """Where `outline` is; on another one the module is built with all its weights."""
+    """The device of `outline`. On any other than meta, the outline holds all its weights."""
     outline_batches: tuple[int, ...] = (2,)
-    """Batch sizes to try its outline with, until one works; in a batch of one, what is no row could look like one."""
-    opaque = False
-    """Whether nothing within it can be had: it has no layers."""
+    """The batch sizes to try the outline with, until one works. One image alone would not show which axis is the batch.
+    """
+    is_program = False
+    """True for a program, whose parts can't be reached, so that it has no layers."""
     match: CheckpointMatch | None = None
-    """How a checkpoint was matched, once it is loaded."""
+    """The way in which a checkpoint was matched, once it is loaded."""
     libraries: tuple[str, ...] = ()
-    """What it is built with besides torchvision; a store's environment has their versions."""
+    """The packages besides torchvision that build it; a store's environment records their versions."""
 
     @abstractmethod
     def build(self) -> tuple[nn.Module, tuple[str, ...]]:
         """Builds the module, without weights or with random ones.
 
         Returns:
-            In evaluation mode, from normalised images [B, 3, H, W] to vectors [B, D], maps or tokens; and the names
-            of those of its parts, such as a classifier, that were taken out: a checkpoint may still have them.
+            The module in evaluation mode, which makes vectors [B, D], maps or tokens of normalised images
+            [B, 3, H, W]; and the names of the parts that were taken out of it, such as a classifier, whose tensors a
+            checkpoint may still hold.
         """
 
     def outline(self) -> nn.Module:
-        """The module on `outline_device`, or its parameters at least, to tell names and shapes by."""
+        """Builds the module to read names and shapes from; its parameters, at least, are on `outline_device`."""
         with self.building():
             return self.build()[0]
 
     def building(self) -> contextlib.AbstractContextManager[None]:
-        """What to build in if the weights do not matter, or come later."""
+        """Returns the context to build in if the weights don't matter, or are set afterwards."""
         return parameters_on_meta() if self.outline_device.type == "meta" else torch.random.fork_rng(devices=[])
 
     def load(self) -> nn.Module:
-        """The module with its weights, on the CPU.
+        """Builds the module with its weights, on the CPU.
 
         Raises:
-            CheckpointError: If they do not fit.
+            CheckpointError: If the weights do not fit.
         """
         if self.weights.path is None:
             with torch.random.fork_rng(devices=[]):
@@ -77,8 +110,8 @@ class Architecture(ABC):
         """Sets every tensor of a module from the weights' file.
 
         Args:
-            model: As `build` returns it; its parameters may be on the meta device.
-            removed: Names of the parts that were taken out of it.
+            model: The module that `build` returned; its parameters may be on the meta device.
+            removed: The names of the parts that `build` took out of it.
 
         Raises:
             CheckpointError: If the file does not fit.
@@ -90,35 +123,35 @@ class Architecture(ABC):
 
 
 class BackboneKind(NamedTuple):
-    """One kind of backbone, as `describe_backbone` knows it."""
+    """One kind of backbone, as `describe_backbone` looks for it."""
 
     matches: Callable[[str], bool]
-    """Whether what is given to `--backbone` is of this kind."""
-    find: Callable[[ExtractConfig, bool], Architecture]
-    """From the settings, and whether weights may be downloaded, to the architecture.
+    """Tells whether a text that was given to `--backbone` names a backbone of this kind."""
+    find: Callable[[BackboneOptions, bool], Architecture]
+    """Finds the backbone, given the options and whether weights may be downloaded.
 
-    Raises a ConfigError, with what to do about it, if there is no such backbone, or its weights can't be had."""
+    Raises a ConfigError with the next step if there is no such backbone, or its weights can't be had."""
     runs_code: bool = False
-    """Whether finding one runs code, or may run code, that is neither embedx's nor an installed library's."""
+    """True if finding a backbone can run code that belongs neither to embedx nor to an installed library."""
 
 
-def fixed_precision_faults(config: ExtractConfig) -> list[str]:
-    """The fault of asking a backbone for another precision than the one that it was made in."""
-    if config.precision in ("bf16", "fp16"):
-        return [f"--precision {config.precision}: {config.backbone} computes as it was made; leave it out"]
+def fixed_precision_faults(options: BackboneOptions) -> list[str]:
+    """Returns the fault of asking for bf16 or fp16, for a backbone that computes in the precision it was made in."""
+    if options.precision in ("bf16", "fp16"):
+        return [f"--precision {options.precision}: {options.name} computes as it was made; leave it out"]
     return []
 
 
 def last_line(error: BaseException) -> str:
-    """What an error says in the end: TorchScript's begin with a whole traceback."""
+    """Returns the last line of an error's text; those of TorchScript begin with a whole traceback."""
     return str(error).strip().rsplit("\n", 1)[-1]
 
 
 @contextlib.contextmanager
 def parameters_on_meta() -> Iterator[None]:
-    """While this lasts, new modules' parameters take no memory and no time to initialise; buffers are real.
+    """Puts the parameters of new modules on the meta device: they take no memory and no time to initialise.
 
-    A whole `torch.device("meta")` would take the buffers too, and with them what builders compute.
+    Buffers stay real. `torch.device("meta")` would take them too, and with them the values that builders compute.
     """
     register = nn.Module.register_parameter
 

@@ -1,7 +1,7 @@
 """torchvision's segmentation and detection models: the body in front of their heads.
 
-What they give is the body's deepest map [B, C, H, W], before any feature pyramid; of SSD and SSDlite the last of
-their maps. Images are centre squares, resized to the length that the model resizes an image's shorter side to.
+The features are the body's deepest map [B, C, H, W], before any feature pyramid; for SSD and SSDlite the last of their
+maps. Images are centre squares, with the side to which the model itself resizes an image's shorter side.
 """
 
 from __future__ import annotations
@@ -13,31 +13,30 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models import WeightsEnum
 
-from embedx.config import ExtractConfig
-from embedx.models.backbones.base import Architecture, BackboneKind
+from embedx.models.backbones.base import Architecture, BackboneKind, BackboneOptions
 from embedx.models.backbones.torchvision import preset
-from embedx.models.weights.read import Weights, find_weights
+from embedx.models.weights.find import Weights, find_weights
 from embedx.recipe import Preprocessing
 
 _SEGMENTATION = frozenset(models.list_models(module=models.segmentation))
 _DETECTION = frozenset(models.list_models(module=models.detection))
 _RUN_WHEN_BUILT = ("ssdlite320_mobilenet_v3_large",)
-"""Models whose builder runs their body, which it can't with parameters on the meta device."""
+"""The models whose builder runs their body, which fails with parameters on the meta device."""
 _WITHOUT_EPSILON = (
     models.detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1,
     models.detection.MaskRCNN_ResNet50_FPN_Weights.COCO_V1,
     models.detection.KeypointRCNN_ResNet50_FPN_Weights.COCO_V1,
     models.detection.RetinaNet_ResNet50_FPN_Weights.COCO_V1,
 )
-"""Weights that were trained with batch normalisation that adds nothing to the variance; so torchvision uses them."""
+"""The weights that were trained, and are used by torchvision, with a batch normalisation whose epsilon is 0."""
 
 
 class DeepestMap(nn.Module):
-    """A model's body, under the name that it has there, so that the model's weights fit it.
+    """The body of a model, held under its name in the model, so that the model's weights fit.
 
     Args:
-        path: That name.
-        body: [B, 3, H, W] → dict of maps, the deepest last.
+        path: The dotted name of the body in the model.
+        body: The module from images [B, 3, H, W] to a dict of maps, the deepest last.
     """
 
     def __init__(self, path: str, body: nn.Module) -> None:
@@ -51,13 +50,13 @@ class DeepestMap(nn.Module):
         holder.add_module(name, body)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The deepest map [B, C, H, W] of images [B, 3, H, W]."""
+        """Returns the deepest map [B, C, H, W] of images [B, 3, H, W]."""
         maps: list[Tensor] = list(self.get_submodule(self.path)(images).values())
         return maps[-1]
 
 
-class Dense(Architecture):
-    """A segmentation or detection model by its name."""
+class DenseBackbone(Architecture):
+    """The body of a segmentation or detection model of torchvision."""
 
     def __init__(self, name: str, weights: Weights, member: WeightsEnum) -> None:
         self.name = name
@@ -65,10 +64,10 @@ class Dense(Architecture):
         self._without_epsilon = weights.name == f"{type(member).__name__}.{member.name}" and member in _WITHOUT_EPSILON
         if name in _RUN_WHEN_BUILT:
             self.outline_device = torch.device("cpu")
-        self.preprocessing: Preprocessing = preset(member) if name in _SEGMENTATION else self._of_detection()
+        self.preprocessing: Preprocessing = preset(member) if name in _SEGMENTATION else self._detection_preprocessing()
 
     def build(self) -> tuple[nn.Module, tuple[str, ...]]:
-        """The body without what follows it."""
+        """Builds the body without the parts that follow it."""
         model = self._whole()
         path = "backbone.body" if hasattr(model.backbone, "body") else "backbone"
         body = model.get_submodule(path)
@@ -88,8 +87,8 @@ class Dense(Architecture):
     def _whole(self) -> Any:
         return models.get_model(self.name, weights=None, weights_backbone=None)
 
-    def _of_detection(self) -> Preprocessing:
-        """What the model itself does to images."""
+    def _detection_preprocessing(self) -> Preprocessing:
+        """Reads the preprocessing that a detection model does by itself."""
         with self.building():
             steps = self._whole().transform
         return Preprocessing(
@@ -101,9 +100,9 @@ class Dense(Architecture):
         )
 
 
-def find(config: ExtractConfig, download: bool) -> Dense:
+def find(options: BackboneOptions, download: bool) -> DenseBackbone:
     """Finds a model by its name."""
-    return Dense(config.backbone, *find_weights(config, download=download))
+    return DenseBackbone(options.name, *find_weights(options.weights, download=download))
 
 
 KIND = BackboneKind(lambda name: name in _SEGMENTATION | _DETECTION, find)

@@ -1,8 +1,8 @@
 """The user's own code: `package.module:factory`, called with what `--backbone-arg` gives.
 
 The factory returns an nn.Module from normalised images [B, 3, H, W] to features; of several tensors `main_tensor`
-takes one. Its weights are those that the module comes with, or a checkpoint's. If it has an attribute
-`preprocessing`, a dict of resize, crop, interpolation, mean and std, that is its preprocessing.
+takes one. Its weights are those that the module comes with, or a checkpoint's. Its preprocessing is the module's
+attribute `preprocessing`, if there is one: a dict of resize, crop, interpolation, mean and std.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from embedx.config import ExtractConfig
 from embedx.errors import ConfigError, unknown
-from embedx.models.backbones.base import Architecture, BackboneKind, last_line
-from embedx.models.foreign import main_tensor
-from embedx.models.weights.read import Weights, given_weights
+from embedx.models.backbones.base import Architecture, BackboneKind, BackboneOptions, last_line
+from embedx.models.outputs import main_tensor
+from embedx.models.weights.find import Weights, given_weights
 from embedx.recipe import Preprocessing
 from embedx.values import parse_channels, parse_resize
 
@@ -32,35 +31,35 @@ _NAME = re.compile(r"[\w.]+:\w+")
 _STEPS = {field.name for field in dataclasses.fields(Preprocessing)} - {"exif"}
 
 
-class Made(Architecture):
-    """A module that a factory has returned."""
+class FactoryBackbone(Architecture):
+    """The module that a factory returned."""
 
     outline_device = torch.device("cpu")
 
-    def __init__(self, config: ExtractConfig) -> None:
-        self.name = config.backbone
-        self.arguments = _parse_arguments(config.backbone_arg)
-        self._module = _call(config.backbone, _factory(config.backbone), self.arguments, config.seed)
-        self.preprocessing = _preprocessing(config.backbone, self._module)
-        self.weights = given_weights(config) or Weights("factory", sha256=_sha256(self._module.state_dict()))
+    def __init__(self, options: BackboneOptions) -> None:
+        self.name = options.name
+        self.arguments = _parse_arguments(options.arguments)
+        self._module = _call(self.name, _factory(self.name), self.arguments, options.weights.seed)
+        self.preprocessing = _preprocessing(self.name, self._module)
+        self.weights = given_weights(options.weights) or Weights("factory", sha256=_sha256(self._module.state_dict()))
 
     def build(self) -> tuple[nn.Module, tuple[str, ...]]:
-        """The module as the factory has returned it, but that it gives one tensor."""
+        """Returns the factory's module, which a hook makes return a single tensor."""
         return self._module, ()
 
     def load(self) -> nn.Module:
-        """The module, with the checkpoint's weights if there is one."""
+        """Returns the module, with the checkpoint's weights if there is one."""
         return self._module if self.weights.path is None else super().load()
 
 
-def find(config: ExtractConfig, download: bool) -> Made:
+def find(options: BackboneOptions, download: bool) -> FactoryBackbone:
     """Calls the factory."""
-    if config.weights != "DEFAULT":
+    if options.weights.weights != "DEFAULT":
         raise ConfigError(
-            f"--weights {config.weights}: the weights of {config.backbone} are the factory's; leave it out, "
+            f"--weights {options.weights.weights}: the weights of {options.name} are the factory's; leave it out, "
             "or give --checkpoint FILE"
         )
-    return Made(config)
+    return FactoryBackbone(options)
 
 
 def _parse_arguments(pairs: Sequence[str]) -> dict[str, Any]:
@@ -95,7 +94,7 @@ def _factory(name: str) -> Callable[..., Any]:
 
 
 def _call(name: str, factory: Callable[..., Any], arguments: Mapping[str, Any], seed: int) -> nn.Module:
-    """What the factory returns, in evaluation mode; what it draws at random follows the seed."""
+    """Calls the factory, with torch's random numbers seeded, and puts its module into evaluation mode."""
     try:
         inspect.signature(factory).bind(**arguments)
     except TypeError as error:
@@ -142,7 +141,7 @@ def _preprocessing(name: str, module: nn.Module) -> Preprocessing | None:
 
 
 def _sha256(state: Mapping[str, Tensor]) -> str:
-    """Of all the tensors: names, types, shapes and values."""
+    """Hashes the names, types, shapes and values of all the tensors."""
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())

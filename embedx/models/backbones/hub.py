@@ -1,23 +1,24 @@
-"""Libraries that are extras, and the files of the Hugging Face hub that they share."""
+"""The libraries that are extras, and the files of the Hugging Face hub that they share."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from embedx.errors import CheckpointError, ConfigError
 
 _TIMEOUT = 10.0
-"""Seconds without an answer after which a download is given up."""
+"""The seconds without an answer after which a download is given up."""
 
 
 def require(library: str, *, extra: str, backbone: str) -> None:
-    """Checks that an optional library is there.
+    """Checks that an optional library can be imported.
 
     Raises:
-        ConfigError: With the command that installs it, if it isn't.
+        ConfigError: If it can't; the message has the command that installs it.
     """
     try:
         importlib.import_module(library)
@@ -26,26 +27,26 @@ def require(library: str, *, extra: str, backbone: str) -> None:
 
 
 def cached(repository: str, file: str) -> Path | None:
-    """A file of a repository, as the cache has it; None if it doesn't."""
+    """Returns the path in the cache of a repository's file; None if it is not in the cache."""
     import huggingface_hub
 
     try:
         path = huggingface_hub.try_to_load_from_cache(repository, file)
-    except ValueError:  # no name that a repository can have
+    except ValueError:  # no repository can have this name
         return None
     return Path(path) if isinstance(path, str) else None
 
 
 def download(repository: str, patterns: Sequence[str], *, advice: str) -> Path:
-    """Fetches those files of a repository that match one of the patterns, if there are any.
+    """Fetches the files of a repository that match one of the patterns, if there are any.
 
     Args:
-        repository: As `OWNER/NAME`.
-        patterns: Of files' names, as in a shell.
-        advice: What else can be done, for the message.
+        repository: The repository as `OWNER/NAME`.
+        patterns: The patterns of the files' names, as in a shell.
+        advice: The words for another way out, which end the error's message.
 
     Returns:
-        The folder in the cache where they are.
+        The folder in the cache that holds the files.
 
     Raises:
         CheckpointError: If the hub can't be reached, or has no such repository for this user.
@@ -53,10 +54,10 @@ def download(repository: str, patterns: Sequence[str], *, advice: str) -> Path:
     import huggingface_hub
 
     try:
-        # Asked first, as the others take what is in the cache, or try for half a minute, where there is no network.
+        # Asked first: without a network, snapshot_download would take the cache's files, or try for half a minute.
         huggingface_hub.HfApi().model_info(repository, timeout=_TIMEOUT)
         folder = huggingface_hub.snapshot_download(repository, allow_patterns=list(patterns), etag_timeout=_TIMEOUT)
-    except Exception as error:  # which ones depends on the version's HTTP library
+    except Exception as error:  # its class depends on the version's HTTP library
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise CheckpointError(
             f"{repository} is not in the Hugging Face cache ({huggingface_hub.constants.HF_HUB_CACHE}) and can't be "
@@ -67,10 +68,10 @@ def download(repository: str, patterns: Sequence[str], *, advice: str) -> Path:
 
 
 def digest(files: Iterable[Path]) -> str:
-    """Sha256, in hex, of files read one after another.
+    """Returns the sha256, in hex, of the files' bytes, one file after another.
 
     Raises:
-        CheckpointError: If one can't be read.
+        CheckpointError: If a file can't be read.
     """
     sha256 = hashlib.sha256()
     for path in files:
@@ -81,3 +82,19 @@ def digest(files: Iterable[Path]) -> str:
         except OSError as error:
             raise CheckpointError(f"{path}: can't be read ({error.strerror})") from error
     return sha256.hexdigest()
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silences the progress bars and reports of transformers."""
+    from transformers.utils import logging
+
+    verbosity, progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if progress:
+            logging.enable_progress_bar()

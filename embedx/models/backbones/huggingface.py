@@ -1,31 +1,26 @@
 """transformers' AutoModel as `hf:NAME-or-folder`, with the settings of its own image processor.
 
-Its features are, in this order, `get_image_features` of models that also know text, such as CLIP (in the space that
-images and texts share), `pooler_output`, or `last_hidden_state`: tokens or a map, which `--pool` makes a vector of.
+Its features are the first that the model has of `get_image_features` (in the space that images and texts share, for
+models such as CLIP), `pooler_output`, and `last_hidden_state`: tokens or a map, which `--pool` makes a vector of.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as transforms
 
-from embedx.config import ExtractConfig
 from embedx.errors import CheckpointError, ConfigError
 from embedx.models.backbones import hub
-from embedx.models.backbones.base import Architecture, BackboneKind, parameters_on_meta
-from embedx.models.weights.read import Weights, given_weights, read_state_dict
-from embedx.recipe import Preprocessing
-from embedx.values import Interpolation
+from embedx.models.backbones.base import Architecture, BackboneKind, BackboneOptions, parameters_on_meta
+from embedx.models.backbones.image_processor import preprocessing_of
+from embedx.models.weights.find import Weights, given_weights
+from embedx.models.weights.read import read_state_dict
 
 _PREFIX = "hf:"
 _SETTINGS = ("config.json", "*processor_config.json")
@@ -33,18 +28,27 @@ _WEIGHTS = (
     ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"),
 )
-"""One file, or an index of several, and those; the first that there are."""
-_INTERPOLATIONS: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
-"""By Pillow's numbers, in which image processors give them."""
+"""The names of a single file, an index, and the index's files; the first choice that is there is taken."""
 _INSTEAD = "load weights of your own with --checkpoint FILE, or try things out with --weights random"
-_CONVNEXT_SQUASHED = 384
-"""Size from which ConvNeXt's image processor squashes images instead of cropping them."""
-_TOLERANCE = 3.0
-"""Of 255: by how much two ways of the same preprocessing may differ, rounding included."""
 
 
 class ImageFeatures(nn.Module):
-    """Put before a model's class: its forward pass from images to features, its tensors keeping their names."""
+    """Wraps a model of transformers: its forward pass goes from images to features.
+
+    The wrapper shares the model's tables of layers and tensors, so that those keep their names, and a layer that is
+    replaced in the wrapper is replaced in the model.
+
+    Args:
+        model: The model, in evaluation mode.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._modules, self._parameters, self._buffers = model._modules, model._parameters, model._buffers
+        self._non_persistent_buffers_set = model._non_persistent_buffers_set
+        self.training = model.training
+        self._features = getattr(model, "get_image_features", model.forward)
+        self._name = type(model).__name__
 
     def forward(self, images: Tensor) -> Tensor:
         """Computes the features of normalised images [B, 3, H, W].
@@ -52,28 +56,27 @@ class ImageFeatures(nn.Module):
         Returns:
             [B, D], tokens [B, T, D] or a map [B, C, H, W].
         """
-        features = getattr(self, "get_image_features", super().forward)
         try:
-            outputs: Mapping[str, Any] = features(pixel_values=images, return_dict=True)
+            outputs: Mapping[str, Any] = self._features(pixel_values=images, return_dict=True)
         except TypeError as error:
-            raise ConfigError(f"{type(self).__name__} needs more than images: {error}") from error
+            raise ConfigError(f"{self._name} needs more than images: {error}") from error
         if "mask" in outputs:
-            raise ConfigError(f"{type(self).__name__} masks images at random, so it has no fixed embedding of them")
+            raise ConfigError(f"{self._name} masks images at random, so it has no fixed embedding of them")
         for name in ("pooler_output", "last_hidden_state"):
             value = outputs.get(name)
             if isinstance(value, Tensor):
                 return value.flatten(1) if value.shape[2:] == (1, 1) else value
-        raise ConfigError(f"{type(self).__name__} gives {', '.join(outputs)}, none of which is an embedding")
+        raise ConfigError(f"{self._name} gives {', '.join(outputs)}, none of which is an embedding")
 
 
-class AutoModel(Architecture):
-    """What a folder's config.json describes.
+class HuggingFaceBackbone(Architecture):
+    """The model that a folder's config.json describes.
 
     Args:
-        name: As it is given to `--backbone`.
-        folder: Where its config.json is.
-        weights: Its own, whose path is the folder; a checkpoint's; or random ones.
-        files: What the weights are in; none for random ones, and for those that have not been downloaded.
+        name: The text that was given to `--backbone`.
+        folder: The folder that holds the config.json.
+        weights: The model's own weights, whose path is the folder; a checkpoint's; or random ones.
+        files: The files of the weights; none for random ones, and for those that have not been downloaded.
     """
 
     libraries = ("transformers",)
@@ -81,18 +84,18 @@ class AutoModel(Architecture):
     def __init__(self, name: str, folder: Path, weights: Weights, files: Sequence[Path]) -> None:
         self.name = name
         self.weights = weights
-        self.preprocessing = _preprocessing(folder)
+        self.preprocessing = preprocessing_of(folder)
         self._config = _config(name, folder)
         self._files = files
-        # Weights of classifiers lack it, and transformers would make up a random one.
+        # Weights of classifiers lack the pooler, and transformers would make up a random one.
         self._without_pooler = bool(files) and not any("pooler." in name for file in files for name in _tensors(file))
 
     def build(self) -> tuple[nn.Module, tuple[str, ...]]:
-        """The model that the config describes."""
+        """Builds the model that the config describes."""
         return self._features(self._create()), ()
 
     def load(self) -> nn.Module:
-        """The model with its weights, which transformers matches: it knows what tensors were called before."""
+        """Builds the model with its weights. transformers matches them, as it knows the tensors' former names."""
         if self.weights.path is None:
             return super().load()
         state: dict[str, Tensor] = {}
@@ -101,7 +104,7 @@ class AutoModel(Architecture):
         with parameters_on_meta():
             kind: Any = type(self._create())
         try:
-            with _quiet(), torch.random.fork_rng(devices=[]):
+            with hub.quiet_transformers(), torch.random.fork_rng(devices=[]):
                 model, report = kind.from_pretrained(
                     None, config=self._config, state_dict=state, dtype=torch.float32, output_loading_info=True
                 )
@@ -116,12 +119,12 @@ class AutoModel(Architecture):
     def _create(self) -> nn.Module:
         import transformers
 
-        with _quiet():
+        with hub.quiet_transformers():
             model: nn.Module = transformers.AutoModel.from_config(self._config, dtype=torch.float32)
             return model
 
     def _features(self, model: Any) -> nn.Module:
-        """Makes a model of transformers one from images to features."""
+        """Wraps a model of transformers, without a pooler that the weights lack."""
         pooler = getattr(model, "pooler", None)
         if self._without_pooler and pooler is not None and any(True for _ in pooler.parameters()):
             model.pooler = None
@@ -129,32 +132,30 @@ class AutoModel(Architecture):
             raise ConfigError(
                 f"{self.name} is a {type(model).__name__}, which takes {model.main_input_name}, no images"
             )
-        model.__class__ = type(type(model).__name__, (ImageFeatures, type(model)), {})
-        features: nn.Module = model.eval()
-        return features
+        return ImageFeatures(model.eval())
 
 
-def find(config: ExtractConfig, download: bool) -> AutoModel:
+def find(options: BackboneOptions, download: bool) -> HuggingFaceBackbone:
     """Finds a model in a folder, or by its name on the Hugging Face hub."""
-    hub.require("transformers", extra="hf", backbone=config.backbone)
-    name = config.backbone.removeprefix(_PREFIX)
+    hub.require("transformers", extra="hf", backbone=options.name)
+    name = options.name.removeprefix(_PREFIX)
     folder = _folder(name, download=download)
-    weights = given_weights(config)
+    weights = given_weights(options.weights)
     if weights is not None:
-        return AutoModel(config.backbone, folder, weights, [weights.path] if weights.path else [])
-    if config.weights != "DEFAULT":
-        raise ConfigError(f"--weights {config.weights}: {config.backbone} has but its own; give DEFAULT or random")
+        return HuggingFaceBackbone(options.name, folder, weights, [weights.path] if weights.path else [])
+    if (given := options.weights.weights) != "DEFAULT":
+        raise ConfigError(f"--weights {given}: {options.name} has only its own; give DEFAULT or random")
     files = _weights_files(folder)
     if not files and folder == Path(name):
         raise CheckpointError(f"{folder} has no weights ({' or '.join(choice[0] for choice in _WEIGHTS)}); {_INSTEAD}")
     if not files and download:
         files = _download_weights(name)
-    weights = Weights(config.backbone, folder, hub.digest(files)) if files else Weights(config.backbone)
-    return AutoModel(config.backbone, folder, weights, files)
+    weights = Weights(options.name, folder, hub.digest(files)) if files else Weights(options.name)
+    return HuggingFaceBackbone(options.name, folder, weights, files)
 
 
 def _folder(name: str, *, download: bool) -> Path:
-    """Where the config.json of a model is: the folder itself, or a repository's in the cache."""
+    """Returns the folder of a model's config.json: the named one, or a repository's in the cache."""
     if (folder := Path(name)).is_dir():
         return folder
     if config := hub.cached(name, _SETTINGS[0]):
@@ -165,7 +166,7 @@ def _folder(name: str, *, download: bool) -> Path:
 
 
 def _weights_files(folder: Path) -> list[Path]:
-    """The files of a model's weights, in a fixed order; none if they are not all there."""
+    """Lists the files of a model's weights, in a fixed order; none if one is missing."""
     for single, index, _ in _WEIGHTS:
         if (folder / single).is_file():
             return [folder / single]
@@ -184,7 +185,7 @@ def _download_weights(repository: str) -> list[Path]:
 
 
 def _tensors(path: Path) -> set[str]:
-    """Names of the tensors in a file of weights."""
+    """Returns the names of the tensors in a file of weights."""
     if path.suffix != ".safetensors":
         return set(read_state_dict(path))
     try:
@@ -195,11 +196,11 @@ def _tensors(path: Path) -> set[str]:
 
 
 def _config(name: str, folder: Path) -> Any:
-    """What a folder's config.json says, if transformers knows such models."""
+    """Reads a folder's config.json with transformers."""
     import transformers
 
     try:
-        with _quiet():
+        with hub.quiet_transformers():
             return transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers has no errors of its own
         if "trust_remote_code" in str(error):
@@ -208,96 +209,6 @@ def _config(name: str, folder: Path) -> Any:
                 "choose a model that transformers itself knows"
             ) from error
         raise ConfigError(f"{name}: transformers can't read {folder / 'config.json'} ({error})") from error
-
-
-def _preprocessing(folder: Path) -> Preprocessing | None:
-    """A folder's image processor in embedx's words; None if it has none, or one that does something else."""
-    import transformers
-
-    try:
-        with _quiet():
-            processor = transformers.AutoImageProcessor.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
-    except (OSError, ValueError):  # none, one unknown, or one that is code of the model's own
-        return None
-    steps = _steps(processor.to_dict())
-    return steps if steps and _agree(steps, processor) else None
-
-
-def _steps(settings: Mapping[str, Any]) -> Preprocessing | None:
-    """What an image processor's settings seem to say; None if they say nothing of a fixed square."""
-    geometry = _geometry(settings)
-    interpolation = _INTERPOLATIONS.get(settings.get("resample", -1))
-    if geometry is None or interpolation is None:
-        return None
-    # The processor's values are uint8 · rescale_factor; a Preprocessing's are uint8 / 255.
-    scale = 255 * settings["rescale_factor"] if settings.get("do_rescale") else 255.0
-    scale = 1.0 if math.isclose(scale, 1) else scale
-    normalized = settings.get("do_normalize")
-    mean = [value / scale for value in (settings["image_mean"] if normalized else (0.0, 0.0, 0.0))]
-    std = [value / scale for value in (settings["image_std"] if normalized else (1.0, 1.0, 1.0))]
-    if len(mean) != 3 or len(std) != 3:
-        return None
-    return Preprocessing(
-        resize=geometry[0],
-        crop=geometry[1],
-        interpolation=interpolation,
-        mean=(mean[0], mean[1], mean[2]),
-        std=(std[0], std[1], std[2]),
-    )
-
-
-def _geometry(settings: Mapping[str, Any]) -> tuple[int | tuple[int, int], int] | None:
-    """To which size images are resized, and of how many pixels the square is that is cropped then."""
-    size = settings.get("size")
-    if not size or not settings.get("do_resize"):
-        return None
-    edge, height, width = (size.get(key) for key in ("shortest_edge", "height", "width"))
-    if edge and "crop_pct" in settings:
-        return ((edge, edge) if edge >= _CONVNEXT_SQUASHED else int(edge / settings["crop_pct"])), edge
-    crop = settings["crop_size"] if settings.get("do_center_crop") else size
-    if not crop.get("height") or crop["height"] != crop.get("width"):
-        return None
-    if edge:
-        return edge, crop["height"]
-    return ((height, width), crop["height"]) if height and width else None
-
-
-def _agree(steps: Preprocessing, processor: Any) -> bool:
-    """Whether an image processor does these steps: some do more, or other things, than their settings say.
-
-    Tried on a smooth image, on which the way that pixels are interpolated makes no difference.
-    """
-    down, across = torch.linspace(0, 255, 300).view(-1, 1), torch.linspace(0, 255, 400)
-    pixels = torch.stack([down.expand(300, 400), across.expand(300, 400), (down + across) / 2]).to(torch.uint8)
-    try:
-        with _quiet():
-            theirs = processor(pixels, return_tensors="pt")["pixel_values"]
-    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError):
-        return False
-    resize = [steps.resize] if isinstance(steps.resize, int) else list(steps.resize)
-    resized = transforms.resize(pixels, resize, interpolation=InterpolationMode(steps.interpolation), antialias=True)
-    ours = transforms.center_crop(resized, [steps.crop, steps.crop])
-    std = torch.tensor(steps.std).view(3, 1, 1)
-    scaled = (theirs[0] * std + torch.tensor(steps.mean).view(3, 1, 1)) * 255
-    return scaled.shape == ours.shape and bool((scaled - ours).abs().max() <= _TOLERANCE)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """While this lasts, transformers shows no progress and no reports; what matters of them becomes an error."""
-    from transformers.utils import logging
-
-    verbosity, progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if progress:
-            logging.enable_progress_bar()
 
 
 KIND = BackboneKind(lambda name: name.startswith(_PREFIX), find)

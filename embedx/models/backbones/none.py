@@ -1,4 +1,4 @@
-"""`--backbone none`: the inputs are features already, and nothing is computed but pooling and scaling."""
+"""`--backbone none`: the inputs are features already, and are only pooled and scaled."""
 
 from __future__ import annotations
 
@@ -12,31 +12,30 @@ from embedx.errors import ConfigError
 from embedx.models.backbones import BackboneSpec
 from embedx.models.backbones.base import Architecture
 from embedx.models.embedder import Embedder, finished
-from embedx.models.weights.read import Weights
-from embedx.names import EMBEDDINGS
+from embedx.models.weights.find import Weights
+from embedx.names import EMBEDDINGS, NO_BACKBONE
 
-NONE = "none"
 _OF_BACKBONES = (
     *("backbone_arg", "weights", "checkpoint", "layer"),
     *("image_size", "resize", "crop", "mean", "std", "interpolation"),
 )
-"""Settings that say something of a backbone, or of its images."""
+"""The settings that concern a backbone or its images."""
 
 
 class NoBackbone(Architecture):
-    """Gives back what it gets."""
+    """The identity in place of a backbone."""
 
-    name = NONE
-    weights = Weights(NONE)
+    name = NO_BACKBONE
+    weights = Weights(NO_BACKBONE)
     preprocessing = None
 
     def build(self) -> tuple[nn.Module, tuple[str, ...]]:
-        """The identity."""
+        """Returns the identity."""
         return nn.Identity(), ()
 
 
 class Passthrough(Embedder):
-    """Takes features instead of images."""
+    """An embedder of features instead of images."""
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Pools and scales features [B, D] or [B, T, D]."""
@@ -45,17 +44,22 @@ class Passthrough(Embedder):
 
 @dataclasses.dataclass(frozen=True)
 class FeatureSpec(BackboneSpec):
-    """Features that are ready, of one shape."""
+    """The description of a run over features, all of one shape."""
 
     input_shape: tuple[int, ...] = ()
+    """The shape of one input: (D,) or (T, D)."""
 
     def load(self) -> Embedder:
-        """What pools and scales them."""
+        """Builds the module that pools and scales the features."""
         return Passthrough(nn.Identity(), None, pool=self.pool, normalize=self.normalize).eval()
 
 
 def describe_features(config: ExtractConfig, shape: tuple[int, ...]) -> FeatureSpec:
-    """What is made of features of this shape, (D,) or (T, D).
+    """Determines the outputs for features.
+
+    Args:
+        config: The settings of the run.
+        shape: The shape of one input: (D,) or (T, D).
 
     Raises:
         ConfigError: If a setting is given that needs a backbone.

@@ -1,11 +1,11 @@
-"""Bare programs: `torch.export` archives (`.pt2`) and TorchScript files.
+"""Programs: `torch.export` archives (`.pt2`) and TorchScript files.
 
 A program takes normalised float32 images [B, 3, H, W] and returns features; of several tensors `main_tensor` takes
-one. Weights are inside, so the recipe's sha256 is the file's; which preprocessing they need nobody knows.
+one. The file holds the weights, so the recipe has the file's sha256. It does not say which preprocessing
+they need.
 
-What loading one does: TorchScript is run by torch's own interpreter, which knows tensors and no Python. A `.pt2`
-may hold pickled constants and symbolic expressions, which torch reads in ways that can run code: as with any
-program, load those alone whose author you trust.
+TorchScript is run by torch's own interpreter, which knows tensors and no Python. A `.pt2` may hold pickled constants
+and symbolic expressions, and torch can run code when it reads those: load only programs whose author you trust.
 """
 
 from __future__ import annotations
@@ -18,16 +18,21 @@ import torch
 from torch import nn
 from torch.export.passes import move_to_device_pass
 
-from embedx.config import ExtractConfig
 from embedx.errors import CheckpointError, ConfigError
-from embedx.models.backbones.base import Architecture, BackboneKind, fixed_precision_faults, last_line
+from embedx.models.backbones.base import (
+    Architecture,
+    BackboneKind,
+    BackboneOptions,
+    fixed_precision_faults,
+    last_line,
+)
 from embedx.models.device import resolve_device
-from embedx.models.foreign import Opaque
-from embedx.models.weights.read import of_file
+from embedx.models.outputs import FrozenProgram
+from embedx.models.weights.find import weights_of_file
 
 _SUFFIXES = (".pt2", ".pt", ".ts", ".jit", ".torchscript")
 _OF_EXPORT = {"archive_format", "serialized_exported_program.json"}
-"""Entries that tell an exported program, the second before torch 2.8."""
+"""The entries by which an exported program is known; the second was written before torch 2.8."""
 _OF_TORCHSCRIPT = {"constants.pkl"}
 _NO_PROGRAM = (
     "neither an exported program nor TorchScript; if it holds weights alone, give it as --checkpoint, and the name of "
@@ -35,43 +40,43 @@ _NO_PROGRAM = (
 )
 
 
-class Program(Architecture):
+class ProgramBackbone(Architecture):
     """A program that was read from its file."""
 
     preprocessing = None
     outline_device = torch.device("cpu")
-    opaque = True
+    is_program = True
 
-    def __init__(self, config: ExtractConfig) -> None:
-        self.name = config.backbone
-        self.weights = of_file("program", Path(config.backbone))
-        self._device = config.device
-        self._program = _read(Path(config.backbone))
+    def __init__(self, options: BackboneOptions) -> None:
+        self.name = options.name
+        self.weights = weights_of_file("program", Path(self.name))
+        self._device = options.device
+        self._program = _read(Path(self.name))
         # TorchScript does not say which batches it takes; most take one image, which is quickly tried.
-        self.outline_batches = (1,) if config.batch_size == "auto" else (1, config.batch_size)
+        self.outline_batches = (1,) if options.batch_size == "auto" else (1, options.batch_size)
         if isinstance(self._program, torch.export.ExportedProgram):
             batch, _, height, width = self._exported_shape(self._program)
-            if batch is not None and batch != config.batch_size:
+            if batch is not None and batch != options.batch_size:
                 raise ConfigError(f"{self.name} takes batches of {batch}; give --batch-size {batch}")
             if height != width:
                 raise ConfigError(f"{self.name} takes images of {height}x{width}; embedx gives square ones")
             self.image_size = height
 
     def build(self) -> tuple[nn.Module, tuple[str, ...]]:
-        """The program, with its weights."""
+        """Returns the program, with its weights."""
         if isinstance(self._program, torch.export.ExportedProgram):
-            return Opaque(self._program.module()), ()
-        return Opaque(self._program), ()
+            return FrozenProgram(self._program.module()), ()
+        return FrozenProgram(self._program), ()
 
     def load(self) -> nn.Module:
-        """The program; an exported one where it is to run, as its graph names the device of new tensors."""
+        """Returns the program; an exported one on the run's device, which its graph names for new tensors."""
         device = resolve_device(self._device)
         if isinstance(self._program, torch.export.ExportedProgram) and device.type != "cpu":
             move_to_device_pass(self._program, device)
         return self.outline()
 
     def _exported_shape(self, program: torch.export.ExportedProgram) -> list[int | None]:
-        """[B, 3, H, W] of its images, with None for what may vary."""
+        """Returns the shape [B, 3, H, W] of the images of an exported program, with None for sides that may vary."""
         names = program.graph_signature.user_inputs
         values = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
         if len(values) != 1 or not isinstance(values[0], torch.Tensor) or values[0].ndim != 4:
@@ -81,29 +86,29 @@ class Program(Architecture):
         return [side if isinstance(side, int) else None for side in values[0].shape]
 
 
-def find(config: ExtractConfig, download: bool) -> Program:
+def find(options: BackboneOptions, download: bool) -> ProgramBackbone:
     """Reads a program."""
-    faults = fixed_precision_faults(config)
-    if not Path(config.backbone).is_file():
-        faults.append(f"--backbone {config.backbone}: there is no such file")
-    if config.checkpoint is not None:
-        faults.append(f"--checkpoint {config.checkpoint}: a program has its weights inside; leave it out")
-    if config.weights != "DEFAULT":
-        faults.append(f"--weights {config.weights}: a program has its weights inside; leave it out")
+    faults = fixed_precision_faults(options)
+    if not Path(options.name).is_file():
+        faults.append(f"--backbone {options.name}: there is no such file")
+    if options.weights.checkpoint is not None:
+        faults.append(f"--checkpoint {options.weights.checkpoint}: a program has its weights inside; leave it out")
+    if options.weights.weights != "DEFAULT":
+        faults.append(f"--weights {options.weights.weights}: a program has its weights inside; leave it out")
     ConfigError.check(faults)
-    return Program(config)
+    return ProgramBackbone(options)
 
 
 def is_program(name: str) -> bool:
-    """Whether this is a path of a program: by its suffix, as names of models may hold slashes too."""
+    """Tells whether a text is the path of a program, by its suffix; names of models may hold slashes too."""
     return Path(name).suffix.lower() in _SUFFIXES
 
 
 def _read(path: Path) -> nn.Module | torch.export.ExportedProgram:
-    """Reads a program of either kind, which its archive's entries tell.
+    """Reads a program of either kind, known by the entries of its archive.
 
     Raises:
-        CheckpointError: If it is none, or this torch can't read it.
+        CheckpointError: If the file is no program, or this version of torch can't read it.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -114,7 +119,7 @@ def _read(path: Path) -> nn.Module | torch.export.ExportedProgram:
         raise CheckpointError(f"{path}: {_NO_PROGRAM}")
     try:
         with path.open("rb") as file, warnings.catch_warnings():
-            # That it is deprecated, or not supported from Python 3.14 on: programs of that kind are there all the same.
+            # torch.jit.load is deprecated, and not supported from Python 3.14 on; its programs still have to be read.
             warnings.filterwarnings("ignore", r"`torch\.jit\.load` is ")
             warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)  # nor written to
             if entries & _OF_EXPORT:

@@ -1,6 +1,6 @@
-"""torchvision's quantised classification models, which run on CPUs alone, without their classifier.
+"""torchvision's quantised classification models without their classifier; they run on CPUs only.
 
-Random weights are quantised with the ranges of one random image, as torchvision's builder does it.
+Random weights are quantised with the ranges of one random image, by torchvision's builder.
 """
 
 from __future__ import annotations
@@ -14,19 +14,24 @@ import torch
 from torch import nn
 from torchvision import models
 
-from embedx.config import ExtractConfig
-from embedx.errors import CheckpointError, ConfigError, unknown
-from embedx.models.backbones.base import Architecture, BackboneKind, fixed_precision_faults, last_line
-from embedx.models.backbones.torchvision import AUXILIARY, BUILD_OPTIONS, backbone_names, preset
+from embedx.errors import CheckpointError, ConfigError
+from embedx.models.backbones.base import (
+    Architecture,
+    BackboneKind,
+    BackboneOptions,
+    fixed_precision_faults,
+    last_line,
+)
+from embedx.models.backbones.torchvision import AUXILIARY, BUILD_OPTIONS, check_name, preset
 from embedx.models.device import resolve_device
-from embedx.models.weights.read import Weights, find_weights
+from embedx.models.weights.find import Weights, find_weights
 from embedx.recipe import Preprocessing
 
 _PREFIX = "quantized_"
 
 
-class Quantized(Architecture):
-    """A quantised model by its name."""
+class QuantizedBackbone(Architecture):
+    """A quantised classification model of torchvision."""
 
     outline_device = torch.device("cpu")
 
@@ -36,7 +41,7 @@ class Quantized(Architecture):
         self.preprocessing: Preprocessing = preprocessing
 
     def build(self) -> tuple[nn.Module, tuple[str, ...]]:
-        """The model without its classifier, quantised."""
+        """Builds the model, quantised, without its classifier."""
         options = BUILD_OPTIONS.get(self.name.removeprefix(_PREFIX), {})
         with _deprecations_ignored():
             model: nn.Module = models.get_model(self.name, weights=None, quantize=True, **options)
@@ -45,7 +50,7 @@ class Quantized(Architecture):
         return model.eval(), (head, *AUXILIARY)
 
     def load(self) -> nn.Module:
-        """The model with its weights, whose packed tensors are for its own modules to unpack."""
+        """Builds the model with its weights, whose packed tensors the model's own modules unpack."""
         if self.weights.path is None:
             return super().load()
         model, removed = self.build()
@@ -64,31 +69,30 @@ class Quantized(Architecture):
         return model
 
 
-def find(config: ExtractConfig, download: bool) -> Quantized:
+def find(options: BackboneOptions, download: bool) -> QuantizedBackbone:
     """Finds a model by its name."""
-    if config.backbone not in (names := backbone_names()):
-        raise ConfigError(unknown("backbone", config.backbone, names, hint="(`embedx backbones` lists them)"))
-    faults = fixed_precision_faults(config)
-    if resolve_device(config.device).type != "cpu":
-        faults.append(f"--device {config.device}: {config.backbone} runs on CPUs alone; give --device cpu")
-    engine = models.get_model_weights(config.backbone)["DEFAULT"].meta["backend"]
+    check_name(name := options.name)
+    faults = fixed_precision_faults(options)
+    if resolve_device(options.device).type != "cpu":
+        faults.append(f"--device {options.device}: {name} runs on CPUs alone; give --device cpu")
+    engine = models.get_model_weights(name)["DEFAULT"].meta["backend"]
     if engine not in (engines := torch.backends.quantized.supported_engines):
-        faults.append(f"{config.backbone} needs the engine {engine}; this machine's torch has {', '.join(engines)}")
-    if config.checkpoint_key is not None:
-        faults.append(f"--checkpoint-key {config.checkpoint_key}: {config.backbone} takes whole state dicts only")
+        faults.append(f"{name} needs the engine {engine}; this machine's torch has {', '.join(engines)}")
+    if (key := options.weights.checkpoint_key) is not None:
+        faults.append(f"--checkpoint-key {key}: {name} takes whole state dicts only")
     ConfigError.check(faults)
-    weights, member = find_weights(config, download=download)
-    return Quantized(config.backbone, weights, preset(member))
+    weights, member = find_weights(options.weights, download=download)
+    return QuantizedBackbone(name, weights, preset(member))
 
 
 @contextmanager
 def _deprecations_ignored() -> Iterator[None]:
-    """While this lasts, torch says nothing of what is old in the quantisation that torchvision uses."""
+    """Silences torch's warnings about the quantisation that torchvision uses."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"\s*torch\.ao\.quantization is deprecated", DeprecationWarning)
         warnings.filterwarnings("ignore", r"torch\.quantize_per_tensor", UserWarning)
         warnings.filterwarnings("ignore", r"TypedStorage is deprecated", UserWarning)
-        # Of layers whose output is the same for all of the one image that torchvision calibrates with.
+        # torchvision calibrates with one image, for which some layers' outputs are constant.
         warnings.filterwarnings("ignore", r"must run observer before calling calculate_qparams", UserWarning)
         yield
 

@@ -1,6 +1,6 @@
 """timm's models as `timm:NAME` or `timm:NAME.TAG`, without their classifier.
 
-What they return is what timm's `create_model(NAME, num_classes=0)` does: pooled [B, D], or tokens of the few models
+They return the features of timm's `create_model(NAME, num_classes=0)`: pooled [B, D], or the tokens of the few models
 that timm itself does not pool.
 """
 
@@ -16,27 +16,26 @@ from urllib.parse import urlparse
 import torch
 from torch import nn
 
-from embedx.config import ExtractConfig
 from embedx.errors import CheckpointError, ConfigError, unknown
 from embedx.models.backbones import hub
-from embedx.models.backbones.base import Architecture, BackboneKind
-from embedx.models.weights.read import Weights, given_weights, of_file
+from embedx.models.backbones.base import Architecture, BackboneKind, BackboneOptions
+from embedx.models.weights.find import Weights, given_weights, weights_of_file
 from embedx.recipe import Preprocessing
 
 _PREFIX = "timm:"
 _FILES = ("model.safetensors", "pytorch_model.bin")
-"""Where a repository has its weights, unless its entry in timm's registry says otherwise."""
+"""The files of a repository that may hold its weights, unless its entry in timm's registry says otherwise."""
 _INSTEAD = "load weights of your own with --checkpoint FILE, or try things out with --weights random"
 
 
-class TimmModel(Architecture):
+class TimmBackbone(Architecture):
     """A model of timm's registry.
 
     Args:
-        name: As it is given to `--backbone`.
-        registered: Its entry in timm's registry.
-        weights: Its own, a checkpoint's, or random ones.
-        image_size: Other than the model's own.
+        name: The text that was given to `--backbone`.
+        registered: The model's entry in timm's registry.
+        weights: The model's own weights, a checkpoint's, or random ones.
+        image_size: The height and width in pixels to build the model for; None for its own.
     """
 
     libraries = ("timm",)
@@ -46,23 +45,23 @@ class TimmModel(Architecture):
         self.weights = weights
         self.preprocessing = _preprocessing(name, registered)
         self._registered = registered
-        # Of models that are built for one size; the others take any.
+        # Some models are built for one size; the others take any.
         self._options = {"img_size": image_size} if image_size and registered.fixed_input_size else {}
 
     def build(self) -> tuple[nn.Module, tuple[str, ...]]:
-        """The model without its classifier."""
+        """Builds the model without its classifier."""
         model = self._create()
         classifiers = self._registered.classifier or ()
         classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
         return model, tuple(_removed_part(model, classifier) for classifier in classifiers)
 
     def outline(self) -> nn.Module:
-        """The model, buffers and all, on the meta device: some of timm's models run parts of themselves to be built."""
+        """Builds the model with its buffers on the meta device too, as some builders of timm run parts of the model."""
         with torch.device("meta"):
             return self.build()[0]
 
     def load(self) -> nn.Module:
-        """The model with its weights; timm's own are read, and fitted to the image size, by timm."""
+        """Builds the model with its weights; timm reads its own, and fits them to the image size."""
         if self.weights.path is None:
             return super().load()
         if self.weights.name == "checkpoint":
@@ -89,24 +88,24 @@ class TimmModel(Architecture):
         return model.eval()
 
 
-def find(config: ExtractConfig, download: bool) -> TimmModel:
+def find(options: BackboneOptions, download: bool) -> TimmBackbone:
     """Finds a model by its name in timm's registry."""
-    hub.require("timm", extra="timm", backbone=config.backbone)
-    registered = _registered(config.backbone)
-    weights = given_weights(config)
+    hub.require("timm", extra="timm", backbone=options.name)
+    registered = _registered(options.name)
+    weights = given_weights(options.weights)
     if weights is None:
-        if config.weights != "DEFAULT":
+        if options.weights.weights != "DEFAULT":
             tags = [name.partition(".")[2] for name in _tagged(registered.architecture)]
             raise ConfigError(
-                f"--weights {config.weights}: of {_PREFIX} models the name says which weights; give "
+                f"--weights {options.weights.weights}: the weights of {_PREFIX} models are part of their name; give "
                 f"--backbone {_PREFIX}{registered.architecture}.TAG, where TAG is one of {', '.join(tags) or 'none'}"
             )
-        weights = _own_weights(config.backbone, registered, download=download)
-    return TimmModel(config.backbone, registered, weights, config.image_size)
+        weights = _own_weights(options.name, registered, download=download)
+    return TimmBackbone(options.name, registered, weights, options.image_size)
 
 
 def _registered(backbone: str) -> Any:
-    """A backbone's entry in timm's registry."""
+    """Returns a backbone's entry in timm's registry."""
     import timm
 
     name = backbone.removeprefix(_PREFIX)
@@ -122,7 +121,7 @@ def _registered(backbone: str) -> Any:
 
 
 def _tagged(architecture: str) -> list[str]:
-    """Names, with their tag, of an architecture's pretrained weights."""
+    """Lists the pretrained weights of an architecture, as NAME.TAG."""
     import timm
 
     return list(timm.list_models(f"{architecture}.*", pretrained=True))
@@ -133,11 +132,11 @@ def _own_weights(backbone: str, registered: Any, *, download: bool) -> Weights:
         raise ConfigError(f"timm has no weights for {backbone}; {_INSTEAD}")
     path = _file(backbone, registered, download=download)
     name = f"timm/{registered.architecture}.{registered.tag}"
-    return of_file(name, path) if path else Weights(name)
+    return weights_of_file(name, path) if path else Weights(name)
 
 
 def _file(backbone: str, registered: Any, *, download: bool) -> Path | None:
-    """The file of a model's own weights; None if it is in no cache and not to be fetched."""
+    """Returns the file of a model's own weights, fetched if `download`; None if it is in no cache."""
     repository = registered.hf_hub_id
     if not repository:
         path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(registered.url).path).name
@@ -155,7 +154,7 @@ def _file(backbone: str, registered: Any, *, download: bool) -> Path | None:
 
 
 def _preprocessing(backbone: str, registered: Any) -> Preprocessing:
-    """The evaluation transform of timm's `create_transform`, in embedx's words."""
+    """Translates the evaluation transform of timm's `create_transform` into a Preprocessing."""
     import timm.data
 
     steps: Mapping[str, Any] = timm.data.resolve_data_config(pretrained_cfg=registered.to_dict())
@@ -179,7 +178,7 @@ def _preprocessing(backbone: str, registered: Any) -> Preprocessing:
 
 @contextlib.contextmanager
 def _missing_tensors() -> Iterator[set[str]]:
-    """While this lasts, collects the names of tensors that state dicts lack; timm would leave those at random."""
+    """Collects the names of tensors that state dicts lack; timm would leave those at random values."""
     load, missing = nn.Module.load_state_dict, set()
 
     def load_and_note(self: nn.Module, *args: Any, **options: Any) -> Any:
@@ -195,7 +194,7 @@ def _missing_tensors() -> Iterator[set[str]]:
 
 
 def _removed_part(model: nn.Module, classifier: str) -> str:
-    """The largest part around the classifier of which a model without it has nothing: its norm may be gone too."""
+    """Returns the largest part around the classifier that the model has lost with it: its norm may be gone too."""
     tensors = model.state_dict()
     part = classifier
     while (parent := part.rpartition(".")[0]) and not any(name.startswith(f"{parent}.") for name in tensors):

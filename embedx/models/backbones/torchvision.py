@@ -1,6 +1,6 @@
-"""torchvision's classification models, whose classifier, the last layer, is replaced by the identity.
+"""torchvision's classification models. The identity replaces the classifier, which is the last layer.
 
-What they return are the [B, D] features that the classifier would have seen.
+They return the features [B, D] that are the classifier's input.
 """
 
 from __future__ import annotations
@@ -12,24 +12,23 @@ from torch import nn
 from torchvision import models
 from torchvision.models import WeightsEnum
 
-from embedx.config import ExtractConfig
 from embedx.errors import ConfigError, unknown
-from embedx.models.backbones.base import Architecture, BackboneKind
-from embedx.models.weights.read import Weights, find_weights
+from embedx.models.backbones.base import Architecture, BackboneKind, BackboneOptions
+from embedx.models.weights.find import Weights, find_weights
 from embedx.recipe import Preprocessing
 
 AUXILIARY = ("AuxLogits", "aux1", "aux2")
-"""Classifiers that Inception and GoogLeNet have for their training alone."""
+"""The classifiers that Inception and GoogLeNet need for their training only."""
 BUILD_OPTIONS: dict[str, dict[str, Any]] = {
-    # As the builders set them for pretrained weights: those take input normalised in another way.
+    # The builders set these for pretrained weights, which take input normalised in another way.
     name: {"transform_input": True, "aux_logits": False, "init_weights": True}
     for name in ("googlenet", "inception_v3")
 }
-"""Of models by their names."""
+"""The options of torchvision's builders, by model."""
 
 
-class Classification(Architecture):
-    """A classification model by its name."""
+class TorchvisionBackbone(Architecture):
+    """A classification model of torchvision."""
 
     def __init__(self, name: str, weights: Weights, preprocessing: Preprocessing) -> None:
         self.name = name
@@ -37,7 +36,7 @@ class Classification(Architecture):
         self.preprocessing: Preprocessing = preprocessing
 
     def build(self) -> tuple[nn.Module, tuple[str, ...]]:
-        """The model without its classifier."""
+        """Builds the model without its classifier."""
         vision_transformer = self.name.startswith("vit_")
         options = {"image_size": self.preprocessing.crop} if vision_transformer else BUILD_OPTIONS.get(self.name, {})
         with warnings.catch_warnings():
@@ -53,26 +52,31 @@ class Classification(Architecture):
 
 
 def backbone_names() -> list[str]:
-    """Every torchvision model that is a backbone: for classification, segmentation, detection, and quantised."""
+    """Lists torchvision's models for classification, segmentation and detection, and the quantised ones."""
     modules = (models, models.segmentation, models.detection, models.quantization)
     return [name for module in modules for name in models.list_models(module=module)]
 
 
 def weights_names(backbone: str) -> list[str]:
-    """Names of a backbone's pretrained weights."""
+    """Lists the names of a backbone's pretrained weights."""
     return [weights.name for weights in models.get_model_weights(backbone)]
 
 
-def find(config: ExtractConfig, download: bool) -> Classification:
+def check_name(name: str) -> None:
+    """Raises a ConfigError, with the nearest name, if torchvision has no model of this name."""
+    if name not in (names := backbone_names()):
+        raise ConfigError(unknown("backbone", name, names, hint="(`embedx backbones` lists them)"))
+
+
+def find(options: BackboneOptions, download: bool) -> TorchvisionBackbone:
     """Finds a model by its name."""
-    if config.backbone not in (names := backbone_names()):
-        raise ConfigError(unknown("backbone", config.backbone, names, hint="(`embedx backbones` lists them)"))
-    weights, member = find_weights(config, download=download)
-    return Classification(config.backbone, weights, preset(member))
+    check_name(options.name)
+    weights, member = find_weights(options.weights, download=download)
+    return TorchvisionBackbone(options.name, weights, preset(member))
 
 
 def preset(weights: WeightsEnum) -> Preprocessing:
-    """The preprocessing of classification or segmentation weights; the latter cut nothing off a square image."""
+    """Returns the preprocessing of classification or segmentation weights; the latter keep all of a square image."""
     steps = weights.transforms()
     return Preprocessing(
         resize=steps.resize_size[0],

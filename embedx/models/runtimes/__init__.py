@@ -1,1 +1,1 @@
-"""Runtimes: engines of the forward pass, one file each."""
+"""The runtimes: engines of the forward pass, one file each."""

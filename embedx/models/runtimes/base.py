@@ -1,51 +1,41 @@
-"""Where and how the forward pass is run: device, precision, and what all runtimes have in common."""
+"""The interface of every runtime: an embedder on a device, in a precision, with errors that name a batch that fits."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from embedx.errors import ConfigError, DeviceMemoryError
+from embedx.errors import DeviceMemoryError
 from embedx.models.embedder import Embedder
-from embedx.models.foreign import Opaque
+from embedx.models.outputs import FrozenProgram
 from embedx.values import Precision
 
 LARGEST_BATCH = {"cuda": 1024, "cpu": 32}
-"""Images at a time, by type of device, beyond which there is no gain; powers of two."""
+"""The largest batch that `--batch-size auto` tries, by type of device; more gains nothing. Powers of two."""
 SPARE = 0.1
-"""Share of a device's memory that a batch found by trial, or a recorded graph, leaves free."""
+"""The share of a device's memory that a batch found by trial, or a recorded graph, leaves free."""
 _WAYS_OUT = "free some, or give a smaller --image-size, --precision bf16 or --device cpu"
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class RuntimeUnfitError(ConfigError):
-    """A runtime can't run the backbone, or not here."""
-
-    @classmethod
-    def of(cls, name: str, error: Exception) -> Self:
-        """That the runtime of this name does not take the backbone, with what its library says."""
-        text = " ".join(str(error).split())
-        return cls(f"the runtime {name} does not take this backbone ({type(error).__name__}: {text:.300})")
-
-
 class Runtime(nn.Module):
-    """A backbone, made ready to run: a uint8 batch of a fixed shape on the CPU in, features on the device out.
+    """A backbone that is ready to run: from a uint8 batch of a fixed shape on the CPU to features on the device.
 
     Args:
-        embedder: What to run; it is used up.
-        device: Where.
-        precision: Of weights and activations; `tf32` lets CUDA round the factors of fp32 products.
+        embedder: The model to run. It is modified in place; don't use it afterwards.
+        device: The device on which the forward pass runs.
+        precision: The precision of weights and activations; `tf32` lets CUDA round the factors of fp32 products.
 
     Raises:
-        DeviceMemoryError: If it does not fit into the device's memory.
+        DeviceMemoryError: If the weights do not fit into the device's memory.
     """
 
     name: ClassVar[str]
     libraries: ClassVar[tuple[str, ...]] = ()
-    """Packages beside torch that compute."""
+    """The packages beside torch that compute."""
     embedder: Callable[[Tensor], dict[str, Tensor]]
 
     def __init__(self, embedder: Embedder, device: torch.device, precision: Precision) -> None:
@@ -54,7 +44,7 @@ class Runtime(nn.Module):
             torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
             torch.backends.cudnn.allow_tf32 = precision == "tf32"
         self.device = device
-        self.takes_any_batch = not isinstance(embedder.backbone, Opaque)
+        self.takes_any_batch = not isinstance(embedder.backbone, FrozenProgram)
         try:
             embedder.requires_grad_(False).to(device)
         except torch.OutOfMemoryError as error:
@@ -63,15 +53,15 @@ class Runtime(nn.Module):
             ) from error
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Computes [B, D] features of [B, 3, H, W] uint8 images.
+        """Computes the features [B, D] of images [B, 3, H, W] uint8.
 
         Raises:
-            DeviceMemoryError: If they do not fit into the device's memory; it names the number that would.
+            DeviceMemoryError: If the batch does not fit into the device's memory; the message has the size that fits.
         """
         try:
             return self.compute(images)
         except torch.OutOfMemoryError:
-            pass  # first of all its traceback has to go, which holds all that was computed so far
+            pass  # leaving this block frees the traceback, which holds all that was computed so far
         message = f"{self._device_name} is out of memory with --batch-size {len(images)}"
         if not self.takes_any_batch:
             raise DeviceMemoryError(f"{message}; {_WAYS_OUT}")
@@ -79,19 +69,19 @@ class Runtime(nn.Module):
         raise DeviceMemoryError(f"{message}; {fitting} fits (tried): give --batch-size {fitting}, or auto")
 
     def compute(self, images: Tensor) -> dict[str, Tensor]:
-        """The features of a batch.
+        """Computes the features of a batch.
 
         Raises:
-            torch.OutOfMemoryError: If they do not fit into the device's memory.
+            torch.OutOfMemoryError: If the batch does not fit into the device's memory.
         """
         with torch.inference_mode():
             return self.embedder(images.to(self.device, non_blocking=True))
 
     def fitting_batch_size(self, images: Tensor) -> int:
-        """Tries all of these images at once, then half as many, and so on, until they fit and leave memory to spare.
+        """Tries all of these images at once, then half as many, and so on, until a batch fits with memory to spare.
 
         Args:
-            images: [B, 3, H, W] uint8; what is on them does not matter.
+            images: The images [B, 3, H, W] uint8; their pixels do not matter.
 
         Raises:
             DeviceMemoryError: If not even one image fits.
@@ -118,7 +108,7 @@ class Runtime(nn.Module):
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def _spare_memory(self) -> float:
-        """The share that was free at the worst moment since the release, of the memory this process can have."""
+        """Returns the smallest share of the memory allowed to this process that was free since the last release."""
         if self.device.type != "cuda":
             return 1.0
         free, total = torch.cuda.mem_get_info(self.device)

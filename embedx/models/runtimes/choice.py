@@ -1,4 +1,4 @@
-"""Runtimes by name: how a forward pass is run. A runtime is one module here, and no other knows its library."""
+"""The choice and construction of a runtime by name. Each runtime is one module, the only one that knows its library."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from embedx.errors import RuntimeUnfitError
 from embedx.models.embedder import Embedder
-from embedx.models.runtimes.base import Runtime, RuntimeUnfitError
+from embedx.models.runtimes.base import Runtime
 from embedx.models.runtimes.compiled import CompiledRuntime
 from embedx.models.runtimes.eager import EagerRuntime
 from embedx.models.runtimes.openvino import OpenVinoRuntime
@@ -18,29 +19,29 @@ from embedx.values import Precision, RuntimeName
 _RUNTIMES = {runtime.name: runtime for runtime in (EagerRuntime, CompiledRuntime, OpenVinoRuntime)}
 
 _WRITING = {"cpu": 1.75e9, "cuda": 6e11}
-"""Bytes per second that the eager runtime's operations write, roughly, per core of a CPU or by a whole GPU, beyond what
-they compute."""
+"""The bytes per second, roughly, that the eager runtime's operations write, per core of a CPU or per GPU."""
 _SAVING = {"openvino": 0.65, "compile": 0.4}
-"""The share of that time which is saved, roughly: operations are fused, products and convolutions are as quick."""
+"""The share of that time, roughly, that fusing operations saves; products and convolutions take the same time."""
 _BUILD_SECONDS = {"openvino": 2.0, "compile": 25.0}
-"""What building takes, roughly, beyond that of the eager runtime."""
+"""The seconds, roughly, that building takes beyond the eager runtime's."""
 
 
-def candidates(name: RuntimeName, device: torch.device, written_bytes: float | None, inputs: int) -> tuple[str, ...]:
-    """The runtimes to try, the first that takes the backbone being it.
+def candidates(name: RuntimeName, device: torch.device, bytes_written: float | None, inputs: int) -> tuple[str, ...]:
+    """Returns the runtimes to try, in order of preference.
 
     Args:
-        name: What was asked for; `auto` are those that are installed, and pay their building back, fastest first.
-        device: Where.
-        written_bytes: What the forward pass writes per image; None: that of a program, which is run as it is.
-        inputs: How many images there are.
+        name: The runtime that was asked for; `auto` takes those that are installed and save more time than their
+            building costs, fastest first.
+        device: The device on which the forward pass runs.
+        bytes_written: The bytes that the forward pass writes per image; None for a program, which runs in eager mode.
+        inputs: The number of images.
     """
     if name != "auto":
         return (name,)
     chosen = []
-    if written_bytes is not None:
+    if bytes_written is not None:
         threads = torch.get_num_threads() if device.type == "cpu" else 1
-        seconds = inputs * written_bytes / (_WRITING[device.type] * threads)
+        seconds = inputs * bytes_written / (_WRITING[device.type] * threads)
         installed = ["openvino"] if device.type == "cpu" and find_spec("openvino") else []
         for each in (*installed, "compile"):
             if seconds * _SAVING[each] > _BUILD_SECONDS[each]:
@@ -49,7 +50,7 @@ def candidates(name: RuntimeName, device: torch.device, written_bytes: float | N
 
 
 def libraries(name: str) -> tuple[str, ...]:
-    """Packages beside torch that a runtime computes with; none where it is not installed."""
+    """Returns the packages beside torch that a runtime computes with, if they are installed."""
     return tuple(library for library in _RUNTIMES[name].libraries if find_spec(library))
 
 
@@ -64,16 +65,16 @@ def build(
     """Builds the first of these runtimes that takes the backbone.
 
     Args:
-        names: Of runtimes, the preferred one first.
-        load: Gives the backbone.
-        device: Where.
-        precision: Of weights and activations.
-        images: [B, 3, H, W] uint8, of the shape and layout that all batches have; what is on them does not matter.
-        notice: Told of each that does not take it, and why.
+        names: The names of runtimes, the preferred one first.
+        load: A function that loads the backbone anew for each attempt.
+        device: The device on which the forward pass runs.
+        precision: The precision of weights and activations.
+        images: Images [B, 3, H, W] uint8 in the shape and layout of all batches; their pixels do not matter.
+        notice: A function that is given a message for each runtime that does not take the backbone.
 
     Raises:
-        RuntimeUnfitError: If none does.
-        DeviceMemoryError: If it does not fit into the device's memory.
+        RuntimeUnfitError: If no runtime takes it.
+        DeviceMemoryError: If the backbone does not fit into the device's memory.
     """
     for number, name in enumerate(names, 1):
         try:

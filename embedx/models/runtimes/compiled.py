@@ -1,4 +1,4 @@
-"""torch.compile."""
+"""The runtime `compile`, by torch.compile."""
 
 from __future__ import annotations
 
@@ -8,35 +8,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from embedx.errors import RuntimeUnfitError
 from embedx.models.embedder import Embedder
-from embedx.models.foreign import Opaque
-from embedx.models.runtimes.base import DTYPES, Runtime, RuntimeUnfitError
+from embedx.models.outputs import FrozenProgram
+from embedx.models.runtimes.base import DTYPES, Runtime
 from embedx.values import Precision
 
 
 class CompiledRuntime(Runtime):
-    """The whole forward pass, from uint8 on, as one graph of a fixed shape with its weights frozen into it.
+    """The whole forward pass, from uint8 on, as one graph of a fixed shape with frozen weights.
 
     Raises:
-        RuntimeUnfitError: If the compiler does not take the backbone, or there is none for the device.
+        RuntimeUnfitError: If the compiler does not take the backbone, or the device has no compiler.
     """
 
     name = "compile"
 
     def __init__(self, embedder: Embedder, device: torch.device, precision: Precision, images: Tensor) -> None:
         super().__init__(embedder, device, precision)
-        if isinstance(embedder.backbone, Opaque):
-            raise RuntimeUnfitError("the backbone is a program, which is run as it was made: give --runtime eager")
+        if isinstance(embedder.backbone, FrozenProgram):
+            raise RuntimeUnfitError("the backbone is a program, which only runs as it was made: give --runtime eager")
         embedder.backbone.to(DTYPES[precision])
         embedder.backbone.to(memory_format=torch.channels_last)
-        # CUDA graphs, where there are any, hold the outputs in memory of their own, which the next batch overwrites.
+        # CUDA graphs hold the outputs in memory of their own, which the next batch overwrites.
         options: dict[str, str | int | bool | Callable[..., Any]] = {
             "freezing": True,
             "triton.cudagraphs": device.type == "cuda",
         }
         self.embedder = torch.compile(embedder, dynamic=False, fullgraph=True, options=options)
         try:
-            self(images.to(device))  # as batches come: what is made within inference mode would be compiled for apart
+            self(images.to(device))  # a tensor made in inference mode would be compiled for separately
         except (torch.OutOfMemoryError, MemoryError):
             raise
         except Exception as error:

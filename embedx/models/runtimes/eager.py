@@ -1,10 +1,9 @@
-"""PyTorch as it is."""
+"""The runtime `eager`: PyTorch as it is."""
 
 from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +11,7 @@ from torch.fx import Node, symbolic_trace
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from embedx.models.embedder import Embedder
-from embedx.models.foreign import Opaque
-from embedx.models.runtimes import products
+from embedx.models.outputs import FrozenProgram
 from embedx.models.runtimes.base import DTYPES, SPARE, Runtime
 from embedx.values import Precision
 
@@ -21,11 +19,14 @@ from embedx.values import Precision
 class EagerRuntime(Runtime):
     """PyTorch as it is, in channels-last layout, with batch norms folded into convolutions; on CUDA as a graph.
 
-    Programs are left as they were made.
+    Programs are left as they were made. Batches of another shape than the graph's, and backbones of which no graph can
+    be recorded, run without it, with the same numbers.
 
     Args:
-        images: Of the shape that batches have, for the graph; None: there is none. What it was not recorded for, or
-            can't be recorded, runs without it, to the same numbers.
+        embedder: The model to run. It is modified in place; don't use it afterwards.
+        device: The device on which the forward pass runs.
+        precision: The precision of weights and activations.
+        images: Images of the batches' shape, from which to record a CUDA graph; None for no graph.
     """
 
     name = "eager"
@@ -36,67 +37,63 @@ class EagerRuntime(Runtime):
         super().__init__(embedder, device, precision)
         self.embedder = embedder
         self._graph: _Graph | None = None
-        self._products: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-        if isinstance(embedder.backbone, Opaque):
+        if isinstance(embedder.backbone, FrozenProgram):
             return
         fold_batch_norms(embedder.backbone)
         embedder.backbone.to(DTYPES[precision])
         embedder.backbone.to(memory_format=torch.channels_last)
-        if device.type == "cpu" and precision == "fp32" and products.is_slow():
-            self._products = products.OneDnnProducts(embedder.backbone)
         if device.type == "cuda" and images is not None:
-            self(images)  # tells what is wrong, if anything is
-            self._release_memory()  # of the pass before; the graph takes as much again, of its own
-            with contextlib.suppress(RuntimeError):  # of what waits for the device in between, or has no memory for it
+            self(images)  # raises the errors that have nothing to do with recording
+            self._release_memory()  # the pass's memory, as the graph takes as much of its own
+            with contextlib.suppress(RuntimeError):  # the backbone waits for the device in between, or memory is short
                 self._graph = _Graph(embedder, images.to(device, copy=True))
             if self._graph is not None and self._spare_memory() < SPARE:
-                self._graph = None  # it would leave too little for batches on their way
+                self._graph = None  # too little would be left for the batches that are on their way
             self._release_memory()
 
     def compute(self, images: Tensor) -> dict[str, Tensor]:
-        """The features of a batch, on CUDA in memory that the next call overwrites."""
+        """Computes the features of a batch; a CUDA graph puts them into memory that the next call overwrites."""
         if self._graph is not None and images.shape == self._graph.images.shape:
             return self._graph.replay(images)
-        with self._products:
-            return super().compute(images)
+        return super().compute(images)
 
 
 class _Graph:
-    """A forward pass that was recorded once: a single order to the device, and not one for each of its operators.
+    """A recorded forward pass, which is a single launch on the device in place of one per operator.
 
     Args:
-        embedder: On a CUDA device.
-        images: [B, 3, H, W] uint8 on it, kept as the place of what is to be computed on.
+        embedder: The model, on a CUDA device.
+        images: Images [B, 3, H, W] uint8 on the device; their memory becomes the graph's input.
 
     Raises:
-        RuntimeError: If it can't be recorded.
+        RuntimeError: If the pass can't be recorded.
     """
 
     def __init__(self, embedder: Embedder, images: Tensor) -> None:
         self.images = images
         self._graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]  # torch's own is of one device for all
-        # Other threads may ask for pinned memory meanwhile, which would end a recording that is everybody's.
+        stream = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]  # the default is one stream for all devices
+        # Other threads may ask for pinned memory meanwhile, which would end a recording of all threads.
         recording = torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local")
         with torch.cuda.device(images.device), torch.inference_mode(), recording:
             self._outputs = embedder(images)
 
     def replay(self, images: Tensor) -> dict[str, Tensor]:
-        """The features of other images of this shape."""
+        """Computes the features of other images of this shape."""
         self.images.copy_(images, non_blocking=True)
         self._graph.replay()
         return dict(self._outputs)
 
 
 def fold_batch_norms(backbone: nn.Module) -> None:
-    """Folds each batch norm into the convolution before it, in place, where torch.fx can trace which that is.
+    """Folds each batch norm into the convolution before it, in place, if torch.fx can trace the backbone.
 
     Args:
-        backbone: In evaluation mode.
+        backbone: The backbone, in evaluation mode.
     """
     try:
         nodes = list(symbolic_trace(backbone).graph.nodes)
-    except Exception:  # noqa: BLE001  (it may be anyone's code, and be run as it is)
+    except Exception:  # noqa: BLE001  (it may be anyone's code, and runs without folding)
         return
     modules = dict(backbone.named_modules())
     uses = Counter(id(modules.get(str(node.target))) for node in nodes if node.op == "call_module")

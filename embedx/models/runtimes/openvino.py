@@ -1,4 +1,4 @@
-"""OpenVINO, the extra `openvino`."""
+"""The runtime `openvino`, an extra of the same name."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.jit._trace import TracerWarning
 
+from embedx.errors import RuntimeUnfitError
 from embedx.models.embedder import Embedder
-from embedx.models.foreign import Opaque
-from embedx.models.runtimes.base import Runtime, RuntimeUnfitError
+from embedx.models.outputs import FrozenProgram
+from embedx.models.runtimes.base import Runtime
 from embedx.values import Precision
 
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
@@ -37,8 +38,8 @@ class OpenVinoRuntime(Runtime):
         native = precision == "fp32" or "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if precision not in _PRECISIONS or not native:
             raise RuntimeUnfitError(f"OpenVINO computes no {precision} on this CPU; give --precision fp32")
-        if isinstance(embedder.backbone, Opaque):
-            raise RuntimeUnfitError("the backbone is a program, which is run as it was made: give --runtime eager")
+        if isinstance(embedder.backbone, FrozenProgram):
+            raise RuntimeUnfitError("the backbone is a program, which only runs as it was made: give --runtime eager")
         names: list[str] = []
         try:
             model = _converted(openvino, _ChannelsLast(embedder, names), _channels_last(images))
@@ -57,18 +58,18 @@ class OpenVinoRuntime(Runtime):
         self._request = compiled.create_infer_request()
 
     def compute(self, images: Tensor) -> dict[str, Tensor]:
-        """The features of a batch of the shape that this was built for."""
+        """Computes the features of a batch, which must have the shape that this runtime was built for."""
         outputs = self._request.infer([_channels_last(images).numpy()], share_inputs=True)
         values = zip(self._names, outputs.values(), strict=True)
         return {name: torch.from_numpy(value) for name, value in values}
 
 
 class _ChannelsLast(nn.Module):
-    """An embedder of images [B, H, W, 3], as they lie in memory.
+    """An embedder of images [B, H, W, 3], the order in which they lie in memory.
 
     Args:
-        embedder: Of images [B, 3, H, W].
-        names: Gets the names of the features, which are returned without them.
+        embedder: The embedder of images [B, 3, H, W].
+        names: An empty list, which `forward` fills with the names of the features that it returns.
     """
 
     def __init__(self, embedder: Embedder, names: list[str]) -> None:
@@ -83,14 +84,15 @@ class _ChannelsLast(nn.Module):
 
 
 def _converted(openvino: Any, model: _ChannelsLast, images: Tensor) -> Any:
-    """The model for OpenVINO, by way of a trace; where that might be another model, of torch.export.
+    """Converts the model by way of a trace, or of torch.export where the trace might be another model.
 
-    The trace, of two images, takes a second where torch.export takes six, as that imports torch's compiler, which goes
-    through the model three times. But Python's branches stay as they were taken, of which torch warns.
+    The trace of two images takes a second, and torch.export takes six. But a trace keeps the branches that Python took
+    for its images; torch warns of them, and then the export is used.
     """
     shape = list(images.shape)
 
-    def compute(images: Tensor) -> tuple[Tensor, ...]:  # of a function no parts are described, which takes a while
+    # A function, as the trace of a module also describes each of its parts, which takes a while.
+    def compute(images: Tensor) -> tuple[Tensor, ...]:
         return model(images)  # type: ignore[no-any-return]
 
     with warnings.catch_warnings(), torch.no_grad():
@@ -102,7 +104,7 @@ def _converted(openvino: Any, model: _ChannelsLast, images: Tensor) -> Any:
             converted = openvino.convert_model(trace, example_input=(example,), input=[(shape, openvino.Type.u8)])
             if all(output.partial_shape[0] == shape[0] for output in converted.outputs):
                 return converted
-        except Exception:  # noqa: BLE001  (it may be anyone's code, which the way below takes or refuses)
+        except Exception:  # noqa: BLE001  (it may be anyone's code, and the export below takes or refuses it)
             pass
         return openvino.convert_model(torch.export.export(model, (images,)))
 
@@ -112,7 +114,7 @@ def _channels_last(images: Tensor) -> Tensor:
 
 
 def _openvino() -> Any:
-    # OpenVINO's converter reports each use to its makers if it finds this package; nothing is to leave this machine.
+    # OpenVINO's converter reports each use to its makers if it finds this package. Nothing may leave this machine.
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     try:
         import openvino

@@ -1,7 +1,7 @@
-"""Matching a checkpoint's tensors to a backbone's, whatever they are nested under and prefixed by.
+"""Matching a checkpoint's tensors to a backbone's, under any nesting and any prefix.
 
-The keys of a checkpoint's nesting and the names of its wrappers alike stand before the backbone's own tensor names:
-they are one prefix, which is found by comparing names and shapes. No file is read here.
+The keys that a checkpoint nests its tensors under, and the names of modules around the backbone, both stand before the
+backbone's own names. Together they are one prefix, which is found by comparing names and shapes. No file is read here.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from embedx.errors import CheckpointError
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointMatch:
-    """Which of a checkpoint's tensors are the backbone's; `str` tells it in one line."""
+    """The tensors of a checkpoint that are the backbone's; `str` describes the match in one line."""
 
     tensors: Mapping[str, Tensor]
-    """By the backbone's names."""
+    """The tensors by the backbone's names."""
     prefix: str
-    """What stands before those names in the checkpoint: empty, or ending in a dot."""
+    """The text before those names in the checkpoint: empty, or ending in a dot."""
     ignored: tuple[str, ...]
     """The checkpoint's other tensors."""
 
@@ -38,14 +38,14 @@ class CheckpointMatch:
 
 @dataclasses.dataclass(frozen=True)
 class _Candidate:
-    """A prefix, and how well the tensors under it fit."""
+    """A prefix, and the tensors under it that fit or don't."""
 
     prefix: str
     tensors: dict[str, Tensor]
-    """Those that fit, by the backbone's names."""
+    """The tensors that fit, by the backbone's names."""
     missing: list[str]
     mismatched: list[str]
-    """Name, shape there, and shape wanted."""
+    """The messages with a tensor's name, its shape in the checkpoint, and the backbone's shape."""
     unexpected: list[str]
 
     @property
@@ -66,19 +66,19 @@ def fill(
     Args:
         model: The backbone; its parameters may be on the meta device.
         state: The checkpoint's tensors by dotted name. They are cast to the backbone's types.
-        source: The checkpoint, for messages.
-        heads: Names of sub-modules, such as the classifier, whose tensors may be there and are not used.
+        source: The checkpoint's path, for messages.
+        heads: The names of sub-modules, such as the classifier, whose tensors may be there and are not used.
         key: The sub-tree of the checkpoint to take; None for all of it.
 
     Raises:
-        CheckpointError: As `match_tensors` does; the model is not to be used then.
+        CheckpointError: If `match_tensors` raises it; the model must not be used then.
     """
     wanted = model.state_dict()
     state = {_current_name(model, name): tensor for name, tensor in state.items()}
     match = match_tensors(wanted, state, source=source, heads=heads, key=key)
-    # Contiguous, so that the kernels chosen, and with them the embeddings' bits, follow from the values alone.
+    # Contiguous, as the choice of kernels, and with it the embeddings' bits, must follow from the values alone.
     own = {name: tensor.to(wanted[name].dtype).contiguous() for name, tensor in match.tensors.items()}
-    wanted.update(own)  # which keeps the version that models such as MNASNet ask for
+    wanted.update(own)  # this keeps the version number that models such as MNASNet ask for
     model.load_state_dict(wanted, assign=True)
     return match
 
@@ -93,15 +93,15 @@ def match_tensors(
 ) -> CheckpointMatch:
     """Finds the one prefix under which a checkpoint holds all of a backbone's tensors.
 
-    What else it holds is ignored, except, under the same prefix, further tensors of the backbone's own modules: those
-    tell of a larger architecture.
+    Other tensors are ignored. But further tensors of the backbone's own modules under the same prefix are an error, as
+    they belong to a larger architecture.
 
     Args:
-        wanted: The backbone's tensors by name, of which shape and kind of number are compared.
+        wanted: The backbone's tensors by name; their shapes and kinds of number are compared.
         state: The checkpoint's tensors by dotted name.
-        source: The checkpoint, for messages.
-        heads: Names of the backbone's modules whose tensors may be there.
-        key: A dotted key: only the tensors under it are considered, and those right under it preferred.
+        source: The checkpoint's path, for messages.
+        heads: The names of the backbone's modules whose tensors may be there.
+        key: A dotted key; only the tensors under it are considered, and those right under it are preferred.
 
     Raises:
         CheckpointError: If nothing is under `key`, no prefix fits, or several do with different values.
@@ -131,12 +131,12 @@ def match_tensors(
 
 
 def listed(names: Collection[object], limit: int = 8) -> str:
-    """The first names, and a mark if there are more."""
+    """Joins the first names with commas, and adds an ellipsis if there are more."""
     return ", ".join(map(str, itertools.islice(names, limit))) + (", …" if len(names) > limit else "")
 
 
 def _prefixes(wanted: Collection[str], names: Iterable[str]) -> list[str]:
-    """All that stands, up to a dot, before one of the backbone's names, in the checkpoint's order."""
+    """Lists the texts, empty or ending in a dot, before one of the backbone's names, in the checkpoint's order."""
     found = (
         name[:start]
         for name in names
@@ -170,12 +170,12 @@ def _compare(
 
 
 def _is_like(tensor: Tensor, wanted: Tensor) -> bool:
-    """Whether one can be cast to the other: integers in a weight's place are quantized, and mean other numbers."""
+    """Tells whether a tensor can be cast to the wanted one; integers in place of a weight are quantised, and can't."""
     return tensor.shape == wanted.shape and (tensor.is_floating_point() or not wanted.is_floating_point())
 
 
 def _is_counter(name: str) -> bool:
-    """Whether it is what checkpoints older than this counter lack; nothing reads it in evaluation."""
+    """Tells whether a tensor counts batches: old checkpoints lack it, and evaluation does not use it."""
     return name.endswith("num_batches_tracked")
 
 
@@ -191,7 +191,7 @@ def _shape(tensor: Tensor) -> str:
 
 
 def _misfit(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], candidates: Sequence[_Candidate]) -> str:
-    """Words what is wrong with the candidate that comes nearest."""
+    """Words the faults of the candidate that comes nearest."""
     advice = "give the --backbone that it is a checkpoint of"
     if not candidates:
         return f"it holds {listed(state)}, and none of the backbone's tensors, {listed(wanted)}; {advice}"
@@ -210,9 +210,9 @@ def _misfit(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], candidate
 
 
 def _current_name(model: nn.Module, name: str) -> str:
-    """A tensor's name as the model has it: torchvision's DenseNet weights carry names of before 2018.
+    """Returns the model's name of a tensor: torchvision's DenseNet weights still have their names from before 2018.
 
-    `norm.1.weight` in a dense layer is now `norm1.weight`; torchvision renames likewise when it loads them.
+    `norm.1.weight` in a dense layer is now `norm1.weight`; torchvision renames it in the same way.
     """
     if isinstance(model, models.DenseNet):
         return re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name)

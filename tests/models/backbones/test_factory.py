@@ -56,9 +56,7 @@ def test_the_module_tells_its_preprocessing_or_it_is_asked_for() -> None:
     steps = describe().preprocessing
     assert (steps.resize, steps.crop, steps.interpolation, steps.mean) == (36, SIZE, "bicubic", HALVES)
     assert describe(resize=40).preprocessing.resize == 40
-    with pytest.raises(
-        ConfigError, match=r"nobody knows which preprocessing .*:build needs; give --image-size and --me"
-    ):
+    with pytest.raises(ConfigError, match=r"the preprocessing of .*:build is unknown; give --image-size and --me"):
         describe(backbone_arg=("told=false",))
     assert describe(backbone_arg=("told=false",), **STEPS).preprocessing.resize == SIZE
 

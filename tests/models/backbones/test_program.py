@@ -86,9 +86,7 @@ def test_the_image_size_is_the_exported_one(tmp_path: Path) -> None:
     assert describe(path, image_size=None).preprocessing.crop == SIZE
     with pytest.raises(ConfigError, match=r"takes images of 32x32, not 48x48; give --image-size 32"):
         describe(path, image_size=48)
-    with pytest.raises(
-        ConfigError, match=r"nobody knows which preprocessing .*fixed\.pt2 needs; give --mean and --std"
-    ):
+    with pytest.raises(ConfigError, match=r"the preprocessing of .*fixed\.pt2 is unknown; give --mean and --std"):
         describe(path, image_size=None, mean=None, std=None)
 
 
@@ -104,7 +102,7 @@ def test_torchscript_that_does_not_take_the_images_says_so(tmp_path: Path) -> No
         ({"weights": "random"}, "--weights random: a program has its weights inside; leave it out"),
         ({"checkpoint": Path("w.pth")}, r"--checkpoint w\.pth: a program has its weights inside; leave it out"),
         ({"precision": "bf16"}, r"--precision bf16: .* computes as it was made; leave it out"),
-        ({"layer": ("conv",)}, "is a program, in which no layers can be told; leave --layer out"),
+        ({"layer": ("conv",)}, "is a program, whose layers can't be reached; leave --layer out"),
         ({"backbone_arg": ("a=1",)}, r"--backbone-arg is for backbones given as package\.module:factory"),
     ],
 )
@@ -121,7 +119,7 @@ def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
 
 def test_a_program_has_no_layers(tmp_path: Path) -> None:
     path = script(tmp_path / "traced.ts", small())
-    with pytest.raises(ConfigError, match="no layers can be told"):
+    with pytest.raises(ConfigError, match="whose layers can't be reached"):
         describe_layers(ExtractConfig(backbone=str(path), out=Path("store"), image_size=SIZE))
 
 

@@ -115,5 +115,5 @@ def test_the_precision_follows_the_device_where_none_is_given() -> None:
 
 
 def test_tf32_is_a_fault_on_the_cpu() -> None:
-    with pytest.raises(ConfigError, match="--precision tf32 is CUDA's; on the CPU give fp32 or bf16"):
+    with pytest.raises(ConfigError, match="--precision tf32 is for CUDA devices; on the CPU give fp32 or bf16"):
         resolve_precision("tf32", CPU)

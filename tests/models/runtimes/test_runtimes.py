@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from embedx.config import ExtractConfig
+from embedx.errors import RuntimeUnfitError
 from embedx.models.backbones import describe_backbone
 from embedx.models.embedder import Embedder
 from embedx.models.runtimes import choice as runtimes
-from embedx.models.runtimes.base import RuntimeUnfitError
 from embedx.models.runtimes.compiled import CompiledRuntime
 from embedx.models.runtimes.eager import EagerRuntime, fold_batch_norms
 from embedx.models.runtimes.openvino import OpenVinoRuntime

@@ -21,11 +21,11 @@ from torch import Tensor
 from torchvision import models
 
 from embedx.config import ExtractConfig
-from embedx.errors import CheckpointError, ConfigError
+from embedx.errors import CheckpointError
 from embedx.models.backbones import describe_backbone
 from embedx.models.embedder import Embedder
 from embedx.models.weights.matching import CheckpointMatch
-from embedx.models.weights.read import find_weights, read_state_dict
+from embedx.models.weights.read import read_state_dict
 
 SMALL = "squeezenet1_1"
 HEAD = "classifier.1"
@@ -184,7 +184,7 @@ def test_a_shard_that_is_not_there_is_named(tmp_path: Path) -> None:
     index = sharded(tmp_path, state_dict(), ".safetensors")
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     assert refusal(index) == (
-        f"{index}: its shard 'model-00002-of-00002.safetensors' is not there; put all its shards beside it"
+        f"{index}: its shard 'model-00002-of-00002.safetensors' is missing; put all its shards beside it"
     )
 
 
@@ -216,7 +216,7 @@ def test_what_is_no_index_is_refused(tmp_path: Path, content: str) -> None:
 def test_an_index_that_names_no_file_is_refused(tmp_path: Path, shard: str) -> None:
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"features.0.weight": shard}}))
-    assert "is not there; put all its shards beside it" in refusal(index)
+    assert "is missing; put all its shards beside it" in refusal(index)
 
 
 def test_teacher_and_student_are_chosen_between_by_key(tmp_path: Path) -> None:
@@ -482,18 +482,3 @@ def test_weights_that_are_not_to_be_fetched_are_named_without_a_hash(cache: Path
     spec = describe_backbone(settings(), download=False)
     assert spec.weights.to_json() == {"name": "SqueezeNet1_1_Weights.IMAGENET1K_V1", "sha256": "not in the cache"}
     assert not cache.exists()
-
-
-def test_random_weights_are_named_with_their_seed() -> None:
-    weights, _ = find_weights(settings(weights="random", seed=7), download=False)
-    assert weights.to_json() == {"name": "random", "seed": 7}
-
-
-def test_unknown_weights_name_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"unknown --weights 'IMAGENET1K'; did you mean IMAGENET1K_V1\?"):
-        find_weights(settings(weights="IMAGENET1K"), download=False)
-
-
-def test_the_bundled_weights_are_those_of_one_backbone() -> None:
-    with pytest.raises(ConfigError, match=r"--weights sample are those of (\w+); give --backbone \1"):
-        find_weights(settings(weights="sample"), download=False)

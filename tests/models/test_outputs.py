@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from embedx.errors import ConfigError
-from embedx.models.foreign import main_tensor
+from embedx.models.outputs import main_tensor
 
 ONE, OTHER = torch.ones(2, 3), torch.zeros(2, 3)
 

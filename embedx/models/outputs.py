@@ -1,4 +1,4 @@
-"""What is taken of the output of a module that someone else wrote, and how such a module is held."""
+"""The one tensor that is taken from the output of a module that someone else wrote, and the wrapper of programs."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from embedx.errors import ConfigError
+from embedx.names import EMBEDDINGS
 
-_ENTRIES = ("embeddings", "image_embeds", "features", "pooler_output", "last_hidden_state", "out")
-"""Names of the entry that is taken where there are several, the most final first."""
+_ENTRIES = (EMBEDDINGS, "image_embeds", "features", "pooler_output", "last_hidden_state", "out")
+"""The names of the entries that are looked for in a dict, the most final first."""
 
 
 def main_tensor(output: Any) -> Tensor:
-    """The one tensor that stands for a module's output.
+    """Returns the one tensor that stands for a module's output.
 
     Args:
-        output: A tensor; or a dict, of whose tensors the one of a usual name is taken, or the only one; or a tuple
-            or list, of which the first is taken.
+        output: A tensor; a dict, whose tensor of a usual name is taken, or its only tensor; or a tuple or list, whose
+            first item is taken.
 
     Raises:
         ConfigError: If there is no such tensor.
@@ -31,7 +32,7 @@ def main_tensor(output: Any) -> Tensor:
         if entry is None:
             raise ConfigError(
                 f"the backbone returns a dict of {', '.join(map(str, output)) or 'nothing'}; "
-                f"name the entry to be stored {_ENTRIES[0]!r}"
+                f"name the entry to be stored {EMBEDDINGS!r}"
             )
         return tensors[entry]
     first = output[0] if isinstance(output, tuple | list) and output else output
@@ -40,13 +41,13 @@ def main_tensor(output: Any) -> Tensor:
     return first
 
 
-class Opaque(nn.Module):
-    """A module that is run as it is: in the mode, precision and memory layout in which it was made.
+class FrozenProgram(nn.Module):
+    """A program, run in the mode, precision and memory layout in which it was made.
 
-    Exported graphs take no other: their views assume that layout, and their mode is fixed.
+    Exported graphs run in no other: their views assume the layout, and their mode is fixed.
 
     Args:
-        module: From normalised float32 images [B, 3, H, W] to whatever `main_tensor` takes.
+        module: The program, from normalised float32 images [B, 3, H, W] to an output that `main_tensor` takes.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -54,9 +55,9 @@ class Opaque(nn.Module):
         self.module = module
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features [B, …] of images [B, 3, H, W]."""
+        """Computes the features [B, …] of images [B, 3, H, W]."""
         return main_tensor(self.module(images.contiguous()))
 
-    def train(self, mode: bool = True) -> Opaque:
-        """Changes nothing, which an exported graph would refuse."""
+    def train(self, mode: bool = True) -> FrozenProgram:
+        """Changes nothing; an exported graph would refuse another mode."""
         return self
