@@ -59,13 +59,13 @@ class Batches(Dataset[dict[str, Any]]):
         return self.__getitems__([order])
 
     def __getitems__(self, orders: Sequence[Order]) -> dict[str, Any]:
-        """Loads these inputs into one batch; of the plan it has only the numbers of its rows, as `rows`."""
+        """Loads these inputs into one batch; of the plan it has only the numbers of its rows, as `plan_rows`."""
         buffer = self.decoder.new_buffer(self.batch_size)
         loaded = [self._load(order, buffer, row) for row, order in enumerate(orders)]
         reasons, sizes, digests = zip(*loaded, strict=True)
         return {
             **buffer.to_batch(len(orders)),
-            "rows": [order.row for order in orders],
+            "plan_rows": [order.row for order in orders],
             "reasons": list(reasons),
             "bytes": list(sizes),
             "sha256": list(digests),

@@ -132,8 +132,8 @@ class SplitLoader:
         return fatal
 
     def _with_plan_columns(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Replaces the entry `rows` of a batch by the entries that the plan has of these rows."""
-        rows = batch.pop("rows")
+        """Replaces the entry `plan_rows` of a batch by the entries that the plan has of these rows."""
+        rows = batch.pop("plan_rows")
         samples = self._plan.table.take(pa.array(rows, pa.int64()))
         batch |= {
             "index": torch.from_numpy(self._plan.index(rows)),

@@ -35,11 +35,11 @@ _TIMES = ("LastModified", "updated", "mtime", "modified", "last_modified")
 T = TypeVar("T")
 
 
-class Listed(NamedTuple):
+class ListedFile(NamedTuple):
     """A file in the listing of a folder."""
 
     url: str
-    below: str
+    path: str
     """The path below the folder that was listed."""
     size: int | None
     mtime_ns: int | None
@@ -100,7 +100,7 @@ def open_url(url: str, *, in_parts: bool) -> BinaryIO:
     return cast(BinaryIO, _RemoteFile(None, url, block_size=_BUFFER, size=size))
 
 
-def list_files(url: str) -> list[Listed]:
+def list_files(url: str) -> list[ListedFile]:
     """Lists all files below a folder.
 
     Raises:
@@ -218,17 +218,17 @@ def _bare(url: str) -> str:
     return url.partition("?")[0]
 
 
-def _files(fs: Any, folder: str) -> Iterator[Listed]:
+def _files(fs: Any, folder: str) -> Iterator[ListedFile]:
     if "http" in fs.protocol:
         yield from _linked(fs, re.split("[?#]", folder)[0].rstrip("/"), "")
         return
     folder = folder.rstrip("/")
     for name, info in fs.find(folder, detail=True).items():
         below = name.removeprefix(folder).lstrip("/")
-        yield Listed(fs.unstrip_protocol(name), below, info.get("size"), _time_ns(info))
+        yield ListedFile(fs.unstrip_protocol(name), below, info.get("size"), _time_ns(info))
 
 
-def _linked(fs: Any, root: str, below: str) -> Iterator[Listed]:
+def _linked(fs: Any, root: str, below: str) -> Iterator[ListedFile]:
     """Yields the files to which a server's page of a folder links, and those of the folders below."""
     for info in fs.ls(f"{root}/{below}", detail=True):
         name = info["name"].removeprefix(f"{root}/")
@@ -236,7 +236,7 @@ def _linked(fs: Any, root: str, below: str) -> Iterator[Listed]:
             if not {".", ".."}.intersection(name.split("/")):
                 yield from _linked(fs, root, name)
         else:
-            yield Listed(info["name"], unquote(name), info["size"], None)
+            yield ListedFile(info["name"], unquote(name), info["size"], None)
 
 
 def _time_ns(info: Mapping[str, Any]) -> int | None:

@@ -27,7 +27,7 @@ from embedx.errors import ConfigError
 from embedx.names import LOCK
 
 if TYPE_CHECKING:
-    from embedx.data.reading.remote import Listed
+    from embedx.data.reading.remote import ListedFile
 
 SPLIT_FOLDERS = frozenset({"train", "val", "valid", "validation", "test"})
 _ENCODED = {content: tuple(map(os.fsencode, suffixes)) for content, suffixes in SUFFIXES.items()}
@@ -36,10 +36,10 @@ _CHUNK = 1 << 16
 """The number of inputs per table; a single table of all would take four times the memory while it is built."""
 
 
-class _Run(NamedTuple):
+class _FolderSlice(NamedTuple):
     """Consecutive inputs of one folder, at most `_CHUNK` of them."""
 
-    below: tuple[bytes, ...]
+    folder: tuple[bytes, ...]
     """The folder's path below the source's, as a list of names."""
     names: list[bytes]
     paths: list[bytes]
@@ -70,28 +70,28 @@ class FolderSource:
 
     def scan(self) -> pa.Table:
         """Lists the images; the target is the class."""
-        tables = [self._table(runs) for runs in _in_chunks(self._runs())]
+        tables = [self._table(slices) for slices in _in_chunks(self._slices())]
         if not tables:
             named = " ".join(sorted(SUFFIXES[self.content]))
             raise ConfigError(f"no {self.content} in {self}; looked for files named {named}")
         return pa.concat_tables(tables)
 
-    def _table(self, runs: list[_Run]) -> pa.Table:
-        paths = pa.chunked_array([pa.array([path for run in runs for path in run.paths], pa.binary())])
+    def _table(self, slices: list[_FolderSlice]) -> pa.Table:
+        paths = pa.chunked_array([pa.array([path for part in slices for path in part.paths], pa.binary())])
         sizes, times = self._sizes_and_times(paths)
-        folders = [[as_text(part) for part in run.below] for run in runs]
-        run_of = pa.array(np.repeat(np.arange(len(runs)), [len(run.names) for run in runs]))
-        classes = pa.array([parts[0] if parts else None for parts in folders], pa.string()).take(run_of)
+        folders = [[as_text(name) for name in part.folder] for part in slices]
+        slice_of = pa.array(np.repeat(np.arange(len(slices)), [len(part.names) for part in slices]))
+        classes = pa.array([parts[0] if parts else None for parts in folders], pa.string()).take(slice_of)
         return pa.table(
             {
-                "key": [as_text(key) for run in runs for key in _joined(run)],
+                "key": [as_text(key) for part in slices for key in _joined(part)],
                 "path": paths,
                 "offset": pa.nulls(len(paths), pa.int64()),
                 "size": sizes,
                 "mtime_ns": times,
                 TARGET: classes,
                 "class": classes,
-                "parent": pa.array(["/".join(parts) or None for parts in folders], pa.string()).take(run_of),
+                "parent": pa.array(["/".join(parts) or None for parts in folders], pa.string()).take(slice_of),
             },
             schema=pa.schema([*COMMON_SCHEMA, *((name, pa.string()) for name in (TARGET, *self.metadata))]),
         )
@@ -99,13 +99,13 @@ class FolderSource:
     def _sizes_and_times(self, paths: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
         return sizes_and_times(paths)
 
-    def _runs(self) -> Iterator[_Run]:
+    def _slices(self) -> Iterator[_FolderSlice]:
         """Yields the inputs, sorted by the parts of their path below the folder."""
         return self._walk(os.fsencode(self.root.absolute()))
 
     def _walk(
         self, folder: bytes, ancestors: tuple[tuple[int, int], ...] = (), below: tuple[bytes, ...] = ()
-    ) -> Iterator[_Run]:
+    ) -> Iterator[_FolderSlice]:
         try:
             own = os.stat(folder)
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -116,21 +116,21 @@ class FolderSource:
         identity = (own.st_dev, own.st_ino)
         if identity in ancestors:
             return
-        run = _Run(below, [], [])
+        part = _FolderSlice(below, [], [])
         for entry in entries:
             if entry.name.startswith(b"."):
                 continue
             is_folder = _is_folder(entry)
             if not is_folder and _is_input(entry.name, self.content):
-                run.names.append(entry.name)
-                run.paths.append(entry.path)
-            if run.names and (is_folder or len(run.names) == _CHUNK):
-                yield run
-                run = _Run(below, [], [])
+                part.names.append(entry.name)
+                part.paths.append(entry.path)
+            if part.names and (is_folder or len(part.names) == _CHUNK):
+                yield part
+                part = _FolderSlice(below, [], [])
             if is_folder:
                 yield from self._walk(entry.path, (*ancestors, identity), (*below, entry.name))
-        if run.names:
-            yield run
+        if part.names:
+            yield part
 
 
 class RemoteFolder(FolderSource):
@@ -142,7 +142,7 @@ class RemoteFolder(FolderSource):
         content: The content of the files, which tells their suffixes.
     """
 
-    def __init__(self, url: str, files: list[Listed], content: Content) -> None:
+    def __init__(self, url: str, files: list[ListedFile], content: Content) -> None:
         self.url = url
         self._files = {os.fsencode(file.url): file for file in files}
         self.content = content
@@ -155,15 +155,15 @@ class RemoteFolder(FolderSource):
         sizes, times = [file.size for file in known], [file.mtime_ns for file in known]
         return pa.chunked_array([pa.array(sizes, pa.int64())]), pa.chunked_array([pa.array(times, pa.int64())])
 
-    def _runs(self) -> Iterator[_Run]:
-        found = sorted((tuple(os.fsencode(file.below).split(b"/")), url) for url, file in self._files.items())
-        for below, listed in groupby(found, key=lambda each: each[0][:-1]):
-            if any(part.startswith(b".") for part in below):
+    def _slices(self) -> Iterator[_FolderSlice]:
+        found = sorted((tuple(os.fsencode(file.path).split(b"/")), url) for url, file in self._files.items())
+        for folder, listed in groupby(found, key=lambda each: each[0][:-1]):
+            if any(name.startswith(b".") for name in folder):
                 continue
             ours = [(name, url) for (*_, name), url in listed if _is_input(name, self.content)]
             for start in range(0, len(ours), _CHUNK):
                 names, urls = zip(*ours[start : start + _CHUNK], strict=True)
-                yield _Run(below, list(names), list(urls))
+                yield _FolderSlice(folder, list(names), list(urls))
 
 
 def open_folder(name: str | None, location: str, options: SourceOptions) -> Mapping[str, Source]:
@@ -192,31 +192,27 @@ def _open_remote(name: str | None, url: str, content: Content) -> Mapping[str, S
         raise ConfigError(
             f"--data {url}: can't be listed ({error.strerror}); check its name and your access to it"
         ) from error
-    parts = {file.below.split("/")[0] for file in files if "/" in file.below and not file.below.startswith(".")}
-    images = any("/" not in file.below and _is_input(os.fsencode(file.below), "images") for file in files)
-    if name is not None or not parts or images or not parts <= SPLIT_FOLDERS:
+    folders = {file.path.split("/")[0] for file in files if "/" in file.path and not file.path.startswith(".")}
+    images = any("/" not in file.path and _is_input(os.fsencode(file.path), "images") for file in files)
+    if name is not None or not folders or images or not folders <= SPLIT_FOLDERS:
         return {name or SINGLE_SPLIT: RemoteFolder(url, files, content)}
     return {
-        part: RemoteFolder(
-            f"{url.rstrip('/')}/{part}",
-            [
-                file._replace(below=below)
-                for file in files
-                if (below := file.below.removeprefix(f"{part}/")) != file.below
-            ],
+        folder: RemoteFolder(
+            f"{url.rstrip('/')}/{folder}",
+            [file._replace(path=path) for file in files if (path := file.path.removeprefix(f"{folder}/")) != file.path],
             content,
         )
-        for part in sorted(parts)
+        for folder in sorted(folders)
     }
 
 
-def _in_chunks(runs: Iterable[_Run]) -> Iterator[list[_Run]]:
-    """Yields lists of runs that hold `_CHUNK` inputs together, or up to twice as many."""
-    chunk: list[_Run] = []
+def _in_chunks(slices: Iterable[_FolderSlice]) -> Iterator[list[_FolderSlice]]:
+    """Yields lists of slices that hold `_CHUNK` inputs together, or up to twice as many."""
+    chunk: list[_FolderSlice] = []
     count = 0
-    for run in runs:
-        chunk.append(run)
-        count += len(run.names)
+    for part in slices:
+        chunk.append(part)
+        count += len(part.names)
         if count >= _CHUNK:
             yield chunk
             chunk, count = [], 0
@@ -224,9 +220,9 @@ def _in_chunks(runs: Iterable[_Run]) -> Iterator[list[_Run]]:
         yield chunk
 
 
-def _joined(run: _Run) -> Iterator[bytes]:
-    prefix = b"".join(part + b"/" for part in run.below)
-    return (prefix + name for name in run.names)
+def _joined(part: _FolderSlice) -> Iterator[bytes]:
+    prefix = b"".join(name + b"/" for name in part.folder)
+    return (prefix + name for name in part.names)
 
 
 def _is_folder(entry: os.DirEntry[bytes]) -> bool:

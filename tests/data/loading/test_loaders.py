@@ -193,7 +193,7 @@ def test_one_input_is_a_batch_too_and_workers_get_no_plan(folder: Path) -> None:
     (order,) = next(iter(UnitBatches(plan, [[2]], 1)))
     dataset = Batches(plan.reader, DECODER, batch_size=4, timeout=300)
     batch = dataset[order]
-    assert batch["rows"] == [2] and batch["reasons"] == [None]
+    assert batch["plan_rows"] == [2] and batch["reasons"] == [None]
     assert batch["images"].shape == (4, 3, 32, 32)
     assert len(pickle.dumps(dataset.reader)) < 1000
 
@@ -281,7 +281,7 @@ def test_the_first_reject_that_ends_a_run_is_the_first_of_the_plan(folder: Path)
     (place / "cat/0a.jpg").write_bytes(b"blocked")
     plan = plan_of(place)
     loaders = {"all": SplitLoader(plan, plan.unit_rows(8), Fatal(STEPS), batch_size=1, workers=2, timeout=1)}
-    with pytest.raises(InputError, match=r"^cat/0a\.jpg: no end within --timeout; mend"):
+    with pytest.raises(InputError, match=r"^cat/0a\.jpg: no end within --timeout; repair"):
         run_test(torch.nn.Identity(), loaders, [RejectedInputs("fail")], DataConnector({"input": "images"}))
     del loaders
     gc.collect()
