@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar, cast, get_args, get_type_hints
 
 from embedx.recipe import fingerprint
 from embedx.store.format.index import UnitEntry
-from embedx.store.untrusted.parsing import typed
+from embedx.store.format.typed_json import typed
 from embedx.values import Precision, RuntimeName, StoredDtype
 
 T = TypeVar("T")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, get_type_hints
+from typing import Any, BinaryIO, NamedTuple, get_type_hints
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,10 +16,10 @@ from embedx.names import INDEX
 from embedx.recipe import canonical_json
 from embedx.store.format.atomic import write_all
 from embedx.store.format.layout import Unit, can_be_shard, index_path
+from embedx.store.format.no_follow import path_inside, regular_file
 from embedx.store.format.shards import FORMAT, ShardEntry
-from embedx.store.untrusted.parquet_size import extent, key_values
-from embedx.store.untrusted.parsing import fields, parse_json
-from embedx.store.writing.links import inside, plain_file
+from embedx.store.format.typed_json import fields, parse_json
+from embedx.store.untrusted.parquet_size import SLOT_BYTES, Extent, extent, key_values
 
 OK = "ok"
 REJECTED = "rejected"
@@ -40,27 +40,51 @@ ROW_SCHEMA = pa.schema(
         ("sha256", pa.string()),
     ]
 )
-"""The columns of every input's row; the source's own columns follow them.
+"""The columns that describe an input; the source's own columns follow them.
 
-`offset` is where in the file at `path` the input is, null where it is all of it; `bytes` and `sha256` are of what was
-read, and `mtime_ns` is when the file was last written to, by its own clock, as it was listed."""
+`offset` is the input's place in the file at `path`, and null where the input is the whole file. `bytes` and `sha256`
+describe the bytes that were read, and `mtime_ns` is the file's modification time when it was listed."""
 
 PLACE_SCHEMA = pa.schema([("shard", pa.string()), ("row", pa.int64())])
-"""Where an input's embedding stands: the shard's path in the store, and the row in it; null if rejected."""
+"""The columns that locate an input's embedding: the shard's path in the store and the row in it; null if rejected."""
 
 INDEX_SCHEMA = pa.unify_schemas([ROW_SCHEMA, PLACE_SCHEMA])
-"""The columns that every index table has."""
+"""The columns of every index table."""
 
+PARQUET_OPTIONS: dict[str, Any] = {
+    "version": "2.6",
+    "data_page_version": "1.0",
+    "row_group_size": 1 << 20,
+    "data_page_size": 1 << 20,
+    "dictionary_pagesize_limit": 1 << 20,
+    "write_batch_size": 1024,
+    "write_statistics": True,
+    "use_byte_stream_split": False,
+    "column_encoding": None,
+    "coerce_timestamps": None,
+    "use_deprecated_int96_timestamps": False,
+    "use_compliant_nested_type": True,
+    "store_schema": True,
+    "write_page_index": False,
+    "write_page_checksum": False,
+}
+"""The options of `pyarrow.parquet.write_table` for every index table, whatever a pyarrow's defaults are.
+
+They determine the bytes, and `parquet_size` reads no other kinds of pages and encodings."""
+
+_PACKED: dict[str, Any] = {"compression": "zstd", "compression_level": 1}
+_PLAIN: dict[str, Any] = {"compression": "none", "use_dictionary": False}
 _METADATA_KEY = b"embedx"
 _NEVER_NULL = ("split", "index", "key", "status")
 _UNIQUE = ("key", "path", "sha256")
+"""The columns in which a dictionary would save nothing."""
 _MOST_UNPACKED = 128
-"""Bytes that a byte of an index table may stand for: embedx writes it so, and reads no other."""
+"""The largest number of unpacked bytes for each byte of an index table; readers refuse a file with more."""
 _LONGEST_STEP = 8192
 
 
 class UnitEntry(NamedTuple):
-    """What an index table's schema metadata says of its unit."""
+    """The description of a unit in the schema metadata of its index table."""
 
     split: str
     unit: int
@@ -72,50 +96,100 @@ class UnitEntry(NamedTuple):
 
 
 def write_index(root: Path, rows: pa.Table, entry: UnitEntry) -> None:
-    """Writes a unit's index table; from here on the unit exists.
+    """Writes a unit's index table, by which the unit comes into being.
+
+    Args:
+        root: The store.
+        rows: The rows, one per input.
+        entry: The description of the unit.
 
     Raises:
-        OSError: If it can't be written.
-        StoreError: If it would be written through a link, or no reader would take it: an input has no key, or the
+        OSError: If the file can't be written.
+        StoreError: If it would be written through a link, or readers would refuse it, as an input has no key, or the
             columns are many and nearly empty.
     """
-    place = Path(inside(root, index_path(Unit(entry.split, entry.unit))))
+    place = Path(path_inside(root, index_path(Unit(entry.split, entry.unit))))
     metadata = entry._asdict() | {"format": FORMAT, "shards": [shard._asdict() for shard in entry.shards]}
     table = rows.replace_schema_metadata({_METADATA_KEY: canonical_json(metadata)})
     try:
         _check_rows(table, entry.inputs, INDEX_SCHEMA.names)
     except ValueError as error:
         raise StoreError(f"{place}: can't be written, as no reader would take it: {error}") from error
-    # What packs so well that it can't be told from an attack is written as it is.
-    repetitive = [name for name in table.column_names if name not in _UNIQUE]
-    for options in (
-        {"compression": "zstd", "use_dictionary": repetitive},
-        {"compression": "none", "use_dictionary": False},
-    ):
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, store_schema=True, **options)
-        data = sink.getvalue().to_pybytes()
-        try:
-            for _ in _batches(data):
-                pass
-            break
-        except ValueError as error:
-            refusal = error
-    else:
-        raise StoreError(f"{place}: no reader would take it ({refusal}); leave out metadata that is nearly nothing")
+    try:
+        data = _encode(table)
+    except ValueError as error:
+        raise StoreError(
+            f"{place}: no reader would take it ({error}); leave out metadata that is nearly nothing"
+        ) from error
     write_all([(place, [data])], below=root)
 
 
-def read_entry(path: Path) -> UnitEntry:
-    """Reads what an index table says of its unit, from the file's footer alone.
+def _encode(table: pa.Table) -> bytes:
+    """Returns an index table's file, packed unless readers would take a file that packs so well for an attack.
+
+    Raises:
+        ValueError: If readers would refuse the file either way, as it grows too much when it is unpacked.
+    """
+    repetitive = [name for name in table.column_names if name not in _UNIQUE]
+    for options in ({**_PACKED, "use_dictionary": repetitive}, _PLAIN):
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, **PARQUET_OPTIONS, **options)
+        data: bytes = sink.getvalue().to_pybytes()
+        size = _own_extent(table.select(options["use_dictionary"] or []), data)
+        try:
+            for _ in _batches(data, size):
+                pass
+            return data
+        except ValueError as error:
+            refusal = error
+    raise refusal
+
+
+def _own_extent(repetitive: pa.Table, data: bytes) -> Extent:
+    """Returns how large a file of this process becomes, by pyarrow's account: never less than by `parquet_size`.
 
     Args:
-        path: Of the index table, in its store.
+        repetitive: The columns that have a dictionary.
+        data: The file.
+    """
+    texts = {name: _text_bytes(repetitive[name].combine_chunks()) for name in repetitive.column_names}
+    nested = sum(size for name, size in texts.items() if pa.types.is_nested(repetitive.schema.field(name).type))
+    footer = pq.read_metadata(pa.BufferReader(data))
+    most = 0
+    for group in map(footer.row_group, range(footer.num_row_groups)):
+        for number in range(group.num_columns):
+            chunk, leaf = group.column(number), footer.schema.column(number)
+            most += chunk.total_uncompressed_size
+            most += (group.num_rows + chunk.num_values) * max(SLOT_BYTES, leaf.length or 0)
+            if leaf.max_repetition_level > 0 and leaf.physical_type == "BYTE_ARRAY":
+                most += chunk.num_values * nested
+    return Extent(most, footer.num_row_groups * sum(texts.values()))
+
+
+def _text_bytes(column: pa.Array) -> int:
+    """Returns the bytes of all texts in a column, each counted once."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return _text_bytes(column.dictionary)
+    if pa.types.is_nested(kind):
+        is_map, is_struct = pa.types.is_map(kind), pa.types.is_struct(kind)
+        parts = [column.keys, column.items] if is_map else column.flatten() if is_struct else [column.values]
+        return sum(map(_text_bytes, parts))
+    if kind in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary()):
+        return pc.sum(pc.binary_length(pc.unique(column))).as_py() or 0
+    return 0
+
+
+def read_entry(path: Path) -> UnitEntry:
+    """Reads the description of an index table's unit, from the file's footer alone.
+
+    Args:
+        path: The path of the index table, in its store.
 
     Raises:
         StoreError: If the file can't be read or is not the index table that its name says.
     """
-    file = plain_file(path.parent.parent, f"{INDEX}/{path.name}")
+    file = regular_file(path.parent.parent, f"{INDEX}/{path.name}")
     try:
         with file.open("rb") as opened:
             return _entry(path.name, opened)
@@ -124,20 +198,20 @@ def read_entry(path: Path) -> UnitEntry:
 
 
 def read_index(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Reads an index table, or some of its columns, unpacking no more than so large a file can honestly hold.
+    """Reads an index table, or some of its columns, and unpacks no more than an honest file of its size can hold.
 
     Args:
-        path: Of the index table, in its store.
-        columns: Those to read; None for all.
+        path: The path of the index table, in its store.
+        columns: The names of the columns to read; None for all.
 
     Raises:
         StoreError: If the file can't be read or is not the index table that its name says.
     """
-    file = plain_file(path.parent.parent, f"{INDEX}/{path.name}")
+    file = regular_file(path.parent.parent, f"{INDEX}/{path.name}")
     try:
         data = file.read_bytes()
         entry = _entry(path.name, io.BytesIO(data))
-        table = pa.Table.from_batches(list(_batches(data, columns))).combine_chunks()
+        table = pa.Table.from_batches(list(_batches(data, extent(data), columns))).combine_chunks()
         _check_rows(table, entry.inputs, INDEX_SCHEMA.names if columns is None else columns)
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise StoreError(f"{path}: not a readable index table ({error})") from error
@@ -145,7 +219,12 @@ def read_index(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def _entry(name: str, file: BinaryIO) -> UnitEntry:
-    """What the index table of that name says of its unit; a KeyError or ValueError if it is none."""
+    """Returns the description of the unit whose index table has this name.
+
+    Raises:
+        KeyError: If the file has no such description.
+        ValueError: If the description is not that of an index table with this name.
+    """
     metadata = parse_json(key_values(file)[_METADATA_KEY])
     stated = fields(metadata, {"format": int, **get_type_hints(UnitEntry)})
     if stated.pop("format") != FORMAT:
@@ -156,21 +235,27 @@ def _entry(name: str, file: BinaryIO) -> UnitEntry:
         raise ValueError(f"it is that of {unit}")
     for shard in entry.shards:
         if not can_be_shard(shard.path, unit, shard.group):
-            raise ValueError(
-                f"its shard {shard.path!r:.300} is not where that of {unit} and {shard.group!r:.300} can be"
-            )
+            raise ValueError(f"{shard.path!r:.300} can't be the shard of {unit} and group {shard.group!r:.300}")
     if len({shard.path for shard in entry.shards}) < len(entry.shards):
-        raise ValueError("two of its shards are one")
+        raise ValueError("it names a shard twice")
     return entry
 
 
-def _batches(data: bytes, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The rows of a Parquet file, at least one; a ValueError if it is larger than such a file of embedx's can be."""
+def _batches(data: bytes, size: Extent, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """Yields the rows of a Parquet file, batch by batch.
+
+    Args:
+        data: The file.
+        size: The size that the file has when it is unpacked.
+        columns: The names of the columns to read; None for all.
+
+    Raises:
+        ValueError: If the file has no rows, or grows too much when it is unpacked.
+    """
     most = _MOST_UNPACKED * len(data)
-    unpacked = extent(data)
-    if unpacked.most > most:
-        raise ValueError(f"{len(data)} bytes say that they hold {unpacked.most}, which is too much to be true")
-    steps = max(1, min(_LONGEST_STEP, most // (unpacked.row + 1)))
+    if size.most > most:
+        raise ValueError(f"{len(data)} bytes say that they hold {size.most}, which is too much to be true")
+    steps = max(1, min(_LONGEST_STEP, most // (size.row + 1)))
     rows = 0
     with pq.ParquetFile(pa.BufferReader(data)) as file:
         for batch in file.iter_batches(steps, columns=columns, use_threads=False):

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from embedx.errors import StoreError
 from embedx.names import INDEX, LOCK
-from embedx.store.writing.links import inside, plain_files
+from embedx.store.format.no_follow import path_inside, regular_files
 
 MANIFEST = "manifest.json"
 TEMPORARY_SUFFIX = ".embedx-tmp"
@@ -134,7 +134,7 @@ def index_files(root: Path) -> dict[tuple[str, int], Path]:
     """
     found = {}
     try:
-        for entry in os.scandir(inside(root, INDEX)):
+        for entry in os.scandir(path_inside(root, INDEX)):
             match = _INDEX_NAME.fullmatch(entry.name)
             if match and not entry.is_dir(follow_symlinks=False):
                 found[match["split"], int(match["unit"])] = root / INDEX / entry.name
@@ -147,7 +147,7 @@ def index_files(root: Path) -> dict[tuple[str, int], Path]:
 
 def shard_files(root: Path) -> Iterator[tuple[str, int, Path]]:
     """Every shard file that is there, committed or not, as (folder name of the split, unit number, path)."""
-    for path in plain_files(root, depth=2):
+    for path in regular_files(root, depth=2):
         match = _SHARD_NAME.fullmatch(path.name)
         if match and path.parent != root:
             yield path.relative_to(root).parts[0], int(match["unit"]), path
@@ -155,7 +155,7 @@ def shard_files(root: Path) -> Iterator[tuple[str, int, Path]]:
 
 def temporary_files(root: Path) -> Iterator[Path]:
     """Files that an interrupted write left behind."""
-    return (path for path in plain_files(root, depth=2) if path.name != LOCK and is_temporary(path.name))
+    return (path for path in regular_files(root, depth=2) if path.name != LOCK and is_temporary(path.name))
 
 
 def is_temporary(name: str) -> bool:

@@ -13,9 +13,9 @@ from embedx.recipe import fingerprint
 from embedx.store.format.atomic import write_atomic
 from embedx.store.format.contents import Environment, PlanTerms, SplitTotals, StoredRecipe, StoredSettings, to_json
 from embedx.store.format.layout import MANIFEST, is_index_path, is_temporary
+from embedx.store.format.no_follow import regular_file
 from embedx.store.format.shards import FORMAT
-from embedx.store.untrusted.parsing import fields, parse_json
-from embedx.store.writing.links import plain_file
+from embedx.store.format.typed_json import fields, parse_json
 
 _CHECKSUM = "sha256"
 _ELSEWHERE = "choose another one (embedx writes into no other folder)"
@@ -76,7 +76,7 @@ class Manifest:
         if not os.path.lexists(path):
             raise StoreError(f"{root} is not a store: it has no {MANIFEST}")
         try:
-            contents = parse_json(plain_file(root, MANIFEST).read_bytes())
+            contents = parse_json(regular_file(root, MANIFEST).read_bytes())
             kinds = {**get_type_hints(cls), "fingerprint": str, _CHECKSUM: str}
             stated = fields(contents, kinds)
             checksum, recipe_checksum = stated.pop(_CHECKSUM), stated.pop("fingerprint")

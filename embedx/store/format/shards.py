@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from embedx.errors import StoreError
 from embedx.names import EMBEDDINGS, INDEX, TARGETS
 from embedx.recipe import canonical_json
-from embedx.store.untrusted.parsing import parse_json, typed
+from embedx.store.format.typed_json import parse_json, typed
 
 if TYPE_CHECKING:
     import numpy as np

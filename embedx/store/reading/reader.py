@@ -22,8 +22,8 @@ from embedx.names import EMBEDDINGS
 from embedx.store.format import layout
 from embedx.store.format.index import INDEX_SCHEMA, UnitEntry, read_entry, read_index
 from embedx.store.format.manifest import Manifest
+from embedx.store.format.no_follow import regular_file
 from embedx.store.format.shards import FORMAT, ShardEntry, ShardHeader, dtype_name, form, open_shard, read_header
-from embedx.store.writing.links import plain_file
 
 if TYPE_CHECKING:  # else only where tensors are read: what a store says of itself is told without
     from torch import Tensor
@@ -221,7 +221,7 @@ class Store:
 
     def _open(self, unit: UnitEntry, entry: ShardEntry) -> AbstractContextManager[Any]:
         """Maps a shard, made sure that it is the one that its unit names."""
-        shard = open_shard(plain_file(self.path, entry.path))
+        shard = open_shard(regular_file(self.path, entry.path))
         if read_header(shard) != ShardHeader(FORMAT, unit.split, entry.group, unit.unit, unit.recipe):
             raise StoreError(
                 f"{entry.path} is not the shard that its index table names; run `embedx verify {self.path}`"

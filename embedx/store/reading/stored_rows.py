@@ -14,8 +14,8 @@ from torch import Tensor
 from embedx.errors import StoreError, unknown
 from embedx.names import INDEX, TARGETS
 from embedx.store.format.index import UnitEntry
+from embedx.store.format.no_follow import regular_file
 from embedx.store.format.shards import open_shard
-from embedx.store.writing.links import plain_file
 
 _MAPPED = 64
 """Tensors that are kept mapped."""
@@ -38,7 +38,7 @@ class StoredRows:
     def names(self) -> list[str]:
         """What the store has of each row: `embeddings`, and the extra layers; empty if it has no rows."""
         for path in self._shards:
-            with open_shard(plain_file(self.root, path)) as shard:
+            with open_shard(regular_file(self.root, path)) as shard:
                 return [name for name in shard.keys() if name not in (INDEX, TARGETS)]  # noqa: SIM118
         return []
 
@@ -83,7 +83,7 @@ class StoredRows:
     def _map(self, path: str, name: str) -> Tensor:
         if path not in self._shards:  # nothing but a unit's own shards is opened, whatever a row says
             raise self._disagreement(path)
-        with open_shard(plain_file(self.root, path)) as shard:
+        with open_shard(regular_file(self.root, path)) as shard:
             if name not in shard.keys():  # noqa: SIM118  (not a mapping)
                 raise StoreError(unknown("tensor", name, shard.keys(), hint=f"in {path}"))
             tensor: Tensor = shard.get_tensor(name)

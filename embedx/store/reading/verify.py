@@ -16,9 +16,9 @@ from embedx.names import INDEX, LOCK
 from embedx.store.format import layout
 from embedx.store.format.contents import SplitTotals
 from embedx.store.format.index import OK, UnitEntry, read_entry, read_index
+from embedx.store.format.no_follow import regular_file
 from embedx.store.format.shards import ShardEntry, form, open_shard, read_header
 from embedx.store.reading.reader import Store
-from embedx.store.writing.links import plain_file
 
 NOT_COMPLETE = f"{layout.MANIFEST}: the store is not complete; run the same `embedx extract` again"
 """What is found of a store whose run was interrupted, in which nothing has to be damaged."""
@@ -33,7 +33,7 @@ def verify(path: str | Path) -> Iterator[str]:
     store = Store.open(path)
     if not store.complete:
         yield NOT_COMPLETE
-    if plain_file(store.path, layout.MANIFEST).read_bytes() != store.manifest.encode():
+    if regular_file(store.path, layout.MANIFEST).read_bytes() != store.manifest.encode():
         yield f"{layout.MANIFEST}: its bytes are not those that embedx wrote; the file was changed"
     known: set[str] = set()
     units: dict[str, list[UnitEntry]] = {}
@@ -44,7 +44,7 @@ def verify(path: str | Path) -> Iterator[str]:
         known.add(relative)
         try:
             stated = store.manifest.index.get(relative)
-            if store.complete and stated != _sha256(plain_file(store.path, relative)):
+            if store.complete and stated != _sha256(regular_file(store.path, relative)):
                 yield f"{relative}: {'the sha256 is not the one' if stated else 'it is not'} in {layout.MANIFEST}"
             unit = read_entry(index_path)
             table = read_index(index_path)
@@ -133,7 +133,7 @@ def _check_shard(
     if not os.path.lexists(store.path / entry.path):
         yield f"{entry.path}: missing"
         return
-    path = plain_file(store.path, entry.path)
+    path = regular_file(store.path, entry.path)
     if (size := path.stat().st_size) != entry.bytes:
         yield f"{entry.path}: {size} bytes, not {entry.bytes}"
     if _sha256(path) != entry.sha256:

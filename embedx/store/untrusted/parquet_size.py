@@ -24,7 +24,7 @@ _ENCODINGS = (0, 2, 8)  # plain, and the two names of a dictionary's
 _DATA_PAGE, _DICTIONARY_PAGE = 0, 2
 _BYTE_ARRAY = 6
 _REPEATED = 2
-_SLOT_BYTES = 16
+SLOT_BYTES = 16
 """More than what a value takes beside its characters: number or offset, and validity."""
 _LENGTH_BYTES = 4
 _DEEPEST = 50
@@ -137,7 +137,7 @@ def _leaves(elements: list[Struct]) -> list[_Leaf]:
             left, of_group = above.pop()
             above.append((left - 1, of_group))
         if 1 in element.fields:
-            leaves.append(_Leaf(element.get(1, I32), max(_SLOT_BYTES, element.get(2, I32, 0)), repeated))
+            leaves.append(_Leaf(element.get(1, I32), max(SLOT_BYTES, element.get(2, I32, 0)), repeated))
         if (1 in element.fields) == (children > 0) or len(above) > _DEEPEST:
             raise ValueError("its schema is no tree")
         if children:

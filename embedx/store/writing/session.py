@@ -28,7 +28,7 @@ from embedx.store.format.differences import differences_of, leaves_that_differ
 from embedx.store.format.index import UnitEntry, read_entry
 from embedx.store.format.layout import StoreTerms, Unit
 from embedx.store.format.manifest import Manifest, existing_store
-from embedx.store.writing.links import plain_file
+from embedx.store.format.no_follow import regular_file
 from embedx.store.writing.lock import StoreLock
 from embedx.store.writing.replacement import (
     check_replaceable,
@@ -356,7 +356,7 @@ class StoreSession:
         """What a unit's index table says of it; None if it has another recipe, or not all its shards in full length."""
         try:
             entry = read_entry(index_table)
-            sizes = [plain_file(root, shard.path).stat().st_size for shard in entry.shards]
+            sizes = [regular_file(root, shard.path).stat().st_size for shard in entry.shards]
         except (StoreError, OSError) as error:
             if is_refusal(error) or is_refusal(error.__cause__):
                 raise  # it may be whole, and must not be removed

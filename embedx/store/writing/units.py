@@ -19,9 +19,9 @@ from embedx.names import INDEX, TARGETS
 from embedx.store.format.atomic import write_all
 from embedx.store.format.index import OK, PLACE_SCHEMA, UnitEntry, read_entry, write_index
 from embedx.store.format.layout import GroupFolders, StoreTerms, Unit, folder_name, index_files, shard_path
+from embedx.store.format.no_follow import path_inside
 from embedx.store.format.shards import FORMAT, ShardEntry, ShardHeader, encode_shard
 from embedx.store.reading.stored_rows import StoredRows
-from embedx.store.writing.links import inside
 
 UNKNOWN_TARGET = -1
 """Stands in a shard's `targets` for a row without one, where others have one."""
@@ -143,7 +143,7 @@ class UnitBuffer:
                 selected = _as_slice(positions) if in_order else torch.from_numpy(places[positions])
                 shard, parts = self._shard(unit, group, selected, own)
                 shards.append(shard)
-                yield inside(self.terms.root, shard.path, known), parts
+                yield path_inside(self.terms.root, shard.path, known), parts
 
         write_all(files(), below=self.terms.root, many=len(groups) > _MANY_SHARDS)
         at = rows.schema.get_field_index("reason") + 1
@@ -188,7 +188,7 @@ class UnitBuffer:
 
     def _folder(self, split: str, group: str | None) -> str:
         if split not in self._folders:
-            self._folders[split] = GroupFolders(Path(inside(self.terms.root, folder_name(split))))
+            self._folders[split] = GroupFolders(Path(path_inside(self.terms.root, folder_name(split))))
         return self._folders[split].of(group)
 
 

@@ -95,7 +95,7 @@ def test_hidden_files_and_folders_are_left_out(tmp_path: Path) -> None:
     assert column(tmp_path) == ["a.jpg"]
 
 
-def test_links_to_files_and_folders_are_followed(tmp_path: Path) -> None:
+def test_no_follow_to_files_and_folders_are_followed(tmp_path: Path) -> None:
     elsewhere = touch(tmp_path / "elsewhere", "a.jpg", "more/b.jpg")
     root = touch(tmp_path / "root", "c.jpg")
     (root / "linked").symlink_to(elsewhere)
@@ -104,7 +104,7 @@ def test_links_to_files_and_folders_are_followed(tmp_path: Path) -> None:
     assert column(root, "size")[1] == len("a.jpg")
 
 
-def test_links_that_lead_back_are_survived(tmp_path: Path) -> None:
+def test_no_follow_that_lead_back_are_survived(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg", "cat/b.jpg", "dog/c.jpg")
     (tmp_path / "cat/up").symlink_to(tmp_path)
     (tmp_path / "cat/dog").symlink_to(tmp_path / "dog")

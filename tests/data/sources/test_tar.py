@@ -176,7 +176,7 @@ def test_names_that_are_not_utf8_become_readable_keys(tmp_path: Path) -> None:
     assert contents(tar) == {r"t.tar/caf\xe9": b"x"}
 
 
-def test_links_within_the_tar_are_followed_and_what_is_no_file_left_out(tmp_path: Path) -> None:
+def test_no_follow_within_the_tar_are_followed_and_what_is_no_file_left_out(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "t.tar", "w") as archive:
         for name, kind, target in (
             ("d.jpg", tarfile.DIRTYPE, ""),

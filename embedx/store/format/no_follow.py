@@ -15,7 +15,7 @@ from pathlib import Path
 from embedx.errors import StoreError
 
 
-def inside(root: Path, relative: str, known: set[str] | None = None) -> str:
+def path_inside(root: Path, relative: str, known: set[str] | None = None) -> str:
     """The place of something in the store at `root`, whether it is there already or not.
 
     Args:
@@ -40,13 +40,13 @@ def inside(root: Path, relative: str, known: set[str] | None = None) -> str:
     return path
 
 
-def plain_file(root: Path, relative: str) -> Path:
+def regular_file(root: Path, relative: str) -> Path:
     """The path of a file in the store at `root` that can be opened: no link, pipe or device.
 
     Raises:
         StoreError: If there is none.
     """
-    path = Path(inside(root, relative))
+    path = Path(path_inside(root, relative))
     try:
         mode = path.lstat().st_mode
     except OSError as error:
@@ -56,7 +56,7 @@ def plain_file(root: Path, relative: str) -> Path:
     return path
 
 
-def plain_files(root: Path, depth: int) -> Iterator[Path]:
+def regular_files(root: Path, depth: int) -> Iterator[Path]:
     """The plain files at most `depth` folders below `root`."""
     for folder, folders, names in os.walk(root):
         path = Path(folder)
