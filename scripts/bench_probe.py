@@ -30,8 +30,9 @@ from embedx.store.format.contents import PlanTerms, SplitTerms, StoredRecipe
 from embedx.store.format.index import ROW_SCHEMA
 from embedx.store.format.layout import Unit
 from embedx.store.format.manifest import Manifest
+from embedx.store.writing.batches import UnitBatch
 from embedx.store.writing.session import StoreSession
-from embedx.store.writing.units import UnitBatch, UnitBuffer
+from embedx.store.writing.units import UnitBuffer
 from embedx.values import size_text
 from embedx.vectors.neighbours import BATCH_ROWS
 

@@ -14,7 +14,7 @@ from embedx.engine.state import Batch
 from embedx.errors import ConfigError
 from embedx.names import RESERVED_COLUMNS
 from embedx.store.format.index import OK, REJECTED, ROW_SCHEMA
-from embedx.store.writing.units import UNKNOWN_TARGET
+from embedx.store.format.shards import UNKNOWN_TARGET
 
 
 def rows_table(batch: Batch, split: str, group_key: str | None) -> pa.Table:

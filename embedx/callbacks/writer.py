@@ -25,9 +25,9 @@ from embedx.store.format.contents import PlanTerms, StoredRecipe
 from embedx.store.format.layout import Unit
 from embedx.store.format.manifest import Manifest
 from embedx.store.format.shards import form
+from embedx.store.writing.batches import UnitBatch
 from embedx.store.writing.process import WriterProcess
 from embedx.store.writing.session import StoreSession
-from embedx.store.writing.units import UnitBatch
 from embedx.values import rows_per_unit as rows_per_unit_of
 
 _SHARD_SIZE = 128 * 1024**2
@@ -177,8 +177,8 @@ class EmbeddingsWriter(Callback):
         """
         if self._pending is not None:
             self._hand_over(self._pending.complete(wait_for_all=True), Stopwatch())
-        for unit, staying in self._session_begun.staying.items():  # units in which nothing had to be computed
-            self._process_started({}).put(UnitBatch(unit, {}, staying))
+        for staying in self._session_begun.staying.values():  # units in which nothing had to be computed
+            self._process_started({}).put_staying(staying)
         if self._process is not None:
             self._process.close()
             self._process = None
@@ -248,7 +248,7 @@ class EmbeddingsWriter(Callback):
             process = self._process_started(tensors)
             for unit, start, stop in _units(split, numbers, session.terms.rows_per_unit):
                 if (staying := session.staying.pop(unit, None)) is not None:
-                    process.put(UnitBatch(unit, {}, staying))
+                    process.put_staying(staying)
                 process.put(UnitBatch(unit, tensors, table).part(start, stop))
             watch.lap("writer_wait")
         watch.lap("forward")

@@ -19,6 +19,7 @@ from embedx.data.sources.base import as_text
 from embedx.run.changes import Changes, Positions, at
 from embedx.store.format.index import PLACE_SCHEMA, ROW_SCHEMA
 from embedx.store.format.layout import Unit
+from embedx.store.writing.batches import StayingRows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Layout:
     """All units of the updated store, with their number of inputs."""
     linked: list[Unit]
     """The units that the store has exactly so already."""
-    staying: dict[Unit, pa.Table]
-    """The index rows whose embeddings the store has, for each of the other units (see UnitBatch.rows)."""
+    staying: dict[Unit, StayingRows]
+    """The rows whose embeddings the store has, for each of the other units."""
 
 
 def lay_out(changes: Changes, rows_per_unit: int) -> Layout:
@@ -67,7 +68,7 @@ def lay_out(changes: Changes, rows_per_unit: int) -> Layout:
             if number < len(stored_units) and _has_rows(stored_units[number], unit_rows):
                 layout.linked.append(Unit(name, number))
             elif len(staying := unit_rows.filter(has_source.slice(start, count))):
-                layout.staying[Unit(name, number)] = staying
+                layout.staying[Unit(name, number)] = StayingRows.of(Unit(name, number), staying)
     return layout
 
 

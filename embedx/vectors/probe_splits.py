@@ -11,8 +11,8 @@ from torch import Tensor, isin
 from embedx.errors import ConfigError
 from embedx.recipe import fingerprint
 from embedx.store.format.index import OK
+from embedx.store.format.shards import UNKNOWN_TARGET
 from embedx.store.reading.reader import Store
-from embedx.store.writing.units import UNKNOWN_TARGET
 from embedx.vectors.probe_config import ProbeConfig
 from embedx.vectors.split_rows import Split, class_names, open_split
 

@@ -16,8 +16,8 @@ from embedx.engine.state import Batch
 from embedx.errors import ConfigError, StoreError, unknown
 from embedx.names import INDEX, TARGETS
 from embedx.store.format.index import OK, read_index
+from embedx.store.format.shards import UNKNOWN_TARGET
 from embedx.store.reading.reader import Shard, Store
-from embedx.store.writing.units import UNKNOWN_TARGET
 
 _BATCH_BYTES = 16 * 1024**2
 _NAME_COLUMNS = ("class", "label", "cls", "group")

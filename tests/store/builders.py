@@ -12,8 +12,9 @@ from embedx.store.format.contents import PlanTerms, SplitTerms, StoredRecipe
 from embedx.store.format.index import ROW_SCHEMA
 from embedx.store.format.layout import Unit
 from embedx.store.format.manifest import Manifest
+from embedx.store.writing.batches import UnitBatch
 from embedx.store.writing.session import StoreSession
-from embedx.store.writing.units import UnitBatch, UnitBuffer
+from embedx.store.writing.units import UnitBuffer
 
 ROWS_PER_UNIT = 8
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 HEADER_KEY = "embedx"
+UNKNOWN_TARGET = -1
+"""The target of a row without one, in a shard where others have one."""
 
 _DTYPES = (
     {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "complex64": "C64", "bool": "BOOL"}

@@ -27,8 +27,9 @@ from torch import Tensor
 
 from embedx.errors import StoreError, WriterError
 from embedx.store.format.layout import StoreTerms, Unit
+from embedx.store.writing.batches import StayingRows, UnitBatch
 from embedx.store.writing.ring import SlotRing, TensorPlace, bytes_needed
-from embedx.store.writing.units import UnitBatch, UnitBuffer
+from embedx.store.writing.units import UnitBuffer
 from embedx.system.machine import return_large_blocks
 from embedx.system.processes import START_METHOD, start_fork_server, tie_to_parent
 
@@ -94,6 +95,14 @@ class WriterProcess:
     def pid(self) -> int | None:
         """The child's process id."""
         return self._process.pid
+
+    def put_staying(self, rows: StayingRows) -> None:
+        """Hands over the rows of a unit that stay, waiting while the queue is full.
+
+        Raises:
+            WriterError: If the process has failed.
+        """
+        self._send(pickle.dumps(rows))
 
     def put(self, batch: UnitBatch) -> None:
         """Hands a batch over, waiting while the queue is full. Its tensors may be overwritten afterwards.
@@ -212,10 +221,13 @@ def _run(
 def _write_units(items: Any, ring: SlotRing, terms: StoreTerms, buffer_factory: Callable[..., UnitBuffer]) -> None:
     buffer = buffer_factory(terms)
     while (pickled := items.get()) is not None:
-        item: _Item = pickle.loads(pickled)
+        item: _Item | StayingRows = pickle.loads(pickled)
         if buffer.unit not in (None, item.unit):
             buffer.commit()
-        tensors = {name: ring.read(place) for name, place in item.places.items()}
-        buffer.add(UnitBatch(item.unit, tensors, item.rows))
+        if isinstance(item, _Item):
+            tensors = {name: ring.read(place) for name, place in item.places.items()}
+            buffer.add(UnitBatch(item.unit, tensors, item.rows))
+        else:
+            buffer.add(item)
     if buffer.unit is not None:
         buffer.commit()

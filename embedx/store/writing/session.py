@@ -1,11 +1,12 @@
-"""One run's hold of a store: lock it, find what is missing, clear away what is half, declare it complete.
+"""One run's hold of a store: it locks the store, finds what is missing, removes what is half, declares it complete.
 
-begin:   refuse what isn't ours → lock → compare recipe and plan → (overwrite: work in a folder beside it)
-         → find the units that are whole → manifest with `complete: false` → remove what an interrupted run left
-         Where the inputs are others than those of the store, nothing is done yet: the caller compares them, and either
-         resumes (they are the same after all) or updates (in a folder beside it, to which what stays is linked).
-finish:  sum up the index tables → check inputs = rows + rejected → manifest with `complete: true`
-         → (overwrite: exchange the two folders)
+begin:   refuse a folder that is no store → lock → choose by the two manifests (see `choice`):
+         create, resume   find the units that are whole → manifest with `complete: false` → remove all others
+         replace          the same in a folder beside the store
+         compare          nothing yet: the caller compares the inputs, and then calls `resume`, if they are the same
+                          after all, or `update`, which works in a folder beside the store and links what stays there
+finish:  add up the index tables → check inputs = rows + rejected → manifest with `complete: true`
+         → exchange the two folders, where this run has worked beside the store
 """
 
 from __future__ import annotations
@@ -13,36 +14,25 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-import pyarrow as pa
-
-from embedx.errors import ConfigError, StoreError, StoreMismatchError, is_refusal, output_error
-from embedx.names import INDEX, LOCK
+from embedx.errors import ConfigError, StoreMismatchError, output_error
+from embedx.names import LOCK
 from embedx.store.format import layout
-from embedx.store.format.atomic import link_or_copy, make_folder, sync_folder
-from embedx.store.format.contents import PlanTerms, SplitTotals, StoredRecipe
-from embedx.store.format.differences import differences_of, leaves_that_differ
-from embedx.store.format.index import UnitEntry, read_entry
+from embedx.store.format.atomic import make_folder
+from embedx.store.format.contents import StoredRecipe
+from embedx.store.format.differences import leaves_that_differ
+from embedx.store.format.index import UnitEntry
 from embedx.store.format.layout import StoreTerms, Unit
 from embedx.store.format.manifest import Manifest, existing_store
-from embedx.store.format.no_follow import regular_file
+from embedx.store.writing import stock
+from embedx.store.writing.batches import StayingRows
+from embedx.store.writing.choice import Choice, Mode, can_continue, choose, same_names
 from embedx.store.writing.lock import StoreLock
-from embedx.store.writing.replacement import (
-    check_replaceable,
-    finish_removal,
-    our_shards,
-    recover,
-    remove_empty_folders,
-    remove_store,
-    take_place,
-)
-
-_MEANWHILE = "while the run went on; run again, and what is missing is written"
-
-Mode = Literal["create", "resume", "overwrite"]
+from embedx.store.writing.replacement import check_replaceable, finish_removal, recover, remove_store, take_place
+from embedx.store.writing.stock import Place, place_of, whole_units
 
 
 class StoreSession:
@@ -51,33 +41,33 @@ class StoreSession:
     def __init__(self, out: Path, manifest: Manifest) -> None:
         self.out = out
         self.root = out
-        """Where this run writes: `out`, or the folder beside it that will replace it."""
+        """The folder in which this run writes: `out`, or the folder beside it that will replace it."""
         self.manifest = manifest
         self.changes: list[tuple[str, Any, Any]] = []
-        """What of the environment has changed since the store was begun: (name, then, now)."""
+        """The changes of the environment since the store was begun: (name, then, now)."""
         self.needs_comparison = False
-        """Whether the plan does not tell what is missing; then `resume` or `update` is still to be called."""
-        self.staying: dict[Unit, pa.Table] = {}
-        """Of units that are still to be written, the rows that the store's predecessor has (see UnitBatch.rows)."""
+        """True if the plan does not tell what is missing, so that `resume` or `update` has to be called."""
+        self.staying: dict[Unit, StayingRows] = {}
+        """The rows that stay, by the unit that is still to be written."""
         self._environment = manifest.environment
         self._before: Manifest | None = None
-        """The manifest of the store that was there when this session began."""
+        """The manifest of the store that was there when this session began, unless it is replaced."""
         self._began = False
-        """Whether the store at `root` is of this session's making."""
+        """True if this session has made the store at `root`."""
         self._made: list[Path] = []
         """The folders that this session has made, parents first."""
         self._locks = contextlib.ExitStack()
-        self._committed: set[tuple[str, int]] = set()
+        self._committed: set[Place] = set()
 
     @classmethod
     def begin(cls, out: Path, manifest: Manifest, mode: Mode) -> Self:
-        """Takes hold of the store at `out`, making it if it isn't there.
+        """Takes hold of the store at `out`, and makes it if it isn't there.
 
         Args:
             out: The output folder.
-            manifest: What is to be written there: recipe, plan and environment.
-            mode: What to do where there is a store already: refuse (`create`), finish it (`resume`), or
-                write another beside it that takes its place once complete (`overwrite`).
+            manifest: The recipe, plan and environment of the run.
+            mode: The wish for a store that is there already: refuse it (`create`), finish it (`resume`), or write
+                another one beside it that takes its place once complete (`overwrite`).
 
         Raises:
             StoreMismatchError: If `out` is not a store, or one of another recipe or plan; nothing is changed.
@@ -90,66 +80,54 @@ class StoreSession:
             recover(session.out)
             session._enter(session.out)
             finish_removal(session.out)
-            session._choose(mode)
-            if not session.needs_comparison:
-                session._take_stock()
-        except ConfigError:
-            session.discard()
-            session.close()
-            raise
-        except BaseException:
+            session._carry_out(mode)
+        except BaseException as error:
+            if isinstance(error, ConfigError):
+                session.discard()
             session.close()
             raise
         return session
 
     @property
     def terms(self) -> StoreTerms:
-        """What the writer process needs to know of the store."""
+        """The terms of the store, as the writer process needs them."""
         plan = self.manifest.plan
         if plan.rows_per_unit is None:
             raise RuntimeError("set_rows_per_unit() has not been called")
-        return StoreTerms(
-            self.root,
-            self.manifest.fingerprint,
-            plan.grouped,
-            plan.rows_per_unit,
-            base=self.out if self.root != self.out else None,
-        )
+        base = self.out if self.root != self.out else None
+        return StoreTerms(self.root, self.manifest.fingerprint, plan.grouped, plan.rows_per_unit, base)
 
     @property
     def is_finished(self) -> bool:
-        """Whether the store stands complete in its place."""
+        """True if the store stands complete in its place."""
         return self.manifest.complete and self.root == self.out
 
     def is_committed(self, unit: Unit) -> bool:
-        """Whether the unit had been committed when this session began."""
-        return _place(unit) in self._committed
+        """Tells whether the unit was committed when this session began, or was linked by it."""
+        return place_of(unit) in self._committed
 
     @property
     def inputs_are_the_same(self) -> bool:
-        """Whether key, group and target of every input are those of the plan that the store was begun with."""
-        return self._before is not None and _names(self._before.plan) == _names(self.manifest.plan)
+        """True if every input has the key, group and target that it has in the plan of the store that is there."""
+        return self._before is not None and same_names(self._before.plan, self.manifest.plan)
 
     @property
     def was_updated(self) -> bool:
-        """Whether the place of an input in the plan does not tell its unit any more."""
+        """True if an input's place in the plan no longer tells its unit."""
         return self._before is not None and bool(self._before.updates)
 
     @property
     def has_rejected(self) -> bool:
-        """Whether the store at `out` has rejected inputs."""
-        return any(read_entry(path).rejected for path in self.whole_units().values())
+        """True if the store at `out` has rejected inputs."""
+        return any(entry.rejected for entry in self._whole_at_out().values())
 
     def whole_units(self) -> dict[Unit, Path]:
-        """The units of the store at `out` that are whole, and their index tables."""
-        return {
-            Unit(entry.split, entry.unit): path
-            for path in layout.index_files(self.out).values()
-            if (entry := self._whole_entry(path, self.out)) is not None
-        }
+        """Returns the units of the store at `out` that are whole, with the paths of their index tables."""
+        units = [Unit(entry.split, entry.unit) for entry in self._whole_at_out().values()]
+        return {unit: self.out / layout.index_path(unit) for unit in units}
 
     def resume(self) -> None:
-        """Goes on with the store as it is, as its inputs turned out to be those of the plan."""
+        """Goes on with the store as it is, after the caller found that its inputs are those of the plan."""
         if self._before is not None:
             self.manifest = dataclasses.replace(self._before, plan=self.manifest.plan)
         self._take_stock()
@@ -161,18 +139,18 @@ class StoreSession:
         counts: Mapping[str, int],
         units: Mapping[Unit, int],
         linked: Iterable[Unit],
-        staying: Mapping[Unit, pa.Table],
+        staying: Mapping[Unit, StayingRows],
     ) -> None:
         """Begins a store beside this one that will take its place, or goes on with one that is there already.
 
         Args:
-            counts: What is different from the store at `out`, as the manifest tells it.
-            units: All units of the new store, with their inputs.
-            linked: Those of them that are there already, and stay as they are.
-            staying: For the others, the rows that stay (see UnitBatch.rows).
+            counts: The counts of inputs by their difference from the store at `out`, for the manifest.
+            units: The number of inputs of each unit of the new store.
+            linked: The units that are there already, and stay as they are.
+            staying: The rows that stay, for the other units.
 
         Raises:
-            OSError: If it can't be written.
+            OSError: If the new store can't be written.
         """
         if self._before is None:
             raise RuntimeError("there is no store to bring up to date")
@@ -180,23 +158,24 @@ class StoreSession:
         updates = [*self._before.updates, {**counts, "base": base}]
         self.manifest = dataclasses.replace(self._before, plan=self.manifest.plan, complete=False, updates=updates)
         self._stage()
-        self._take_stock({_place(unit): inputs for unit, inputs in units.items()})
+        self._take_stock({place_of(unit): inputs for unit, inputs in units.items()})
         if not self.manifest.complete:
-            self._link([unit for unit in linked if not self.is_committed(unit)])
+            missing = [unit for unit in linked if not self.is_committed(unit)]
+            stock.link_units(missing, self.out, self.root)
+            self._committed.update(map(place_of, missing))
         self.staying = {unit: rows for unit, rows in staying.items() if not self.is_committed(unit)}
 
     def set_rows_per_unit(self, rows: int) -> None:
         """States the size of the units, where it was not known when the store was begun."""
-        self.manifest = dataclasses.replace(
-            self.manifest, plan=dataclasses.replace(self.manifest.plan, rows_per_unit=rows)
-        )
+        plan = dataclasses.replace(self.manifest.plan, rows_per_unit=rows)
+        self.manifest = dataclasses.replace(self.manifest, plan=plan)
         self.manifest.write(self.root)
 
     def set_recipe(self, recipe: StoredRecipe) -> None:
-        """States another recipe, as it turned out that it can't be that of the beginning.
+        """States another recipe, where it turns out that the run can't follow the first one.
 
         Raises:
-            StoreMismatchError: If something of that one is committed already.
+            StoreMismatchError: If units of the first recipe are committed already.
         """
         if self._committed or self.staying:
             raise StoreMismatchError(f"{self.out} has units of another recipe; replace it with --overwrite")
@@ -206,25 +185,14 @@ class StoreSession:
     def finish(self, timings: Mapping[str, float]) -> Manifest:
         """Declares the store complete, after checking that every input of the plan is in it exactly once.
 
+        Args:
+            timings: The seconds and rates of the run, for the manifest.
+
         Raises:
             StoreError: If inputs = rows + rejected does not hold for a split.
             OSError: If the manifest can't be written.
         """
-        units: dict[str, list[UnitEntry]] = {split: [] for split in self.manifest.plan.splits}
-        index = {}
-        for path in layout.index_files(self.root).values():
-            entry = self._whole_entry(path, self.root)
-            if entry is None:
-                raise StoreError(f"{path}: its shards are gone, or cut off, {_MEANWHILE}")
-            units.setdefault(entry.split, []).append(entry)
-            index[f"{INDEX}/{path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()
-        totals = {split: SplitTotals.of(of_split) for split, of_split in units.items()}
-        for split, planned in self.manifest.plan.splits.items():
-            if (found := totals[split].inputs) != planned.inputs:
-                raise StoreError(
-                    f"split {split!r} has {planned.inputs} inputs, but {found} are in the store {self.out}; if "
-                    f"something was removed {_MEANWHILE}"
-                )
+        totals, index = stock.add_up(self.root, self.manifest, self.out)
         self.manifest = dataclasses.replace(
             self.manifest, complete=True, totals=totals, index=index, timings=dict(timings)
         )
@@ -235,11 +203,11 @@ class StoreSession:
         return self.manifest
 
     def discard(self) -> None:
-        """Takes back what this session has made, unless something was committed."""
+        """Takes back what this session has made, unless a unit was committed."""
         if layout.index_files(self.root):
             return
         if self._began and self.root.is_dir():
-            self._remove_leftovers()
+            stock.remove_others(self.root, set())
             (self.root / layout.MANIFEST).unlink(missing_ok=True)
             (self.root / LOCK).unlink(missing_ok=True)
         for folder in reversed(self._made):
@@ -247,7 +215,7 @@ class StoreSession:
                 folder.rmdir()
 
     def close(self) -> None:
-        """Lets go of the store."""
+        """Unlocks the store."""
         self._locks.close()
 
     def _enter(self, folder: Path) -> None:
@@ -261,51 +229,42 @@ class StoreSession:
         lock = StoreLock(folder)
         self._locks.callback(lock.release)
 
-    def _choose(self, mode: Mode) -> None:
-        """Decides by what is there where this run writes, and from which manifest it goes on."""
+    def _carry_out(self, mode: Mode) -> None:
+        """Chooses what this run does at the output folder, and begins it."""
         before = existing_store(self.out)  # this time for good, as no other run changes it now
         self._began = before is None
-        if before is not None and mode == "overwrite":
+        has_units = bool(layout.index_files(self.out))
+        is_whole = before is not None and bool(before.updates) and self._is_whole(before)
+        choice = choose(self.out, mode, before, self.manifest, has_units=has_units, is_whole=is_whole)
+        if choice is Choice.REPLACE:
             self._stage()
-            return
-        if before is None or not (before.complete or layout.index_files(self.root)):
-            return  # nothing is there that had to be kept
-        if mode == "create":
-            raise StoreMismatchError(f"{self.out} is a store already; choose another folder, or overwrite it")
-        if differing := differences_of(before, self.manifest):
-            raise StoreMismatchError(
-                f"{self.out} holds a store made otherwise:\n  " + "\n  ".join(differing) + "\nchoose another "
-                "folder, give the settings of then, or replace the store with --overwrite"
-            )
-        self._before = self._later(before)
-        plan = self.manifest.plan
-        if (before.plan.splits, before.plan.classes) != (plan.splits, plan.classes) or (
-            before.updates and not self._stands_as_stated(before)
-        ):
-            self.needs_comparison = True
-        else:
+        elif before is not None and choice in (Choice.RESUME, Choice.COMPARE):
+            self._before = self._with_environment(before)
+            self.needs_comparison = choice is Choice.COMPARE
+        if choice is Choice.RESUME and self._before is not None:
             self.manifest = self._before
+        if not self.needs_comparison:
+            self._take_stock()
+
+    def _is_whole(self, before: Manifest) -> bool:
+        """Tells whether the store at `out` is complete, and has the units that its manifest names."""
+        return before.complete and {layout.index_path(unit) for unit in self.whole_units()} == set(before.index)
 
     def _stage(self) -> None:
-        """Goes on in a folder beside the store, that will take its place; what is there of other terms is removed."""
+        """Goes on in a folder beside the store; a store of other terms that is there is removed."""
         check_replaceable(self.out)
         self.root = layout.staging_folder(self.out)
         before = existing_store(self.root)
-        # Without the inputs' identity, nothing tells whether what an earlier run left there is of these.
-        if before is not None and (
-            not self.manifest.plan.splits
-            or (before.recipe, before.plan, before.updates)
-            != (self.manifest.recipe, self.manifest.plan, self.manifest.updates)
-        ):
+        if before is not None and not can_continue(before, self.manifest):
             remove_store(self.root)
             before = None
         self._began = before is None
         self._enter(self.root)
         if before is not None:
-            self.manifest = self._later(before)
+            self.manifest = self._with_environment(before)
 
-    def _later(self, before: Manifest) -> Manifest:
-        """The manifest with which a run goes on, which tells of the environment that it does so in."""
+    def _with_environment(self, before: Manifest) -> Manifest:
+        """Returns the manifest with which a run goes on, which names this run's environment too."""
         now = self._environment
         self.changes = list(leaves_that_differ("", before.environment.to_json(), now.to_json()))
         later = before.later_environments
@@ -313,82 +272,22 @@ class StoreSession:
             later = [*later, now]
         return dataclasses.replace(before, later_environments=later)
 
-    def _stands_as_stated(self, manifest: Manifest) -> bool:
-        """Whether the store is complete, and has all the units that its manifest names."""
-        whole = {layout.index_path(unit) for unit in self.whole_units()}
-        return manifest.complete and whole == set(manifest.index)
+    def _whole_at_out(self) -> dict[Place, UnitEntry]:
+        return whole_units(self.out, self.manifest.fingerprint)
 
-    def _link(self, units: Sequence[Unit]) -> None:
-        """Takes units over as they are, as a second name of their files: their shards first, as in every commit."""
-        tables = [layout.index_path(unit) for unit in units]
-        shards = [shard.path for table in tables for shard in read_entry(self.out / table).shards]
-        for paths in (shards, tables):
-            for path in paths:
-                make_folder((self.root / path).parent, below=self.root)
-                link_or_copy(self.out / path, self.root / path)
-            for folder in dict.fromkeys((self.root / path).parent for path in paths):
-                sync_folder(folder)
-        self._committed.update(_place(unit) for unit in units)
-
-    def _take_stock(self, planned: Mapping[tuple[str, int], int] | None = None) -> None:
-        """Finds the units that are whole; if that is not all, declares the store unfinished and clears it up.
+    def _take_stock(self, planned: Mapping[Place, int] | None = None) -> None:
+        """Finds the units that are whole; if some are missing, declares the store unfinished and removes all others.
 
         Args:
-            planned: The units that there should be, with their inputs; None: as the plan says.
+            planned: The number of inputs in each unit that there should be; None takes it from the plan.
         """
-        found = layout.index_files(self.root)
-        if planned is None:
-            planned = self._planned_inputs()
-        self._committed = {
-            place
-            for place, path in found.items()
-            if (entry := self._whole_entry(path, self.root)) is not None and planned.get(place) in (None, entry.inputs)
-        }
-        if self.manifest.complete and self._committed == found.keys() and self._committed >= planned.keys():
+        if planned is None:  # after an update the plan does not tell it
+            planned = {} if self.manifest.updates else stock.planned_units(self.manifest.plan)
+        whole = whole_units(self.root, self.manifest.fingerprint)
+        found = {place for place, entry in whole.items() if planned.get(place, entry.inputs) == entry.inputs}
+        self._committed = found
+        if self.manifest.complete and found == layout.index_files(self.root).keys() and found >= planned.keys():
             return
         self.manifest = dataclasses.replace(self.manifest, complete=False, totals={}, index={}, timings={})
         self.manifest.write(self.root)
-        for place in found.keys() - self._committed:
-            found[place].unlink()
-        self._remove_leftovers()
-
-    def _whole_entry(self, index_table: Path, root: Path) -> UnitEntry | None:
-        """What a unit's index table says of it; None if it has another recipe, or not all its shards in full length."""
-        try:
-            entry = read_entry(index_table)
-            sizes = [regular_file(root, shard.path).stat().st_size for shard in entry.shards]
-        except (StoreError, OSError) as error:
-            if is_refusal(error) or is_refusal(error.__cause__):
-                raise  # it may be whole, and must not be removed
-            return None
-        whole = entry.recipe == self.manifest.fingerprint and sizes == [shard.bytes for shard in entry.shards]
-        return entry if whole else None
-
-    def _planned_inputs(self) -> dict[tuple[str, int], int]:
-        """The inputs that every unit has; empty where the plan does not say it."""
-        plan = self.manifest.plan
-        if self.manifest.updates:
-            return {}
-        size = plan.rows_per_unit or 1  # known wherever there are splits
-        return {
-            _place(Unit(split, start // size)): min(size, planned.inputs - start)
-            for split, planned in plan.splits.items()
-            for start in range(0, planned.inputs, size)
-        }
-
-    def _remove_leftovers(self) -> None:
-        """Removes temporary files and shards of units that were never committed."""
-        committed = {path for *place, path in layout.shard_files(self.root) if tuple(place) in self._committed}
-        for path in [*layout.temporary_files(self.root), *our_shards(self.root)]:
-            if path not in committed:
-                path.unlink()
-                remove_empty_folders(path.parent, self.root)
-
-
-def _place(unit: Unit) -> tuple[str, int]:
-    return layout.folder_name(unit.split), unit.number
-
-
-def _names(plan: PlanTerms) -> tuple[Any, ...]:
-    """What of a plan tells whether its inputs have the same keys, groups and targets."""
-    return {split: (one.inputs, one.names_sha256) for split, one in plan.splits.items()}, plan.classes
+        stock.remove_others(self.root, found)

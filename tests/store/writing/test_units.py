@@ -7,13 +7,15 @@ import pytest
 import safetensors.numpy
 import safetensors.torch
 import torch
+from safetensors.torch import load_file
 
 from embedx.errors import StoreError
-from embedx.store.format.index import read_entry
-from embedx.store.format.layout import StoreTerms
+from embedx.store.format.index import read_entry, read_index
+from embedx.store.format.layout import StoreTerms, Unit
 from embedx.store.format.shards import open_shard, read_header
 from embedx.store.reading.reader import Store
 from embedx.store.reading.verify import verify
+from embedx.store.writing.batches import StayingRows
 from embedx.store.writing.session import StoreSession
 from embedx.store.writing.units import UnitBuffer
 from tests.runs import digests
@@ -88,3 +90,28 @@ def test_groups_that_differ_in_case_alone_have_folders_that_differ_in_more(tmp_p
     assert len({name.lower() for name in folders}) == 3 and {"Cat", "dog"} < set(folders)
     assert list(verify(stores[1])) == []
     assert Store.open(stores[1]).load("train", "cat").keys == [f"key-{row}" for row in range(16) if row % 3 == 1]
+
+
+def test_rows_that_stay_are_taken_from_the_store_that_is_replaced_and_put_in_order(tmp_path: Path) -> None:
+    """However their columns are named, as they have a type of their own."""
+    old = build_store(tmp_path / "old", inputs=8, rejected=(2,))
+    table = read_index(old / "index/train-00000.parquet")
+    kept = StayingRows.of(Unit("train", 0), table.take([0, 2, 5, 7]))
+    buffer = UnitBuffer(StoreTerms(tmp_path / "new", "r", True, ROWS_PER_UNIT, old))
+    (tmp_path / "new").mkdir()
+    buffer.add(kept)
+    computed = unit_batch(0, 8)
+    buffer.add(
+        computed._replace(tensors={"embeddings": vectors(0, 8)[[1, 3, 4, 6]]}, rows=computed.rows.take([1, 3, 4, 6]))
+    )
+    assert (buffer.commit().rows, buffer.unit) == (7, None)
+    cats, dogs = (load_file(tmp_path / f"new/train/{group}/shard-00000.safetensors") for group in ("cat", "dog"))
+    assert torch.equal(cats["embeddings"], vectors(0, 8)[[1, 3, 5, 7]])
+    assert torch.equal(dogs["embeddings"], vectors(0, 8)[[0, 4, 6]]) and dogs["index"].tolist() == [0, 4, 6]
+
+
+def test_rows_can_stay_only_where_a_store_is_replaced(tmp_path: Path) -> None:
+    table = read_index(build_store(tmp_path / "old", inputs=8) / "index/train-00000.parquet")
+    buffer = UnitBuffer(StoreTerms(tmp_path, "r", True, ROWS_PER_UNIT))
+    with pytest.raises(StoreError, match="replaces no store"):
+        buffer.add(StayingRows.of(Unit("train", 0), table))

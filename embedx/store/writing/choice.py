@@ -1,0 +1,77 @@
+"""The choice of what a run does at an output folder: a pure function of two manifests."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Any, Literal
+
+from embedx.errors import StoreMismatchError
+from embedx.store.format.contents import PlanTerms
+from embedx.store.format.differences import differences_of
+from embedx.store.format.manifest import Manifest
+
+Mode = Literal["create", "resume", "overwrite"]
+
+
+class Choice(enum.Enum):
+    """What a run does at the output folder."""
+
+    CREATE = "create"
+    """Begins a store: nothing is there that has to be kept."""
+    RESUME = "resume"
+    """Goes on with the store that is there; its plan tells which units are missing."""
+    REPLACE = "replace"
+    """Writes another store beside the one that is there, which takes its place once complete."""
+    COMPARE = "compare"
+    """Compares the inputs with those in the store, as the plan does not tell which of them are missing."""
+
+
+def choose(out: Path, mode: Mode, before: Manifest | None, now: Manifest, *, has_units: bool, is_whole: bool) -> Choice:
+    """Chooses what a run does at the output folder.
+
+    Args:
+        out: The output folder, for the error's message.
+        mode: The wish of the caller.
+        before: The manifest of the store that is there; None if there is none.
+        now: The manifest of the run.
+        has_units: True if the store that is there has an index table.
+        is_whole: True if that store is complete and has all units that its manifest names.
+
+    Raises:
+        StoreMismatchError: If the store that is there must be kept, and does not go with the mode or the manifest.
+    """
+    if before is None:
+        return Choice.CREATE
+    if mode == "overwrite":
+        return Choice.REPLACE
+    if not (before.complete or has_units):
+        return Choice.CREATE
+    if mode == "create":
+        raise StoreMismatchError(f"{out} is a store already; choose another folder, or overwrite it")
+    if differing := differences_of(before, now):
+        raise StoreMismatchError(
+            f"{out} holds a store of another recipe or plan (then → now):\n  " + "\n  ".join(differing) + "\nchoose "
+            "another folder, give the settings of then, or replace the store with --overwrite"
+        )
+    same_inputs = (before.plan.splits, before.plan.classes) == (now.plan.splits, now.plan.classes)
+    return Choice.RESUME if same_inputs and (is_whole or not before.updates) else Choice.COMPARE
+
+
+def can_continue(before: Manifest, now: Manifest) -> bool:
+    """Tells whether what an earlier run has left beside the store belongs to the store that this run writes.
+
+    Without the inputs' identity nothing tells it, and so it doesn't.
+    """
+    return bool(now.plan.splits) and all(
+        getattr(before, part) == getattr(now, part) for part in ("recipe", "plan", "updates")
+    )
+
+
+def same_names(before: PlanTerms, now: PlanTerms) -> bool:
+    """Tells whether the inputs of two plans have the same keys, groups and targets."""
+    return _names(before) == _names(now)
+
+
+def _names(plan: PlanTerms) -> tuple[Any, ...]:
+    return {split: (terms.inputs, terms.names_sha256) for split, terms in plan.splits.items()}, plan.classes

@@ -1,0 +1,125 @@
+"""The units of a store: which ones are whole, which ones there should be, and the removal of what is neither."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Set
+from pathlib import Path
+from typing import TypeAlias
+
+from embedx.errors import StoreError, is_refusal
+from embedx.store.format import layout
+from embedx.store.format.atomic import link_or_copy, make_folder, sync_folder
+from embedx.store.format.contents import PlanTerms, SplitTotals
+from embedx.store.format.index import UnitEntry, read_entry
+from embedx.store.format.layout import Unit
+from embedx.store.format.manifest import Manifest
+from embedx.store.format.no_follow import regular_file
+from embedx.store.writing.replacement import our_shards, remove_empty_folders
+
+_MEANWHILE = "while the run went on; run again, and what is missing is written"
+
+Place: TypeAlias = tuple[str, int]
+"""The folder name of a unit's split and the unit's number, which its file names tell."""
+
+
+def place_of(unit: Unit) -> Place:
+    """Returns the unit's place."""
+    return layout.folder_name(unit.split), unit.number
+
+
+def whole_units(root: Path, recipe: str) -> dict[Place, UnitEntry]:
+    """Returns the units that are whole, with the descriptions in their index tables.
+
+    Args:
+        root: The store.
+        recipe: The fingerprint of the recipe that the units must have.
+
+    Raises:
+        StoreError: If the machine refuses to read a file; the unit may be whole then, and must not be removed.
+    """
+    found = {place: _whole_entry(root, table, recipe) for place, table in layout.index_files(root).items()}
+    return {place: entry for place, entry in found.items() if entry is not None}
+
+
+def _whole_entry(root: Path, index_table: Path, recipe: str) -> UnitEntry | None:
+    """Returns None for a unit of another recipe, and for one whose shards are not all there in full length."""
+    try:
+        entry = read_entry(index_table)
+        sizes = [regular_file(root, shard.path).stat().st_size for shard in entry.shards]
+    except (StoreError, OSError) as error:
+        if is_refusal(error) or is_refusal(error.__cause__):
+            raise
+        return None
+    is_whole = entry.recipe == recipe and sizes == [shard.bytes for shard in entry.shards]
+    return entry if is_whole else None
+
+
+def planned_units(plan: PlanTerms) -> dict[Place, int]:
+    """Returns the number of inputs in each unit of a plan."""
+    size = plan.rows_per_unit or 1  # a plan without it has no splits
+    return {
+        place_of(Unit(split, start // size)): min(size, terms.inputs - start)
+        for split, terms in plan.splits.items()
+        for start in range(0, terms.inputs, size)
+    }
+
+
+def add_up(root: Path, manifest: Manifest, out: Path) -> tuple[dict[str, SplitTotals], dict[str, str]]:
+    """Adds up the index tables, and checks that each split has as many inputs as the plan.
+
+    Args:
+        root: The store.
+        manifest: The manifest with recipe and plan.
+        out: The output folder, for the error's message.
+
+    Returns:
+        The sums over each split, and the sha256 of every index table by its path in the store.
+
+    Raises:
+        StoreError: If a unit is not whole, or a split has too many or too few inputs.
+    """
+    whole = whole_units(root, manifest.fingerprint)
+    units: dict[str, list[UnitEntry]] = {split: [] for split in manifest.plan.splits}
+    index = {}
+    for place, path in layout.index_files(root).items():
+        if place not in whole:
+            raise StoreError(f"{path}: its shards are gone, or cut off, {_MEANWHILE}")
+        units.setdefault(whole[place].split, []).append(whole[place])
+        index[path.relative_to(root).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
+    totals = {split: SplitTotals.of(entries) for split, entries in units.items()}
+    for split, planned in manifest.plan.splits.items():
+        if (found := totals[split].inputs) != planned.inputs:
+            raise StoreError(
+                f"split {split!r} has {planned.inputs} inputs, but {found} are in the store {out}; if something was "
+                f"removed {_MEANWHILE}"
+            )
+    return totals, index
+
+
+def remove_others(root: Path, committed: Set[Place]) -> None:
+    """Removes temporary files, and the index tables and shards of units that are not committed."""
+    for place, table in layout.index_files(root).items():
+        if place not in committed:
+            table.unlink()
+    kept = {path for *place, path in layout.shard_files(root) if tuple(place) in committed}
+    for path in [*layout.temporary_files(root), *our_shards(root)]:
+        if path not in kept:
+            path.unlink()
+            remove_empty_folders(path.parent, root)
+
+
+def link_units(units: Iterable[Unit], source: Path, target: Path) -> None:
+    """Gives the files of units a second name in another store: first the shards, as in every commit.
+
+    Raises:
+        OSError: If a file can't be linked or copied.
+    """
+    tables = [layout.index_path(unit) for unit in units]
+    shards = [shard.path for table in tables for shard in read_entry(source / table).shards]
+    for paths in (shards, tables):
+        for path in paths:
+            make_folder((target / path).parent, below=target)
+            link_or_copy(source / path, target / path)
+        for folder in dict.fromkeys((target / path).parent for path in paths):
+            sync_folder(folder)
