@@ -76,8 +76,8 @@ def test_units_without_a_difference_are_linked_and_new_rows_fill_the_others(monk
     layout = lay_out(differences(monkeypatch, rows, inputs), ROWS_PER_UNIT)
     assert layout.linked == [Unit("all", 0)]
     assert layout.units == {Unit("all", 0): 3, Unit("all", 1): 3, Unit("all", 2): 3, Unit("all", 3): 1}
-    staying = {unit.number: rows["key"].to_pylist() for unit, rows in layout.staying.items()}
-    assert staying == {1: ["k3", "k5"], 2: ["k6"]}
+    kept = {unit.number: staying.rows["key"].to_pylist() for unit, staying in layout.staying.items()}
+    assert kept == {1: ["k3", "k5"], 2: ["k6"]}
     positions = dict(zip(inputs, layout.plan.splits["all"].positions.tolist(), strict=True))
     assert positions == {"k0": 0, "k1": 1, "k2": 2, "k3": 3, "k5": 4, "na": 5, "k6": 6, "nb": 7, "nc": 8, "nd": 9}
     assert layout.computed == {"all": [6, 7, 8, 9]}
