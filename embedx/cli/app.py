@@ -26,7 +26,10 @@ for module in (extract, info, verify, compare, probe, backbones, layers):
 
 
 def run() -> int:
-    """Runs the command line and returns its exit code; errors.py lists these."""
+    """Runs the command line and returns its exit code, which errors.py lists.
+
+    `Interrupted` alone is caught further out, by `embedx.__main__`, as a signal may also arrive in here.
+    """
     try:
         app(prog_name="embedx")
     except SystemExit as exit_of_app:  # typer ends every command with it, good or bad
