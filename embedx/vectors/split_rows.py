@@ -104,7 +104,7 @@ class SplitRows:
         self._batches: list[Batch] = []
 
     def __len__(self) -> int:
-        """The number of rows."""
+        """Returns the number of rows."""
         return len(self.split) if self._kept is None else int(self._kept.sum())
 
     def __iter__(self) -> Iterator[Batch]:
