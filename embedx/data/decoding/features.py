@@ -13,9 +13,9 @@ from torch import Tensor
 from embedx.data.decoding.batch_rows import DenseDecoder
 from embedx.data.plan import Plan, SplitPlan
 from embedx.data.reading.files import RejectedInputError
+from embedx.data.sources.feature_files import tensor_of_features
 from embedx.data.sources.kinds import SUFFIXES
 from embedx.errors import ConfigError
-from embedx.names import EMBEDDINGS
 
 _NPY_MAGIC = b"\x93NUMPY"
 _TRIED = 1000
@@ -60,25 +60,13 @@ def read_features(data: bytes) -> Tensor:
         if data.startswith(_NPY_MAGIC):
             features = torch.from_numpy(np.load(io.BytesIO(data), allow_pickle=False))
         else:
-            features = single_tensor(safetensors.torch.load(data))
+            tensors = safetensors.torch.load(data)
+            features = tensors[tensor_of_features(tensors)]
     except (SafetensorError, ValueError, TypeError, EOFError, OSError) as error:
         raise RejectedInputError(f"no features can be read from it: {error}") from error
     if features.ndim not in (1, 2) or features.is_complex():
         raise RejectedInputError(f"not a vector or tokens: {features.dtype}, shape {list(features.shape)}")
     return features
-
-
-def single_tensor(tensors: dict[str, Tensor]) -> Tensor:
-    """Returns the only tensor, or the one named `embeddings`.
-
-    Raises:
-        ValueError: If there are several tensors and none has that name.
-    """
-    if len(tensors) == 1:
-        return next(iter(tensors.values()))
-    if EMBEDDINGS not in tensors:
-        raise ValueError(f"it has the tensors {', '.join(tensors) or 'none'}, none of them named {EMBEDDINGS!r}")
-    return tensors[EMBEDDINGS]
 
 
 def features_shape(plan: Plan) -> tuple[int, ...]:

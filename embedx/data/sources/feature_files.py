@@ -7,7 +7,7 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -16,14 +16,7 @@ import pyarrow as pa
 from safetensors import SafetensorError, safe_open
 
 from embedx.data.reading.files import RejectedInputError, absolute, is_url, open_file, plain_name
-from embedx.data.sources.base import (
-    COMMON_SCHEMA,
-    SINGLE_SPLIT,
-    TARGET,
-    Reader,
-    Source,
-    size_and_time,
-)
+from embedx.data.sources.base import COMMON_SCHEMA, SINGLE_SPLIT, TARGET, Reader, Source, size_and_time
 from embedx.data.sources.kinds import SUFFIXES, SourceKind, SourceOptions
 from embedx.data.sources.patterns import find_files, short_names
 from embedx.errors import ConfigError
@@ -85,10 +78,18 @@ class FeatureFile:
 
     @cached_property
     def _slice(self) -> Any:
-        names = list(self._tensors.keys())
-        if len(names) > 1 and EMBEDDINGS not in names:
-            raise ValueError(f"it has the tensors {', '.join(names)}, none of them named {EMBEDDINGS!r}")
-        return self._tensors.get_slice(EMBEDDINGS if len(names) > 1 else names[0])
+        return self._tensors.get_slice(tensor_of_features(self._tensors.keys()))
+
+
+def tensor_of_features(names: Collection[str]) -> str:
+    """Chooses the tensor of a `.safetensors` file that holds the features: the only one, or `embeddings`.
+
+    Raises:
+        ValueError: If there are several tensors and none has that name, or there is none.
+    """
+    if len(names) != 1 and EMBEDDINGS not in names:
+        raise ValueError(f"it has the tensors {', '.join(names) or 'none'}, none of them named {EMBEDDINGS!r}")
+    return next(iter(names)) if len(names) == 1 else EMBEDDINGS
 
 
 @contextlib.contextmanager

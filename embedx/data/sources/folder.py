@@ -13,15 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from embedx.data.reading.files import FileReader, is_url
-from embedx.data.sources.base import (
-    COMMON_SCHEMA,
-    SINGLE_SPLIT,
-    TARGET,
-    Reader,
-    Source,
-    as_text,
-    sizes_and_times,
-)
+from embedx.data.sources.base import COMMON_SCHEMA, SINGLE_SPLIT, TARGET, Reader, Source, as_text, sizes_and_times
 from embedx.data.sources.kinds import SUFFIXES, Content, SourceKind, SourceOptions
 from embedx.errors import ConfigError
 from embedx.names import LOCK

@@ -9,15 +9,7 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 from embedx.data.reading.files import FileReader, check_urls, is_url
-from embedx.data.sources.base import (
-    COMMON_SCHEMA,
-    SINGLE_SPLIT,
-    TARGET,
-    Reader,
-    Source,
-    as_text,
-    sizes_and_times,
-)
+from embedx.data.sources.base import COMMON_SCHEMA, SINGLE_SPLIT, TARGET, Reader, Source, as_text, sizes_and_times
 from embedx.data.sources.kinds import SourceKind, SourceOptions
 from embedx.errors import ConfigError
 

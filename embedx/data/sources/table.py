@@ -11,15 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedx.data.reading.files import FileReader, RejectedInputError, absolute, check_urls, is_url, plain_name
-from embedx.data.sources.base import (
-    COMMON_SCHEMA,
-    SINGLE_SPLIT,
-    TARGET,
-    Reader,
-    Source,
-    repeated,
-    sizes_and_times,
-)
+from embedx.data.sources.base import COMMON_SCHEMA, SINGLE_SPLIT, TARGET, Reader, Source, repeated, sizes_and_times
 from embedx.data.sources.kinds import TARGET_COLUMNS, SourceKind, SourceOptions, as_target
 from embedx.data.sources.table_file import EmbeddedImages, TableFile, table_format
 from embedx.errors import ConfigError

@@ -13,15 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedx.data.reading.files import FileReader, RejectedInputError, absolute, is_url, open_file, plain_name
-from embedx.data.sources.base import (
-    COMMON_SCHEMA,
-    SINGLE_SPLIT,
-    TARGET,
-    Reader,
-    Source,
-    as_text,
-    size_and_time,
-)
+from embedx.data.sources.base import COMMON_SCHEMA, SINGLE_SPLIT, TARGET, Reader, Source, as_text, size_and_time
 from embedx.data.sources.kinds import TARGET_COLUMNS, SourceKind, SourceOptions, as_target
 from embedx.data.sources.patterns import find_files, short_names
 from embedx.data.sources.table_file import parse_json_lines
