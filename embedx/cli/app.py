@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 
 import typer
@@ -30,6 +31,8 @@ def run() -> int:
 
     `Interrupted` alone is caught further out, by `embedx.__main__`, as a signal may also arrive in here.
     """
+    # Before a command imports torch: threads that spin while they wait would steal the decoders' cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(prog_name="embedx")
     except SystemExit as exit_of_app:  # typer ends every command with it, good or bad

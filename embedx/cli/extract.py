@@ -50,8 +50,6 @@ def command(
     Exit codes: 0 complete; 1 failed; 2 a setting, file or path has to change; 3 complete, but with more rejected
     inputs than --max-errors; 75 another run holds the store; 130 or 143 interrupted.
     """
-    # Before torch is imported: threads that spin while they wait would steal the decoders' cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if dry_run:
         import_torchvision()
         from embedx.run.prepare import prepare

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,8 +46,6 @@ def command(
         raise ConfigError(f"--plot {plot}: {fault}; choose another path")
     if config.out is not None:
         signals.advice = "; the same command with --resume goes on from the last checkpoint"
-    # Before torch is imported: threads that spin while they wait would steal each other's cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with Heartbeat(STDERR) as heartbeat:
         from embedx.store.reading.reader import Store
         from embedx.vectors.probe import probe

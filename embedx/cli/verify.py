@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,8 +54,6 @@ def command(
         raise ConfigError("--seed, --device, --tolerance and --trust are for recomputing rows; give --recompute N too")
     if tolerance is not None and not 0 <= tolerance < math.inf:
         raise ConfigError(f"--tolerance is {tolerance:g}; give a number of at least 0, such as 1e-4")
-    # Before torch is imported: threads that spin while they wait would steal the decoders' cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from embedx.store.reading.verify import NOT_COMPLETE, verify
 
     faults = []
