@@ -103,7 +103,7 @@ def _summary_text(summary: Summary) -> str:
     if summary.up_to_date:
         return f"up to date: {count_text(summary.rows, 'row')}"
     rate = summary.timings.get("images_per_second")
-    pace = f", {rate:.0f} images/s ({_means(summary)})" if rate else ""
+    pace = f", {rate:.0f} images/s ({_ran_on(summary)})" if rate else ""
     done = f"{count_text(summary.rows, 'row')}, {summary.rejected} rejected, in {summary.seconds:.1f} s"
     if summary.changes is None:
         return done + pace
@@ -111,10 +111,10 @@ def _summary_text(summary: Summary) -> str:
     return f"updated, {computed} computed: {describe_counts(summary.changes)}\n{done}"
 
 
-def _means(summary: Summary) -> str:
-    means = summary.ran_on
-    threads = f", {count_text(int(means['threads']), 'thread')}" if "threads" in means else ""
-    return f"{means['runtime']} on {means['device']}{threads}, {count_text(int(means['workers']), 'worker')}"
+def _ran_on(summary: Summary) -> str:
+    ran_on = summary.ran_on
+    threads = f", {count_text(int(ran_on['threads']), 'thread')}" if "threads" in ran_on else ""
+    return f"{ran_on['runtime']} on {ran_on['device']}{threads}, {count_text(int(ran_on['workers']), 'worker')}"
 
 
 def _print_profile(summary: Summary) -> None:
