@@ -26,7 +26,7 @@ class PreprocessingOptions:
 
     @classmethod
     def of(cls, config: ExtractConfig) -> Self:
-        """Takes them from the whole configuration."""
+        """Takes the options from the whole configuration."""
         return cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(cls)})
 
 
@@ -69,7 +69,7 @@ def resolve_preprocessing(
 
 
 def _given_alone(options: PreprocessingOptions, fixed_size: int | None) -> Preprocessing:
-    """Makes the preprocessing of the settings alone."""
+    """Makes the preprocessing from the settings alone."""
     size = options.image_size or options.crop or fixed_size
     required = (("--image-size", size), ("--mean", options.mean), ("--std", options.std))
     if size is None or options.mean is None or options.std is None:

@@ -36,7 +36,7 @@ class BackboneOptions:
 
     @classmethod
     def of(cls, config: ExtractConfig) -> Self:
-        """Takes them from the whole configuration."""
+        """Takes the options from the whole configuration."""
         return cls(
             name=config.backbone,
             weights=WeightsOptions.of(config),

@@ -1,4 +1,4 @@
-"""The user's own code: `package.module:factory`, called with what `--backbone-arg` gives.
+"""The user's own code: `package.module:factory`, called with the arguments of `--backbone-arg`.
 
 The factory returns an nn.Module from normalised images [B, 3, H, W] to features; of several tensors `main_tensor`
 takes one. Its weights are those that the module comes with, or a checkpoint's. Its preprocessing is the module's

@@ -15,7 +15,7 @@ from embedx.models.embedder import Embedder, finished
 from embedx.models.weights.find import Weights
 from embedx.names import EMBEDDINGS, NO_BACKBONE
 
-_OF_BACKBONES = (
+_BACKBONE_SETTINGS = (
     *("backbone_arg", "weights", "checkpoint", "layer"),
     *("image_size", "resize", "crop", "mean", "std", "interpolation"),
 )
@@ -67,7 +67,7 @@ def describe_features(config: ExtractConfig, shape: tuple[int, ...]) -> FeatureS
     defaults = {field.name: field.default for field in dataclasses.fields(ExtractConfig)}
     needless = [
         f"--{name.replace('_', '-')} needs a backbone, and there is none"
-        for name in _OF_BACKBONES
+        for name in _BACKBONE_SETTINGS
         if getattr(config, name) != defaults[name]
     ]
     ConfigError.check(needless)

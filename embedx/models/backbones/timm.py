@@ -194,7 +194,7 @@ def _missing_tensors() -> Iterator[set[str]]:
 
 
 def _removed_part(model: nn.Module, classifier: str) -> str:
-    """Returns the largest part around the classifier that the model has lost with it: its norm may be gone too."""
+    """Returns the largest module around the classifier that was removed with it; its norm may be gone too."""
     tensors = model.state_dict()
     part = classifier
     while (parent := part.rpartition(".")[0]) and not any(name.startswith(f"{parent}.") for name in tensors):

@@ -38,7 +38,7 @@ class WeightsOptions:
 
     @classmethod
     def of(cls, config: ExtractConfig) -> Self:
-        """Takes them from the whole configuration."""
+        """Takes the options from the whole configuration."""
         return cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(cls)})
 
 
