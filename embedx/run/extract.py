@@ -85,13 +85,8 @@ def extract(config: ExtractConfig, heartbeat: Heartbeat = SILENT, plan: Plan | N
 
 def _ran_on(job: Job, runtime: str) -> dict[str, str | int]:
     threads = {"threads": torch.get_num_threads()} if job.device.type == "cpu" else {}
-    return {
-        "device": str(job.device),
-        "runtime": runtime,
-        **threads,
-        "workers": job.workers,
-        "batch_size": job.batch_size,
-    }
+    place = {"device": str(job.device), "runtime": runtime}
+    return {**place, **threads, "workers": job.workers, "batch_size": job.batch_size}
 
 
 def _update(job: Job, session: StoreSession, console: Console) -> Layout | None:

@@ -65,7 +65,9 @@ class Job:
     def worker_decoder(self) -> Decoder:
         """The decoder that the workers run; with `--decoder cuda` it leaves JPEGs to the device."""
         decoder = self.decoder
-        return PartialDecoder(decoder) if self._decodes_on_device and isinstance(decoder, ImageDecoder) else decoder
+        if self.config.decoder == "cuda" and isinstance(decoder, ImageDecoder):
+            return PartialDecoder(decoder)
+        return decoder
 
     @property
     def workers(self) -> int:
@@ -160,7 +162,7 @@ class Job:
     def transfer(self) -> Callable[[Batch], Batch]:
         """Returns the function that brings a batch to the device, and decodes there what the workers left encoded."""
         decoder = self.decoder
-        if self._decodes_on_device and isinstance(decoder, ImageDecoder):
+        if self.config.decoder == "cuda" and isinstance(decoder, ImageDecoder):
             return DecodeOnDevice(decoder, self.batch_size, self.device)
         return CopyToDevice(self.device, decoder.entry)
 
@@ -205,7 +207,3 @@ class Job:
             "input_bytes": sum(size or 0 for size in split.table["size"].to_pylist()),
             "output_bytes": len(split) * self.row_bytes,
         }
-
-    @property
-    def _decodes_on_device(self) -> bool:
-        return self.config.decoder == "cuda"

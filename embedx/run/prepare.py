@@ -64,7 +64,7 @@ def prepare(
         spec = describe_spec(config, shape, download=download and not faults)
     ConfigError.check(faults)  # a step that did not set its variable has left a fault
 
-    use_machine(config, device)
+    use_machine(device, config.threads)
     begun = store.recipe if store is not None and not config.overwrite else StoredRecipe()
     batch_size = begun.batch_size if config.batch_size == "auto" else config.batch_size
     wanted = (begun.runtime or "auto") if config.runtime == "auto" else config.runtime
@@ -114,11 +114,11 @@ def check_decoder(config: ExtractConfig, device: torch.device) -> None:
     try_to_decode(device)
 
 
-def use_machine(config: ExtractConfig, device: torch.device) -> None:
-    """Makes torch compute on this device, with `--threads` threads, or its own number, but at most one per core."""
+def use_machine(device: torch.device, threads: int | None) -> None:
+    """Makes torch compute on this device, with so many threads; None takes its own number, at most one per core."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    threads = config.threads or min(DEFAULT_THREADS, cores())
+    threads = threads or min(DEFAULT_THREADS, cores())
     if threads != torch.get_num_threads():
         torch.set_num_threads(threads)
 

@@ -9,10 +9,10 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from rich.console import Console
 
 from embedx.callbacks.progress import ProgressBar
@@ -31,9 +31,6 @@ from embedx.store.format.differences import difference_text, leaves_that_differ
 from embedx.store.format.index import OK
 from embedx.store.reading.reader import Store
 from embedx.store.reading.stored_rows import StoredRows
-from embedx.values import Precision
-
-T = TypeVar("T")
 
 TOLERANCE_BY_PRECISION = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 1e-2, "bf16": 5e-2}
 TOLERANCE_BY_DTYPE = {"float32": 0.0, "float16": 2e-3, "bfloat16": 2e-2}
@@ -98,24 +95,27 @@ def recompute(
     """
     console = console or Console(quiet=True)
     store = Store.open(Path(path).absolute())
-    config = _config(store, device, trust=trust, console=console)
-    use_machine(config, resolve_device(config.device))
+    config = _config(store, trust=trust)
+    there = _device(config.device, device, console)
+    use_machine(there, config.threads)
     seed = random.randrange(2**32) if seed is None else seed
     chosen = _choose(store, count, seed)
     total = sum(len(rows) for rows in chosen.values())
-    console.print(f"rows to recompute: {total}, chosen by --seed {seed}, on {config.device}", soft_wrap=True)
-    checker = RowChecker(store, chosen, _tolerance(store) if tolerance is None else tolerance)
+    console.print(f"rows to recompute: {total}, chosen by --seed {seed}, on {there}", soft_wrap=True)
+    if tolerance is None:
+        tolerance = max(TOLERANCE_BY_PRECISION[config.precision or "fp32"], TOLERANCE_BY_DTYPE[config.dtype])
+    checker = RowChecker(store, chosen, tolerance)
     with _working_directory(store, console):
         plans = dict(checker.plans(SourceOptions.of(config)))
         if plans:
-            job = _job(store, config, plans)
+            job = _job(config, there, plans)
             _check_recipe(store, job)
             _check_tensors(checker.stored, job.spec.shapes)
             _tell_changes(store, job, console)
             _run(job, checker, console)
     return Recomputation(
         seed,
-        config.device,
+        str(there),
         checker.compared,
         checker.largest if math.isfinite(checker.largest) else None,
         checker.tolerance,
@@ -124,14 +124,16 @@ def recompute(
     )
 
 
-def _job(store: Store, config: ExtractConfig, plans: dict[str, SplitPlan]) -> Job:
-    """Determines the run that computes these inputs as the store's manifest says."""
-    plan, device = Plan(plans, [], None), resolve_device(config.device)
+def _job(config: ExtractConfig, device: torch.device, plans: dict[str, SplitPlan]) -> Job:
+    """Determines the run that computes these inputs with the store's settings."""
+    plan = Plan(plans, [], None)
     spec = describe_spec(config, input_shape(config, plan))
-    precision = resolve_precision(config.precision, device)
+    # The CPU has no tf32; fp32 is more exact, and within the tolerance.
+    is_tf32_on_cpu = config.precision == "tf32" and device.type == "cpu"
+    precision = resolve_precision("fp32" if is_tf32_on_cpu else config.precision, device)
     # The store's runtime may not be installed here; eager's results are within the tolerance.
-    names = tuple(dict.fromkeys((_stated(store, store.manifest.recipe.runtime), EagerRuntime.name)))
-    return Job(config, plan, spec, device, precision, _stated(store, store.manifest.recipe.batch_size), names)
+    names = tuple(dict.fromkeys((config.runtime, EagerRuntime.name)))
+    return Job(config, plan, spec, device, precision, int(config.batch_size), names)
 
 
 def _tell_changes(store: Store, job: Job, console: Console) -> None:
@@ -148,45 +150,35 @@ def _run(job: Job, checker: RowChecker, console: Console) -> None:
         job.run(model, loaders, [progress, checker])
 
 
-def _config(store: Store, device: str | None, *, trust: bool, console: Console) -> ExtractConfig:
-    """Returns the settings that the store was made with, for its present folder, this machine and the device.
+def _config(store: Store, *, trust: bool) -> ExtractConfig:
+    """Returns the settings that the store was made with, as its recipe resolved them.
 
     Raises:
         ConfigError: If the store does not hold them, or names a backbone that runs code and is not trusted.
     """
-    if not store.manifest.settings.stated:
+    settings, recipe = store.manifest.settings.stated, store.manifest.recipe
+    resolved = {name: getattr(recipe, name) for name in ("device", "precision", "runtime", "batch_size", "dtype")}
+    if not settings or None in resolved.values():
         raise ConfigError(
             f"{store.path} does not say how it was made, as `embedx extract` states it: no row can be recomputed"
         )
-    config, recipe = ExtractConfig.from_json(store.manifest.settings.stated), store.manifest.recipe
+    config = ExtractConfig.from_json({**settings, **resolved})
     if runs_code(config.backbone) and not trust:
         raise ConfigError(
             f"the backbone of {store.path} is {config.backbone}; loading it runs code that the store's author has "
             "chosen; if you trust the author and the code, add --trust"
         )
-    found = _device(_stated(store, recipe.device), device, console)
-    # The CPU has no tf32; fp32 is more exact, and within the tolerance.
-    stated: Precision = _stated(store, recipe.precision)
-    precision: Precision = "fp32" if (stated, found) == ("tf32", "cpu") else stated
-    return dataclasses.replace(
-        config,
-        out=store.path,
-        workers=None,
-        threads=None,
-        device=found,
-        precision=precision,
-        dtype=_stated(store, recipe.dtype),
-    )
+    return dataclasses.replace(config, out=store.path, workers=None, threads=None)
 
 
-def _device(of_recipe: str, wanted: str | None, console: Console) -> str:
+def _device(of_recipe: str, wanted: str | None, console: Console) -> torch.device:
     """Returns the device to compute on: the one that is wanted, the recipe's type, or else any, with a notice."""
     if wanted is not None:
-        return str(resolve_device(wanted))
+        return resolve_device(wanted)
     try:
-        return str(resolve_device(of_recipe))
+        return resolve_device(of_recipe)
     except ConfigError:
-        found = str(resolve_device("auto"))
+        found = resolve_device("auto")
         text = f"the store was made on {of_recipe}, which this machine lacks: {found} recomputes it"
         console.print(text, soft_wrap=True)
         return found
@@ -230,18 +222,6 @@ def _check_tensors(stored: StoredRows, shapes: dict[str, tuple[int, ...]]) -> No
         raise StoreMismatchError(
             f"{stored.root} has tensors of the shapes {found}, and its recipe gives {shapes}: no row was recomputed"
         )
-
-
-def _stated(store: Store, value: T | None) -> T:
-    """Returns an entry of the store's recipe, which only stores that `embedx extract` did not make may lack."""
-    if value is None:
-        raise ConfigError(f"{store.path} does not say how it was made, as its recipe lacks an entry")
-    return value
-
-
-def _tolerance(store: Store) -> float:
-    precision, dtype = store.manifest.recipe.precision, store.manifest.recipe.dtype
-    return max(TOLERANCE_BY_PRECISION[_stated(store, precision)], TOLERANCE_BY_DTYPE[_stated(store, dtype)])
 
 
 @contextlib.contextmanager
