@@ -90,7 +90,7 @@ def _ran_on(job: Job, runtime: str) -> dict[str, str | int]:
 
 
 def _update(job: Job, session: StoreSession, console: Console) -> Layout | None:
-    """Finds out what differs between plan and store; None if the plan alone tells which units are missing.
+    """Compares the plan with the store's rows and begins an update; None if only whole units are missing, or nothing.
 
     Raises:
         StoreMismatchError: If the inputs have changed, and `--update` is not given.
@@ -169,8 +169,8 @@ def _warn_of_space(job: Job, session: StoreSession, loaders: dict[str, SplitLoad
     needed = sum(loader.inputs for loader in loaders.values()) * job.row_bytes
     free = shutil.disk_usage(session.root).free
     if needed > free:
-        text = f"the embeddings to be written take about {size_text(needed)}, and {size_text(free)} are free"
-        console.print(f"{text} for {job.config.out}", style="bold yellow", markup=False, soft_wrap=True)
+        text = f"the embeddings take about {size_text(needed)}, and {size_text(free)} are free for {job.config.out}"
+        console.print(text, style="bold yellow", markup=False, soft_wrap=True)
 
 
 def _loaders(job: Job, session: StoreSession, update: Layout | None) -> dict[str, SplitLoader]:
@@ -189,14 +189,14 @@ def _loaders(job: Job, session: StoreSession, update: Layout | None) -> dict[str
 
 
 def _notices(job: Job, console: Console) -> None:
-    """Tells what the user may not expect of this run."""
+    """Prints a notice for each choice that the user may not expect."""
     if not job.config.data:
         total = sum(len(split) for split in job.plan.splits.values())
         console.print(f"no --data given: using the bundled sample of {total} images", style="yellow")
     if job.config.batch_size == "auto":
         console.print(f"--batch-size auto: {job.batch_size}", markup=False)
     if job.precision == "bf16" and not has_bf16(job.device):
-        console.print(f"this {job.device.type.upper()} has no bf16 of its own: fp32 will be faster", style="yellow")
+        console.print(f"this {job.device.type.upper()} does not compute in bf16 itself: fp32 is faster", style="yellow")
     if job.spec.weights.name == "random":
         console.print(
             f"random weights (seed {job.spec.weights.seed}): these embeddings mean nothing",

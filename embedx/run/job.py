@@ -176,8 +176,8 @@ class Job:
             run_test(model, loaders, callbacks, DataConnector({"images": self.decoder.entry}), self.transfer())
         except torch.OutOfMemoryError as error:  # the forward pass raises a DeviceMemoryError by itself
             raise DeviceMemoryError(
-                f"{self.device.type.upper()} is out of memory with --batch-size {self.batch_size}, where batches are "
-                "brought there and results back; give a smaller one, or --decoder cpu"
+                f"{self.device.type.upper()} ran out of memory copying batches and results with --batch-size "
+                f"{self.batch_size}; give a smaller one, or --decoder cpu"
             ) from error
 
     def describe(self) -> dict[str, Any]:

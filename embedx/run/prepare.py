@@ -92,11 +92,9 @@ def describe_spec(config: ExtractConfig, shape: tuple[int, ...], *, download: bo
     Raises:
         ConfigError: If the backbone, its weights or a setting of it can't be had.
     """
-    return (
-        describe_features(config, shape)
-        if config.backbone == NO_BACKBONE
-        else describe_backbone(config, download=download)
-    )
+    if config.backbone == NO_BACKBONE:
+        return describe_features(config, shape)
+    return describe_backbone(config, download=download)
 
 
 def check_decoder(config: ExtractConfig, device: torch.device) -> None:

@@ -137,6 +137,7 @@ def _job(config: ExtractConfig, device: torch.device, plans: dict[str, SplitPlan
 
 
 def _tell_changes(store: Store, job: Job, console: Console) -> None:
+    """Tells which versions and hardware differ from those with which the store was begun."""
     changes = leaves_that_differ("", store.manifest.environment.to_json(), job.environment.to_json())
     if text := "; ".join(difference_text(*change) for change in changes):
         console.print(f"since the store was begun: {text}", soft_wrap=True)
@@ -160,7 +161,7 @@ def _config(store: Store, *, trust: bool) -> ExtractConfig:
     resolved = {name: getattr(recipe, name) for name in ("device", "precision", "runtime", "batch_size", "dtype")}
     if not settings or None in resolved.values():
         raise ConfigError(
-            f"{store.path} does not say how it was made, as `embedx extract` states it: no row can be recomputed"
+            f"{store.path} does not say how it was made, as a store of `embedx extract` does: no row can be recomputed"
         )
     config = ExtractConfig.from_json({**settings, **resolved})
     if runs_code(config.backbone) and not trust:
@@ -210,9 +211,9 @@ def _check_recipe(store: Store, job: Job) -> None:
     chosen = {name: then[name] for name in ("device", "precision")}
     if differing := list(leaves_that_differ("recipe", then, job.recipe.to_json() | chosen)):
         raise StoreMismatchError(
-            f"{store.path} was made otherwise than it would be now:\n  "
+            f"{store.path} has another recipe than its settings give now:\n  "
             + "\n  ".join(difference_text(*leaf) for leaf in differing)
-            + "\nno row was recomputed; bring the files and versions of then back"
+            + "\nno row was recomputed; restore the files and versions with which it was made"
         )
 
 
@@ -220,7 +221,7 @@ def _check_tensors(stored: StoredRows, shapes: dict[str, tuple[int, ...]]) -> No
     """Checks that the store's tensors have the shapes that the job gives."""
     if (found := {name: stored.shape(name) for name in stored.names}) != shapes:
         raise StoreMismatchError(
-            f"{stored.root} has tensors of the shapes {found}, and its recipe gives {shapes}: no row was recomputed"
+            f"{stored.root} has tensors of the shapes {found}, but its recipe gives {shapes}: no row was recomputed"
         )
 
 

@@ -72,7 +72,7 @@ def test_bf16_where_a_processor_has_none_is_told(tmp_path: Path, monkeypatch: py
     job = prepare(ExtractConfig(**SETTINGS, out=tmp_path, device="cpu", precision="bf16"))
     console = Console(file=io.StringIO(), width=200)
     extract_module._notices(job, console)
-    assert ("this CPU has no bf16 of its own: fp32 will be faster" in console.file.getvalue()) != native
+    assert ("this CPU does not compute in bf16 itself: fp32 is faster" in console.file.getvalue()) != native
 
 
 def test_a_run_that_decodes_on_the_device_gives_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
