@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
@@ -22,8 +21,7 @@ from embedx.names import EMBEDDINGS
 from embedx.store.format import layout
 from embedx.store.format.index import INDEX_SCHEMA, UnitEntry, read_entry, read_index
 from embedx.store.format.manifest import Manifest
-from embedx.store.format.no_follow import regular_file
-from embedx.store.format.shards import FORMAT, ShardEntry, ShardHeader, dtype_name, form, open_shard, read_header
+from embedx.store.format.shards import ShardEntry, dtype_name
 
 if TYPE_CHECKING:  # else only where tensors are read: what a store says of itself is told without
     from torch import Tensor
@@ -73,7 +71,11 @@ class Embeddings:
         if column.null_count == len(column):
             return None
         values = column.fill_null(-1).to_numpy()
-        return values if isinstance(self.embeddings, np.ndarray) else _tensor(values)
+        if isinstance(self.embeddings, np.ndarray):
+            return values
+        import torch
+
+        return torch.from_numpy(values.copy())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,21 +164,22 @@ class Store:
         if group is not None and group not in (groups := self.groups(split)):
             names = [name for name in groups if isinstance(name, str)]
             raise StoreError(unknown("group", str(group), names, hint=f"in split {split!r} of {self.path}"))
-        parts: list[Tensor] = []
         tables: list[pa.Table] = []
         for path, unit in self.units.items():
-            shards = [shard for shard in unit.shards if group in (None, _group_of(shard))]
-            if unit.split != split or not shards:
-                continue
-            table = read_index(path)
-            kept = pc.is_in(table["shard"], pa.array([shard.path for shard in shards]))
-            table = table.filter(kept)
-            parts.append(self._gather(table, unit, shards, name))
-            tables.append(table)
-        if not parts:
+            shards = [shard.path for shard in unit.shards if group in (None, _group_of(shard))]
+            if unit.split == split and shards:
+                table = read_index(path)
+                tables.append(table.filter(pc.is_in(table["shard"], pa.array(shards))))
+                if pc.count_distinct(tables[-1]["shard"]).as_py() < len(shards):
+                    raise StoreError(f"{path} and its shards disagree; run `embedx verify {self.path}`")
+        if not tables:
             rejected = sum(unit.rejected for unit in self.units.values() if unit.split == split)
             raise StoreError(f"split {split!r} of {self.path} has no rows, and {rejected} rejected inputs")
-        return Embeddings(_as(framework, self._joined(parts, name)), _concat(tables))
+        from embedx.store.reading.stored_rows import StoredRows
+
+        rows = _concat(tables)
+        embeddings = StoredRows(self.path, self.units.values()).gather(name, rows, whole_shards=True)
+        return Embeddings(_as(framework, embeddings), rows)
 
     def iter_shards(
         self, split: str | None = None, group: Group = None, *, framework: Framework = "numpy"
@@ -188,45 +191,12 @@ class Store:
         """
         if split is not None:
             self._require_split(split)
+        from embedx.store.reading.stored_rows import open_named_shard
+
         for unit, entry in self._shards(split, group):
-            with self._open(unit, entry) as file:
+            with open_named_shard(self.path, unit, entry) as file:
                 tensors = {name: _as(framework, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
             yield Shard(self.path / entry.path, unit.split, entry.group, tensors)
-
-    def _gather(self, table: pa.Table, unit: UnitEntry, shards: list[ShardEntry], name: str) -> Tensor:
-        """[N, ...]: for each row of `table`, in its order, the row of the shard that it names."""
-        parts: list[Tensor] = []
-        places: list[np.ndarray[Any, Any]] = []
-        for entry in shards:
-            with self._open(unit, entry) as file:
-                if name not in file.keys():  # noqa: SIM118  (not a mapping)
-                    raise StoreError(unknown("tensor", name, file.keys(), hint=f"in {entry.path}"))
-                values: Tensor = file.get_tensor(name)
-            here = pc.equal(table["shard"], entry.path)
-            rows = table["row"].filter(here).fill_null(-1).to_numpy()
-            if len(rows) != len(values) or not np.array_equal(np.sort(rows), np.arange(len(rows))):
-                raise StoreError(f"{entry.path} and its index table disagree; run `embedx verify {self.path}`")
-            parts.append(values[_tensor(rows)])
-            places.append(pc.indices_nonzero(here).to_numpy())
-        return self._joined(parts, name)[_tensor(np.concatenate(places).argsort())]
-
-    def _joined(self, parts: list[Tensor], name: str) -> Tensor:
-        import torch
-
-        if len(forms := sorted({form(part) for part in parts})) > 1:
-            raise StoreError(
-                f"{self.path}: {name!r} is here {forms[0]} and there {forms[1]}; run `embedx verify` on it"
-            )
-        return torch.cat(parts)
-
-    def _open(self, unit: UnitEntry, entry: ShardEntry) -> AbstractContextManager[Any]:
-        """Maps a shard, made sure that it is the one that its unit names."""
-        shard = open_shard(regular_file(self.path, entry.path))
-        if read_header(shard) != ShardHeader(FORMAT, unit.split, entry.group, unit.unit, unit.recipe):
-            raise StoreError(
-                f"{entry.path} is not the shard that its index table names; run `embedx verify {self.path}`"
-            )
-        return shard
 
     def _shards(self, split: str | None, group: Group) -> Iterator[tuple[UnitEntry, ShardEntry]]:
         for unit in self.units.values():
@@ -259,9 +229,3 @@ def _as(framework: Framework, tensor: Tensor) -> Any:
     if framework == "torch":
         return tensor
     return (tensor.float() if dtype_name(tensor.dtype) in _NOT_IN_NUMPY else tensor).numpy()
-
-
-def _tensor(values: np.ndarray[Any, Any]) -> Tensor:
-    import torch
-
-    return torch.from_numpy(values.copy())

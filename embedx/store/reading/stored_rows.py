@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,10 +17,10 @@ from embedx.errors import StoreError, unknown
 from embedx.names import INDEX, TARGETS
 from embedx.store.format.index import UnitEntry
 from embedx.store.format.no_follow import regular_file
-from embedx.store.format.shards import open_shard
+from embedx.store.format.shards import FORMAT, ShardEntry, ShardHeader, form, open_shard, read_header
 
 _MAPPED = 64
-"""Tensors that are kept mapped."""
+"""The number of tensors that are kept mapped."""
 
 
 class StoredRows:
@@ -26,64 +28,69 @@ class StoredRows:
 
     Args:
         root: The store.
-        units: Those whose shards are read.
+        units: The units whose shards are read.
     """
 
     def __init__(self, root: Path, units: Iterable[UnitEntry]) -> None:
         self.root = root
-        self._shards = list(dict.fromkeys(entry.path for unit in units for entry in unit.shards))
+        self._shards = {entry.path: (unit, entry) for unit in units for entry in unit.shards}
         self._tensor = lru_cache(maxsize=_MAPPED)(self._map)
 
     @cached_property
     def names(self) -> list[str]:
-        """What the store has of each row: `embeddings`, and the extra layers; empty if it has no rows."""
-        for path in self._shards:
-            with open_shard(regular_file(self.root, path)) as shard:
+        """The names of the tensors, but for `index` and `targets`; empty if the store has no rows."""
+        for unit, entry in self._shards.values():
+            with open_named_shard(self.root, unit, entry) as shard:
                 return [name for name in shard.keys() if name not in (INDEX, TARGETS)]  # noqa: SIM118
         return []
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one row of a tensor, as the first shard has it.
+        """Returns the shape of one row of a tensor, as the first shard has it.
 
         Raises:
             StoreError: If there is no such tensor.
         """
         return tuple(self._tensor(next(iter(self._shards)), name).shape[1:])
 
-    def gather(self, name: str, places: pa.Table) -> Tensor:
+    def gather(self, name: str, places: pa.Table, *, whole_shards: bool = False) -> Tensor:
         """Reads some rows of a tensor.
 
         Args:
             name: `embeddings`, or an extra layer's name.
-            places: N rows of the index tables; `shard` and `row` say where each one's numbers are.
+            places: The N rows' places, in the columns `shard` and `row` of the index tables.
+            whole_shards: True if `places` has to name each row of its shards exactly once.
 
         Returns:
             [N, ...] in the stored type.
 
         Raises:
-            StoreError: If an index table names what is not there, or a file is damaged.
+            StoreError: If an index table names rows that are not there, or a file is damaged.
         """
         shards = places["shard"].combine_chunks().dictionary_encode()
-        codes, rows = shards.indices.to_numpy(zero_copy_only=False), places["row"].to_numpy()
-        result: Tensor | None = None
-        for code, path in enumerate(shards.dictionary.to_pylist()):
-            values = self._tensor(path, name)
-            positions = np.flatnonzero(codes == code)
-            if not (rows[positions].min() >= 0 and rows[positions].max() < len(values)):
-                raise self._disagreement(path)
-            if result is None:
-                result = values.new_empty(len(places), *values.shape[1:])
-            if (values.dtype, values.shape[1:]) != (result.dtype, result.shape[1:]):
-                raise self._disagreement(path)
-            result[torch.from_numpy(positions)] = values[torch.from_numpy(rows[positions])]
-        if result is None or shards.null_count:
+        if not len(shards) or shards.null_count:
             raise StoreError(f"{self.root}: no shard to read from; run `embedx verify` on it")
+        codes, rows = shards.indices.to_numpy(), places["row"].fill_null(-1).to_numpy()
+        order = np.argsort(codes, kind="stable")
+        groups = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
+        first = self._tensor(shards.dictionary[0].as_py(), name)
+        result = first.new_empty(len(places), *first.shape[1:])
+        for path, positions in zip(shards.dictionary.to_pylist(), groups, strict=True):
+            values, own = self._tensor(path, name), rows[positions]
+            if own.min() < 0 or own.max() >= len(values):
+                raise self._disagreement(path)
+            if whole_shards and not np.array_equal(np.sort(own), np.arange(len(values))):
+                raise self._disagreement(path)
+            if (values.dtype, values.shape[1:]) != (result.dtype, result.shape[1:]):
+                raise StoreError(
+                    f"{self.root}: {name!r} is here {form(result)} and there {form(values)}; run `embedx verify` on it"
+                )
+            result[torch.from_numpy(positions)] = values[torch.from_numpy(own)]
         return result
 
     def _map(self, path: str, name: str) -> Tensor:
         if path not in self._shards:  # nothing but a unit's own shards is opened, whatever a row says
             raise self._disagreement(path)
-        with open_shard(regular_file(self.root, path)) as shard:
+        with open_named_shard(self.root, *self._shards[path]) as shard:
             if name not in shard.keys():  # noqa: SIM118  (not a mapping)
                 raise StoreError(unknown("tensor", name, shard.keys(), hint=f"in {path}"))
             tensor: Tensor = shard.get_tensor(name)
@@ -91,3 +98,20 @@ class StoredRows:
 
     def _disagreement(self, path: str) -> StoreError:
         return StoreError(f"{path} and its index table disagree; run `embedx verify {self.root}`")
+
+
+def open_named_shard(root: Path, unit: UnitEntry, entry: ShardEntry) -> AbstractContextManager[Any]:
+    """Maps a shard, and checks that it is the one that its unit names.
+
+    Args:
+        root: The store.
+        unit: The unit.
+        entry: The unit's entry for the shard.
+
+    Raises:
+        StoreError: If the file is not there, or not that shard.
+    """
+    shard = open_shard(regular_file(root, entry.path))
+    if read_header(shard) != ShardHeader(FORMAT, unit.split, entry.group, unit.unit, unit.recipe):
+        raise StoreError(f"{entry.path} is not the shard that its index table names; run `embedx verify {root}`")
+    return shard

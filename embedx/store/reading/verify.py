@@ -1,4 +1,4 @@
-"""Checking a store against itself: files, checksums, shapes, row identities, sums, and rows that are not finite."""
+"""Checks a store against itself: files, checksums, shapes, row identities, sums, and rows that are not finite."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from torch import Tensor
 
 from embedx.errors import StoreError
 from embedx.names import INDEX, LOCK
@@ -17,15 +18,15 @@ from embedx.store.format import layout
 from embedx.store.format.contents import SplitTotals
 from embedx.store.format.index import OK, UnitEntry, read_entry, read_index
 from embedx.store.format.no_follow import regular_file
-from embedx.store.format.shards import ShardEntry, form, open_shard, read_header
+from embedx.store.format.shards import FORMAT, ShardEntry, ShardHeader, form, open_shard, read_header
 from embedx.store.reading.reader import Store
 
 NOT_COMPLETE = f"{layout.MANIFEST}: the store is not complete; run the same `embedx extract` again"
-"""What is found of a store whose run was interrupted, in which nothing has to be damaged."""
+"""The fault of a store whose run was interrupted; nothing else has to be wrong with it."""
 
 
 def verify(path: str | Path) -> Iterator[str]:
-    """Goes through a store and yields what is wrong with it, one sentence per fault; nothing if it is whole.
+    """Goes through a store and yields its faults, one sentence each; nothing if it is whole.
 
     Raises:
         StoreError: If `path` is not a store, or its manifest was changed, so that nothing can be checked against it.
@@ -56,10 +57,7 @@ def verify(path: str | Path) -> Iterator[str]:
         keys.setdefault(unit.split, []).extend(table["key"].chunks)
         yield from _check_unit(store, relative, unit, table, forms)
     yield from _check_sums(store, units)
-    for split, chunks in keys.items():
-        counts = pc.value_counts(pa.chunked_array(chunks, pa.string()))
-        for key in counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist():
-            yield f"split {split!r}: the key {key!r} stands there more than once"
+    yield from _check_keys(keys)
     for relative in sorted(store.manifest.index.keys() - known):
         yield f"{relative}: missing"
     yield from _strangers(store, known)
@@ -71,6 +69,7 @@ def _sha256(path: Path) -> str:
 
 
 def _check_sums(store: Store, units: dict[str, list[UnitEntry]]) -> Iterator[str]:
+    """Compares the sums over each split with the manifest's totals and plan."""
     manifest = store.manifest
     for split in dict.fromkeys([*manifest.plan.splits, *manifest.totals, *units]):
         found = SplitTotals.of(units.get(split, ()))
@@ -88,8 +87,16 @@ def _check_sums(store: Store, units: dict[str, list[UnitEntry]]) -> Iterator[str
             yield f"split {split!r}: the plan in {layout.MANIFEST} has {planned.inputs} inputs, found {found.inputs}"
 
 
+def _check_keys(keys: dict[str, list[pa.Array]]) -> Iterator[str]:
+    """Names the keys that a split has more than once."""
+    for split, chunks in keys.items():
+        counts = pc.value_counts(pa.chunked_array(chunks, pa.string()))
+        for key in counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist():
+            yield f"split {split!r}: the key {key!r} stands there more than once"
+
+
 def _strangers(store: Store, known: set[str]) -> Iterator[str]:
-    """Files that look as if they belonged to the store, and nothing of it names."""
+    """Names the files that look as if they belonged to the store, and that nothing in it names."""
     for folder, folders, names in os.walk(store.path):
         folders.sort()
         for name in sorted(names):
@@ -105,6 +112,15 @@ def _strangers(store: Store, known: set[str]) -> Iterator[str]:
 def _check_unit(
     store: Store, relative: str, unit: UnitEntry, table: pa.Table, forms: dict[str, tuple[str, str]]
 ) -> Iterator[str]:
+    """Checks an index table and its shards.
+
+    Args:
+        store: The store.
+        relative: The path of the index table in the store.
+        unit: The description of the unit in the index table.
+        table: The rows of the index table.
+        forms: The form of each tensor and the first shard that has it, by the tensor's name; new ones are added.
+    """
     ok = table.filter(pc.equal(table["status"], OK))
     if (len(table), len(ok), len(table) - len(ok)) != (unit.inputs, unit.rows, unit.rejected):
         yield f"{relative}: {len(table)} inputs and {len(ok)} rows, but its metadata say otherwise"
@@ -130,6 +146,7 @@ def _check_unit(
 def _check_shard(
     store: Store, unit: UnitEntry, entry: ShardEntry, rows: pa.Table, forms: dict[str, tuple[str, str]]
 ) -> Iterator[str]:
+    """Checks a shard's file, header, tensors and identities; `rows` are those of the index table that name it."""
     if not os.path.lexists(store.path / entry.path):
         yield f"{entry.path}: missing"
         return
@@ -141,26 +158,33 @@ def _check_shard(
         return
     with open_shard(path) as shard:
         header = read_header(shard)
-        if (header.split, header.group, header.unit, header.recipe) != (
-            unit.split, entry.group, unit.unit, store.manifest.fingerprint,
-        ):  # fmt: skip
+        if header != ShardHeader(FORMAT, unit.split, entry.group, unit.unit, store.manifest.fingerprint):
             yield f"{entry.path}: its header says {header}"
         for name in shard.keys():  # noqa: SIM118  (not a mapping)
-            tensor = shard.get_tensor(name)
-            usual, first = forms.setdefault(name, (form(tensor), entry.path))
-            if form(tensor) != usual:
-                yield f"{entry.path}: {name!r} is {form(tensor)}, but {usual} in {first}"
-            if len(tensor) != entry.rows or len(rows) != entry.rows:
-                yield f"{entry.path}: {name!r} has {len(tensor)} rows, the index table {len(rows)}"
-            elif tensor.is_floating_point():
-                bad = (~tensor.isfinite()).reshape(len(tensor), -1).any(dim=1).nonzero().flatten().tolist()
-                if bad:
-                    key = rows.filter(pc.equal(rows["row"], bad[0]))["key"].to_pylist()
-                    yield f"{entry.path}: {len(bad)} rows of {name!r} have NaN or infinity, first row {bad[0]} {key}"
+            yield from _check_tensor(entry, name, shard.get_tensor(name), rows, forms)
         if store.manifest.plan.grouped and set(rows["group"].to_pylist()) - {entry.group}:
             yield f"{entry.path}: not all of its rows are of group {entry.group!r}"
-        by_row = rows.sort_by("row")
-        if by_row["row"].to_pylist() != list(range(len(rows))) or not torch.equal(
-            shard.get_tensor(INDEX), torch.tensor(by_row["index"].to_pylist(), dtype=torch.int64)
-        ):
+        if not _same_identities(rows.sort_by("row"), shard.get_tensor(INDEX)):
             yield f"{entry.path}: its rows are not those of its index table"
+
+
+def _check_tensor(
+    entry: ShardEntry, name: str, tensor: Tensor, rows: pa.Table, forms: dict[str, tuple[str, str]]
+) -> Iterator[str]:
+    """Checks that a tensor has the form that it has in other shards, the number of rows, and only finite ones."""
+    usual, first = forms.setdefault(name, (form(tensor), entry.path))
+    if form(tensor) != usual:
+        yield f"{entry.path}: {name!r} is {form(tensor)}, but {usual} in {first}"
+    if len(tensor) != entry.rows or len(rows) != entry.rows:
+        yield f"{entry.path}: {name!r} has {len(tensor)} rows, the index table {len(rows)}"
+    elif tensor.is_floating_point():
+        bad = (~tensor.isfinite()).reshape(len(tensor), -1).any(dim=1).nonzero().flatten().tolist()
+        if bad:
+            key = rows.filter(pc.equal(rows["row"], bad[0]))["key"].to_pylist()
+            yield f"{entry.path}: {len(bad)} rows of {name!r} have NaN or infinity, first row {bad[0]} {key}"
+
+
+def _same_identities(rows: pa.Table, index: Tensor) -> bool:
+    """Tells whether the index table's rows, sorted by `row`, are the rows of a shard with this `index` [N]."""
+    expected = torch.tensor(rows["index"].to_pylist(), dtype=torch.int64)
+    return rows["row"].to_pylist() == list(range(len(rows))) and torch.equal(index, expected)
