@@ -12,7 +12,8 @@ from embedx.cli.output import STDERR, STDOUT, count_text, facts_table, numbers_t
 from embedx.errors import ConfigError, EmbedxError
 
 if TYPE_CHECKING:
-    from embedx.store.reading.compare import Comparison, Drift
+    from embedx.store.reading.compare import Comparison
+    from embedx.store.reading.drift import Drift
 
 _ALL = "(all)"
 

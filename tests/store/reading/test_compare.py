@@ -15,6 +15,7 @@ from embedx.errors import ConfigError, StoreError
 from embedx.store.format.contents import Environment
 from embedx.store.format.manifest import Manifest
 from embedx.store.reading import compare as module
+from embedx.store.reading import drift as drift_module
 from embedx.store.writing.session import StoreSession
 from embedx.store.writing.units import UnitBuffer
 from tests.store.builders import ROWS_PER_UNIT, build_store, manifest, unit_batch
@@ -69,7 +70,7 @@ def drifts(a: Tensor, b: Tensor) -> np.ndarray:
 def test_a_store_and_itself_are_bit_equal(tmp_path: Path, vectors: Tensor) -> None:
     store = write(tmp_path / "store", {"embeddings": vectors})
     comparison = embedx.compare(store, store)
-    assert comparison.drift["embeddings"] == module.Drift(ROWS, ROWS, 0, 0, 0.0, 0.0, 0.0, ())
+    assert comparison.drift["embeddings"] == drift_module.Drift(ROWS, ROWS, 0, 0, 0.0, 0.0, 0.0, ())
     assert comparison.overlap == {"train": module.Overlap(ROWS, 0, 0, 0, 0)}
     assert comparison.differences == () and comparison.unfinished == ()
 
@@ -78,7 +79,7 @@ def test_a_store_and_itself_are_bit_equal(tmp_path: Path, vectors: Tensor) -> No
 def test_drift_is_by_key_whatever_order_groups_and_units(
     tmp_path: Path, vectors: Tensor, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
-    monkeypatch.setattr(module, "_CHUNK_BYTES", chunk)
+    monkeypatch.setattr(drift_module, "_CHUNK_BYTES", chunk)
     moved = vectors + 0.01 * torch.randn(ROWS, 6, generator=torch.Generator().manual_seed(5))
     moved[13] = -vectors[13]
     moved[4] = vectors[4]
