@@ -40,8 +40,8 @@ from embedx.run.prepare import prepare
 from embedx.store.format.contents import PlanTerms, SplitTerms, StoredRecipe
 from embedx.store.format.layout import Unit
 from embedx.store.format.manifest import Manifest
-from embedx.store.writing.batches import UnitBatch
 from embedx.store.writing.session import StoreSession
+from embedx.store.writing.unit_rows import UnitBatch
 from embedx.store.writing.units import UnitBuffer
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -25,9 +25,9 @@ from embedx.store.format.contents import PlanTerms, StoredRecipe
 from embedx.store.format.layout import Unit
 from embedx.store.format.manifest import Manifest
 from embedx.store.format.shards import form
-from embedx.store.writing.batches import UnitBatch
 from embedx.store.writing.process import WriterProcess
 from embedx.store.writing.session import StoreSession
+from embedx.store.writing.unit_rows import UnitBatch
 from embedx.values import rows_per_unit as rows_per_unit_of
 
 _SHARD_SIZE = 128 * 1024**2

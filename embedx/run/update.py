@@ -19,7 +19,7 @@ from embedx.data.sources.base import as_text
 from embedx.run.changes import Changes, Positions, at
 from embedx.store.format.index import PLACE_SCHEMA, ROW_SCHEMA
 from embedx.store.format.layout import Unit
-from embedx.store.writing.batches import StayingRows
+from embedx.store.writing.unit_rows import StayingRows
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,8 @@ from embedx.store.format.contents import PlanTerms, SplitTerms, StoredRecipe
 from embedx.store.format.index import ROW_SCHEMA
 from embedx.store.format.layout import Unit
 from embedx.store.format.manifest import Manifest
-from embedx.store.writing.batches import UnitBatch
 from embedx.store.writing.session import StoreSession
+from embedx.store.writing.unit_rows import UnitBatch
 from embedx.store.writing.units import UnitBuffer
 
 ROWS_PER_UNIT = 8

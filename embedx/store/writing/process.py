@@ -27,8 +27,8 @@ from torch import Tensor
 
 from embedx.errors import StoreError, WriterError
 from embedx.store.format.layout import StoreTerms, Unit
-from embedx.store.writing.batches import StayingRows, UnitBatch
 from embedx.store.writing.ring import SlotRing, TensorPlace, bytes_needed
+from embedx.store.writing.unit_rows import StayingRows, UnitBatch
 from embedx.store.writing.units import UnitBuffer
 from embedx.system.machine import return_large_blocks
 from embedx.system.processes import START_METHOD, start_fork_server, tie_to_parent

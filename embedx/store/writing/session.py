@@ -1,6 +1,6 @@
 """One run's hold of a store: it locks the store, finds what is missing, removes what is half, declares it complete.
 
-begin:   refuse a folder that is no store → lock → choose by the two manifests (see `choice`):
+begin:   refuse a folder that is no store → lock → choose by the two manifests (see `session_choice`):
          create, resume   find the units that are whole → manifest with `complete: false` → remove all others
          replace          the same in a folder beside the store
          compare          nothing yet: the caller compares the inputs, and then calls `resume`, if they are the same
@@ -28,11 +28,11 @@ from embedx.store.format.index import UnitEntry
 from embedx.store.format.layout import StoreTerms, Unit
 from embedx.store.format.manifest import Manifest, existing_store
 from embedx.store.writing import stock
-from embedx.store.writing.batches import StayingRows
-from embedx.store.writing.choice import Choice, Mode, can_continue, choose, same_names
 from embedx.store.writing.lock import StoreLock
 from embedx.store.writing.replacement import check_replaceable, finish_removal, recover, remove_store, take_place
+from embedx.store.writing.session_choice import Choice, Mode, can_continue, choose, same_names
 from embedx.store.writing.stock import Place, place_of, whole_units
+from embedx.store.writing.unit_rows import StayingRows
 
 
 class StoreSession:

@@ -22,7 +22,7 @@ from embedx.store.format.layout import GroupFolders, StoreTerms, Unit, folder_na
 from embedx.store.format.no_follow import path_inside
 from embedx.store.format.shards import FORMAT, UNKNOWN_TARGET, ShardEntry, ShardHeader, encode_shard
 from embedx.store.reading.stored_rows import StoredRows
-from embedx.store.writing.batches import StayingRows, UnitBatch
+from embedx.store.writing.unit_rows import StayingRows, UnitBatch
 
 Numbers: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 """[n], int64"""

@@ -19,9 +19,9 @@ from embedx.store.format.index import UnitEntry
 from embedx.store.format.layout import Unit, index_files
 from embedx.store.reading.reader import Store
 from embedx.store.reading.verify import verify
-from embedx.store.writing.batches import UnitBatch
 from embedx.store.writing.process import WriterProcess
 from embedx.store.writing.session import StoreSession
+from embedx.store.writing.unit_rows import UnitBatch
 from embedx.store.writing.units import UnitBuffer
 from tests.runs import assert_gone, assert_visible_units_are_whole, memory_of
 from tests.store.builders import manifest, unit_batch

@@ -19,9 +19,9 @@ from embedx.store.format.layout import Unit
 from embedx.store.format.manifest import Manifest
 from embedx.store.reading.reader import Store
 from embedx.store.reading.verify import verify
-from embedx.store.writing.choice import Mode
 from embedx.store.writing.lock import StoreLock
 from embedx.store.writing.session import StoreSession
+from embedx.store.writing.session_choice import Mode
 from embedx.store.writing.units import UnitBuffer
 from tests.store.builders import build_store, manifest, unit_batch
 

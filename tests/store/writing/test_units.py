@@ -15,8 +15,8 @@ from embedx.store.format.layout import StoreTerms, Unit
 from embedx.store.format.shards import open_shard, read_header
 from embedx.store.reading.reader import Store
 from embedx.store.reading.verify import verify
-from embedx.store.writing.batches import StayingRows
 from embedx.store.writing.session import StoreSession
+from embedx.store.writing.unit_rows import StayingRows
 from embedx.store.writing.units import UnitBuffer
 from tests.runs import digests
 from tests.store.builders import ROWS_PER_UNIT, build_store, commit, manifest, unit_batch, vectors

@@ -8,7 +8,7 @@ import pytest
 from embedx.errors import StoreMismatchError
 from embedx.store.format.contents import SplitTerms
 from embedx.store.format.manifest import Manifest
-from embedx.store.writing.choice import Choice, Mode, can_continue, choose, same_names
+from embedx.store.writing.session_choice import Choice, Mode, can_continue, choose, same_names
 from tests.store.builders import manifest
 
 OUT = Path("store")
