@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -17,8 +17,7 @@ from embedx.callbacks.rows_table import rows_table
 from embedx.engine.callback import Callback
 from embedx.engine.connectors import CallbackConnector
 from embedx.engine.loop import evaluation_mode, unpad
-from embedx.engine.state import Batch, Metrics, Outputs, TrainerState
-from embedx.engine.stopwatch import Stopwatch
+from embedx.engine.state import Batch, Metrics, Outputs, Stopwatch, TrainerState
 from embedx.errors import ConfigError
 from embedx.names import EMBEDDINGS, INDEX, RESERVED_SPLITS, TARGETS
 from embedx.store.format.contents import PlanTerms, StoredRecipe
@@ -31,16 +30,6 @@ from embedx.store.writing.unit_rows import UnitBatch
 from embedx.values import rows_per_unit as rows_per_unit_of
 
 _SHARD_SIZE = 128 * 1024**2
-
-
-class _BatchRows(NamedTuple):
-    """The rows to which a batch's outputs belong."""
-
-    split: str
-    numbers: list[int]
-    """The batch's `index`, the rows' numbers in the split."""
-    table: pa.Table
-    """The rows' identities (see `rows_table`)."""
 
 
 class EmbeddingsWriter(Callback):
@@ -94,7 +83,7 @@ class EmbeddingsWriter(Callback):
         self._session = session
         self._owns_session = session is None
         self._process: WriterProcess | None = None
-        self._pending: PendingOutputs[_BatchRows] | None = None
+        self._pending: PendingOutputs[pa.Table] | None = None
         self._last_index: dict[str, int] = {}
         self._forms: dict[str, str] = {}
         if rows_per_unit is not None and rows_per_unit < 1:
@@ -162,7 +151,7 @@ class EmbeddingsWriter(Callback):
             return
         if self._pending is None:
             self._pending = PendingOutputs(copier_for(tensors[EMBEDDINGS].device))
-        self._pending.add(_BatchRows(split, batch["index"].tolist(), rows), tensors)
+        self._pending.add(rows, tensors)
         lengths = trainer_state["num_test_batches"]
         is_last = lengths is not None and lengths[dataloader_idx] == batch_idx + 1
         trainer_state["stopwatch"].lap("callbacks")
@@ -237,26 +226,27 @@ class EmbeddingsWriter(Callback):
         if forms != self._forms:
             raise ConfigError(f"a batch's outputs are {forms}, but the first batch's {self._forms}; give all one form")
 
-    def _hand_over(self, complete: Iterable[tuple[_BatchRows, dict[str, Tensor]]], watch: Stopwatch) -> None:
+    def _hand_over(self, complete: Iterable[tuple[pa.Table, dict[str, Tensor]]], watch: Stopwatch) -> None:
         """Puts outputs into the writer process's queue, and books the waiting for the device and for that process."""
         session = self._session_begun
-        for (split, numbers, table), tensors in complete:
+        for rows, tensors in complete:
             watch.lap("forward")
             if session.manifest.plan.rows_per_unit is None:
                 row_bytes = sum(tensor[:1].nbytes for tensor in tensors.values())
-                session.set_rows_per_unit(rows_per_unit_of(_SHARD_SIZE, row_bytes, len(table)))
+                session.set_rows_per_unit(rows_per_unit_of(_SHARD_SIZE, row_bytes, len(rows)))
             process = self._process_started(tensors)
-            for unit, start, stop in _units(split, numbers, session.terms.rows_per_unit):
+            for unit, start, stop in _units(rows, session.terms.rows_per_unit):
                 if (staying := session.staying.pop(unit, None)) is not None:
                     process.put_staying(staying)
-                process.put(UnitBatch(unit, tensors, table).part(start, stop))
+                process.put(UnitBatch(unit, tensors, rows).part(start, stop))
             watch.lap("writer_wait")
         watch.lap("forward")
 
 
-def _units(split: str, numbers: Sequence[int], rows_per_unit: int) -> Iterator[tuple[Unit, int, int]]:
-    """Cuts a batch where one unit ends and the next begins: (unit, first position, position behind)."""
-    units = [number // rows_per_unit for number in numbers]
+def _units(rows: pa.Table, rows_per_unit: int) -> Iterator[tuple[Unit, int, int]]:
+    """Cuts a batch's rows where one unit ends and the next begins: (unit, first position, position behind)."""
+    split = rows["split"][0].as_py()
+    units = [index // rows_per_unit for index in rows["index"].to_pylist()]
     for unit in dict.fromkeys(units):
         start = units.index(unit)
         yield Unit(split, unit), start, start + units.count(unit)

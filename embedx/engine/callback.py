@@ -12,23 +12,17 @@ from embedx.errors import ConnectorError
 if TYPE_CHECKING:
     from embedx.engine.state import Batch, Metrics, Outputs, TrainerState
 
-HOOKS = (
-    "setup",
-    "on_train_epoch_start",
-    "on_train_batch_start",
-    "on_train_batch_end",
-    "on_train_epoch_end",
-    "on_test_epoch_start",
-    "on_test_batch_end",
-    "on_test_epoch_end",
-    "on_exception",
-    "teardown",
-)
-"""The names of all hooks. A hook that a class does not override is never called, and costs nothing."""
-
 
 class Callback:
     """The base class of callbacks.
+
+    The arguments of the hooks:
+        trainer_state: The state of the run.
+        model, loss_module: The model that is trained or tested, and the loss of the training.
+        batch, outputs: The batch, as the dataloader yielded it, and the model's outputs for it, without its padding.
+        batch_idx, dataloader_idx: The number of the batch in its dataloader, and that of the dataloader, from 0.
+
+    Metrics that a hook returns are collected as `train/name` or `test/name`.
 
     Args:
         epoch_based: True if the callback counts in epochs, False if it counts in steps.
@@ -50,26 +44,12 @@ class Callback:
         """Hook to run at the beginning of a run, once."""
 
     def on_train_epoch_start(self, trainer_state: TrainerState, model: nn.Module, loss_module: nn.Module) -> None:
-        """Hook to run at the beginning of a training epoch.
-
-        Args:
-            trainer_state: The state of the run.
-            model: The model that is trained.
-            loss_module: The loss of the training.
-        """
+        """Hook to run at the beginning of a training epoch."""
 
     def on_train_batch_start(
         self, trainer_state: TrainerState, model: nn.Module, loss_module: nn.Module, batch: Batch, batch_idx: int
     ) -> None:
-        """Hook to run at the beginning of a training batch.
-
-        Args:
-            trainer_state: The state of the run.
-            model: The model that is trained.
-            loss_module: The loss of the training.
-            batch: The batch, as the dataloader yielded it.
-            batch_idx: The number of the batch in its epoch, from 0.
-        """
+        """Hook to run at the beginning of a training batch."""
 
     def on_train_batch_end(
         self,
@@ -80,43 +60,17 @@ class Callback:
         batch: Batch,
         batch_idx: int,
     ) -> Metrics | None:
-        """Hook to run at the end of a training batch.
-
-        Args:
-            trainer_state: The state of the run.
-            model: The model that is trained.
-            loss_module: The loss of the training.
-            outputs: The model's outputs, without the rows for padding.
-            batch: The batch, as the dataloader yielded it.
-            batch_idx: The number of the batch in its epoch, from 0.
-
-        Returns:
-            Metrics to collect as `train/name`, or None.
-        """
+        """Hook to run at the end of a training batch; it may return metrics."""
         return None
 
     def on_train_epoch_end(
         self, trainer_state: TrainerState, model: nn.Module, loss_module: nn.Module
     ) -> Metrics | None:
-        """Hook to run at the end of a training epoch, also if a step limit or a callback ended it early.
-
-        Args:
-            trainer_state: The state of the run.
-            model: The model that is trained.
-            loss_module: The loss of the training.
-
-        Returns:
-            Metrics to collect as `train/name`, or None.
-        """
+        """Hook to run at the end of a training epoch, even one that ended early; it may return metrics."""
         return None
 
     def on_test_epoch_start(self, trainer_state: TrainerState, model: nn.Module) -> None:
-        """Hook to run at the beginning of a test.
-
-        Args:
-            trainer_state: The state of the run.
-            model: The model that is tested.
-        """
+        """Hook to run at the beginning of a test."""
 
     def on_test_batch_end(
         self,
@@ -127,36 +81,14 @@ class Callback:
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Hook to run at the end of a test batch.
-
-        Args:
-            trainer_state: The state of the run.
-            model: The model that is tested.
-            outputs: The model's outputs, without the rows for padding.
-            batch: The batch, as the dataloader yielded it.
-            batch_idx: The number of the batch in its dataloader, from 0.
-            dataloader_idx: The number of the dataloader, from 0.
-        """
+        """Hook to run at the end of a test batch."""
 
     def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> Metrics | None:
-        """Hook to run at the end of a test.
-
-        Args:
-            trainer_state: The state of the run.
-            model: The model that is tested.
-
-        Returns:
-            Metrics to collect as `test/name`, or None.
-        """
+        """Hook to run at the end of a test; it may return metrics."""
         return None
 
     def on_exception(self, trainer_state: TrainerState, error: BaseException) -> None:
-        """Hook to run after an error, Ctrl-C included, which is raised again afterwards.
-
-        Args:
-            trainer_state: The state of the run.
-            error: The error that was raised.
-        """
+        """Hook to run after an error, Ctrl-C included, which is raised again afterwards."""
 
     def teardown(self) -> None:
         """Hook to run at the end of a run, once, also after an error; no process or file may be left behind."""
@@ -186,3 +118,7 @@ class Callback:
                 f"{stage}_connector=CallbackConnector({{'embeddings': pred_key('embeddings')}})"
             )
         return connector(outputs, batch)
+
+
+HOOKS = tuple(name for name in vars(Callback) if name in ("setup", "teardown") or name.startswith("on_"))
+"""The names of all hooks. A hook that a class does not override is never called, and costs nothing."""

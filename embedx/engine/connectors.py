@@ -74,15 +74,13 @@ class DataConnector:
         self.key_mapping = dict(key_mapping)
 
     def __call__(self, data: Any) -> dict[str, Any]:
-        """Returns the model's keyword arguments.
-
-        Raises:
-            ConnectorError: If a key is missing.
-        """
+        """Returns the model's keyword arguments; a missing key is a ConnectorError."""
         return {name: get_field(data, key, "the batch") for name, key in self.key_mapping.items()}
 
 
 class _PredictionAndDataConnector:
+    """Maps prediction and batch to keyword arguments; a missing key is a ConnectorError."""
+
     def __init__(self, key_mapping: Mapping[str, SourceKeyDescription]) -> None:
         self.key_mapping = dict(key_mapping)
         for name, source in self.key_mapping.items():
@@ -92,11 +90,6 @@ class _PredictionAndDataConnector:
                 )
 
     def __call__(self, prediction: Any, data: Any) -> dict[str, Any]:
-        """Returns the keyword arguments.
-
-        Raises:
-            ConnectorError: If a key is missing.
-        """
         return {
             name: get_field(data, source["key"], "the batch")
             if source["source"] == "data"

@@ -48,21 +48,20 @@ class Dispatcher:
             self.fire("setup")
             yield
         except BaseException as error:
-            for trouble in self._fire_all("on_exception", self.state, error):
-                error.add_note(f"and in on_exception: {trouble!r}")
-            for trouble in self._fire_all("teardown"):
-                error.add_note(f"and in teardown: {trouble!r}")
+            self._clean_up(error, "on_exception", self.state, error)
+            self._clean_up(error, "teardown")
             raise
-        if troubles := self._fire_all("teardown"):
-            for trouble in troubles[1:]:
-                troubles[0].add_note(f"and in another teardown: {trouble!r}")
-            raise troubles[0]
+        if trouble := self._clean_up(None, "teardown"):
+            raise trouble
 
-    def _fire_all(self, hook: str, *args: Any) -> list[BaseException]:
-        troubles: list[BaseException] = []
+    def _clean_up(self, first: BaseException | None, hook: str, *args: Any) -> BaseException | None:
+        """Calls a hook of every callback; returns the first error, which has the others as notes."""
         for call in self._hooks[hook]:
             try:
                 call(*args)
             except BaseException as trouble:  # noqa: BLE001  (every callback gets its turn to clean up)
-                troubles.append(trouble)
-        return troubles
+                if first is None:
+                    first = trouble
+                else:
+                    first.add_note(f"and in {hook}: {trouble!r}")
+        return first

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from embedx.engine.callback import Callback
 from embedx.engine.connectors import DataConnector
 from embedx.engine.dispatch import Dispatcher
-from embedx.engine.state import Batch, TrainerState, new_state
-from embedx.engine.stopwatch import Stopwatch
+from embedx.engine.state import Batch, Stopwatch, TrainerState, new_state
 
 IMAGES = DataConnector({"images": "images"})
 """The connector of a model that takes the batch's images as `images`."""
@@ -112,12 +111,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 def unpad(outputs: Any, batch: Batch) -> Any:
     """Drops the rows for a batch's padding, which are those beyond its `index` [n].
 
-    Args:
-        outputs: The model's outputs for the batch, a [B, ...] tensor or a dict of them.
-        batch: The batch; without an `index` it has no padding.
-
-    Returns:
-        The outputs as [n, ...] views.
+    Of [B, ...] tensors this returns [n, ...] views. A batch without an `index` has no padding.
     """
     if "index" not in batch:
         return outputs

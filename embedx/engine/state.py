@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any, NotRequired, TypedDict
 
 from torch import Tensor
-
-from embedx.engine.stopwatch import Stopwatch
 
 Batch = dict[str, Any]
 """A batch of a dataloader: `images` [B, 3, H, W] uint8, `index` [n] int64, `keys`, `groups`, `metadata`, ..."""
@@ -15,6 +14,20 @@ Outputs = dict[str, Any]
 """A model's outputs: `embeddings` [n, D] or [n, T, D], one entry per extra layer."""
 Metrics = Mapping[str, float | int | Tensor]
 """The metrics that a hook may return; the loop collects them as `stage/name`."""
+
+
+class Stopwatch:
+    """Sums up seconds by the name of their purpose; it runs from the moment it is made."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Adds the time since the last lap to this name's seconds."""
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
+        self._since = now
 
 
 class TrainerState(TypedDict):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from embedx.callbacks import writer as writer_module
-from embedx.callbacks.pending_outputs import CopyEvent, CudaCopier, HostCopier, PendingOutputs, copier_for, no_copy
+from embedx.callbacks.pending_outputs import HostCopier, PendingOutputs, copier_for, no_copy
 from embedx.callbacks.writer import EmbeddingsWriter
 from embedx.engine.loop import run_test
 from embedx.store.reading.reader import Store
@@ -47,7 +47,7 @@ class Device:
         self.flights: list[Flight] = []
         self.waits = 0
 
-    def __call__(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], CopyEvent]:
+    def __call__(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Any]:
         target = {name: torch.full_like(tensor, -1) for name, tensor in tensors.items()}
         flight = Flight(self, {name: tensor.clone() for name, tensor in tensors.items()}, target)
         self.flights.append(flight)
@@ -108,7 +108,7 @@ def test_what_is_on_the_host_is_there_at_once_and_is_not_copied() -> None:
     assert copier_for(torch.device("cpu")) is no_copy
 
 
-def late_copy(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], CopyEvent]:
+def late_copy(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Any]:
     """Copies on a thread, some time after the call."""
     target = {name: torch.full_like(tensor, -1) for name, tensor in tensors.items()}
     done = threading.Event()
@@ -176,7 +176,7 @@ def test_a_store_has_every_row_though_results_come_late(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_copies_of_a_cuda_device_are_of_what_was_computed_before() -> None:
     device = torch.device("cuda")
-    pending: PendingOutputs[int] = PendingOutputs(CudaCopier(device), slots=2)
+    pending: PendingOutputs[int] = PendingOutputs(copier_for(device), slots=2)
     memory = torch.zeros(1000, 1000, device=device)
     found = []
     for number in range(20):
