@@ -6,40 +6,31 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from torch import nn
 
+from embedx.callbacks.periodic import PeriodicCallback
 from embedx.callbacks.state_file import read_state, write_state
-from embedx.engine.callback import Callback
-from embedx.engine.state import Batch, Outputs, TrainerState, new_state
+from embedx.engine.state import TrainerState, new_state
 from embedx.errors import CheckpointError, ConfigError, unknown
 from embedx.store.format.atomic import make_folder
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.stateful import Stateful
 
 _STATE = ("current_epoch", "epoch_step", "global_step", "should_stop", "tested", "metrics")
 """The keys of the trainer's state that are saved; a fit sets all others anew."""
 
 
-class Stateful(Protocol):
-    """An object whose state can be saved and restored: a model, an optimizer, a callback."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the state: tensors and plain values, in dicts and lists."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> Any:
-        """Restores a state."""
-        ...
-
-
-class Checkpoint(Callback):
+class Checkpoint(PeriodicCallback):
     """Writes `last.safetensors` now and then, and `best.safetensors` whenever a metric reaches a new best.
 
     It belongs behind all callbacks that are among its parts, and behind those that end the fit.
 
     Args:
         folder: The folder of the checkpoints; it is made if necessary.
-        parts: The objects to save, by name: the model, the optimizer, callbacks that have a state.
+        parts: The objects to save, by name: the model, the optimizer, callbacks that have a `state_dict`.
         about: The facts about the fit, as plain JSON values; a checkpoint with other facts is not restored.
         monitor: The metric that tells the best state, such as `test/top1`; None saves no best.
         mode: The direction of better values, `min` or `max`.
@@ -75,30 +66,22 @@ class Checkpoint(Callback):
         """Makes the folder."""
         make_folder(self.folder.absolute())
 
-    def on_train_batch_end(
-        self,
-        trainer_state: TrainerState,
-        model: nn.Module,
-        loss_module: nn.Module,
-        outputs: Outputs,
-        batch: Batch,
-        batch_idx: int,
-    ) -> None:
-        """Writes the state after a step, if one is due."""
-        if not self.epoch_based and self._is_due(trainer_state["global_step"]):
+    def act(self, trainer_state: TrainerState, model: nn.Module) -> None:
+        """Writes the state, if that is due."""
+        if self.done(trainer_state) % self.every == 0 and time.monotonic() - self._written >= self.seconds:
             self._write("last", trainer_state)
 
     def on_train_epoch_end(self, trainer_state: TrainerState, model: nn.Module, loss_module: nn.Module) -> None:
-        """Writes the state after an epoch, if one is due or the fit has ended."""
+        """Writes the state after an epoch, if that is due or the fit has ended."""
         self._compare("train/", trainer_state)
-        epochs = trainer_state["current_epoch"] + 1
-        is_last = (
+        if (
             trainer_state["should_stop"]
-            or epochs == trainer_state["num_epochs"]
+            or trainer_state["current_epoch"] + 1 == trainer_state["num_epochs"]
             or (not trainer_state["num_epochs"] and trainer_state["global_step"] >= trainer_state["num_steps"])
-        )
-        if is_last or (self.epoch_based and self._is_due(epochs)):
+        ):
             self._write("last", trainer_state)
+        else:
+            super().on_train_epoch_end(trainer_state, model, loss_module)
 
     def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> None:
         """Writes the state if it is the best, and as the last one if the test has ended the fit."""
@@ -118,7 +101,7 @@ class Checkpoint(Callback):
             The trainer's state, for `run_fit` to go on from; None if there is no checkpoint.
 
         Raises:
-            CheckpointError: If the checkpoint can't be read, or is of another fit.
+            CheckpointError: If the checkpoint can't be read, is of another fit, or does not fit the parts.
         """
         path = self.folder / f"{name}.safetensors"
         if not path.exists():
@@ -126,13 +109,14 @@ class Checkpoint(Callback):
         contents = read_state(path)
         if contents.get("about") != self.about or contents["parts"].keys() != self.parts.keys():
             raise CheckpointError(f"{path} is of another fit: {_differing(contents.get('about'), self.about)}")
-        for part, state in contents["parts"].items():
-            self.parts[part].load_state_dict(state)
-        self._best = contents["best"]
-        return cast(TrainerState, {**new_state(), **contents["state"]})
-
-    def _is_due(self, done: int) -> bool:
-        return done % self.every == 0 and time.monotonic() - self._written >= self.seconds
+        try:
+            for part, state in contents["parts"].items():
+                self.parts[part].load_state_dict(state)
+            self._best = contents["best"]
+            return cast(TrainerState, {**new_state(), **contents["state"]})
+        except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+            hint = "another version may have written it; remove it and begin anew"
+            raise CheckpointError(f"{path} does not fit ({type(error).__name__}: {error}); {hint}") from error
 
     def _compare(self, stage: str, state: TrainerState) -> None:
         if self.monitor is None or not self.monitor.startswith(stage):

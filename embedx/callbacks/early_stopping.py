@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 from torch import nn
 
-from embedx.engine.callback import Callback
-from embedx.engine.state import Batch, Outputs, TrainerState
+from embedx.callbacks.periodic import PeriodicCallback
+from embedx.engine.state import TrainerState
 from embedx.errors import ConfigError, unknown
 
 
-class EarlyStopping(Callback):
+class EarlyStopping(PeriodicCallback):
     """Stops a fit once a metric is good enough, or has not improved for a while.
 
     A `test/` metric is checked after every test, a `train/` metric after every epoch, or after every step with
@@ -47,22 +47,9 @@ class EarlyStopping(Callback):
         self._sign = 1 if mode == "min" else -1
         self._best = math.inf
 
-    def on_train_batch_end(
-        self,
-        trainer_state: TrainerState,
-        model: nn.Module,
-        loss_module: nn.Module,
-        outputs: Outputs,
-        batch: Batch,
-        batch_idx: int,
-    ) -> None:
-        """Checks a metric of the steps."""
-        if not self.epoch_based and self.monitor.startswith("train/"):
-            self._check(trainer_state)
-
-    def on_train_epoch_end(self, trainer_state: TrainerState, model: nn.Module, loss_module: nn.Module) -> None:
-        """Checks a metric of the epochs."""
-        if self.epoch_based and self.monitor.startswith("train/"):
+    def act(self, trainer_state: TrainerState, model: nn.Module) -> None:
+        """Checks a metric of the training."""
+        if self.monitor.startswith("train/"):
             self._check(trainer_state)
 
     def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> None:

@@ -6,12 +6,12 @@ import time
 
 from torch import nn
 
-from embedx.engine.callback import Callback
-from embedx.engine.state import Batch, Outputs, TrainerState
+from embedx.callbacks.periodic import PeriodicCallback
+from embedx.engine.state import TrainerState
 from embedx.heartbeat import Heartbeat
 
 
-class MetricsLog(Callback):
+class MetricsLog(PeriodicCallback):
     """Logs metrics every few steps or epochs, and after each test.
 
     On a terminal the training metrics stand in one line that is updated; elsewhere, and for a test, each log is a new
@@ -38,6 +38,7 @@ class MetricsLog(Callback):
         self.title = title
         self.every = every
         self.smoothing = smoothing
+        self._unit = "epoch" if epoch_based else "step"
         self._heartbeat = heartbeat
         self._sum = 0.0
         self._seen = 0
@@ -48,61 +49,34 @@ class MetricsLog(Callback):
         """Starts the clock in the first epoch."""
         if not self._since:
             self._since = time.perf_counter()
-            self._logged_at = self._count(trainer_state)
+            self._logged_at = self.done(trainer_state) - self.epoch_based
 
-    def on_train_batch_end(
-        self,
-        trainer_state: TrainerState,
-        model: nn.Module,
-        loss_module: nn.Module,
-        outputs: Outputs,
-        batch: Batch,
-        batch_idx: int,
-    ) -> None:
-        """Adds the loss of a step."""
-        if not self.epoch_based:
-            self._add(trainer_state)
-
-    def on_train_epoch_end(self, trainer_state: TrainerState, model: nn.Module, loss_module: nn.Module) -> None:
-        """Adds the loss of an epoch."""
-        if self.epoch_based:
-            self._add(trainer_state)
-
-    def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> None:
-        """Logs the test's metrics."""
-        if metrics := _text(trainer_state, "test/"):
-            self._heartbeat.tell(f"{self.title}: test after {self._place(trainer_state)}, {metrics}")
-
-    def _add(self, state: TrainerState) -> None:
-        self._sum = self.smoothing * self._sum + (1 - self.smoothing) * float(state["metrics"]["train/loss"])
+    def act(self, trainer_state: TrainerState, model: nn.Module) -> None:
+        """Adds the loss of an epoch or step, and logs it if that is due."""
+        self._sum = self.smoothing * self._sum + (1 - self.smoothing) * float(trainer_state["metrics"]["train/loss"])
         self._seen += 1
-        done, now = self._count(state) + self.epoch_based, time.perf_counter()
+        done, now = self.done(trainer_state), time.perf_counter()
         if done % self.every:
             return
         rate = (done - self._logged_at) / max(now - self._since, 1e-9)
         self._logged_at, self._since = done, now
         loss = self._sum / (1 - self.smoothing**self._seen)
-        others = "".join(f", {text}" for text in [_text(state, "train/", without="loss")] if text)
-        line = f"{self.title}: {self._place(state)}, loss {loss:.4g}{others}, {rate:.1f} {self._unit}s/s"
+        others = _text(trainer_state, "train/", without="loss")
+        line = f"{self.title}: {self._unit} {done}, loss {loss:.4g}{others}, {rate:.1f} {self._unit}s/s"
         if self._heartbeat.console.is_terminal:
             self._heartbeat.say(line)
         else:
             self._heartbeat.tell(line)
 
-    @property
-    def _unit(self) -> str:
-        return "epoch" if self.epoch_based else "step"
-
-    def _count(self, state: TrainerState) -> int:
-        return state["current_epoch"] if self.epoch_based else state["global_step"]
-
-    def _place(self, state: TrainerState) -> str:
-        return f"{self._unit} {self._count(state) + self.epoch_based}"
+    def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> None:
+        """Logs the test's metrics."""
+        if metrics := _text(trainer_state, "test/"):
+            self._heartbeat.tell(f"{self.title}: test after {self._unit} {self.done(trainer_state)}{metrics}")
 
 
 def _text(state: TrainerState, stage: str, without: str = "") -> str:
-    return ", ".join(
-        f"{name.removeprefix(stage)} {float(value):.4g}"
+    return "".join(
+        f", {name.removeprefix(stage)} {float(value):.4g}"
         for name, value in state["metrics"].items()
         if name.startswith(stage) and name != stage + without
     )

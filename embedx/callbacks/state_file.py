@@ -22,11 +22,7 @@ from embedx.store.format.shards import HEADER_KEY
 
 
 def write_state(path: Path, contents: Mapping[str, Any]) -> None:
-    """Writes nested dicts and lists of tensors and plain JSON values, whole or not at all.
-
-    Raises:
-        OSError: If the file can't be written.
-    """
+    """Writes nested dicts and lists of tensors and plain JSON values, whole or not at all."""
     tensors: dict[str, Tensor] = {}
     header = json.dumps(_encode(contents, "", tensors))
     write_atomic(path, save(tensors, metadata={HEADER_KEY: header}))

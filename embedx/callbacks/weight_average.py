@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from embedx.engine.callback import Callback
-from embedx.engine.state import Batch, Outputs, TrainerState
+from embedx.callbacks.periodic import PeriodicCallback
+from embedx.engine.state import TrainerState
 
 
-class WeightAverage(Callback):
+class WeightAverage(PeriodicCallback):
     """Keeps an average of the weights, average = decay * average + (1 - decay) * weights, and tests with it.
 
     During a test the model has the averaged weights, and afterwards its own again. This callback belongs before a
@@ -29,23 +29,17 @@ class WeightAverage(Callback):
         """The average, by the names in the model's `state_dict`; empty before the first step."""
         self._own: dict[str, Tensor] = {}
 
-    def on_train_batch_end(
-        self,
-        trainer_state: TrainerState,
-        model: nn.Module,
-        loss_module: nn.Module,
-        outputs: Outputs,
-        batch: Batch,
-        batch_idx: int,
-    ) -> None:
-        """Updates the average after a step."""
-        if not self.epoch_based:
-            self._update(model)
-
-    def on_train_epoch_end(self, trainer_state: TrainerState, model: nn.Module, loss_module: nn.Module) -> None:
-        """Updates the average after an epoch."""
-        if self.epoch_based:
-            self._update(model)
+    @torch.no_grad()
+    def act(self, trainer_state: TrainerState, model: nn.Module) -> None:
+        """Updates the average."""
+        now = model.state_dict()
+        if not self.weights:
+            self.weights = _copy(now)
+        for name, average in self.weights.items():
+            if average.is_floating_point():
+                average.lerp_(now[name], 1 - self.decay)
+            else:  # such as a count of batches
+                average.copy_(now[name])
 
     def on_test_epoch_start(self, trainer_state: TrainerState, model: nn.Module) -> None:
         """Gives the model the averaged weights."""
@@ -66,17 +60,6 @@ class WeightAverage(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores the state of a checkpoint."""
         self.weights = state["weights"]
-
-    @torch.no_grad()
-    def _update(self, model: nn.Module) -> None:
-        now = model.state_dict()
-        if not self.weights:
-            self.weights = _copy(now)
-        for name, average in self.weights.items():
-            if average.is_floating_point():
-                average.lerp_(now[name], 1 - self.decay)
-            else:  # such as a count of batches
-                average.copy_(now[name])
 
 
 def _copy(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -219,6 +219,16 @@ def test_one_of_something_else_is_refused_with_what_differs(tmp_path: Path) -> N
         Checkpoint(tmp_path, {"head": model}, {"l2": 0.1, "seed": 0}).restore()
 
 
+@pytest.mark.parametrize("part", [{"length": 1.0}, {"state": {}, "param_groups": []}, None])
+def test_an_optimizers_state_that_does_not_fit_is_refused(tmp_path: Path, part: dict[str, Any] | None) -> None:
+    model = Classifier()
+    parts = {"optimizer": torch.optim.LBFGS(model.parameters())}
+    last = tmp_path / "last.safetensors"
+    write_state(last, {"about": {}, "parts": {"optimizer": part}, "best": 0.0, "state": {}})
+    with pytest.raises(CheckpointError, match=r"last\.safetensors does not fit \(.*; remove it and begin anew"):
+        Checkpoint(tmp_path, parts).restore()
+
+
 def test_without_one_there_is_nothing_to_go_on_from(tmp_path: Path) -> None:
     assert Checkpoint(tmp_path / "none", {}).restore() is None
 
