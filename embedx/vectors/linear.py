@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from embedx.callbacks.checkpoint import Checkpoint, Stateful
+from embedx.callbacks.checkpoint import Checkpoint
 from embedx.callbacks.early_stopping import EarlyStopping
 from embedx.callbacks.evaluator import Evaluator
 from embedx.callbacks.metrics_log import MetricsLog
@@ -49,9 +49,6 @@ class Convergence(Callback):
 
     It has if the slope is at most TOLERANCE, or if the step brought no decrease: then what is left to gain is below the
     precision of float64.
-
-    Args:
-        model: The model that is fitted.
     """
 
     def __init__(self, model: SplitLoss) -> None:
@@ -147,8 +144,8 @@ def fit_linear(
     ]
     state = None
     if folder is not None:
-        parts: dict[str, Stateful] = {"head": head, "optimizer": optimizer}
-        checkpoint = Checkpoint(folder, parts, {**(about or {}), "l2": l2}, seconds=_CHECKPOINT_SECONDS)
+        about = {**(about or {}), "l2": l2}
+        checkpoint = Checkpoint(folder, {"head": head, "optimizer": optimizer}, about, seconds=_CHECKPOINT_SECONDS)
         callbacks.append(checkpoint)
         state = checkpoint.restore() if resume else None
     state = run_fit(
@@ -168,17 +165,9 @@ def fit_linear(
 
 
 def choose_held_out(targets: Tensor, seed: int) -> Tensor:
-    """Chooses a fifth of each class's rows, one at least, but never a class's only one.
+    """Chooses a fifth of each class's rows, one at least, but never a class's only one, as a mask [N] bool.
 
-    Args:
-        targets: The classes' numbers [N] int64, from 0 on.
-        seed: The seed of the random choice.
-
-    Returns:
-        A mask [N] bool.
-
-    Raises:
-        ConfigError: If no class has two rows.
+    The `targets` [N] are the classes' numbers, from 0 on. That no class has two rows is a ConfigError.
     """
     shuffled = torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed))
     order = shuffled[targets[shuffled].sort(stable=True).indices]  # class by class, at random within each

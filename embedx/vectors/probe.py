@@ -18,7 +18,7 @@ from embedx.store.format.atomic import make_folder, write_atomic
 from embedx.store.format.shards import HEADER_KEY
 from embedx.store.reading.reader import Store
 from embedx.vectors.linear import STRENGTHS, LinearFit, best_strength, choose_held_out, fit_linear
-from embedx.vectors.linear_head import EMBEDDINGS_INPUT, LinearHead
+from embedx.vectors.linear_head import EMBEDDINGS_INPUT
 from embedx.vectors.neighbours import BATCH_ROWS, VOTES, NearestNeighbours
 from embedx.vectors.probe_config import ProbeConfig
 from embedx.vectors.probe_result import ProbeResult, Strength, class_results
@@ -27,6 +27,7 @@ from embedx.vectors.split_rows import SplitRows, batch_rows
 
 TOP = 5
 HEAD = "head.safetensors"
+"""The file of the head: `weight` [C, D], `bias` [C], `mean` and `std` [D] float64, and their origin in the header."""
 
 
 def probe(store: str | Path | Store, config: ProbeConfig | None = None, heartbeat: Heartbeat = SILENT) -> ProbeResult:
@@ -72,11 +73,14 @@ def probe(store: str | Path | Store, config: ProbeConfig | None = None, heartbea
         settings = {"l2": fits[-1].l2, "seed": config.seed}
     heartbeat.say(f"predicting {config.test}")
     test = SplitRows(splits.test, splits.classes, largest, config.memory)
-    metrics = run_test(model, {config.test: test}, [evaluator], EMBEDDINGS_INPUT)["metrics"]
+    tested = run_test(model, {config.test: test}, [evaluator], EMBEDDINGS_INPUT)["metrics"]
+    metrics = {name: float(value) for name, value in tested.items()}
     head = None
-    if isinstance(model, LinearHead) and config.out is not None:
+    if fits and config.out is not None:
         head = config.out / HEAD
-        _save_head(head, model, {**splits.about(), **settings, "classes": splits.names})
+        about = {**splits.about(), **settings, "classes": splits.names}
+        tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        write_atomic(head, save(tensors, metadata={HEADER_KEY: json.dumps(about)}))
     train_rows = splits.train.places(splits.classes).bincount().tolist()
     return ProbeResult(
         store=store.path,
@@ -86,10 +90,10 @@ def probe(store: str | Path | Store, config: ProbeConfig | None = None, heartbea
         test=config.test,
         train_rows=len(splits.train),
         test_rows=len(splits.test),
-        top1=float(metrics["test/top1"]),
-        top5=_optional(metrics.get(f"test/top{TOP}")),
-        mean_class_accuracy=float(metrics["test/mean_class_accuracy"]),
-        average_precision=_optional(metrics.get("test/average_precision")),
+        top1=metrics["test/top1"],
+        top5=metrics.get(f"test/top{TOP}"),
+        mean_class_accuracy=metrics["test/mean_class_accuracy"],
+        average_precision=metrics.get("test/average_precision"),
         classes=class_results(splits.names, splits.classes.tolist(), train_rows, evaluator.confusion),
         confusion=tuple(tuple(row) for row in evaluator.confusion.tolist()),
         settings=settings,
@@ -135,13 +139,3 @@ def _fit(splits: ProbeSplits, config: ProbeConfig, largest: int, heartbeat: Hear
                 break
         l2 = best_strength(fits)
     return [*fits, fit(rows(), l2, f"all-l2-{l2:g}")]
-
-
-def _save_head(path: Path, head: LinearHead, about: dict[str, Any]) -> None:
-    """Writes `weight` [C, D], `bias` [C], `mean` and `std` [D] float64, and `about` as JSON in the file's header."""
-    tensors = {name: tensor.contiguous() for name, tensor in head.state_dict().items()}
-    write_atomic(path, save(tensors, metadata={HEADER_KEY: json.dumps(about)}))
-
-
-def _optional(value: Any) -> float | None:
-    return None if value is None else float(value)

@@ -40,8 +40,8 @@ class ProbeConfig:
     out: Path | None = setting(None, help="Folder for linear's head, and for the checkpoints of --resume.")
     resume: bool = setting(False, help="Go on from the checkpoint of an interrupted run in --out.", flag="--resume")
 
-    def faults(self) -> list[str]:
-        """Returns everything that is wrong with the settings themselves, one message each."""
+    def validate(self) -> None:
+        """Raises one ConfigError that names every fault of the settings."""
         faults = []
         if self.train == self.test:
             faults.append(
@@ -59,8 +59,4 @@ class ProbeConfig:
             faults.append("--out and --resume are for the head of --method linear, and knn has no head; leave them out")
         elif self.resume and self.out is None:
             faults.append("--resume goes on from a checkpoint in --out; give --out too")
-        return faults
-
-    def validate(self) -> None:
-        """Raises one ConfigError that names every fault of the settings."""
-        ConfigError.check(self.faults())
+        ConfigError.check(faults)

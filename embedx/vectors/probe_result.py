@@ -78,31 +78,20 @@ class ProbeResult:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the result as plain JSON values."""
-        values: dict[str, Any] = {
-            **dataclasses.asdict(self),
+        return dataclasses.asdict(self) | {
             "store": str(self.store),
+            "classes": [{**dataclasses.asdict(each), "accuracy": each.accuracy} for each in self.classes],
+            "head": str(self.head) if self.head else None,
             "seconds": round(self.seconds, 3),
         }
-        for each, of_class in zip(values["classes"], self.classes, strict=True):
-            each["accuracy"] = of_class.accuracy
-        return values | {"head": None if self.head is None else str(self.head)}
 
 
 def class_results(
     names: list[str], targets: list[int], train_rows: list[int], confusion: Tensor
 ) -> tuple[ClassResult, ...]:
-    """Sums up the confusion matrix [C, C] class by class.
-
-    Args:
-        names: The classes' names.
-        targets: The classes' targets in the store.
-        train_rows: The number of each class's rows in the train split.
-        confusion: The number of test rows by class and predicted class.
-    """
+    """Sums up the confusion matrix [C, C], the number of test rows by class and predicted class, class by class."""
     results = []
-    for number, row in enumerate(confusion):
-        mistakes = row.clone()
-        mistakes[number] = 0
+    for number, (row, mistakes) in enumerate(zip(confusion, confusion.clone().fill_diagonal_(0), strict=True)):
         mistaken_for = names[int(mistakes.argmax())] if mistakes.any() else None
         counts = (train_rows[number], int(row.sum()), int(row[number]))
         results.append(ClassResult(names[number], targets[number], *counts, mistaken_for))

@@ -50,12 +50,7 @@ class Split:
 
 
 def open_split(store: Store, name: str, tensor: str) -> Split:
-    """Opens a split and reads every number of it once.
-
-    Args:
-        store: The store of the split.
-        name: The split's name.
-        tensor: The name of the tensor to probe.
+    """Opens a split and reads every number of this tensor of it once.
 
     Raises:
         ConfigError: If there is no such split or tensor, no row, or not one vector per row.
