@@ -247,7 +247,7 @@ BAD_USAGE = {
     "unknown dtype": ([*GOOD, "--dtype", "float8"], "float16"),
     "unknown flag": ([*GOOD, "--bach-size", "3"], "--batch-size"),
     "no such device": ([*GOOD, "--device", "cuda:9"], "torch sees"),
-    "tf32 on a CPU": ([*GOOD, "--device", "cpu", "--precision", "tf32"], "CUDA's"),
+    "tf32 on a CPU": ([*GOOD, "--device", "cpu", "--precision", "tf32"], "is for CUDA devices"),
     "no such checkpoint": (["--backbone", "resnet50", "--checkpoint", "no.pth", *PLACES], "no such file"),
     "unknown layer": ([*GOOD, "--layer", "stage9"], "did you mean stage"),
     "bad shard size": ([*GOOD, "--shard-size", "huge"], "is not a size"),
