@@ -1,1 +1,1 @@
-"""The files of a store, and nothing else."""
+"""The files of a store: their names, their contents, and how each appears whole or not at all."""

@@ -27,13 +27,13 @@ def write_all(
 ) -> None:
     """Writes files so that at any moment, power cuts included, each is whole or not there.
 
-    The order is: temporary names in the files' own folders, which are made, all brought to disk, renames, and those
-    brought to disk.
+    The steps are: make the folders, write the files under temporary names in them, sync the files, rename them, sync
+    the folders.
 
     Args:
-        files: Where to, and what, in parts.
-        below: A folder that is there, with all of these in it.
-        many: Whether they are so many that bringing the whole file system to disk, once, is quicker than each of them.
+        files: The path and the contents, in parts, of each file.
+        below: A folder that exists and has all of these files in it.
+        many: True if the files are so many that one sync of the whole file system is quicker than one of each file.
 
     Raises:
         OSError: If any step fails; the temporary files are removed then.
@@ -72,10 +72,10 @@ def write_all(
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Gives a file that is never written to again a second name; where the file system can't, a copy of it.
+    """Gives a file that is never written again a second name, or copies it where the file system has no links.
 
     Raises:
-        OSError: If neither can be done.
+        OSError: If the file can be neither linked nor copied.
     """
     try:
         os.link(source, target, follow_symlinks=False)
@@ -86,14 +86,14 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def make_folder(path: Path, below: Path | None = None) -> None:
-    """Makes a folder and its parents, each one's entry in its own parent brought to disk.
+    """Makes a folder and its parents, and syncs the folders in which one was made.
 
     Args:
-        path: The folder.
-        below: The parent that has to be there already, so that a store that was removed is not made anew.
+        path: The folder to make.
+        below: A parent that must exist already, so that a store that was removed meanwhile is not made anew.
 
     Raises:
-        OSError: If it can't be made.
+        OSError: If a folder can't be made.
     """
     for parent in _make(os.fspath(path), below):
         sync_folder(parent)
@@ -120,7 +120,7 @@ def _make(folder: str, below: Path | None) -> list[str]:
 
 
 def _new_file(path: str) -> BinaryIO:
-    """Opens a file to be written, in place of one of an interrupted run, or of a link laid there to be followed."""
+    """Opens a new file; one that an interrupted run left there, or a link that somebody laid there, is removed."""
     try:
         return open(path, "xb")
     except FileExistsError:
@@ -129,10 +129,10 @@ def _new_file(path: str) -> BinaryIO:
 
 
 def _sync_file_system(path: Path) -> bool:
-    """Brings all of a file system to disk, by Linux's `syncfs`; False where there is none.
+    """Syncs a whole file system by Linux's `syncfs`; returns False where the machine has no such call.
 
     Raises:
-        OSError: If something of it could not be written.
+        OSError: If something could not be written.
     """
     try:
         syncfs = ctypes.CDLL(None, use_errno=True).syncfs
@@ -148,7 +148,7 @@ def _sync_file_system(path: Path) -> bool:
 
 
 def sync_folder(path: str | Path) -> None:
-    """Brings a folder's entries to disk."""
+    """Syncs the entries of a folder."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with _named(path):
@@ -159,7 +159,7 @@ def sync_folder(path: str | Path) -> None:
 
 @contextlib.contextmanager
 def _named(path: str | Path) -> Iterator[None]:
-    """Has an error name the file, which the system doesn't where it was written to by its descriptor."""
+    """Adds the file's name to an OSError, as the system knows only its descriptor."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What differs between two JSON values, such as two stores' recipes, and how it is told: old → new."""
+"""The differences between two JSON values, such as two stores' recipes, and their wording: old → new."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def leaves_that_differ(name: str, old: Any, new: Any) -> Iterator[tuple[str, Any
     """Goes into dicts, and yields the dotted name of each value that differs, with the old one and the new one.
 
     Args:
-        name: Of the two values; what is in them is named after it.
-        old: One value; None for what is not there.
-        new: The other one.
+        name: The name of the two values, with which the names of their entries begin.
+        old: The old value; an entry that is missing counts as None.
+        new: The new value.
     """
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
@@ -25,7 +25,7 @@ def leaves_that_differ(name: str, old: Any, new: Any) -> Iterator[tuple[str, Any
 
 
 def difference_text(name: str, old: Any, new: Any) -> str:
-    """One difference in words; of a sha256 and of what is long the beginning is enough."""
+    """Words one difference; a sha256 and a long value are cut off."""
     return f"{name}: {_short(old)} → {_short(new)}"
 
 
@@ -36,7 +36,7 @@ def _short(value: Any) -> str:
 
 
 def differences_of(old: Manifest, new: Manifest) -> list[str]:
-    """What differs between two stores in recipe and plan, but for the inputs, one phrase each."""
+    """Returns a phrase for each difference between two stores' recipes and plans, but for the inputs."""
     old_plan, new_plan = ({**one.plan.to_json(), "splits": {}, "classes": []} for one in (old, new))
     leaves = [
         *leaves_that_differ("recipe", old.recipe.to_json(), new.recipe.to_json()),

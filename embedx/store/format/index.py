@@ -99,7 +99,7 @@ def write_index(root: Path, rows: pa.Table, entry: UnitEntry) -> None:
     """Writes a unit's index table, by which the unit comes into being.
 
     Args:
-        root: The store.
+        root: The store's folder.
         rows: The rows, one per input.
         entry: The description of the unit.
 
@@ -150,7 +150,7 @@ def _own_extent(repetitive: pa.Table, data: bytes) -> Extent:
 
     Args:
         repetitive: The columns that have a dictionary.
-        data: The file.
+        data: The file's bytes.
     """
     texts = {name: _text_bytes(repetitive[name].combine_chunks()) for name in repetitive.column_names}
     nested = sum(size for name, size in texts.items() if pa.types.is_nested(repetitive.schema.field(name).type))
@@ -245,7 +245,7 @@ def _batches(data: bytes, size: Extent, columns: Sequence[str] | None = None) ->
     """Yields the rows of a Parquet file, batch by batch.
 
     Args:
-        data: The file.
+        data: The file's bytes.
         size: The size that the file has when it is unpacked.
         columns: The names of the columns to read; None for all.
 
@@ -269,7 +269,16 @@ def _batches(data: bytes, size: Extent, columns: Sequence[str] | None = None) ->
 
 
 def _check_rows(table: pa.Table, inputs: int, columns: Sequence[str]) -> None:
-    """Raises a ValueError if these can't be those columns of the rows of so many inputs."""
+    """Checks the columns that were read from an index table.
+
+    Args:
+        table: The table that holds them.
+        inputs: The number of rows that the unit's description states.
+        columns: The names of the columns that must be there.
+
+    Raises:
+        ValueError: If the table can't be part of an index table.
+    """
     if len(table) != inputs:
         raise ValueError(f"it has {len(table)} rows, and says {inputs}")
     if len(set(table.column_names)) < len(table.column_names):

@@ -1,4 +1,4 @@
-"""Names and places in a store.
+"""Names and paths in a store.
 
 out/
   manifest.json
@@ -6,7 +6,7 @@ out/
   train/shard-00007.safetensors          its shard, without a group key
   train/cat/shard-00007.safetensors      its shard of group cat, with one
 
-Names of splits and groups stand there percent-encoded, see `folder_name` and `GroupFolders`.
+Names of splits and groups are percent-encoded, see `folder_name` and `GroupFolders`.
 """
 
 from __future__ import annotations
@@ -42,24 +42,24 @@ class Unit(NamedTuple):
 
 
 class StoreTerms(NamedTuple):
-    """What is the same for every unit of a store."""
+    """The terms that are the same for every unit of a store."""
 
     root: Path
     recipe: str
     """The recipe's fingerprint."""
     grouped: bool
-    """Whether groups become sub-folders."""
+    """True if groups become sub-folders."""
     rows_per_unit: int
     base: Path | None = None
-    """The store that this one is to replace, from which it takes the rows that stay."""
+    """The store that this one will replace, from which it takes the rows that stay; None if there is none."""
 
 
 def folder_name(name: str | None) -> str:
     """Turns a split's or group's name into one folder name, by percent-encoding of its UTF-8 bytes.
 
-    Different names give different folder names, none of them hidden, with a separator, or a device's. A name
-    too long for a file system keeps its beginning, and ends in `%~` and the first 32 hex digits of its
-    sha256; every other one is read back by `urllib.parse.unquote`. No group at all is `%none`, an empty name `%empty`.
+    Different names give different folder names, and none is hidden, has a separator or is a device's. A name that is
+    too long for a file system keeps its beginning, and ends in `%~` and the first 32 hex digits of its sha256; every
+    other one is read back by `urllib.parse.unquote`. No group becomes `%none`, and an empty name `%empty`.
     """
     if not name:
         return _NO_NAME if name is None else _EMPTY_NAME
@@ -73,14 +73,14 @@ def folder_name(name: str | None) -> str:
 
 
 class GroupFolders:
-    """Gives the groups of a split their folders, no two of which are one where a file system is blind to case.
+    """Gives each group of a split its own folder, also on file systems that ignore case.
 
-    Of groups whose names differ in case alone, the first one has the folder of its name, and the others have it with
-    their name's sha256 behind, as if they were too long. As units are written in the order of the plan, and
-    folders stay once they are made, an interrupted run goes on with the same names.
+    Among groups whose names differ in case alone, the first gets the folder of its name. The others get that of a
+    name that is too long, with their sha256. As units are written in the order of the plan, and folders stay once they
+    are made, an interrupted run goes on with the same names.
 
     Args:
-        folder: The split's, whether it is there already or not.
+        folder: The folder of the split, which need not exist.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -89,25 +89,25 @@ class GroupFolders:
             self._spellings.setdefault(name.lower(), set()).add(name)
 
     def of(self, group: str | None) -> str:
-        """The group's folder."""
+        """Returns the name of the group's folder."""
         name = folder_name(group)
         spellings = self._spellings.setdefault(name.lower(), {name})
         return name if group is None or spellings == {name} else _with_digest(name, _utf8(group))
 
 
 def index_path(unit: Unit) -> str:
-    """The unit's index table, relative to the store."""
+    """Returns the path of the unit's index table in the store."""
     return f"{INDEX}/{folder_name(unit.split)}-{unit.number:05d}.parquet"
 
 
 def shard_path(unit: Unit, group_folder: str | None) -> str:
-    """The unit's shard in the folder of a group, or, without one, in that of the split, relative to the store."""
+    """Returns the path of the unit's shard in the store: in a group's folder, or in the split's without one."""
     folders = [folder_name(unit.split)] if group_folder is None else [folder_name(unit.split), group_folder]
     return "/".join([*folders, f"shard-{unit.number:05d}.safetensors"])
 
 
 def can_be_shard(path: str, unit: Unit, group: str | None) -> bool:
-    """Whether `path` is one that a shard of the unit and group can have, grouped or not."""
+    """Tells whether a shard of the unit and group can have this path in a store, grouped or not."""
     folders = [folder_name(group)]
     if group is None:
         return path in (shard_path(unit, None), shard_path(unit, folders[0]))
@@ -116,21 +116,21 @@ def can_be_shard(path: str, unit: Unit, group: str | None) -> bool:
 
 
 def staging_folder(out: Path) -> Path:
-    """Where the store that is to replace the one at `out` is written."""
+    """Returns the folder in which the store that will replace the one at `out` is written."""
     return out.parent / f".{out.name}.embedx-new"
 
 
 def is_index_path(path: str) -> bool:
-    """Whether `path` is one that an index table can have, relative to the store."""
+    """Tells whether an index table can have this path in a store."""
     folder, _, name = path.partition("/")
     return folder == INDEX and "/" not in name and _INDEX_NAME.fullmatch(name) is not None
 
 
 def index_files(root: Path) -> dict[tuple[str, int], Path]:
-    """The committed units: their index tables by (folder name of the split, unit number), in that order.
+    """Returns the index tables of the committed units by (folder name of the split, unit number), in that order.
 
     Raises:
-        StoreError: If the folder can't be read.
+        StoreError: If the folder of the index tables can't be read.
     """
     found = {}
     try:
@@ -146,7 +146,7 @@ def index_files(root: Path) -> dict[tuple[str, int], Path]:
 
 
 def shard_files(root: Path) -> Iterator[tuple[str, int, Path]]:
-    """Every shard file that is there, committed or not, as (folder name of the split, unit number, path)."""
+    """Yields every shard file, committed or not, as (folder name of the split, unit number, path)."""
     for path in regular_files(root, depth=2):
         match = _SHARD_NAME.fullmatch(path.name)
         if match and path.parent != root:
@@ -154,17 +154,17 @@ def shard_files(root: Path) -> Iterator[tuple[str, int, Path]]:
 
 
 def temporary_files(root: Path) -> Iterator[Path]:
-    """Files that an interrupted write left behind."""
+    """Returns the files that an interrupted write left behind."""
     return (path for path in regular_files(root, depth=2) if path.name != LOCK and is_temporary(path.name))
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file of this name holds nothing of what is stored: the lock, or a file written by half."""
+    """Tells whether a file of this name stores nothing: it is the lock, or was written by half."""
     return name == LOCK or (name.startswith(".") and name.endswith(TEMPORARY_SUFFIX))
 
 
 def _utf8(name: str) -> bytes:
-    """Different for all strings, those included that are no text."""
+    """Encodes any string as bytes of its own, lone surrogates included."""
     return name.encode("utf-8", "surrogatepass")
 
 

@@ -1,4 +1,4 @@
-"""The manifest: what a store is, and, once `complete`, that it is whole."""
+"""The manifest: the description of a store, which says, once `complete`, that the store is whole."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Manifest:
         """Reads the manifest of the store at `root`.
 
         Raises:
-            StoreError: If there is none, or it is not embedx's or of another format, or was changed.
+            StoreError: If there is no manifest, or it is not embedx's, has another format, or was changed.
         """
         path = root / MANIFEST
         if not os.path.lexists(path):
@@ -98,11 +98,13 @@ class Manifest:
 
 
 def existing_store(root: Path) -> Manifest | None:
-    """The manifest of the store at `root`; None where there is no folder, or one with nothing of anybody's in it.
+    """Reads the manifest of the store at `root`; returns None where there is no folder, or an empty one.
+
+    Files that an interrupted run of embedx left before it wrote a manifest don't count.
 
     Raises:
         StoreMismatchError: If something else is there.
-        StoreError: If the machine does not let it be read.
+        StoreError: If the machine refuses to read it.
     """
     try:
         if not root.is_dir():

@@ -1,7 +1,7 @@
-"""Links in a store lead nowhere: they are followed neither for reading nor for writing nor for removing.
+"""Paths in a store that follow no links, for reading, writing and removing.
 
-A store from a stranger could have any file of the machine read or written by them. Only the store's own folder may be
-a link.
+By a link, a stranger's store could have any file of the machine read or overwritten. Only the store's own folder may
+be a link.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from embedx.errors import StoreError
 
 
 def path_inside(root: Path, relative: str, known: set[str] | None = None) -> str:
-    """The place of something in the store at `root`, whether it is there already or not.
+    """Returns the path of a file or folder in the store, which need not exist.
 
     Args:
-        root: The store.
-        relative: What to find, by its path in the store.
-        known: Places that were seen to be no links, and need not be looked at again; gets those that are seen now.
+        root: The store's folder.
+        relative: The path in the store.
+        known: The paths that are known to be no links; those that are checked now are added.
 
     Raises:
-        StoreError: If a link stands there or on the way there.
+        StoreError: If the path, or a folder on the way to it, is a link.
     """
     path = os.fspath(root)
     for part in relative.split("/"):
@@ -33,7 +33,7 @@ def path_inside(root: Path, relative: str, known: set[str] | None = None) -> str
             continue
         if os.path.islink(path):
             raise StoreError(
-                f"{path} is a link, and those in a store are not followed; put what it leads to in its place"
+                f"{path} is a link, and links in a store are not followed; replace it with the file that it leads to"
             )
         if known is not None:
             known.add(path)
@@ -41,10 +41,10 @@ def path_inside(root: Path, relative: str, known: set[str] | None = None) -> str
 
 
 def regular_file(root: Path, relative: str) -> Path:
-    """The path of a file in the store at `root` that can be opened: no link, pipe or device.
+    """Returns the path of a file in the store, after checking that it is no link, pipe or device.
 
     Raises:
-        StoreError: If there is none.
+        StoreError: If there is no such file.
     """
     path = Path(path_inside(root, relative))
     try:
@@ -52,12 +52,12 @@ def regular_file(root: Path, relative: str) -> Path:
     except OSError as error:
         raise StoreError(f"{path}: can't be read ({error.strerror})") from error
     if not stat.S_ISREG(mode):
-        raise StoreError(f"{path} is not a plain file")
+        raise StoreError(f"{path} is not a regular file")
     return path
 
 
 def regular_files(root: Path, depth: int) -> Iterator[Path]:
-    """The plain files at most `depth` folders below `root`."""
+    """Yields the regular files at most `depth` folders below `root`."""
     for folder, folders, names in os.walk(root):
         path = Path(folder)
         if len(path.relative_to(root).parts) == depth:

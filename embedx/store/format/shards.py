@@ -36,17 +36,17 @@ _DTYPES = (
     | {"int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8"}
     | {"uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8"}
 )
-"""Of the types that safetensors knows, those of which torch can choose rows: torch's names and safetensors' own."""
+"""The safetensors types of which torch can choose rows, by torch's names."""
 
 _JSON = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
-"""As safetensors' own library writes it."""
+"""The spelling of JSON in safetensors' own library."""
 
 
 class ShardEntry(NamedTuple):
-    """What a unit's index table says of one of its shards."""
+    """The description of a shard in its unit's index table."""
 
     path: str
-    """Relative to the store."""
+    """The path in the store."""
     group: str | None
     rows: int
     bytes: int
@@ -54,9 +54,9 @@ class ShardEntry(NamedTuple):
 
 
 class ShardHeader(NamedTuple):
-    """What a shard says of itself, as JSON under the key `embedx` of its safetensors metadata.
+    """The description of a shard in itself, as JSON under the key `embedx` of its safetensors metadata.
 
-    One key, because safetensors writes several in an order that changes from run to run.
+    It is one key, because safetensors writes several in an order that changes from run to run.
     """
 
     format: int
@@ -67,33 +67,36 @@ class ShardHeader(NamedTuple):
     """The recipe's fingerprint."""
 
 
-@functools.cache  # as numpy takes long to tell it
+@functools.cache  # as numpy takes long to find it
 def dtype_name(dtype: torch.dtype | np.dtype[Any]) -> str:
-    """Torch's name of a type of numbers, which is numpy's too where that has it, as in `float32`."""
+    """Returns torch's name of a type of numbers, such as `float32`; numpy has the same names."""
     return str(dtype).removeprefix("torch.")
 
 
 def form(tensor: Tensor) -> str:
-    """Type and shape, but for the number of rows, as in `float32 [N, 512]`: one for all tensors of a name."""
+    """Words type and shape without the number of rows, such as `float32 [N, 512]`; all tensors of a name share it."""
     return f"{dtype_name(tensor.dtype)} [{', '.join(['N', *map(str, tensor.shape[1:])])}]"
 
 
 def encode_shard(
     path: str, tensors: Mapping[str, Tensor | np.ndarray[Any, Any]], header: ShardHeader
 ) -> tuple[ShardEntry, list[bytes | memoryview]]:
-    """Makes one shard's file, in the form of https://github.com/huggingface/safetensors#format.
+    """Encodes one shard's file, in the format of https://github.com/huggingface/safetensors#format.
 
-    No tensor is copied, which the library's own `save` does twice. Those of longer numbers come first, so that each
-    is aligned.
+    No tensor is copied, whereas the library's own `save` copies each twice. Tensors of longer numbers come first, so
+    that each is aligned.
 
     Args:
-        path: Where the shard goes, relative to the store.
+        path: The path of the shard in the store.
         tensors: `embeddings` [N, D] or [N, T, D], `index` [N] int64, `targets` [N] int64 where known, and one
             tensor [N, ...] per extra layer; contiguous, on the CPU; of torch or of numpy.
-        header: What the shard says of itself.
+        header: The shard's description of itself.
 
     Returns:
-        What the index table says of it, and its bytes, in parts.
+        The description for the index table, and the file's bytes, in parts.
+
+    Raises:
+        StoreError: If a shard can't hold numbers of a tensor's type.
     """
     described: dict[str, Any] = {"__metadata__": {HEADER_KEY: canonical_json(header._asdict())}}
     parts: list[bytes | memoryview] = []
@@ -117,21 +120,21 @@ def encode_shard(
 
 
 def _bytes_of(tensor: Tensor | np.ndarray[Any, Any]) -> memoryview:
-    """A tensor's memory, of a machine on which the first byte of a number is its lowest."""
-    import torch  # only here, as a store that is up to date needs it not
+    """Returns a tensor's memory, in which the first byte of a number must be its lowest, as safetensors wants it."""
+    import torch  # only here, as a store that is up to date does not need it
 
     array = tensor.reshape(-1).view(torch.uint8).numpy() if isinstance(tensor, torch.Tensor) else tensor
     return array.data.cast("B")
 
 
 def open_shard(path: Path) -> AbstractContextManager[Any]:
-    """Maps a shard's file: `get_tensor(name)` of what this yields reads no more than it touches.
+    """Maps a shard's file; `get_tensor(name)` of the open shard reads the numbers when they are touched.
 
-    Its tensors have one row at least, as many in each, and lie in the file in full: what is made from them is no
-    larger than what is there.
+    All tensors have the same number of rows, at least one, and lie in the file in full, so that none takes more memory
+    than the file has bytes.
 
     Raises:
-        StoreError: If the file is not there or not a shard.
+        StoreError: If the file does not exist or is not a shard.
     """
     try:
         shard = cast(AbstractContextManager[Any], safe_open(path, framework="pt"))
@@ -143,10 +146,10 @@ def open_shard(path: Path) -> AbstractContextManager[Any]:
 
 
 def read_header(shard: Any) -> ShardHeader:
-    """The header of an open shard.
+    """Returns the header of an open shard.
 
     Raises:
-        StoreError: If it has none, or one of another format.
+        StoreError: If the shard has no header, or one of another format.
     """
     try:
         header: ShardHeader = typed(parse_json((shard.metadata() or {})[HEADER_KEY]), ShardHeader)
@@ -158,7 +161,7 @@ def read_header(shard: Any) -> ShardHeader:
 
 
 def _check_tensors(shard: Any) -> None:
-    """Raises a ValueError if these are not a shard's tensors."""
+    """Raises a ValueError if the names, types and shapes are not those of a shard's tensors."""
     slices = {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118  (not a mapping)
     shapes = {name: one.get_shape() for name, one in slices.items()}
     if missing := {EMBEDDINGS, INDEX} - shapes.keys():

@@ -1,4 +1,4 @@
-"""JSON that anybody may have written: what comes out has the types it is said to have, or there is a ValueError."""
+"""JSON that anybody may have written, parsed into values of the stated types, or refused with a ValueError."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ T = TypeVar("T")
 
 
 def parse_json(data: bytes | str) -> Any:
-    """Reads JSON as its standard has it: no key twice in an object, no NaN, and nothing nested out of all measure.
+    """Parses JSON as its standard has it: no key twice in an object, no NaN, and no more than 50 levels.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If the data is no such JSON.
     """
     try:
         value = json.loads(
             data, object_pairs_hook=_object, parse_constant=_no_number, parse_float=lambda text: _finite(float(text))
         )
     except RecursionError as error:
-        raise ValueError("it is nested too deep") from error
+        raise ValueError("it is nested too deeply") from error
     _check_depth(value, 0)
     return value
 
 
 def typed(value: Any, kind: Any, name: str = "it") -> Any:
-    """Gives parsed JSON the type that annotations state: an object becomes a NamedTuple, an array a tuple.
+    """Converts parsed JSON to the type that an annotation states: an object to a NamedTuple, an array to a tuple.
 
     Args:
-        value: Of `parse_json`.
-        kind: A NamedTuple, or what may stand in one: str, bool, int (from 0 to 2⁶³ - 1), float, None, Any, a class
-            with `from_json(value, name)`, and dict, list, tuple and unions of them.
-        name: What the value is called in the error.
+        value: The result of `parse_json`, or a part of it.
+        kind: A NamedTuple, or a type that may stand in one: str, bool, int (from 0 to 2⁶³ - 1), float, None, Any, a
+            class with `from_json(value, name)`, and dict, list, tuple and unions of them.
+        name: The name of the value in the error.
 
     Raises:
-        ValueError: If it has another type.
+        ValueError: If the value has another type.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
@@ -68,15 +68,20 @@ def typed(value: Any, kind: Any, name: str = "it") -> Any:
 
 
 def fields(value: Any, kinds: dict[str, Any], name: str = "it") -> dict[str, Any]:
-    """The entries of an object that has those named in `kinds`, each of its type, and no others.
+    """Returns the entries of an object, after checking that it has those in `kinds`, each of its type, and no others.
+
+    Args:
+        value: The parsed JSON.
+        kinds: The type of each entry, by its name.
+        name: The name of the object in the error.
 
     Raises:
-        ValueError: If it is not such an object.
+        ValueError: If the value is not such an object.
     """
     if not isinstance(value, dict):
         raise ValueError(f"{name} is {_short(value)}, which is no object")
     if value.keys() != kinds.keys():
-        raise ValueError(f"{name} has {_names(value)}, where {_names(kinds)} are to be")
+        raise ValueError(f"{name} has {_names(value)}, and must have {_names(kinds)}")
     return {key: typed(value[key], kind, key) for key, kind in kinds.items()}
 
 
@@ -99,7 +104,7 @@ def _finite(number: float) -> float:
 
 def _check_depth(value: Any, depth: int) -> None:
     if depth > _DEEPEST:
-        raise ValueError("it is nested too deep")
+        raise ValueError("it is nested too deeply")
     for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         _check_depth(item, depth + 1)
 

@@ -1,1 +1,1 @@
-"""Reading a store."""
+"""The readers of a store."""

@@ -1,4 +1,4 @@
-"""Reading a store: `embedx.open(path)`.
+"""Reads a store: `embedx.open(path)`.
 
 Shapes: N rows, D embedding dimension, T tokens.
 """
@@ -23,7 +23,7 @@ from embedx.store.format.index import INDEX_SCHEMA, UnitEntry, read_entry, read_
 from embedx.store.format.manifest import Manifest
 from embedx.store.format.shards import ShardEntry, dtype_name
 
-if TYPE_CHECKING:  # else only where tensors are read: what a store says of itself is told without
+if TYPE_CHECKING:  # torch is imported where tensors are read; the manifest and the index tables need none
     from torch import Tensor
 
 Framework = Literal["numpy", "torch"]
@@ -44,12 +44,12 @@ Group = str | Literal[_NoGroup.NO_GROUP] | None
 
 @dataclasses.dataclass(frozen=True)
 class Embeddings:
-    """Rows of a store, each with the input it comes from; `table` has all columns of the index table."""
+    """Rows of a store, each with the input it comes from."""
 
     embeddings: Any
     """[N, D] or [N, T, D], as a numpy array or a torch tensor."""
     table: pa.Table
-    """The N rows of the index tables, in the same order."""
+    """The N rows of the index tables, in the same order, with all columns."""
 
     def __len__(self) -> int:
         return len(self.table)
@@ -66,7 +66,7 @@ class Embeddings:
 
     @cached_property
     def targets(self) -> Any:
-        """[N] int64, -1 where unknown; None if no row has a target. Of the same kind as `embeddings`."""
+        """The targets [N] int64, -1 where unknown, of the same kind as `embeddings`; None if no row has a target."""
         column = self.table["target"]
         if column.null_count == len(column):
             return None
@@ -80,7 +80,7 @@ class Embeddings:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One shard, its file mapped: numbers are read when they are touched."""
+    """One shard, whose file is mapped: numbers are read when they are touched."""
 
     path: Path
     split: str
@@ -90,7 +90,7 @@ class Shard:
 
 
 class Store:
-    """A store on disk. Only committed units are seen; `complete` tells whether that is all of them."""
+    """A store on disk, as far as its units are committed; `complete` tells whether all of them are."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -107,33 +107,44 @@ class Store:
 
     @property
     def complete(self) -> bool:
-        """Whether every input of the plan is in the store."""
+        """True if every input of the plan is in the store."""
         return self.manifest.complete
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """All that determines an embedding's value."""
+        """All that determines an embedding's value, as JSON."""
         return self.manifest.recipe.to_json()
 
     @cached_property
     def units(self) -> dict[Path, UnitEntry]:
-        """The committed units, by their index table, in order."""
+        """The committed units, by the path of their index table, in order."""
         return {path: read_entry(path) for path in layout.index_files(self.path).values()}
 
     @property
     def splits(self) -> list[str]:
-        """Names of the splits, in the order they were given."""
+        """The names of the splits, in the order in which they were given."""
         found = dict.fromkeys(entry.split for entry in self.units.values())
         return list(dict.fromkeys([*self.manifest.plan.splits, *found]))
 
     def groups(self, split: str) -> list[Group]:
-        """A split's groups, in order, NO_GROUP for rows without one; empty if the store has no group key."""
+        """Returns a split's groups, in order.
+
+        NO_GROUP stands for rows without a group; a store without a group key has no groups.
+        """
         if not self.manifest.plan.grouped:
             return []
         return list(dict.fromkeys(_group_of(entry) for _, entry in self._shards(split, None)))
 
     def index(self, split: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
-        """The index table of a split, or of all, or some of its columns: one row per input, in plan order."""
+        """Reads the index tables of a split as one table, with one row per input, in plan order.
+
+        Args:
+            split: The name of the split; None for all splits.
+            columns: The names of the columns to read; None for all.
+
+        Raises:
+            StoreError: If there is no such split, or an index table is damaged.
+        """
         if split is not None:
             self._require_split(split)
         return _concat([read_index(path, columns) for path, unit in self.units.items() if split in (None, unit.split)])
@@ -149,16 +160,17 @@ class Store:
         """Reads the rows of a split, or of one of its groups, in plan order.
 
         Args:
-            split: The split's name.
-            group: Only this group's rows; NO_GROUP: those without one.
-            framework: `numpy` or `torch`. As numpy has no bfloat16 and float8, those numbers become float32 there.
-            name: Which tensor: `embeddings`, or an extra layer's name.
+            split: The name of the split.
+            group: The only group to read; NO_GROUP for the rows without one, None for all rows.
+            framework: The kind of arrays, `numpy` or `torch`. Numpy has no bfloat16 and float8; those numbers become
+                float32 there.
+            name: The name of the tensor: `embeddings`, or an extra layer's.
 
         Returns:
-            embeddings [N, D] with their keys, targets and groups.
+            The embeddings [N, D] with their keys, targets and groups.
 
         Raises:
-            StoreError: If split, group or tensor are not there, or a file is damaged.
+            StoreError: If there is no such split, group or tensor, or a file is damaged.
         """
         self._require_split(split)
         if group is not None and group not in (groups := self.groups(split)):
@@ -184,10 +196,15 @@ class Store:
     def iter_shards(
         self, split: str | None = None, group: Group = None, *, framework: Framework = "numpy"
     ) -> Iterator[Shard]:
-        """Goes through the shards, mapping each file instead of reading it whole.
+        """Yields the shards one by one, with their files mapped instead of read.
+
+        Args:
+            split: The name of the split; None for all splits.
+            group: The only group whose shards are wanted; NO_GROUP for the rows without one, None for all.
+            framework: The kind of arrays, `numpy` or `torch`.
 
         Raises:
-            StoreError: If the split is not there, or a file is damaged.
+            StoreError: If there is no such split, or a file is damaged.
         """
         if split is not None:
             self._require_split(split)
@@ -222,7 +239,7 @@ def _concat(tables: list[pa.Table]) -> pa.Table:
     try:
         return pa.concat_tables(tables or [INDEX_SCHEMA.empty_table()], promote_options="permissive")
     except pa.ArrowException as error:
-        raise StoreError(f"the index tables' columns do not go together ({error})") from error
+        raise StoreError(f"the index tables' columns do not fit together ({error})") from error
 
 
 def _as(framework: Framework, tensor: Tensor) -> Any:

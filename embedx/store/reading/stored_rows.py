@@ -1,4 +1,4 @@
-"""Rows of a store's tensors by their place, in any order: each shard's file is mapped, and read where it is touched."""
+"""Reads rows of a store's tensors by their place, in any order; shards are mapped, and read where they are touched."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class StoredRows:
     """The rows of a store's shards, N of them at a time.
 
     Args:
-        root: The store.
+        root: The store's folder.
         units: The units whose shards are read.
     """
 
@@ -104,12 +104,12 @@ def open_named_shard(root: Path, unit: UnitEntry, entry: ShardEntry) -> Abstract
     """Maps a shard, and checks that it is the one that its unit names.
 
     Args:
-        root: The store.
-        unit: The unit.
+        root: The store's folder.
+        unit: The unit that names the shard.
         entry: The unit's entry for the shard.
 
     Raises:
-        StoreError: If the file is not there, or not that shard.
+        StoreError: If the file does not exist, or is not that shard.
     """
     shard = open_shard(regular_file(root, entry.path))
     if read_header(shard) != ShardHeader(FORMAT, unit.split, entry.group, unit.unit, unit.recipe):

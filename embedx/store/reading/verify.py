@@ -92,7 +92,7 @@ def _check_keys(keys: dict[str, list[pa.Array]]) -> Iterator[str]:
     for split, chunks in keys.items():
         counts = pc.value_counts(pa.chunked_array(chunks, pa.string()))
         for key in counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist():
-            yield f"split {split!r}: the key {key!r} stands there more than once"
+            yield f"split {split!r}: the key {key!r} occurs more than once"
 
 
 def _strangers(store: Store, known: set[str]) -> Iterator[str]:
@@ -115,7 +115,7 @@ def _check_unit(
     """Checks an index table and its shards.
 
     Args:
-        store: The store.
+        store: The store that is checked.
         relative: The path of the index table in the store.
         unit: The description of the unit in the index table.
         table: The rows of the index table.

@@ -1,1 +1,1 @@
-"""Checks that only a stranger's store needs."""
+"""The checks that only a stranger's store needs."""

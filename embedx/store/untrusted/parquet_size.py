@@ -1,8 +1,9 @@
-"""What a Parquet file will take in memory, told before any of it is unpacked.
+"""Tells how much memory a Parquet file takes, before any of it is unpacked.
 
-A few bytes of Parquet can stand for any number of rows and bytes: zstd, runs of equal values and dictionaries see to
-that, and the sums in a file's footer are only what its writer says they are. What is unpacked follows from the headers
-of its pages, which are read here; and so is the footer, as pyarrow ends the process over some that are damaged.
+A few bytes of Parquet can stand for any number of rows and bytes, by zstd, runs of equal values and dictionaries, and
+the sums in a file's footer may be false. The headers of the pages tell what is unpacked, and they are read here. The
+footer is read here too, as pyarrow ends the process over some damaged ones. Only stores are read so, whose writers pin
+their Parquet options (see `index.PARQUET_OPTIONS`).
 
 Source: https://github.com/apache/parquet-format (README.md, src/main/thrift/parquet.thrift)
 """
@@ -25,7 +26,7 @@ _DATA_PAGE, _DICTIONARY_PAGE = 0, 2
 _BYTE_ARRAY = 6
 _REPEATED = 2
 SLOT_BYTES = 16
-"""More than what a value takes beside its characters: number or offset, and validity."""
+"""The bytes that a value takes at most besides its characters: its number or offset, and its validity."""
 _LENGTH_BYTES = 4
 _DEEPEST = 50
 
@@ -40,40 +41,40 @@ _COLUMN: Spec = {
 _GROUP: Spec = {1: (STRUCT, {3: (STRUCT, _COLUMN)}), 4: (STRUCT, {})}
 _FOOTER: Spec = {2: (STRUCT, {}), 4: (STRUCT, _GROUP), 5: (STRUCT, {}), 7: (STRUCT, {})}
 _CHUNK_FIELDS = frozenset({2, 3, 4, 5, 6, 7})
-"""Neither another file's path nor what is needed for ciphers."""
+"""The fields that a column chunk may have; those for another file's path and for ciphers are not among them."""
 
 
 class Extent(NamedTuple):
-    """How large a file becomes when it is unpacked."""
+    """The size of a file when it is unpacked."""
 
     most: int
-    """Bytes; more only by what texts grow that stand in a dictionary once and in the rows often."""
+    """The number of bytes, where a text in a dictionary counts once, however often it occurs in the rows."""
     row: int
-    """The bytes that one row's texts from dictionaries can have."""
+    """The largest number of bytes that the texts from dictionaries can have in one row."""
 
 
 class _Leaf(NamedTuple):
-    """A column as the schema has it."""
+    """A column, as the schema describes it."""
 
     type: int
     width: int
-    """Bytes that a value takes, beside its characters."""
+    """The number of bytes that a value takes, besides its characters."""
     repeated: bool
-    """Whether a row can have several values."""
+    """True if a row can have several values."""
 
 
 class _Page(NamedTuple):
     kind: int
     values: int
     size: int
-    """Unpacked."""
+    """The number of bytes when it is unpacked."""
 
 
 def extent(data: bytes) -> Extent:
-    """How large the Parquet file with these contents becomes.
+    """Returns how large the Parquet file with these bytes becomes.
 
     Raises:
-        ValueError: If it has not the form in which embedx writes, or its parts contradict each other.
+        ValueError: If embedx writes no such files, or the file's parts contradict each other.
     """
     footer = _footer(io.BytesIO(data))
     leaves = _leaves(footer.get(2, LIST))
@@ -81,7 +82,7 @@ def extent(data: bytes) -> Extent:
     for group in footer.get(4, LIST):
         group_rows, chunks = group.get(3, I64), group.get(1, LIST)
         if group_rows < 0 or len(chunks) != len(leaves):
-            raise ValueError(f"it has {len(chunks)} columns of {group_rows} rows, where there are {len(leaves)}")
+            raise ValueError(f"it has {len(chunks)} columns of {group_rows} rows, but the schema has {len(leaves)}")
         rows += group_rows
         for leaf, chunk in zip(leaves, chunks, strict=True):
             values = size = longest = 0
@@ -101,10 +102,10 @@ def extent(data: bytes) -> Extent:
 
 
 def key_values(file: BinaryIO) -> dict[bytes, bytes]:
-    """What the writer of a Parquet file noted in its footer; no more of it is read.
+    """Reads the key-value metadata from the footer of a Parquet file, and no more of the file.
 
     Raises:
-        ValueError: If it has not the form in which embedx writes.
+        ValueError: If embedx writes no such files.
     """
     entries = _footer(file).get(5, LIST, [])
     return {entry.get(1, BINARY): entry.get(2, BINARY, b"") for entry in entries}
@@ -125,9 +126,9 @@ def _footer(file: BinaryIO) -> Struct:
 
 
 def _leaves(elements: list[Struct]) -> list[_Leaf]:
-    """The columns of a schema, which is a tree in the order of its text."""
+    """Returns the columns of a schema, a tree whose nodes are listed parents first."""
     leaves: list[_Leaf] = []
-    above: list[tuple[int, bool]] = []  # of each group that is open: children still to come, whether it is repeated
+    above: list[tuple[int, bool]] = []  # for each open group: the children still to come, and whether it is repeated
     for position, element in enumerate(elements):
         children = element.get(5, I32, 0)
         repeated = element.get(3, I32, 0) == _REPEATED or any(repeated for _, repeated in above)
@@ -150,7 +151,7 @@ def _leaves(elements: list[Struct]) -> list[_Leaf]:
 
 
 def _pages(data: bytes, leaf: _Leaf, chunk: Struct) -> Iterator[_Page]:
-    """The pages of a column chunk, as Arrow finds them."""
+    """Yields the pages of a column chunk, as Arrow finds them."""
     column = chunk.get(3, STRUCT)
     if not chunk.fields.keys() <= _CHUNK_FIELDS or column.get(4, I32) not in _CODECS or column.get(1, I32) != leaf.type:
         raise ValueError("a column is not of the kinds that embedx writes")

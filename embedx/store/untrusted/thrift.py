@@ -1,7 +1,7 @@
-"""Thrift's compact protocol, in which Parquet writes its headers: just enough to read them, and nothing lenient.
+"""Reads Thrift's compact protocol, the format of Parquet's headers, as far as they need it.
 
-Arrow's reader takes what two fields of one number, a number beyond its type, or a list of another type say in its own
-way. What could be read in two ways is refused here, so that both read the same.
+Arrow has its own reading of two fields with one number, a number beyond its type, or a list of another type. Bytes that
+can be read in two ways are refused here, so that both readers read the same.
 
 Source: https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
 """
@@ -14,7 +14,7 @@ BOOLEANS = (1, 2)
 BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, STRUCT = 3, 4, 5, 6, 7, 8, 9, 10, 12
 
 Spec = dict[int, tuple[int, "Spec"]]
-"""Of a struct's fields that are structs or lists of a known type: the type of the elements, and what stands in them."""
+"""The fields of a struct that are structs, or lists of a known type: the type of the elements, and their own fields."""
 
 _BITS = {I16: 16, I32: 32, I64: 64}
 _DEEPEST = 20
@@ -23,12 +23,21 @@ _LONGEST_VARINT = 10
 
 
 class Struct(NamedTuple):
-    """A struct: (type, value) by field number."""
+    """A struct, as (type, value) by the number of the field."""
 
     fields: dict[int, tuple[int, Any]]
 
     def get(self, number: int, kind: int, default: Any = None) -> Any:
-        """A field's value, or a ValueError if it has none, or one of another type, and there is no default."""
+        """Returns a field's value, or the default if the struct lacks the field.
+
+        Args:
+            number: The number of the field.
+            kind: The type that the field must have.
+            default: The value of a field that is missing; None makes the field necessary.
+
+        Raises:
+            ValueError: If the field has another type, or is missing and necessary.
+        """
         found, value = self.fields.get(number, (kind, default))
         if found != kind or value is None:
             raise ValueError(f"a header has no field {number} of type {kind}")
@@ -36,10 +45,19 @@ class Struct(NamedTuple):
 
 
 def read_struct(data: bytes, at: int, spec: Spec, depth: int = 0) -> tuple[Struct, int]:
-    """The struct that begins at `at`, and where it ends.
+    """Reads a struct.
+
+    Args:
+        data: The bytes of a file or of a header.
+        at: The position at which the struct begins.
+        spec: The known types of the struct's lists and structs.
+        depth: The number of structs and lists around it.
+
+    Returns:
+        The struct, and the position behind it.
 
     Raises:
-        ValueError: If there is none, or one that could be read in another way too.
+        ValueError: If no struct begins there, or one that could be read in another way too.
     """
     fields: dict[int, tuple[int, Any]] = {}
     number = 0
@@ -72,7 +90,7 @@ def _value(data: bytes, at: int, kind: int, known: tuple[int, Spec] | None, dept
     if kind in (BYTE, *BOOLEANS):  # booleans in a list
         return _byte(data, at)
     if depth == _DEEPEST:
-        raise ValueError("a header is nested too deep")
+        raise ValueError("a header is nested too deeply")
     if kind == STRUCT:
         return read_struct(data, at, known[1] if known else {}, depth + 1)
     if kind in (LIST, SET):

@@ -1,1 +1,1 @@
-"""Writing a store."""
+"""The writers of a store: one run's hold of it, and the process that commits its units."""

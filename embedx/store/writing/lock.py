@@ -13,12 +13,15 @@ from embedx.store.format.layout import MANIFEST
 
 
 class StoreLock:
-    """An exclusive `flock` on a file in the store; the system releases it when the holder ends, however.
+    """An exclusive `flock` on a file in the store; the system releases it when its process ends in any way.
+
+    Args:
+        root: The store's folder, which must exist.
 
     Raises:
-        StoreLockedError: If another process holds it; the message names that process.
-        ConfigError: If the file can't be made or locked where there is no store yet.
-        StoreError: If it can't in a store, or for a reason that lies in the machine.
+        StoreLockedError: If another process holds the lock; the message names that process.
+        ConfigError: If the file can't be made or locked in a folder that is no store yet.
+        StoreError: If it can't be made or locked in a store, or because of the machine.
     """
 
     def __init__(self, root: Path) -> None:
@@ -30,8 +33,8 @@ class StoreLock:
             raise output_error(root, "can't be locked", error, is_store=is_store) from error
 
     def release(self) -> None:
-        """Lets go of the store. The file stays, for the next holder."""
-        with contextlib.suppress(OSError):  # of a disk that has failed; the name in the file is of no use then
+        """Releases the lock. The file stays, for the next holder."""
+        with contextlib.suppress(OSError):  # the disk may have failed; the holder's name in the file does no harm
             os.ftruncate(self._descriptor, 0)
         os.close(self._descriptor)
 
@@ -56,7 +59,7 @@ class StoreLock:
             os.close(descriptor)
 
     def _is_in_place(self, descriptor: int) -> bool:
-        """Whether the file that is locked has its name still; one that its last holder removed protects nothing."""
+        """Tells whether the locked file still has its name; a file that its last holder removed protects nothing."""
         try:
             return os.path.samestat(os.fstat(descriptor), os.stat(self.path))
         except FileNotFoundError:

@@ -34,14 +34,14 @@ from embedx.system.machine import return_large_blocks
 from embedx.system.processes import START_METHOD, start_fork_server, tie_to_parent
 
 _QUEUE_LENGTH = 8
-"""Batches that may wait; beyond it `put` waits, so that a slow disk costs time and not memory."""
+"""The number of batches that may wait; then `put` waits, so that a slow disk costs time and not memory."""
 _POLL_SECONDS = 0.2
 _ABORT_SECONDS = 2.0
 _LONGEST_SUMMARY = 2000
 
 
 class _Item(NamedTuple):
-    """What the queue carries of a batch."""
+    """The part of a batch that goes through the queue."""
 
     unit: Unit
     places: dict[str, TensorPlace]
@@ -49,7 +49,7 @@ class _Item(NamedTuple):
 
 
 class _Failure(NamedTuple):
-    """What the child tells of its error: texts, as the error itself may not pass through a pipe."""
+    """The child's report of its error: texts, as the error itself may not pass through a pipe."""
 
     summary: str
     traceback: str
@@ -63,12 +63,12 @@ class _Failure(NamedTuple):
 
 
 class WriterProcess:
-    """The parent's hold of the writer process.
+    """The writer process, as the parent sees it.
 
     Args:
-        terms: The store that is written.
-        first: The first batch's tensors; what is put later in one batch may be smaller or larger, but not its rows.
-        buffer_factory: What gathers and commits units, in the child; picklable.
+        terms: The terms of the store to write.
+        first: The tensors of the first batch, which give the size of a slot; later batches may have more or fewer rows.
+        buffer_factory: The class that gathers and commits units in the child; it must be picklable.
     """
 
     def __init__(
@@ -107,7 +107,10 @@ class WriterProcess:
     def put(self, batch: UnitBatch) -> None:
         """Hands a batch over, waiting while the queue is full. Its tensors may be overwritten afterwards.
 
-        The identities are pickled here and not in the queue's own thread, which would drop what it can't pickle.
+        The identities are pickled here, as the queue's own thread would drop an item that it can't pickle.
+
+        Args:
+            batch: The rows of one unit; a batch that is larger than the first one is handed over in parts.
 
         Raises:
             WriterError: If the process has failed.
@@ -123,17 +126,17 @@ class WriterProcess:
         else:
             size = sum(tensor.nbytes for tensor in batch.tensors.values())
             raise StoreError(
-                f"{batch.unit}: a row has {size} bytes, more than the whole first batch; all have one shape"
+                f"{batch.unit}: a row has {size} bytes, more than the whole first batch; give all rows one shape"
             )
 
     def close(self) -> None:
-        """Has the last unit committed and the process end.
+        """Waits until the process has committed the last unit and ended.
 
         Raises:
             WriterError: If anything that was put is not committed.
         """
         self._send(None)
-        # The report is received before the child is waited for, which can't end while the pipe is full of it.
+        # The report is received first, as the child can't end while the pipe is full of it.
         connection.wait([self._report, self._process.sentinel])
         success = self._receive()
         self._process.join()
@@ -142,7 +145,7 @@ class WriterProcess:
         self._queue.close()
 
     def abort(self) -> None:
-        """Ends the process without committing the unit under way. Safe to call at any time."""
+        """Ends the process without committing the current unit. Safe to call at any time."""
         self._queue.cancel_join_thread()
         self._queue.close()
         for stop in (self._process.terminate, self._process.kill):
@@ -157,14 +160,14 @@ class WriterProcess:
                 return self._queue.put(item, timeout=_POLL_SECONDS)
 
     def _check(self) -> None:
-        """Raises a WriterError if the process reported one, or is gone without a report."""
+        """Raises a WriterError if the process has reported an error, or has ended without a report."""
         alive = self._process.is_alive()  # before the report is looked for: it is sent before the end
         self._receive()
         if not alive:
             raise self._gone()
 
     def _receive(self) -> bool:
-        """Takes the report, if there is one yet: True for success.
+        """Takes the report, if it is there; returns True if it tells of success.
 
         Raises:
             WriterError: If the report tells of an error.
@@ -178,16 +181,16 @@ class WriterProcess:
         if report is None:
             return True
         error = WriterError(
-            f"the writer process failed: {report.summary}; what it had committed stays, and once the cause "
-            "is gone, running again writes the rest"
+            f"the writer process failed: {report.summary}; the units that it committed stay, and once the cause is "
+            "gone, running again writes the rest"
         )
         error.add_note(f"in the writer process:\n{report.traceback}")
         raise error
 
     def _gone(self) -> WriterError:
         return WriterError(
-            f"the writer process {_cause_of_end(self._process.exitcode)} before all was written; what it "
-            "had committed stays, and running again writes the rest"
+            f"the writer process {_cause_of_end(self._process.exitcode)} before all was written; the units that it "
+            "committed stay, and running again writes the rest"
         )
 
 
@@ -204,14 +207,14 @@ def _run(
     terms: StoreTerms,
     buffer_factory: Callable[..., UnitBuffer],
 ) -> None:
-    """The child's main function."""
+    """Runs in the child: writes the units, and reports success or the error."""
     tie_to_parent("embedx-writer")
     return_large_blocks()
     pa.set_memory_pool(pa.system_memory_pool())  # arrow's own would keep what it has had
     torch.set_num_threads(1)
     try:
         _write_units(items, ring, terms, buffer_factory)
-    except BaseException as error:  # noqa: BLE001  (whatever it is, the parent must hear of it)
+    except BaseException as error:  # noqa: BLE001  (the parent must hear of any error)
         # Texts always pass through the pipe; the error itself may not be picklable.
         report.send(_Failure.of(error))
         raise SystemExit(1) from None

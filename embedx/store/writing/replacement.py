@@ -1,7 +1,7 @@
-"""How a new store takes the place of an old one, and what of a store is embedx's to remove.
+"""Puts a new store in the place of an old one, and removes the files of a store that embedx has written.
 
-The new store is written to a folder beside the old one. Once it is complete the two folders exchange their names in
-one step; then what embedx wrote of the old store is removed, and what others put there moves into the new one.
+The new store is written to a folder beside the old one. Once it is complete the two folders exchange their names in one
+step. Then the files that embedx wrote to the old store are removed, and all others move into the new one.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ def check_replaceable(out: Path) -> None:
     """Checks that another folder can take the place of `out`.
 
     Raises:
-        ConfigError: If not.
+        ConfigError: If `out` is a mount point, or holds the working directory.
     """
     if _is_mount_point(out):
         raise ConfigError(
-            f"--out {out} is a mount point, whose place no other folder can take, so that --overwrite, --update and "
-            f"--retry-rejected can't work on it; keep the store in a folder of its own below it, as {out / 'store'}"
+            f"--out {out} is a mount point, which no other folder can replace, so that --overwrite, --update and "
+            f"--retry-rejected don't work on it; keep the store in a folder below it, such as {out / 'store'}"
         )
     if out in (here := Path.cwd(), *here.parents):
         raise ConfigError(
-            f"--out {out} is, or holds, the working directory, which would be one that is removed afterwards, as "
-            f"another folder takes its place; run this from elsewhere, such as {out.parent}"
+            f"--out {out} is, or holds, the working directory, which would be removed, as another folder replaces it; "
+            f"run this from another folder, such as {out.parent}"
         )
 
 
@@ -49,7 +49,15 @@ def _is_mount_point(folder: Path) -> bool:
 
 
 def take_place(new: Path, out: Path) -> None:
-    """Puts a complete new store in the old one's place, and removes what embedx wrote of the old one."""
+    """Puts a complete new store in the old one's place, and removes the files that embedx wrote to the old one.
+
+    Args:
+        new: The folder of the new store.
+        out: The folder of the old store.
+
+    Raises:
+        OSError: If a folder can't be renamed, or a file can't be removed.
+    """
     old = new
     if not _exchange(new, out):
         # The file system can't exchange two names; between these two renames only `old` is readable.
@@ -61,13 +69,13 @@ def take_place(new: Path, out: Path) -> None:
 
 
 def recover(out: Path) -> None:
-    """Puts the old store back, where an exchange by two renames was interrupted between them."""
+    """Puts the old store back, if an exchange by two renames was interrupted between them."""
     if not out.exists() and _set_aside(out).exists():
         _set_aside(out).rename(out)
 
 
 def finish_removal(out: Path) -> None:
-    """Removes what is left of a store that `out` has replaced, where that was interrupted; `out` has to be locked."""
+    """Removes the rest of a store that `out` has replaced, if its removal was interrupted; `out` must be locked."""
     old = layout.staging_folder(out)
     if (old / LOCK).exists() and not os.path.lexists(old / layout.MANIFEST):
         remove_store(old, rescue_to=out)
@@ -76,13 +84,14 @@ def finish_removal(out: Path) -> None:
 
 
 def remove_store(root: Path, rescue_to: Path | None = None) -> None:
-    """Removes what embedx wrote to the store at `root`, and the folder if nothing else is left in it.
+    """Removes the files that embedx wrote to the store at `root`, and the folder if nothing else is left in it.
 
-    First the manifest, so that the rest is known to be one, and last the lock, by which it is known to be embedx's.
+    The manifest goes first, so that the rest is known to be half removed, and the lock last, as it shows that the rest
+    is embedx's.
 
     Args:
-        root: The store.
-        rescue_to: A store that takes over what others put there, except where something of that name is.
+        root: The folder of the store.
+        rescue_to: The store to which all other files move, unless it has something of the same name; None leaves them.
     """
     (root / layout.MANIFEST).unlink(missing_ok=True)
     sync_folder(root)
@@ -97,9 +106,9 @@ def remove_store(root: Path, rescue_to: Path | None = None) -> None:
 
 
 def our_shards(root: Path) -> Iterator[Path]:
-    """The shards of the store at `root`: those that an index table names, and those that say that they belong there.
+    """Yields the shards of the store at `root`: an index table names them, or their header says that they belong there.
 
-    A copy elsewhere in the folder, or a shard of another store below this one, is somebody's own.
+    A copy elsewhere in the folder, and a shard of another store below this one, belong to somebody else.
     """
     named: set[Path] = set()
     for path in _index_tables(root):
@@ -111,7 +120,7 @@ def our_shards(root: Path) -> Iterator[Path]:
 
 
 def _move_into(target: Path, folder: Path) -> None:
-    """Moves what is in a folder into another, except where something of that name is."""
+    """Moves the contents of a folder into another one, unless that has something of the same name."""
     for path in folder.iterdir():
         place = target / path.name
         with contextlib.suppress(OSError):
@@ -123,7 +132,7 @@ def _move_into(target: Path, folder: Path) -> None:
 
 
 def remove_empty_folders(folder: Path, root: Path) -> None:
-    """Removes `folder` and its parents below `root`, as far as they are empty."""
+    """Removes the folder and its parents below `root`, as long as they are empty."""
     with contextlib.suppress(OSError):
         while folder != root:
             folder.rmdir()
@@ -140,7 +149,7 @@ def _says_it_belongs(path: Path, root: Path) -> bool:
 
 
 def _index_tables(root: Path) -> list[Path]:
-    """Those that can be removed: none behind a link."""
+    """Returns the index tables that can be removed; there are none behind a link."""
     try:
         return list(layout.index_files(root).values())
     except StoreError:
@@ -152,11 +161,11 @@ def _set_aside(out: Path) -> Path:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchanges two names in one step, by Linux's `renameat2`; False where that can't be done."""
+    """Exchanges two names in one step, by Linux's `renameat2`; returns False where that is not possible."""
     at_working_directory, exchange = -100, 2
     try:
         renameat2 = ctypes.CDLL(None).renameat2
     except (OSError, AttributeError):
         return False
-    outcome: int = renameat2(at_working_directory, os.fsencode(one), at_working_directory, os.fsencode(other), exchange)
-    return outcome == 0
+    code: int = renameat2(at_working_directory, os.fsencode(one), at_working_directory, os.fsencode(other), exchange)
+    return code == 0

@@ -1,8 +1,8 @@
-"""A ring of slots in shared memory, through which batches' tensors pass from one process to the other.
+"""A ring of slots in shared memory, through which batches' tensors pass from one process to another.
 
-It is allocated once and inherited by the child. Item n of the queue between the two lies in slot n modulo their
-number; with two slots more than the queue has places (the item being written, and the one being read), a slot is
-free again by the time its turn comes.
+It is allocated once and inherited by the child. The tensors of batch n lie in slot n modulo the number of slots. There
+are two slots more than the queue has places, one for the batch being written and one for the batch being read, so that
+a slot is free again by the time its turn comes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ALIGNMENT = 64
 
 
 class TensorPlace(NamedTuple):
-    """Where in the shared memory a tensor lies."""
+    """The place of a tensor in the shared memory."""
 
     dtype: torch.dtype
     shape: torch.Size
@@ -27,12 +27,12 @@ class TensorPlace(NamedTuple):
 
 
 class SlotRing:
-    """The slots; picklable as an argument of a process that is being started, and only then.
+    """The slots; picklable only as an argument of a process that is being started.
 
     Args:
-        context: Of the two processes.
-        slot_bytes: What one slot holds, see `bytes_needed`.
-        queue_length: Items that may wait between the two processes.
+        context: The multiprocessing context of the two processes.
+        slot_bytes: The number of bytes in one slot, see `bytes_needed`.
+        queue_length: The largest number of items that wait between the two processes.
     """
 
     def __init__(self, context: BaseContext, slot_bytes: int, queue_length: int) -> None:
@@ -41,7 +41,15 @@ class SlotRing:
         self._memory = context.RawArray(ctypes.c_byte, max(1, self._slots * slot_bytes))
 
     def write(self, item: int, tensors: Mapping[str, Tensor]) -> dict[str, TensorPlace]:
-        """Copies the tensors of the given item, from wherever they are, into its slot."""
+        """Copies the tensors of an item, from any device, into its slot.
+
+        Args:
+            item: The number of the item, counted from 0.
+            tensors: The tensors by name.
+
+        Returns:
+            The places from which `read` takes the tensors.
+        """
         offset = item % self._slots * self.slot_bytes
         places = {}
         for name, tensor in tensors.items():
@@ -51,13 +59,13 @@ class SlotRing:
         return places
 
     def read(self, place: TensorPlace) -> Tensor:
-        """The tensor that lies there: no copy, and good until the next item is taken from the queue."""
+        """Returns the tensor at a place: no copy, and valid until the next item is taken from the queue."""
         memory = torch.frombuffer(self._memory, dtype=place.dtype, count=place.shape.numel(), offset=place.offset)
         return memory.view(place.shape)
 
 
 def bytes_needed(tensors: Mapping[str, Tensor]) -> int:
-    """Bytes of a slot that holds these tensors."""
+    """Returns the number of bytes of a slot that holds these tensors."""
     return sum(_padded(tensor.nbytes) for tensor in tensors.values())
 
 

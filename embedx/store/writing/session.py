@@ -233,8 +233,9 @@ class StoreSession:
         """Chooses what this run does at the output folder, and begins it."""
         before = existing_store(self.out)  # this time for good, as no other run changes it now
         self._began = before is None
-        has_units = bool(layout.index_files(self.out))
-        is_whole = before is not None and bool(before.updates) and self._is_whole(before)
+        kept = before if mode != "overwrite" else None  # a store that is replaced may be damaged
+        has_units = kept is not None and bool(layout.index_files(self.out))
+        is_whole = kept is not None and bool(kept.updates) and self._is_whole(kept)
         choice = choose(self.out, mode, before, self.manifest, has_units=has_units, is_whole=is_whole)
         if choice is Choice.REPLACE:
             self._stage()

@@ -15,7 +15,7 @@ Mode = Literal["create", "resume", "overwrite"]
 
 
 class Choice(enum.Enum):
-    """What a run does at the output folder."""
+    """The thing that a run does at the output folder."""
 
     CREATE = "create"
     """Begins a store: nothing is there that has to be kept."""

@@ -32,7 +32,7 @@ def whole_units(root: Path, recipe: str) -> dict[Place, UnitEntry]:
     """Returns the units that are whole, with the descriptions in their index tables.
 
     Args:
-        root: The store.
+        root: The store's folder.
         recipe: The fingerprint of the recipe that the units must have.
 
     Raises:
@@ -69,7 +69,7 @@ def add_up(root: Path, manifest: Manifest, out: Path) -> tuple[dict[str, SplitTo
     """Adds up the index tables, and checks that each split has as many inputs as the plan.
 
     Args:
-        root: The store.
+        root: The store's folder.
         manifest: The manifest with recipe and plan.
         out: The output folder, for the error's message.
 

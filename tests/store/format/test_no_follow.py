@@ -59,7 +59,7 @@ def test_no_link_is_followed_for_reading(store: Path, name: str) -> None:
 def test_a_pipe_is_not_waited_for(store: Path, name: str) -> None:
     (store / name).unlink()
     os.mkfifo(store / name)
-    with pytest.raises(StoreError, match="is not a plain file"):
+    with pytest.raises(StoreError, match="is not a regular file"):
         Store.open(store).load("train")
 
 

@@ -223,7 +223,7 @@ def test_units_that_do_not_go_together_are_found(tmp_path: Path) -> None:
             "but float32 [N, 3] in train/dog/shard-00000.safetensors"
             for group in ("dog", "cat")
         ),
-        "split 'train': the key 'key-3' stands there more than once",
+        "split 'train': the key 'key-3' occurs more than once",
     ]
 
 
