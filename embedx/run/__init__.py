@@ -1,1 +1,1 @@
-"""A run: determined, computed, updated, recomputed, summed up."""
+"""A run: `prepare` determines a `Job`, `extract` carries it out, `recompute` repeats a part of it."""

@@ -97,11 +97,9 @@ class Changes:
     @cached_property
     def counts(self) -> dict[str, int]:
         """The number of inputs with each verdict, by its name in lower case."""
-        counts = np.zeros(len(Verdict), np.int64)
-        for match in self.splits.values():
-            counts += np.bincount(match.verdicts, minlength=len(Verdict))
-        counts[Verdict.GONE] = len(self.gone)
-        return {verdict.label: int(counts[verdict]) for verdict in Verdict}
+        gone = np.full(len(self.gone), Verdict.GONE, np.int8)
+        verdicts = np.concatenate([gone, *(match.verdicts for match in self.splits.values())])
+        return {verdict.label: int((verdicts == verdict).sum()) for verdict in Verdict}
 
     @property
     def inputs_differ(self) -> bool:
@@ -187,7 +185,7 @@ def _match_by_content(
         match: The matches by key.
         contents: The sha256 of these inputs, by their row in the plan.
         rows_of: The stored rows whose content may be another input's now, by sha256.
-        unclaimed: [K] True for stored rows that no input has claimed; it is used up.
+        unclaimed: [K] True for stored rows that no input has claimed. It is modified in place.
         in_split: [K] True for stored rows of this split.
     """
     verdicts, slot, source_row = match.verdicts.copy(), match.slot.copy(), match.source_row.copy()
