@@ -46,8 +46,6 @@ class Evaluator(Callback):
         self.dataloader_idx = dataloader_idx
         self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
         """The number of rows of the last test by target and predicted class, [C, C] int64."""
-        self._train_rows, self._train_hits = 0, 0
-        self._reset()
 
     def on_train_epoch_start(self, trainer_state: TrainerState, model: nn.Module, loss_module: nn.Module) -> None:
         """Resets the counts."""
@@ -75,7 +73,10 @@ class Evaluator(Callback):
 
     def on_test_epoch_start(self, trainer_state: TrainerState, model: nn.Module) -> None:
         """Resets the counts."""
-        self._reset()
+        self.confusion.zero_()
+        self._loss, self._near_hits = 0.0, 0
+        self._scores: list[Tensor] = []
+        self._positives: list[Tensor] = []
 
     def on_test_batch_end(
         self,
@@ -118,12 +119,6 @@ class Evaluator(Callback):
         if self.num_classes == 2:
             metrics["average_precision"] = average_precision(torch.cat(self._scores), torch.cat(self._positives))
         return metrics
-
-    def _reset(self) -> None:
-        self.confusion.zero_()
-        self._loss, self._near_hits = 0.0, 0
-        self._scores: list[Tensor] = []
-        self._positives: list[Tensor] = []
 
 
 def average_precision(scores: Tensor, positives: Tensor) -> float:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
 from embedx.engine.callback import Callback
-from embedx.engine.state import Batch, Metrics, Outputs, TrainerState
+from embedx.engine.state import Batch, Outputs, TrainerState
 from embedx.heartbeat import Heartbeat
 
 
@@ -42,11 +42,10 @@ class ProgressBar(Callback):
         """Adds the batch's inputs."""
         self._display.advance(list(self.totals)[dataloader_idx], len(batch["index"]))
 
-    def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> Metrics:
+    def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> None:
         """Stops the display; callbacks that follow may still have much to do."""
         self._display.stop()
         self._heartbeat.say("finishing")
-        return {}
 
     def teardown(self) -> None:
         """Stops the display after an error as well, so that the terminal is left as it was."""
@@ -64,13 +63,12 @@ class _Bars:
             TimeRemainingColumn(),
             console=heartbeat.console,
         )
-        self._tasks: dict[str, TaskID] = {}
-        self._totals = totals
-        self._begun: dict[str, float] = {}
+        self._tasks = {
+            name: self._progress.add_task(name, total=total, rate=0.0, start=False) for name, total in totals.items()
+        }
+        self._begun: dict[str, tuple[float, int]] = {}
 
     def start(self) -> None:
-        for name, total in self._totals.items():
-            self._tasks[name] = self._progress.add_task(name, total=total, rate=0.0, start=False)
         self._heartbeat.hide()
         self._progress.start()
 
@@ -79,13 +77,12 @@ class _Bars:
         now = time.perf_counter()
         if name not in self._begun:
             # The rate counts from the end of the first batch, since that batch includes the start of the workers.
-            self._begun[name] = now
+            self._begun[name] = now, count
             self._progress.start_task(task)
-            self._first = count
         self._progress.advance(task, count)
-        seconds = now - self._begun[name]
-        done = self._progress.tasks[task].completed - self._first
-        self._progress.update(task, rate=done / seconds if seconds else 0.0)
+        begun, first = self._begun[name]
+        rate = (self._progress.tasks[task].completed - first) / (now - begun) if now > begun else 0.0
+        self._progress.update(task, rate=rate)
 
     def stop(self) -> None:
         self._progress.stop()
