@@ -5,14 +5,13 @@ Shapes: B images, C channels, D embedding dimension, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from embedx.errors import ConfigError
 from embedx.models.outputs import FrozenProgram
+from embedx.names import EMBEDDINGS
 from embedx.recipe import Preprocessing
 
 _GEM_POWER = 3.0
@@ -30,52 +29,41 @@ class Embedder(nn.Module):
         normalize: Whether vectors are scaled to unit L2 length.
     """
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        preprocessing: Preprocessing | None,
-        *,
-        pool: str,
-        normalize: bool,
-    ) -> None:
+    def __init__(self, backbone: nn.Module, preprocessing: Preprocessing | None, *, pool: str, normalize: bool) -> None:
         super().__init__()
         self.mean: Tensor
         self.std: Tensor
         self.backbone = backbone
         self.pool = pool
         self.normalize = normalize
-        if preprocessing is None:
-            return
-        # In units of the uint8 values, which saves the step that scales them to [0, 1].
-        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1) * 255, persistent=False)
+        self.of_images = preprocessing is not None
+        if preprocessing is not None:
+            # In units of the uint8 values, which saves the step that scales them to [0, 1].
+            self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1) * 255, persistent=False)
+            self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1) * 255, persistent=False)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Computes the features.
 
         Args:
-            images: The images [B, 3, H, W] uint8.
+            images: The images [B, 3, H, W] uint8, or features [B, D] or [B, T, D] where the inputs are not images.
 
         Returns:
             `embeddings` [B, D] first, then one entry per extra layer: [B, D], or unpooled. They are pooled and scaled
             in float32, whatever the backbone's precision, as sums in half precision lose bits or overflow.
         """
-        features = self.backbone(((images - self.mean) / self.std).to(_input_dtype(self.backbone)))
+        inputs = (images - self.mean) / self.std if self.of_images else images
+        features = self.backbone(inputs.to(_input_dtype(self.backbone)))
         if isinstance(features, Tensor):
-            features = {"embeddings": features}
+            features = {EMBEDDINGS: features}
         for name, value in features.items():
             if not isinstance(value, Tensor):
                 raise ConfigError(f"--layer {name} gives a {type(value).__name__}, no tensor; give a layer near it")
-        return finished(features, self.pool, normalize=self.normalize)
-
-
-def finished(features: Mapping[str, Tensor], pool: str, *, normalize: bool) -> dict[str, Tensor]:
-    """Pools features and scales them to unit length if asked to, in float32 throughout; `embeddings` come first."""
-    names = sorted(features, key="embeddings".__ne__)
-    pooled = {name: pool_features(features[name].float(), pool) for name in names}
-    if normalize:
-        return {name: functional.normalize(value, dim=channel_dim(value)) for name, value in pooled.items()}
-    return pooled
+        names = sorted(features, key=EMBEDDINGS.__ne__)
+        pooled = {name: pool_features(features[name].float(), self.pool) for name in names}
+        if self.normalize:
+            return {name: functional.normalize(value, dim=channel_dim(value)) for name, value in pooled.items()}
+        return pooled
 
 
 def _input_dtype(backbone: nn.Module) -> torch.dtype:

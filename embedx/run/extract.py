@@ -197,8 +197,8 @@ def _notices(job: Job, console: Console) -> None:
         console.print(f"--batch-size auto: {job.batch_size}", markup=False)
     if job.precision == "bf16" and not has_bf16(job.device):
         console.print(f"this {job.device.type.upper()} does not compute in bf16 itself: fp32 is faster", style="yellow")
-    if job.spec.weights.name == "random":
+    if job.spec.architecture.weights.name == "random":
         console.print(
-            f"random weights (seed {job.spec.weights.seed}): these embeddings mean nothing",
+            f"random weights (seed {job.spec.architecture.weights.seed}): these embeddings mean nothing",
             style="bold yellow",
         )

@@ -9,7 +9,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import version
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,7 +27,6 @@ from embedx.engine.loop import run_test
 from embedx.engine.state import Batch
 from embedx.errors import DeviceMemoryError
 from embedx.models.backbones import BackboneSpec
-from embedx.models.backbones.none import FeatureSpec
 from embedx.models.runtimes import choice as runtimes
 from embedx.models.runtimes.base import Runtime
 from embedx.recipe import Recipe
@@ -58,7 +57,7 @@ class Job:
     def decoder(self) -> DenseDecoder:
         """The decoder that turns an input's bytes into a row of the backbone's input."""
         if self.spec.preprocessing is None:
-            return FeatureDecoder(cast(FeatureSpec, self.spec).input_shape)
+            return FeatureDecoder(self.spec.input_shape)
         return ImageDecoder(self.spec.preprocessing, self.config.max_pixels)
 
     @property
@@ -89,9 +88,9 @@ class Job:
     def recipe(self) -> Recipe:
         """The recipe: all that determines the embeddings' values."""
         return Recipe(
-            backbone=self.spec.name,
+            backbone=self.spec.architecture.name,
             backbone_args=dict(self.spec.architecture.arguments),
-            weights=self.spec.weights.to_json(),
+            weights=self.spec.architecture.weights.to_json(),
             preprocessing=self.spec.preprocessing,
             layers=self.spec.layers,
             pooling=self.config.pool,
@@ -183,8 +182,8 @@ class Job:
     def describe(self) -> dict[str, Any]:
         """Returns the plan of the run as plain JSON values, for `--dry-run`."""
         return {
-            "backbone": self.spec.name,
-            "weights": self.spec.weights.to_json(),
+            "backbone": self.spec.architecture.name,
+            "weights": self.spec.architecture.weights.to_json(),
             "preprocessing": self.manifest.recipe.preprocessing,
             "tensors": {name: list(shape) for name, shape in self.spec.shapes.items()},
             "device": str(self.device),

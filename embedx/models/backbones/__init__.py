@@ -18,7 +18,6 @@ from embedx.models.bytes_written import BytesWritten
 from embedx.models.embedder import Embedder
 from embedx.models.layers import layer_faults, layer_shapes, with_layers
 from embedx.models.preprocessing import PreprocessingOptions, resolve_preprocessing
-from embedx.models.weights.find import Weights
 from embedx.recipe import Preprocessing
 
 _KINDS = (timm.KIND, huggingface.KIND, program.KIND, factory.KIND, dense.KIND, quantized.KIND, torchvision.KIND)
@@ -39,18 +38,10 @@ class BackboneSpec:
     normalize: bool
     shapes: dict[str, tuple[int, ...]]
     """The shape of one row of every stored tensor, `embeddings` first: (D,), or (T, D) and (C, H, W) unpooled."""
+    input_shape: tuple[int, ...] = ()
+    """The shape of one input where the inputs are features, (D,) or (T, D); () for images."""
     bytes_written: float | None = None
     """The bytes that the forward pass writes per image, see `BytesWritten`; None for programs and features."""
-
-    @property
-    def name(self) -> str:
-        """The backbone's name."""
-        return self.architecture.name
-
-    @property
-    def weights(self) -> Weights:
-        """The backbone's weights."""
-        return self.architecture.weights
 
     def load(self) -> Embedder:
         """Builds the backbone with its weights, on the CPU, in evaluation mode.

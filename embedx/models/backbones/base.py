@@ -7,12 +7,11 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
 
-from embedx.config import ExtractConfig
 from embedx.models.weights.find import Weights, WeightsOptions
 from embedx.models.weights.matching import CheckpointMatch, fill
 from embedx.models.weights.read import read_state_dict
@@ -21,41 +20,25 @@ from embedx.values import Precision
 
 
 @dataclasses.dataclass(frozen=True)
-class BackboneOptions:
-    """The settings by which a kind of backbone finds one."""
+class BackboneOptions(WeightsOptions):
+    """The settings by which a kind of backbone finds one; the fields are those of ExtractConfig."""
 
-    name: str
-    """The text that was given to `--backbone`."""
-    weights: WeightsOptions
-    arguments: tuple[str, ...]
-    """The texts that were given to `--backbone-arg`, each KEY=VALUE."""
-    image_size: int | None
-    batch_size: int | Literal["auto"]
-    precision: Precision | None
-    device: str
-
-    @classmethod
-    def of(cls, config: ExtractConfig) -> Self:
-        """Takes the options from the whole configuration."""
-        return cls(
-            name=config.backbone,
-            weights=WeightsOptions.of(config),
-            arguments=config.backbone_arg,
-            image_size=config.image_size,
-            batch_size=config.batch_size,
-            precision=config.precision,
-            device=config.device,
-        )
+    backbone_arg: tuple[str, ...] = ()
+    image_size: int | None = None
+    batch_size: int | Literal["auto"] = "auto"
+    precision: Precision | None = None
+    device: str = "auto"
 
 
 class Architecture(ABC):
-    """A backbone that was found, with its weights; none of its tensors are loaded yet."""
+    """A backbone that was found, with its weights; none of its tensors are loaded yet.
 
-    name: str
-    """The text that was given to `--backbone`."""
-    weights: Weights
-    preprocessing: Preprocessing | None
-    """The preprocessing that goes with the weights; None if it is unknown."""
+    Args:
+        name: The text that was given to `--backbone`.
+        weights: The backbone's own weights, a checkpoint's, or random ones.
+        preprocessing: The preprocessing that goes with the weights; None if it is unknown.
+    """
+
     image_size: int | None = None
     """The height and width in pixels of the only images that the backbone takes; None if it takes others too."""
     arguments: Mapping[str, Any] = MappingProxyType({})
@@ -71,6 +54,11 @@ class Architecture(ABC):
     """The way in which a checkpoint was matched, once it is loaded."""
     libraries: tuple[str, ...] = ()
     """The packages besides torchvision that build it; a store's environment records their versions."""
+
+    def __init__(self, name: str, weights: Weights, preprocessing: Preprocessing | None) -> None:
+        self.name = name
+        self.weights = weights
+        self.preprocessing = preprocessing
 
     @abstractmethod
     def build(self) -> tuple[nn.Module, tuple[str, ...]]:
@@ -97,29 +85,15 @@ class Architecture(ABC):
         Raises:
             CheckpointError: If the weights do not fit.
         """
-        if self.weights.path is None:
+        path = self.weights.path
+        if path is None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.weights.seed)
                 return self.build()[0]
         with self.building():
             model, removed = self.build()
-        self.fill(model, removed)
-        return model
-
-    def fill(self, model: nn.Module, removed: tuple[str, ...]) -> None:
-        """Sets every tensor of a module from the weights' file.
-
-        Args:
-            model: The module that `build` returned; its parameters may be on the meta device.
-            removed: The names of the parts that `build` took out of it.
-
-        Raises:
-            CheckpointError: If the file does not fit.
-        """
-        path = self.weights.path
-        if path is None:
-            raise ValueError(f"the weights {self.weights.name} are in no file")
         self.match = fill(model, read_state_dict(path), source=path, heads=removed, key=self.weights.key)
+        return model
 
 
 class BackboneKind(NamedTuple):
@@ -138,7 +112,7 @@ class BackboneKind(NamedTuple):
 def fixed_precision_faults(options: BackboneOptions) -> list[str]:
     """Returns the fault of asking for bf16 or fp16, for a backbone that computes in the precision it was made in."""
     if options.precision in ("bf16", "fp16"):
-        return [f"--precision {options.precision}: {options.name} computes as it was made; leave it out"]
+        return [f"--precision {options.precision}: {options.backbone} computes as it was made; leave it out"]
     return []
 
 

@@ -29,6 +29,8 @@ _WITHOUT_EPSILON = (
     models.detection.RetinaNet_ResNet50_FPN_Weights.COCO_V1,
 )
 """The weights that were trained, and are used by torchvision, with a batch normalisation whose epsilon is 0."""
+_HEADS = ("classifier", "aux_classifier", "rpn", "roi_heads", "head", "backbone.fpn")
+"""The parts that follow the body, by their names in the models."""
 
 
 class DeepestMap(nn.Module):
@@ -59,50 +61,37 @@ class DenseBackbone(Architecture):
     """The body of a segmentation or detection model of torchvision."""
 
     def __init__(self, name: str, weights: Weights, member: WeightsEnum) -> None:
-        self.name = name
-        self.weights = weights
         self._without_epsilon = weights.name == f"{type(member).__name__}.{member.name}" and member in _WITHOUT_EPSILON
         if name in _RUN_WHEN_BUILT:
             self.outline_device = torch.device("cpu")
-        self.preprocessing: Preprocessing = preset(member) if name in _SEGMENTATION else self._detection_preprocessing()
+        super().__init__(name, weights, preset(member) if name in _SEGMENTATION else self._own_preprocessing(name))
 
     def build(self) -> tuple[nn.Module, tuple[str, ...]]:
         """Builds the body without the parts that follow it."""
-        model = self._whole()
+        model = _whole(self.name)
         path = "backbone.body" if hasattr(model.backbone, "body") else "backbone"
         body = model.get_submodule(path)
         if self._without_epsilon:
             for module in body.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.eps = torch.finfo(torch.float32).tiny  # not 0, which torch 2.11 refuses
-        return DeepestMap(path, body).eval(), (
-            "classifier",
-            "aux_classifier",
-            "rpn",
-            "roi_heads",
-            "head",
-            "backbone.fpn",
-        )
+        return DeepestMap(path, body).eval(), _HEADS
 
-    def _whole(self) -> Any:
-        return models.get_model(self.name, weights=None, weights_backbone=None)
-
-    def _detection_preprocessing(self) -> Preprocessing:
+    def _own_preprocessing(self, name: str) -> Preprocessing:
         """Reads the preprocessing that a detection model does by itself."""
         with self.building():
-            steps = self._whole().transform
-        return Preprocessing(
-            resize=steps.min_size[-1],
-            crop=steps.min_size[-1],
-            interpolation="bilinear",
-            mean=tuple(steps.image_mean),
-            std=tuple(steps.image_std),
-        )
+            steps = _whole(name).transform
+        side, mean, std = steps.min_size[-1], tuple(steps.image_mean), tuple(steps.image_std)
+        return Preprocessing(side, side, "bilinear", mean, std)
 
 
 def find(options: BackboneOptions, download: bool) -> DenseBackbone:
     """Finds a model by its name."""
-    return DenseBackbone(options.name, *find_weights(options.weights, download=download))
+    return DenseBackbone(options.backbone, *find_weights(options, download=download))
+
+
+def _whole(name: str) -> Any:
+    return models.get_model(name, weights=None, weights_backbone=None)
 
 
 KIND = BackboneKind(lambda name: name in _SEGMENTATION | _DETECTION, find)

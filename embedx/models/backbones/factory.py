@@ -37,11 +37,11 @@ class FactoryBackbone(Architecture):
     outline_device = torch.device("cpu")
 
     def __init__(self, options: BackboneOptions) -> None:
-        self.name = options.name
-        self.arguments = _parse_arguments(options.arguments)
-        self._module = _call(self.name, _factory(self.name), self.arguments, options.weights.seed)
-        self.preprocessing = _preprocessing(self.name, self._module)
-        self.weights = given_weights(options.weights) or Weights("factory", sha256=_sha256(self._module.state_dict()))
+        name = options.backbone
+        self.arguments = _parse_arguments(options.backbone_arg)
+        self._module = _call(name, _factory(name), self.arguments, options.seed)
+        weights = given_weights(options) or Weights("factory", sha256=_sha256(self._module.state_dict()))
+        super().__init__(name, weights, _preprocessing(name, self._module))
 
     def build(self) -> tuple[nn.Module, tuple[str, ...]]:
         """Returns the factory's module, which a hook makes return a single tensor."""
@@ -54,9 +54,9 @@ class FactoryBackbone(Architecture):
 
 def find(options: BackboneOptions, download: bool) -> FactoryBackbone:
     """Calls the factory."""
-    if options.weights.weights != "DEFAULT":
+    if options.weights != "DEFAULT":
         raise ConfigError(
-            f"--weights {options.weights.weights}: the weights of {options.name} are the factory's; leave it out, "
+            f"--weights {options.weights}: the weights of {options.backbone} are the factory's; leave it out, "
             "or give --checkpoint FILE"
         )
     return FactoryBackbone(options)
@@ -86,11 +86,11 @@ def _factory(name: str) -> Callable[..., Any]:
             f"--backbone {name}: {module_name} can't be imported ({type(error).__name__}: {last_line(error)}); it is "
             "looked for in the current folder and among the installed packages"
         ) from error
-    if not callable(factory := getattr(module, attribute, None)):
+    factory: Callable[..., Any] | None = getattr(module, attribute, None)
+    if not callable(factory):
         functions = [each for each, value in vars(module).items() if callable(value) and not each.startswith("_")]
         raise ConfigError(unknown("factory", attribute, functions, hint=f"(in {module_name})"))
-    found: Callable[..., Any] = factory
-    return found
+    return factory
 
 
 def _call(name: str, factory: Callable[..., Any], arguments: Mapping[str, Any], seed: int) -> nn.Module:
@@ -119,11 +119,8 @@ def _preprocessing(name: str, module: nn.Module) -> Preprocessing | None:
     steps = getattr(module, "preprocessing", None)
     if steps is None:
         return None
-    if (
-        not isinstance(steps, Mapping)
-        or steps.keys() != _STEPS
-        or steps["interpolation"] not in ("bilinear", "bicubic")
-    ):
+    is_complete = isinstance(steps, Mapping) and steps.keys() == _STEPS
+    if not is_complete or steps["interpolation"] not in ("bilinear", "bicubic"):
         raise ConfigError(
             f"--backbone {name}: its attribute `preprocessing` is {steps!r}; "
             f"give a dict of {', '.join(sorted(_STEPS))}, the interpolation bilinear or bicubic"

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from embedx.errors import CheckpointError, ConfigError
-
-_TIMEOUT = 10.0
-"""The seconds without an answer after which a download is given up."""
+from embedx.models.weights.find import DOWNLOAD_TIMEOUT
 
 
 def require(library: str, *, extra: str, backbone: str) -> None:
@@ -55,8 +52,10 @@ def download(repository: str, patterns: Sequence[str], *, advice: str) -> Path:
 
     try:
         # Asked first: without a network, snapshot_download would take the cache's files, or try for half a minute.
-        huggingface_hub.HfApi().model_info(repository, timeout=_TIMEOUT)
-        folder = huggingface_hub.snapshot_download(repository, allow_patterns=list(patterns), etag_timeout=_TIMEOUT)
+        huggingface_hub.HfApi().model_info(repository, timeout=DOWNLOAD_TIMEOUT)
+        folder = huggingface_hub.snapshot_download(
+            repository, allow_patterns=list(patterns), etag_timeout=DOWNLOAD_TIMEOUT
+        )
     except Exception as error:  # its class depends on the version's HTTP library
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise CheckpointError(
@@ -65,23 +64,6 @@ def download(repository: str, patterns: Sequence[str], *, advice: str) -> Path:
             f"Fill the cache where there is a network, by `hf download {repository}`, {advice}"
         ) from error
     return Path(folder)
-
-
-def digest(files: Iterable[Path]) -> str:
-    """Returns the sha256, in hex, of the files' bytes, one file after another.
-
-    Raises:
-        CheckpointError: If a file can't be read.
-    """
-    sha256 = hashlib.sha256()
-    for path in files:
-        try:
-            with path.open("rb") as file:
-                while chunk := file.read(1 << 20):
-                    sha256.update(chunk)
-        except OSError as error:
-            raise CheckpointError(f"{path}: can't be read ({error.strerror})") from error
-    return sha256.hexdigest()
 
 
 @contextlib.contextmanager

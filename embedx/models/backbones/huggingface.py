@@ -19,7 +19,7 @@ from embedx.errors import CheckpointError, ConfigError
 from embedx.models.backbones import hub
 from embedx.models.backbones.base import Architecture, BackboneKind, BackboneOptions, parameters_on_meta
 from embedx.models.backbones.image_processor import preprocessing_of
-from embedx.models.weights.find import Weights, given_weights
+from embedx.models.weights.find import OTHER_WEIGHTS, Weights, given_weights, sha256_of
 from embedx.models.weights.read import read_state_dict
 
 _PREFIX = "hf:"
@@ -29,7 +29,6 @@ _WEIGHTS = (
     ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"),
 )
 """The names of a single file, an index, and the index's files; the first choice that is there is taken."""
-_INSTEAD = "load weights of your own with --checkpoint FILE, or try things out with --weights random"
 
 
 class ImageFeatures(nn.Module):
@@ -74,17 +73,15 @@ class HuggingFaceBackbone(Architecture):
 
     Args:
         name: The text that was given to `--backbone`.
-        folder: The folder that holds the config.json.
         weights: The model's own weights, whose path is the folder; a checkpoint's; or random ones.
+        folder: The folder that holds the config.json.
         files: The files of the weights; none for random ones, and for those that have not been downloaded.
     """
 
     libraries = ("transformers",)
 
-    def __init__(self, name: str, folder: Path, weights: Weights, files: Sequence[Path]) -> None:
-        self.name = name
-        self.weights = weights
-        self.preprocessing = preprocessing_of(folder)
+    def __init__(self, name: str, weights: Weights, folder: Path, files: Sequence[Path]) -> None:
+        super().__init__(name, weights, preprocessing_of(folder))
         self._config = _config(name, folder)
         self._files = files
         # Weights of classifiers lack the pooler, and transformers would make up a random one.
@@ -137,21 +134,24 @@ class HuggingFaceBackbone(Architecture):
 
 def find(options: BackboneOptions, download: bool) -> HuggingFaceBackbone:
     """Finds a model in a folder, or by its name on the Hugging Face hub."""
-    hub.require("transformers", extra="hf", backbone=options.name)
-    name = options.name.removeprefix(_PREFIX)
+    backbone = options.backbone
+    hub.require("transformers", extra="hf", backbone=backbone)
+    name = backbone.removeprefix(_PREFIX)
     folder = _folder(name, download=download)
-    weights = given_weights(options.weights)
+    weights = given_weights(options)
     if weights is not None:
-        return HuggingFaceBackbone(options.name, folder, weights, [weights.path] if weights.path else [])
-    if (given := options.weights.weights) != "DEFAULT":
-        raise ConfigError(f"--weights {given}: {options.name} has only its own; give DEFAULT or random")
+        return HuggingFaceBackbone(backbone, weights, folder, [weights.path] if weights.path else [])
+    if options.weights != "DEFAULT":
+        raise ConfigError(f"--weights {options.weights}: {backbone} has only its own; give DEFAULT or random")
     files = _weights_files(folder)
     if not files and folder == Path(name):
-        raise CheckpointError(f"{folder} has no weights ({' or '.join(choice[0] for choice in _WEIGHTS)}); {_INSTEAD}")
+        raise CheckpointError(
+            f"{folder} has no weights ({' or '.join(choice[0] for choice in _WEIGHTS)}); {OTHER_WEIGHTS}"
+        )
     if not files and download:
         files = _download_weights(name)
-    weights = Weights(options.name, folder, hub.digest(files)) if files else Weights(options.name)
-    return HuggingFaceBackbone(options.name, folder, weights, files)
+    weights = Weights(backbone, folder, sha256_of(files)) if files else Weights(backbone)
+    return HuggingFaceBackbone(backbone, weights, folder, files)
 
 
 def _folder(name: str, *, download: bool) -> Path:
@@ -179,9 +179,9 @@ def _weights_files(folder: Path) -> list[Path]:
 
 def _download_weights(repository: str) -> list[Path]:
     for choice in _WEIGHTS:
-        if files := _weights_files(hub.download(repository, choice, advice=f"or {_INSTEAD}")):
+        if files := _weights_files(hub.download(repository, choice, advice=f"or {OTHER_WEIGHTS}")):
             return files
-    raise CheckpointError(f"{repository} on the Hugging Face hub has no weights for PyTorch; {_INSTEAD}")
+    raise CheckpointError(f"{repository} on the Hugging Face hub has no weights for PyTorch; {OTHER_WEIGHTS}")
 
 
 def _tensors(path: Path) -> set[str]:

@@ -19,13 +19,7 @@ from torch import nn
 from torch.export.passes import move_to_device_pass
 
 from embedx.errors import CheckpointError, ConfigError
-from embedx.models.backbones.base import (
-    Architecture,
-    BackboneKind,
-    BackboneOptions,
-    fixed_precision_faults,
-    last_line,
-)
+from embedx.models.backbones.base import Architecture, BackboneKind, BackboneOptions, fixed_precision_faults, last_line
 from embedx.models.device import resolve_device
 from embedx.models.outputs import FrozenProgram
 from embedx.models.weights.find import weights_of_file
@@ -43,15 +37,14 @@ _NO_PROGRAM = (
 class ProgramBackbone(Architecture):
     """A program that was read from its file."""
 
-    preprocessing = None
     outline_device = torch.device("cpu")
     is_program = True
 
     def __init__(self, options: BackboneOptions) -> None:
-        self.name = options.name
-        self.weights = weights_of_file("program", Path(self.name))
+        path = Path(options.backbone)
+        super().__init__(options.backbone, weights_of_file("program", path), preprocessing=None)
         self._device = options.device
-        self._program = _read(Path(self.name))
+        self._program = _read(path)
         # TorchScript does not say which batches it takes; most take one image, which is quickly tried.
         self.outline_batches = (1,) if options.batch_size == "auto" else (1, options.batch_size)
         if isinstance(self._program, torch.export.ExportedProgram):
@@ -64,9 +57,8 @@ class ProgramBackbone(Architecture):
 
     def build(self) -> tuple[nn.Module, tuple[str, ...]]:
         """Returns the program, with its weights."""
-        if isinstance(self._program, torch.export.ExportedProgram):
-            return FrozenProgram(self._program.module()), ()
-        return FrozenProgram(self._program), ()
+        program = self._program
+        return FrozenProgram(program.module() if isinstance(program, torch.export.ExportedProgram) else program), ()
 
     def load(self) -> nn.Module:
         """Returns the program; an exported one on the run's device, which its graph names for new tensors."""
@@ -89,12 +81,12 @@ class ProgramBackbone(Architecture):
 def find(options: BackboneOptions, download: bool) -> ProgramBackbone:
     """Reads a program."""
     faults = fixed_precision_faults(options)
-    if not Path(options.name).is_file():
-        faults.append(f"--backbone {options.name}: there is no such file")
-    if options.weights.checkpoint is not None:
-        faults.append(f"--checkpoint {options.weights.checkpoint}: a program has its weights inside; leave it out")
-    if options.weights.weights != "DEFAULT":
-        faults.append(f"--weights {options.weights.weights}: a program has its weights inside; leave it out")
+    if not Path(options.backbone).is_file():
+        faults.append(f"--backbone {options.backbone}: there is no such file")
+    if options.checkpoint is not None:
+        faults.append(f"--checkpoint {options.checkpoint}: a program has its weights inside; leave it out")
+    if options.weights != "DEFAULT":
+        faults.append(f"--weights {options.weights}: a program has its weights inside; leave it out")
     ConfigError.check(faults)
     return ProgramBackbone(options)
 

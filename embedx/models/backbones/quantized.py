@@ -15,17 +15,10 @@ from torch import nn
 from torchvision import models
 
 from embedx.errors import CheckpointError, ConfigError
-from embedx.models.backbones.base import (
-    Architecture,
-    BackboneKind,
-    BackboneOptions,
-    fixed_precision_faults,
-    last_line,
-)
+from embedx.models.backbones.base import Architecture, BackboneKind, BackboneOptions, fixed_precision_faults, last_line
 from embedx.models.backbones.torchvision import AUXILIARY, BUILD_OPTIONS, check_name, preset
 from embedx.models.device import resolve_device
-from embedx.models.weights.find import Weights, find_weights
-from embedx.recipe import Preprocessing
+from embedx.models.weights.find import find_weights
 
 _PREFIX = "quantized_"
 
@@ -34,11 +27,6 @@ class QuantizedBackbone(Architecture):
     """A quantised classification model of torchvision."""
 
     outline_device = torch.device("cpu")
-
-    def __init__(self, name: str, weights: Weights, preprocessing: Preprocessing) -> None:
-        self.name = name
-        self.weights = weights
-        self.preprocessing: Preprocessing = preprocessing
 
     def build(self) -> tuple[nn.Module, tuple[str, ...]]:
         """Builds the model, quantised, without its classifier."""
@@ -57,10 +45,8 @@ class QuantizedBackbone(Architecture):
         try:
             with _deprecations_ignored():
                 state = torch.load(self.weights.path, map_location="cpu", weights_only=True)
-            kept = {
-                name: value for name, value in state.items() if not name.startswith(tuple(f"{p}." for p in removed))
-            }
-            model.load_state_dict(kept)
+            unused = tuple(f"{part}." for part in removed)
+            model.load_state_dict({name: value for name, value in state.items() if not name.startswith(unused)})
         except (pickle.UnpicklingError, OSError, RuntimeError, LookupError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{self.weights.path} does not fit {self.name}, or can't be read; it takes what torch.save wrote of "
@@ -71,17 +57,17 @@ class QuantizedBackbone(Architecture):
 
 def find(options: BackboneOptions, download: bool) -> QuantizedBackbone:
     """Finds a model by its name."""
-    check_name(name := options.name)
+    check_name(name := options.backbone)
     faults = fixed_precision_faults(options)
     if resolve_device(options.device).type != "cpu":
         faults.append(f"--device {options.device}: {name} runs on CPUs alone; give --device cpu")
     engine = models.get_model_weights(name)["DEFAULT"].meta["backend"]
     if engine not in (engines := torch.backends.quantized.supported_engines):
         faults.append(f"{name} needs the engine {engine}; this machine's torch has {', '.join(engines)}")
-    if (key := options.weights.checkpoint_key) is not None:
+    if (key := options.checkpoint_key) is not None:
         faults.append(f"--checkpoint-key {key}: {name} takes whole state dicts only")
     ConfigError.check(faults)
-    weights, member = find_weights(options.weights, download=download)
+    weights, member = find_weights(options, download=download)
     return QuantizedBackbone(name, weights, preset(member))
 
 

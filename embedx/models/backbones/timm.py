@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import torch
 from torch import nn
@@ -19,13 +18,12 @@ from torch import nn
 from embedx.errors import CheckpointError, ConfigError, unknown
 from embedx.models.backbones import hub
 from embedx.models.backbones.base import Architecture, BackboneKind, BackboneOptions
-from embedx.models.weights.find import Weights, given_weights, weights_of_file
+from embedx.models.weights.find import OTHER_WEIGHTS, Weights, cache_path, given_weights, weights_of_file
 from embedx.recipe import Preprocessing
 
 _PREFIX = "timm:"
 _FILES = ("model.safetensors", "pytorch_model.bin")
 """The files of a repository that may hold its weights, unless its entry in timm's registry says otherwise."""
-_INSTEAD = "load weights of your own with --checkpoint FILE, or try things out with --weights random"
 
 
 class TimmBackbone(Architecture):
@@ -33,17 +31,15 @@ class TimmBackbone(Architecture):
 
     Args:
         name: The text that was given to `--backbone`.
-        registered: The model's entry in timm's registry.
         weights: The model's own weights, a checkpoint's, or random ones.
+        registered: The model's entry in timm's registry.
         image_size: The height and width in pixels to build the model for; None for its own.
     """
 
     libraries = ("timm",)
 
-    def __init__(self, name: str, registered: Any, weights: Weights, image_size: int | None) -> None:
-        self.name = name
-        self.weights = weights
-        self.preprocessing = _preprocessing(name, registered)
+    def __init__(self, name: str, weights: Weights, registered: Any, image_size: int | None) -> None:
+        super().__init__(name, weights, _preprocessing(name, registered))
         self._registered = registered
         # Some models are built for one size; the others take any.
         self._options = {"img_size": image_size} if image_size and registered.fixed_input_size else {}
@@ -60,14 +56,14 @@ class TimmBackbone(Architecture):
         with torch.device("meta"):
             return self.build()[0]
 
+    def building(self) -> contextlib.AbstractContextManager[None]:
+        """Leaves the parameters of a model that is loaded on the CPU, for the same reason."""
+        return torch.random.fork_rng(devices=[])
+
     def load(self) -> nn.Module:
         """Builds the model with its weights; timm reads its own, and fits them to the image size."""
-        if self.weights.path is None:
+        if self.weights.path is None or self.weights.name == "checkpoint":
             return super().load()
-        if self.weights.name == "checkpoint":
-            model, removed = self.build()
-            self.fill(model, removed)
-            return model
         source = {"file": str(self.weights.path), "custom_load": False}
         try:
             with torch.random.fork_rng(devices=[]), _missing_tensors() as missing:
@@ -90,18 +86,19 @@ class TimmBackbone(Architecture):
 
 def find(options: BackboneOptions, download: bool) -> TimmBackbone:
     """Finds a model by its name in timm's registry."""
-    hub.require("timm", extra="timm", backbone=options.name)
-    registered = _registered(options.name)
-    weights = given_weights(options.weights)
+    backbone = options.backbone
+    hub.require("timm", extra="timm", backbone=backbone)
+    registered = _registered(backbone)
+    weights = given_weights(options)
     if weights is None:
-        if options.weights.weights != "DEFAULT":
+        if options.weights != "DEFAULT":
             tags = [name.partition(".")[2] for name in _tagged(registered.architecture)]
             raise ConfigError(
-                f"--weights {options.weights.weights}: the weights of {_PREFIX} models are part of their name; give "
+                f"--weights {options.weights}: the weights of {_PREFIX} models are part of their name; give "
                 f"--backbone {_PREFIX}{registered.architecture}.TAG, where TAG is one of {', '.join(tags) or 'none'}"
             )
-        weights = _own_weights(options.name, registered, download=download)
-    return TimmBackbone(options.name, registered, weights, options.image_size)
+        weights = _own_weights(backbone, registered, download=download)
+    return TimmBackbone(backbone, weights, registered, options.image_size)
 
 
 def _registered(backbone: str) -> Any:
@@ -129,7 +126,7 @@ def _tagged(architecture: str) -> list[str]:
 
 def _own_weights(backbone: str, registered: Any, *, download: bool) -> Weights:
     if not registered.has_weights:
-        raise ConfigError(f"timm has no weights for {backbone}; {_INSTEAD}")
+        raise ConfigError(f"timm has no weights for {backbone}; {OTHER_WEIGHTS}")
     path = _file(backbone, registered, download=download)
     name = f"timm/{registered.architecture}.{registered.tag}"
     return weights_of_file(name, path) if path else Weights(name)
@@ -139,18 +136,18 @@ def _file(backbone: str, registered: Any, *, download: bool) -> Path | None:
     """Returns the file of a model's own weights, fetched if `download`; None if it is in no cache."""
     repository = registered.hf_hub_id
     if not repository:
-        path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(registered.url).path).name
+        path = cache_path(registered.url)
         if not path.is_file() and download:
-            raise CheckpointError(f"{backbone}: put {registered.url} at\n{path},\nor {_INSTEAD}")
+            raise CheckpointError(f"{backbone}: put {registered.url} at\n{path},\nor {OTHER_WEIGHTS}")
         return path if path.is_file() else None
     names = (registered.hf_hub_filename,) if registered.hf_hub_filename else _FILES
     found = [file for name in names if (file := hub.cached(repository, name))]
     if found or not download:
         return found[0] if found else None
     for name in names:
-        if (fetched := hub.download(repository, [name], advice=f"or {_INSTEAD}") / name).is_file():
+        if (fetched := hub.download(repository, [name], advice=f"or {OTHER_WEIGHTS}") / name).is_file():
             return fetched
-    raise CheckpointError(f"{repository} on the Hugging Face hub has no {' or '.join(names)}; {_INSTEAD}")
+    raise CheckpointError(f"{repository} on the Hugging Face hub has no {' or '.join(names)}; {OTHER_WEIGHTS}")
 
 
 def _preprocessing(backbone: str, registered: Any) -> Preprocessing:

@@ -14,7 +14,7 @@ from torchvision.models import WeightsEnum
 
 from embedx.errors import ConfigError, unknown
 from embedx.models.backbones.base import Architecture, BackboneKind, BackboneOptions
-from embedx.models.weights.find import Weights, find_weights
+from embedx.models.weights.find import find_weights
 from embedx.recipe import Preprocessing
 
 AUXILIARY = ("AuxLogits", "aux1", "aux2")
@@ -30,10 +30,7 @@ BUILD_OPTIONS: dict[str, dict[str, Any]] = {
 class TorchvisionBackbone(Architecture):
     """A classification model of torchvision."""
 
-    def __init__(self, name: str, weights: Weights, preprocessing: Preprocessing) -> None:
-        self.name = name
-        self.weights = weights
-        self.preprocessing: Preprocessing = preprocessing
+    preprocessing: Preprocessing
 
     def build(self) -> tuple[nn.Module, tuple[str, ...]]:
         """Builds the model without its classifier."""
@@ -70,9 +67,9 @@ def check_name(name: str) -> None:
 
 def find(options: BackboneOptions, download: bool) -> TorchvisionBackbone:
     """Finds a model by its name."""
-    check_name(options.name)
-    weights, member = find_weights(options.weights, download=download)
-    return TorchvisionBackbone(options.name, weights, preset(member))
+    check_name(options.backbone)
+    weights, member = find_weights(options, download=download)
+    return TorchvisionBackbone(options.backbone, weights, preset(member))
 
 
 def preset(weights: WeightsEnum) -> Preprocessing:

@@ -8,6 +8,7 @@ import re
 import socket
 import sys
 import urllib.error
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 from urllib.parse import urlparse
@@ -22,8 +23,10 @@ from embedx.errors import CheckpointError, ConfigError, unknown
 from embedx.models.weights.read import is_index, shard_files
 from embedx.names import NO_BACKBONE
 
-_DOWNLOAD_TIMEOUT = 10.0
+DOWNLOAD_TIMEOUT = 10.0
 """The seconds without an answer after which a download is given up."""
+OTHER_WEIGHTS = "load weights of your own with --checkpoint FILE, or try things out with --weights random"
+"""The advice for weights that can't be had."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,21 +110,22 @@ def weights_of_file(name: str, path: Path) -> Weights:
     Raises:
         CheckpointError: If the file can't be read.
     """
-    try:
-        return Weights(name, path, _sha256(path))
-    except OSError as error:
-        raise CheckpointError(f"{path}: can't be read ({error.strerror})") from error
+    return Weights(name, path, _sha256(path))
+
+
+def cache_path(url: str) -> Path:
+    """Returns the path in torch's cache of a file with this URL, whether it is there or not."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
 
 
 def _cached(member: WeightsEnum, *, download: bool) -> Path:
     """Returns the weights' path in torch's cache, after downloading them to it if they are missing and `download`."""
-    name = Path(urlparse(member.url).path).name
-    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    path = cache_path(member.url)
     if path.is_file() or not download:
         return path
-    hash_prefix = re.search(r"-([0-9a-f]{8,})\.", name)  # some quantised weights' names have none
+    hash_prefix = re.search(r"-([0-9a-f]{8,})\.", path.name)  # some quantised weights' names have none
     timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(
@@ -130,8 +134,7 @@ def _cached(member: WeightsEnum, *, download: bool) -> Path:
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         raise CheckpointError(
             f"{type(member).__name__}.{member.name} is not in torch's cache and can't be downloaded ({error}).\n"
-            f"Put the file at {path},\n"
-            "or load weights of your own with --checkpoint FILE, or try things out with --weights random"
+            f"Put the file at {path},\nor {OTHER_WEIGHTS}"
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)
@@ -142,10 +145,21 @@ def _sha256(path: Path) -> str:
     """Returns a file's sha256; an index counts as the sha256s, one a line, of itself and its shards in name order."""
     if is_index(path):
         files = [path, *sorted(set(shard_files(path).values()))]
-        return hashlib.sha256("".join(f"{_file_sha256(file)}\n" for file in files).encode()).hexdigest()
-    return _file_sha256(path)
+        return hashlib.sha256("".join(f"{sha256_of([file])}\n" for file in files).encode()).hexdigest()
+    return sha256_of([path])
 
 
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256_of(files: Iterable[Path]) -> str:
+    """Returns the sha256, in hex, of the files' bytes, one file after another.
+
+    Raises:
+        CheckpointError: If a file can't be read.
+    """
+    sha256 = hashlib.sha256()
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                hashlib.file_digest(file, lambda: sha256)
+        except OSError as error:
+            raise CheckpointError(f"{path}: can't be read ({error.strerror})") from error
+    return sha256.hexdigest()

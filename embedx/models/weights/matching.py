@@ -54,12 +54,7 @@ class _Candidate:
 
 
 def fill(
-    model: nn.Module,
-    state: Mapping[str, Tensor],
-    *,
-    source: Path,
-    heads: Collection[str] = (),
-    key: str | None = None,
+    model: nn.Module, state: Mapping[str, Tensor], *, source: Path, heads: Collection[str] = (), key: str | None = None
 ) -> CheckpointMatch:
     """Sets every tensor of a backbone from a checkpoint's.
 

@@ -98,7 +98,7 @@ def test_pretrained_detection_weights_are_used_as_torchvision_uses_them(
     (tmp_path / "hub/checkpoints").mkdir(parents=True)
     torch.save(state, tmp_path / "hub/checkpoints" / member.url.rsplit("/", 1)[-1])
     spec = describe("retinanet_resnet50_fpn", weights="DEFAULT", image_size=64)
-    assert spec.weights.name == "RetinaNet_ResNet50_FPN_Weights.COCO_V1"
+    assert spec.architecture.weights.name == "RetinaNet_ResNet50_FPN_Weights.COCO_V1"
     embedder = spec.load()
     with torch.no_grad():
         rows = embedder(images(64))["embeddings"]

@@ -64,15 +64,18 @@ def test_the_module_tells_its_preprocessing_or_it_is_asked_for() -> None:
 def test_the_recipe_tells_weights_and_arguments() -> None:
     spec, same = describe(backbone_arg=("told=true",)), describe()
     assert spec.architecture.arguments == {"told": True}
-    assert spec.weights == same.weights != describe(seed=1).weights
-    assert spec.weights.to_json().keys() == {"name", "sha256"} and len(spec.weights.sha256 or "") == 64
+    assert spec.architecture.weights == same.architecture.weights != describe(seed=1).architecture.weights
+    assert (
+        spec.architecture.weights.to_json().keys() == {"name", "sha256"}
+        and len(spec.architecture.weights.sha256 or "") == 64
+    )
 
 
 def test_a_checkpoint_fills_it(tmp_path: Path) -> None:
     other = describe(seed=5).load().backbone.state_dict()
     torch.save(other, tmp_path / "weights.pth")
     spec = describe(checkpoint=tmp_path / "weights.pth")
-    assert spec.weights.name == "checkpoint"
+    assert spec.architecture.weights.name == "checkpoint"
     assert all(torch.equal(tensor, other[name]) for name, tensor in spec.load().backbone.state_dict().items())
     del other["head.bias"]
     torch.save(other, tmp_path / "weights.pth")

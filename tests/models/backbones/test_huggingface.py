@@ -147,7 +147,7 @@ def test_a_checkpoint_in_shards_is_one_set_of_weights(tmp_path: Path) -> None:
     model = save(tmp_path, VIT, max_shard_size="20KB")
     shards = sorted(tmp_path.glob("*.safetensors"))
     assert len(shards) > 1
-    weights = describe(tmp_path).weights
+    weights = describe(tmp_path).architecture.weights
     sha256 = hashlib.sha256(b"".join(shard.read_bytes() for shard in shards)).hexdigest()
     assert weights.to_json() == {"name": f"hf:{tmp_path}", "sha256": sha256}
     loaded = describe(tmp_path).load().backbone.state_dict()
@@ -280,9 +280,9 @@ def test_a_model_in_the_cache_needs_no_network(cache: Path) -> None:
     snapshot = cache / "models--owner--model" / "snapshots" / ("0" * 40)
     save(snapshot, VIT)
     config = ExtractConfig(backbone="hf:owner/model", out=cache / "store")
-    assert describe_backbone(config).weights.path == snapshot
+    assert describe_backbone(config).architecture.weights.path == snapshot
     (snapshot / "model.safetensors").unlink()
-    assert describe_backbone(config, download=False).weights.to_json()["sha256"] == "not in the cache"
+    assert describe_backbone(config, download=False).architecture.weights.to_json()["sha256"] == "not in the cache"
     with pytest.raises(CheckpointError, match="or load weights of your own with --checkpoint FILE"):
         describe_backbone(config)
 

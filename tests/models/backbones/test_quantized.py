@@ -52,7 +52,7 @@ def test_rows_are_those_of_torchvision_s_own_model(tmp_path: Path, monkeypatch: 
         expected = model((images() - runtime.embedder.mean) / runtime.embedder.std)
     assert rows.shape == expected.shape == (2, 1024)
     assert (rows - expected).abs().max() <= 1e-5 * expected.abs().max()
-    assert spec.weights.name.endswith("IMAGENET1K_FBGEMM_V1") and spec.weights.sha256
+    assert spec.architecture.weights.name.endswith("IMAGENET1K_FBGEMM_V1") and spec.architecture.weights.sha256
 
 
 def test_preprocessing_is_torchvision_s_own(photos: Path) -> None:

@@ -176,7 +176,7 @@ def test_pretrained_weights_are_those_in_the_cache(cache: Path) -> None:
     file = cached_weights(cache, "timm/test_vit.r160_in1k", model.state_dict())
     spec = describe("timm:test_vit", weights="DEFAULT")
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-    assert spec.weights.to_json() == {"name": "timm/test_vit.r160_in1k", "sha256": sha256}
+    assert spec.architecture.weights.to_json() == {"name": "timm/test_vit.r160_in1k", "sha256": sha256}
     loaded = spec.load().backbone.state_dict()
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.items())
     resized = describe("timm:test_vit", weights="DEFAULT", image_size=96).load().backbone.state_dict()
@@ -192,7 +192,7 @@ def test_pretrained_weights_are_those_in_the_cache(cache: Path) -> None:
 
 
 def test_weights_that_cant_be_had_are_an_error_within_seconds(cache: Path) -> None:
-    assert describe("timm:test_vit", weights="DEFAULT").weights.to_json()["sha256"] == "not in the cache"
+    assert describe("timm:test_vit", weights="DEFAULT").architecture.weights.to_json()["sha256"] == "not in the cache"
     begun = time.monotonic()
     with pytest.raises(ConfigError, match="can't be downloaded") as caught:
         prepare(config("timm:test_vit", weights="DEFAULT", out=cache / "store"))

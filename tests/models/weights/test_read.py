@@ -166,7 +166,7 @@ def test_a_sharded_checkpoint_is_read_through_its_index(
     assert match.ignored == ("backbone.projector.0.weight",)
     hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (index, *sorted(tmp_path.glob(f"*{suffix}")))]
     assert len(hashes) == 3
-    assert describe_backbone(settings(checkpoint=index)).weights.to_json() == {
+    assert describe_backbone(settings(checkpoint=index)).architecture.weights.to_json() == {
         "name": "checkpoint",
         "sha256": hashlib.sha256("".join(f"{line}\n" for line in hashes).encode()).hexdigest(),
     }
@@ -233,7 +233,7 @@ def test_teacher_and_student_are_chosen_between_by_key(tmp_path: Path) -> None:
     assert refusal(path, checkpoint_key="ema") == (
         f"{path}: nothing is under --checkpoint-key ema; its top-level keys are student, teacher"
     )
-    weights = describe_backbone(settings(checkpoint=path, checkpoint_key="teacher")).weights
+    weights = describe_backbone(settings(checkpoint=path, checkpoint_key="teacher")).architecture.weights
     assert weights.to_json()["key"] == "teacher"
 
 
@@ -248,7 +248,7 @@ def test_a_state_dict_is_loaded_as_it_was_saved(tmp_path: Path, suffix: str, bac
     state = state_dict(backbone)
     path = saved(tmp_path / f"weights{suffix}", state)
     spec = describe_backbone(settings(backbone, checkpoint=path))
-    assert spec.weights.to_json() == {
+    assert spec.architecture.weights.to_json() == {
         "name": "checkpoint",
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }
@@ -454,7 +454,7 @@ def test_torchvisions_weights_are_found_in_the_cache(cache: Path) -> None:
     path = saved(cache / "squeezenet1_1-b8a52dc0.pth", state)
     for name in ("DEFAULT", "IMAGENET1K_V1", "SqueezeNet1_1_Weights.IMAGENET1K_V1"):
         spec = describe_backbone(settings(weights=name))
-        assert spec.weights.to_json() == {
+        assert spec.architecture.weights.to_json() == {
             "name": "SqueezeNet1_1_Weights.IMAGENET1K_V1",
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         }
@@ -480,5 +480,8 @@ def test_weights_that_can_not_be_had_are_an_error_that_names_the_ways_out(cache:
 
 def test_weights_that_are_not_to_be_fetched_are_named_without_a_hash(cache: Path) -> None:
     spec = describe_backbone(settings(), download=False)
-    assert spec.weights.to_json() == {"name": "SqueezeNet1_1_Weights.IMAGENET1K_V1", "sha256": "not in the cache"}
+    assert spec.architecture.weights.to_json() == {
+        "name": "SqueezeNet1_1_Weights.IMAGENET1K_V1",
+        "sha256": "not in the cache",
+    }
     assert not cache.exists()
