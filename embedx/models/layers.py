@@ -25,10 +25,8 @@ _RESERVED = {EMBEDDINGS, INDEX, TARGETS}
 class TracedLayers(nn.Module):
     """A backbone that torch.fx can trace, which also returns the outputs of some of its layers.
 
-    Args:
-        backbone: The module from images [B, 3, H, W] to embeddings.
-        operations: The backbone's operations by name, in their order; their graph becomes this module's.
-        layers: The names of operations, or of modules; a module's output is that of its last operation.
+    The graph of the backbone's operations becomes this module's. The output of a layer that is a module is that of its
+    last operation.
     """
 
     def __init__(self, backbone: nn.Module, operations: dict[str, Node], layers: Iterable[str]) -> None:
@@ -49,12 +47,7 @@ class TracedLayers(nn.Module):
 
 
 class HookedLayers(nn.Module):
-    """A backbone which also returns the outputs of some of its modules; the last one if a module runs several times.
-
-    Args:
-        backbone: The module from images [B, 3, H, W] to embeddings.
-        layers: The names of the modules.
-    """
+    """A backbone which also returns the outputs of some of its modules; the last one if a module runs several times."""
 
     def __init__(self, backbone: nn.Module, layers: Iterable[str]) -> None:
         super().__init__()
@@ -105,15 +98,10 @@ def layer_faults(backbone: nn.Module, name: str, layers: Sequence[str]) -> list[
 
 
 def layer_shapes(backbone: nn.Module, images: Tensor) -> dict[str, tuple[int, ...]]:
-    """Returns the names that `--layer` takes, each with its output's shape, in the order of computation.
+    """Returns the names that `--layer` takes, in the order of computation, by running a backbone on images.
 
-    Args:
-        backbone: The module from images [B, 3, H, W] to embeddings.
-        images: The images [B, 3, H, W] to run it on.
-
-    Returns:
-        The shape of one image's part of each output: [D], [T, D], [C, H, W], … Outputs without a batch dimension are
-        left out.
+    Each comes with the shape of one image's part: [D], [T, D], [C, H, W], … Outputs without a batch dimension are left
+    out.
     """
     operations = _operations(backbone)
     names = _layer_names(backbone, operations)

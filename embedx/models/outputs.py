@@ -26,9 +26,8 @@ def main_tensor(output: Any) -> Tensor:
     """
     if isinstance(output, Mapping):
         tensors = {name: value for name, value in output.items() if isinstance(value, Tensor)}
-        entry = next((name for name in _ENTRIES if name in tensors), None)
-        if entry is None and len(tensors) == 1:
-            (entry,) = tensors
+        names = _ENTRIES if len(tensors) > 1 else tensors
+        entry = next((name for name in names if name in tensors), None)
         if entry is None:
             raise ConfigError(
                 f"the backbone returns a dict of {', '.join(map(str, output)) or 'nothing'}; "
@@ -45,9 +44,6 @@ class FrozenProgram(nn.Module):
     """A program, run in the mode, precision and memory layout in which it was made.
 
     Exported graphs run in no other: their views assume the layout, and their mode is fixed.
-
-    Args:
-        module: The program, from normalised float32 images [B, 3, H, W] to an output that `main_tensor` takes.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -55,7 +51,7 @@ class FrozenProgram(nn.Module):
         self.module = module
 
     def forward(self, images: Tensor) -> Tensor:
-        """Computes the features [B, …] of images [B, 3, H, W]."""
+        """Computes the features [B, …] of normalised float32 images [B, 3, H, W]."""
         return main_tensor(self.module(images.contiguous()))
 
     def train(self, mode: bool = True) -> FrozenProgram:

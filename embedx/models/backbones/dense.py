@@ -34,12 +34,7 @@ _HEADS = ("classifier", "aux_classifier", "rpn", "roi_heads", "head", "backbone.
 
 
 class DeepestMap(nn.Module):
-    """The body of a model, held under its name in the model, so that the model's weights fit.
-
-    Args:
-        path: The dotted name of the body in the model.
-        body: The module from images [B, 3, H, W] to a dict of maps, the deepest last.
-    """
+    """The body of a model, held under its dotted name in the model, so that the model's weights fit."""
 
     def __init__(self, path: str, body: nn.Module) -> None:
         super().__init__()
@@ -52,7 +47,7 @@ class DeepestMap(nn.Module):
         holder.add_module(name, body)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns the deepest map [B, C, H, W] of images [B, 3, H, W]."""
+        """Returns the deepest map [B, C, H, W] of images [B, 3, H, W], which is the body's last."""
         maps: list[Tensor] = list(self.get_submodule(self.path)(images).values())
         return maps[-1]
 

@@ -35,18 +35,10 @@ def cached(repository: str, file: str) -> Path | None:
 
 
 def download(repository: str, patterns: Sequence[str], *, advice: str) -> Path:
-    """Fetches the files of a repository that match one of the patterns, if there are any.
-
-    Args:
-        repository: The repository as `OWNER/NAME`.
-        patterns: The patterns of the files' names, as in a shell.
-        advice: The words for another way out, which end the error's message.
-
-    Returns:
-        The folder in the cache that holds the files.
+    """Fetches the files of a repository OWNER/NAME that match one of the patterns, and returns their folder.
 
     Raises:
-        CheckpointError: If the hub can't be reached, or has no such repository for this user.
+        CheckpointError: If the hub can't be reached, or has no such repository for this user; `advice` ends its text.
     """
     import huggingface_hub
 

@@ -36,9 +36,6 @@ class ImageFeatures(nn.Module):
 
     The wrapper shares the model's tables of layers and tensors, so that those keep their names, and a layer that is
     replaced in the wrapper is replaced in the model.
-
-    Args:
-        model: The model, in evaluation mode.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -50,11 +47,7 @@ class ImageFeatures(nn.Module):
         self._name = type(model).__name__
 
     def forward(self, images: Tensor) -> Tensor:
-        """Computes the features of normalised images [B, 3, H, W].
-
-        Returns:
-            [B, D], tokens [B, T, D] or a map [B, C, H, W].
-        """
+        """Computes the features [B, D], tokens [B, T, D] or a map [B, C, H, W] of normalised images [B, 3, H, W]."""
         try:
             outputs: Mapping[str, Any] = self._features(pixel_values=images, return_dict=True)
         except TypeError as error:
@@ -71,11 +64,7 @@ class ImageFeatures(nn.Module):
 class HuggingFaceBackbone(Architecture):
     """The model that a folder's config.json describes.
 
-    Args:
-        name: The text that was given to `--backbone`.
-        weights: The model's own weights, whose path is the folder; a checkpoint's; or random ones.
-        folder: The folder that holds the config.json.
-        files: The files of the weights; none for random ones, and for those that have not been downloaded.
+    The files are those of the weights; there are none for random weights, and for those that were not downloaded.
     """
 
     libraries = ("transformers",)

@@ -13,7 +13,7 @@ from torchvision.transforms import functional as transforms
 
 from embedx.models.backbones import hub
 from embedx.recipe import Preprocessing
-from embedx.values import Interpolation
+from embedx.values import Interpolation, parse_channels
 
 _INTERPOLATIONS: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
 """The interpolations by Pillow's numbers, which image processors use."""
@@ -52,13 +52,7 @@ def _steps(settings: Mapping[str, Any]) -> Preprocessing | None:
     std = [value / scale for value in (settings["image_std"] if normalized else (1.0, 1.0, 1.0))]
     if len(mean) != 3 or len(std) != 3:
         return None
-    return Preprocessing(
-        resize=geometry[0],
-        crop=geometry[1],
-        interpolation=interpolation,
-        mean=(mean[0], mean[1], mean[2]),
-        std=(std[0], std[1], std[2]),
-    )
+    return Preprocessing(*geometry, interpolation, parse_channels(mean), parse_channels(std))
 
 
 def _geometry(settings: Mapping[str, Any]) -> tuple[int | tuple[int, int], int] | None:

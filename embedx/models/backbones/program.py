@@ -97,11 +97,7 @@ def is_program(name: str) -> bool:
 
 
 def _read(path: Path) -> nn.Module | torch.export.ExportedProgram:
-    """Reads a program of either kind, known by the entries of its archive.
-
-    Raises:
-        CheckpointError: If the file is no program, or this version of torch can't read it.
-    """
+    """Reads a program of either kind, known by the entries of its archive."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = {name.rsplit("/", 1)[-1] for name in archive.namelist()}

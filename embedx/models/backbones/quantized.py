@@ -16,7 +16,7 @@ from torchvision import models
 
 from embedx.errors import CheckpointError, ConfigError
 from embedx.models.backbones.base import Architecture, BackboneKind, BackboneOptions, fixed_precision_faults, last_line
-from embedx.models.backbones.torchvision import AUXILIARY, BUILD_OPTIONS, check_name, preset
+from embedx.models.backbones.torchvision import AUXILIARY, BUILD_OPTIONS, check_name, preset, remove_last
 from embedx.models.device import resolve_device
 from embedx.models.weights.find import find_weights
 
@@ -33,9 +33,7 @@ class QuantizedBackbone(Architecture):
         options = BUILD_OPTIONS.get(self.name.removeprefix(_PREFIX), {})
         with _deprecations_ignored():
             model: nn.Module = models.get_model(self.name, weights=None, quantize=True, **options)
-        head = [name for name, layer in model.named_modules() if isinstance(layer, torch.ao.nn.quantized.Linear)][-1]
-        model.set_submodule(head, nn.Identity())
-        return model.eval(), (head, *AUXILIARY)
+        return model.eval(), (remove_last(model, torch.ao.nn.quantized.Linear), *AUXILIARY)
 
     def load(self) -> nn.Module:
         """Builds the model with its weights, whose packed tensors the model's own modules unpack."""

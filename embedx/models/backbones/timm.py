@@ -27,21 +27,13 @@ _FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 class TimmBackbone(Architecture):
-    """A model of timm's registry.
-
-    Args:
-        name: The text that was given to `--backbone`.
-        weights: The model's own weights, a checkpoint's, or random ones.
-        registered: The model's entry in timm's registry.
-        image_size: The height and width in pixels to build the model for; None for its own.
-    """
+    """A model by its entry in timm's registry, built for an image size if the model is for one size only."""
 
     libraries = ("timm",)
 
     def __init__(self, name: str, weights: Weights, registered: Any, image_size: int | None) -> None:
         super().__init__(name, weights, _preprocessing(name, registered))
         self._registered = registered
-        # Some models are built for one size; the others take any.
         self._options = {"img_size": image_size} if image_size and registered.fixed_input_size else {}
 
     def build(self) -> tuple[nn.Module, tuple[str, ...]]:
@@ -164,13 +156,8 @@ def _preprocessing(backbone: str, registered: Any) -> Preprocessing:
             "choose another backbone"
         )
     size = math.floor(height / steps["crop_pct"])
-    return Preprocessing(
-        resize=(size, size) if steps["crop_mode"] == "squash" else size,
-        crop=height,
-        interpolation=steps["interpolation"],
-        mean=tuple(steps["mean"]),
-        std=tuple(steps["std"]),
-    )
+    resize = (size, size) if steps["crop_mode"] == "squash" else size
+    return Preprocessing(resize, height, steps["interpolation"], tuple(steps["mean"]), tuple(steps["std"]))
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ They return the features [B, D] that are the classifier's input.
 from __future__ import annotations
 
 import warnings
+from types import UnionType
 from typing import Any
 
 from torch import nn
@@ -39,13 +40,15 @@ class TorchvisionBackbone(Architecture):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # GoogLeNet's and Inception's, on their initialisation
             model: nn.Module = models.get_model(self.name, weights=None, **options)
-        head = [
-            name
-            for name, layer in model.named_modules()
-            if isinstance(layer, nn.Linear | nn.Conv2d)  # a convolution in SqueezeNet
-        ][-1]
-        model.set_submodule(head, nn.Identity())
+        head = remove_last(model, nn.Linear | nn.Conv2d)  # a convolution in SqueezeNet
         return model.eval(), (head, *AUXILIARY)
+
+
+def remove_last(model: nn.Module, kind: type | UnionType) -> str:
+    """Puts the identity in place of a model's last layer of a kind, and returns the layer's name."""
+    names: list[str] = [name for name, layer in model.named_modules() if isinstance(layer, kind)]
+    model.set_submodule(names[-1], nn.Identity())
+    return names[-1]
 
 
 def backbone_names() -> list[str]:
@@ -75,13 +78,8 @@ def find(options: BackboneOptions, download: bool) -> TorchvisionBackbone:
 def preset(weights: WeightsEnum) -> Preprocessing:
     """Returns the preprocessing of classification or segmentation weights; the latter keep all of a square image."""
     steps = weights.transforms()
-    return Preprocessing(
-        resize=steps.resize_size[0],
-        crop=getattr(steps, "crop_size", steps.resize_size)[0],
-        interpolation=steps.interpolation.value,
-        mean=tuple(steps.mean),
-        std=tuple(steps.std),
-    )
+    resize, crop = steps.resize_size[0], getattr(steps, "crop_size", steps.resize_size)[0]
+    return Preprocessing(resize, crop, steps.interpolation.value, tuple(steps.mean), tuple(steps.std))
 
 
 KIND = BackboneKind(lambda name: True, find)

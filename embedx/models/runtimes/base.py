@@ -44,13 +44,12 @@ class Runtime(nn.Module):
             torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
             torch.backends.cudnn.allow_tf32 = precision == "tf32"
         self.device = device
+        self._exhausted = f"{device.type.upper()} is out of memory"
         self.takes_any_batch = not isinstance(embedder.backbone, FrozenProgram)
         try:
             embedder.requires_grad_(False).to(device)
         except torch.OutOfMemoryError as error:
-            raise DeviceMemoryError(
-                f"{self._device_name} is out of memory with the weights alone; {_WAYS_OUT}"
-            ) from error
+            raise DeviceMemoryError(f"{self._exhausted} with the weights alone; {_WAYS_OUT}") from error
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Computes the features [B, D] of images [B, 3, H, W] uint8.
@@ -62,7 +61,7 @@ class Runtime(nn.Module):
             return self.compute(images)
         except torch.OutOfMemoryError:
             pass  # leaving this block frees the traceback, which holds all that was computed so far
-        message = f"{self._device_name} is out of memory with --batch-size {len(images)}"
+        message = f"{self._exhausted} with --batch-size {len(images)}"
         if not self.takes_any_batch:
             raise DeviceMemoryError(f"{message}; {_WAYS_OUT}")
         fitting = self.fitting_batch_size(images[: len(images) // 2])
@@ -78,10 +77,7 @@ class Runtime(nn.Module):
             return self.embedder(images.to(self.device, non_blocking=True))
 
     def fitting_batch_size(self, images: Tensor) -> int:
-        """Tries all of these images at once, then half as many, and so on, until a batch fits with memory to spare.
-
-        Args:
-            images: The images [B, 3, H, W] uint8; their pixels do not matter.
+        """Tries all of these images [B, 3, H, W] uint8, then half as many, and so on, until a batch fits amply.
 
         Raises:
             DeviceMemoryError: If not even one image fits.
@@ -91,7 +87,7 @@ class Runtime(nn.Module):
             size //= 2
         self._release_memory()
         if size == 0:
-            raise DeviceMemoryError(f"{self._device_name} is out of memory even with one image at a time; {_WAYS_OUT}")
+            raise DeviceMemoryError(f"{self._exhausted} even with one image at a time; {_WAYS_OUT}")
         return size
 
     def _fits(self, images: Tensor) -> bool:
@@ -115,7 +111,3 @@ class Runtime(nn.Module):
         allowed = total * torch.cuda.get_per_process_memory_fraction(self.device)
         available = min(free + torch.cuda.memory_reserved(self.device), allowed)
         return 1 - torch.cuda.max_memory_reserved(self.device) / available
-
-    @property
-    def _device_name(self) -> str:
-        return self.device.type.upper()

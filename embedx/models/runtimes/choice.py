@@ -27,14 +27,10 @@ _BUILD_SECONDS = {"openvino": 2.0, "compile": 25.0}
 
 
 def candidates(name: RuntimeName, device: torch.device, bytes_written: float | None, inputs: int) -> tuple[str, ...]:
-    """Returns the runtimes to try, in order of preference.
+    """Returns the runtimes to try, in order of preference, for this number of inputs.
 
-    Args:
-        name: The runtime that was asked for; `auto` takes those that are installed and save more time than their
-            building costs, fastest first.
-        device: The device on which the forward pass runs.
-        bytes_written: The bytes that the forward pass writes per image; None for a program, which runs in eager mode.
-        inputs: The number of images.
+    `auto` takes those that are installed and save more time than their building costs, fastest first, and then eager
+    mode; a program, for which `bytes_written` per image is None, runs in eager mode only.
     """
     if name != "auto":
         return (name,)
@@ -43,9 +39,7 @@ def candidates(name: RuntimeName, device: torch.device, bytes_written: float | N
         threads = torch.get_num_threads() if device.type == "cpu" else 1
         seconds = inputs * bytes_written / (_WRITING[device.type] * threads)
         installed = ["openvino"] if device.type == "cpu" and find_spec("openvino") else []
-        for each in (*installed, "compile"):
-            if seconds * _SAVING[each] > _BUILD_SECONDS[each]:
-                chosen.append(each)
+        chosen = [each for each in (*installed, "compile") if seconds * _SAVING[each] > _BUILD_SECONDS[each]]
     return (*chosen, EagerRuntime.name)
 
 
@@ -62,15 +56,10 @@ def build(
     images: Tensor,
     notice: Callable[[str], None],
 ) -> Runtime:
-    """Builds the first of these runtimes that takes the backbone.
+    """Builds the first of these runtimes that takes the backbone, which is loaded anew for each attempt.
 
-    Args:
-        names: The names of runtimes, the preferred one first.
-        load: A function that loads the backbone anew for each attempt.
-        device: The device on which the forward pass runs.
-        precision: The precision of weights and activations.
-        images: Images [B, 3, H, W] uint8 in the shape and layout of all batches; their pixels do not matter.
-        notice: A function that is given a message for each runtime that does not take the backbone.
+    The `images` [B, 3, H, W] uint8 have the shape and layout of all batches; their pixels do not matter. `notice` is
+    called with a message for each runtime that does not take the backbone.
 
     Raises:
         RuntimeUnfitError: If no runtime takes it.

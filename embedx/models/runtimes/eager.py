@@ -20,13 +20,7 @@ class EagerRuntime(Runtime):
     """PyTorch as it is, in channels-last layout, with batch norms folded into convolutions; on CUDA as a graph.
 
     Programs are left as they were made. Batches of another shape than the graph's, and backbones of which no graph can
-    be recorded, run without it, with the same numbers.
-
-    Args:
-        embedder: The model to run. It is modified in place; don't use it afterwards.
-        device: The device on which the forward pass runs.
-        precision: The precision of weights and activations.
-        images: Images of the batches' shape, from which to record a CUDA graph; None for no graph.
+    be recorded, run without it, with the same numbers. Without `images` of the batches' shape there is no graph.
     """
 
     name = "eager"
@@ -61,9 +55,7 @@ class EagerRuntime(Runtime):
 class _Graph:
     """A recorded forward pass, which is a single launch on the device in place of one per operator.
 
-    Args:
-        embedder: The model, on a CUDA device.
-        images: Images [B, 3, H, W] uint8 on the device; their memory becomes the graph's input.
+    The memory of `images`, which are on the device, becomes the graph's input.
 
     Raises:
         RuntimeError: If the pass can't be recorded.
@@ -86,11 +78,7 @@ class _Graph:
 
 
 def fold_batch_norms(backbone: nn.Module) -> None:
-    """Folds each batch norm into the convolution before it, in place, if torch.fx can trace the backbone.
-
-    Args:
-        backbone: The backbone, in evaluation mode.
-    """
+    """Folds each batch norm into the convolution before it, in place, if torch.fx can trace the backbone."""
     try:
         nodes = list(symbolic_trace(backbone).graph.nodes)
     except Exception:  # noqa: BLE001  (it may be anyone's code, and runs without folding)

@@ -40,18 +40,15 @@ class OpenVinoRuntime(Runtime):
             raise RuntimeUnfitError(f"OpenVINO computes no {precision} on this CPU; give --precision fp32")
         if isinstance(embedder.backbone, FrozenProgram):
             raise RuntimeUnfitError("the backbone is a program, which only runs as it was made: give --runtime eager")
+        options = {
+            "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+        }
         names: list[str] = []
         try:
             model = _converted(openvino, _ChannelsLast(embedder, names), _channels_last(images))
-            compiled = core.compile_model(
-                model,
-                "CPU",
-                {
-                    "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
-                    "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-                    "PERFORMANCE_HINT": "LATENCY",
-                },
-            )
+            compiled = core.compile_model(model, "CPU", options)
         except Exception as error:
             raise RuntimeUnfitError.of(self.name, error) from error
         self._names = names
@@ -65,12 +62,7 @@ class OpenVinoRuntime(Runtime):
 
 
 class _ChannelsLast(nn.Module):
-    """An embedder of images [B, H, W, 3], the order in which they lie in memory.
-
-    Args:
-        embedder: The embedder of images [B, 3, H, W].
-        names: An empty list, which `forward` fills with the names of the features that it returns.
-    """
+    """An embedder of images [B, H, W, 3], as they lie in memory; it fills `names` with those of its features."""
 
     def __init__(self, embedder: Embedder, names: list[str]) -> None:
         super().__init__()

@@ -105,12 +105,15 @@ def find_weights(options: WeightsOptions, *, download: bool) -> tuple[Weights, W
 
 
 def weights_of_file(name: str, path: Path) -> Weights:
-    """Returns the weights that a file holds, with its sha256.
+    """Returns the weights that a file holds; an index's sha256 is that of its own and its shards', one a line.
 
     Raises:
         CheckpointError: If the file can't be read.
     """
-    return Weights(name, path, _sha256(path))
+    if not is_index(path):
+        return Weights(name, path, sha256_of([path]))
+    lines = (f"{sha256_of([file])}\n" for file in (path, *sorted(set(shard_files(path).values()))))
+    return Weights(name, path, hashlib.sha256("".join(lines).encode()).hexdigest())
 
 
 def cache_path(url: str) -> Path:
@@ -139,14 +142,6 @@ def _cached(member: WeightsEnum, *, download: bool) -> Path:
     finally:
         socket.setdefaulttimeout(timeout)
     return path
-
-
-def _sha256(path: Path) -> str:
-    """Returns a file's sha256; an index counts as the sha256s, one a line, of itself and its shards in name order."""
-    if is_index(path):
-        files = [path, *sorted(set(shard_files(path).values()))]
-        return hashlib.sha256("".join(f"{sha256_of([file])}\n" for file in files).encode()).hexdigest()
-    return sha256_of([path])
 
 
 def sha256_of(files: Iterable[Path]) -> str:

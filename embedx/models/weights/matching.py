@@ -56,14 +56,7 @@ class _Candidate:
 def fill(
     model: nn.Module, state: Mapping[str, Tensor], *, source: Path, heads: Collection[str] = (), key: str | None = None
 ) -> CheckpointMatch:
-    """Sets every tensor of a backbone from a checkpoint's.
-
-    Args:
-        model: The backbone; its parameters may be on the meta device.
-        state: The checkpoint's tensors by dotted name. They are cast to the backbone's types.
-        source: The checkpoint's path, for messages.
-        heads: The names of sub-modules, such as the classifier, whose tensors may be there and are not used.
-        key: The sub-tree of the checkpoint to take; None for all of it.
+    """Sets every tensor of a backbone, which may be on the meta device, from those that `match_tensors` finds.
 
     Raises:
         CheckpointError: If `match_tensors` raises it; the model must not be used then.
@@ -147,14 +140,15 @@ def _compare(
     found = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     modules = {name.partition(".")[0] for name in wanted}
     unused = tuple(f"{head}." for head in heads)
+    tensors = {name: found[name] for name in wanted if name in found and _is_like(found[name], wanted[name])}
     return _Candidate(
         prefix,
-        tensors={name: found[name] for name in wanted if name in found and _is_like(found[name], wanted[name])},
+        tensors,
         missing=[name for name in wanted if name not in found and not _is_counter(name)],
         mismatched=[
             f"{name} {_shape(found[name])} instead of {_shape(tensor)}"
             for name, tensor in wanted.items()
-            if name in found and not _is_like(found[name], tensor)
+            if name in found and name not in tensors
         ],
         unexpected=[
             name
@@ -192,15 +186,8 @@ def _misfit(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], candidate
         return f"it holds {listed(state)}, and none of the backbone's tensors, {listed(wanted)}; {advice}"
     nearest = max(candidates, key=lambda candidate: (len(candidate.tensors), len(candidate.mismatched)))
     where = f"under the prefix {nearest.prefix!r} " if nearest.prefix else ""
-    faults = "".join(
-        f"  {len(names)} {what}: {listed(names)}\n"
-        for what, names in (
-            ("missing", nearest.missing),
-            ("unexpected", nearest.unexpected),
-            ("of another shape", nearest.mismatched),
-        )
-        if names
-    )
+    kinds = {"missing": nearest.missing, "unexpected": nearest.unexpected, "of another shape": nearest.mismatched}
+    faults = "".join(f"  {len(names)} {kind}: {listed(names)}\n" for kind, names in kinds.items() if names)
     return f"{where}{len(nearest.tensors)} of its {len(wanted)} tensors match\n{faults}{advice}"
 
 
