@@ -77,7 +77,7 @@ class Runtime(nn.Module):
             return self.embedder(images.to(self.device, non_blocking=True))
 
     def fitting_batch_size(self, images: Tensor) -> int:
-        """Tries all of these images [B, 3, H, W] uint8, then half as many, and so on, until a batch fits amply.
+        """Returns the first of B, B/2, B/4, …, at which so many images [B, 3, H, W] uint8 leave memory to spare.
 
         Raises:
             DeviceMemoryError: If not even one image fits.

@@ -54,7 +54,7 @@ class Weights:
     path: Path | None = None
     """The file; None for random weights, and for a file that has not been downloaded."""
     sha256: str | None = None
-    """The file's sha256; for the index of a sharded checkpoint, that of the index's and its shards' sha256s."""
+    """The sha256 of the file, or of the sha256s, one a line, of a sharded checkpoint's index and its shards by name."""
     seed: int = 0
     key: str | None = None
     """The sub-tree of the checkpoint that holds the weights, where one was chosen."""
@@ -105,7 +105,7 @@ def find_weights(options: WeightsOptions, *, download: bool) -> tuple[Weights, W
 
 
 def weights_of_file(name: str, path: Path) -> Weights:
-    """Returns the weights that a file holds; an index's sha256 is that of its own and its shards', one a line.
+    """Returns the weights that a file, or the index of a sharded checkpoint, holds.
 
     Raises:
         CheckpointError: If the file can't be read.
