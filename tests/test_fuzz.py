@@ -20,7 +20,7 @@ from embedx.data.decoding.images import ImageDecoder, decode
 from embedx.data.loading.loaders import SplitLoader
 from embedx.data.plan import build_plan
 from embedx.data.reading.files import RejectedInputError
-from embedx.data.sources.folder import FolderSource
+from embedx.data.sources.folder import folder_source
 from embedx.recipe import Preprocessing
 from scripts.fuzz import TARGETS
 from tests.runs import SEED, run
@@ -117,7 +117,7 @@ def test_workers_survive_thousands_of_damaged_images_and_get_to_the_end(tmp_path
         kinds = random_edits.choices(["flip", "set", "cut", "delete", "splice"], k=random_edits.randint(1, 6))
         edits = [(kind, random_edits.randrange(1 << 16), random_edits.randrange(1 << 16)) for kind in kinds]
         (tmp_path / f"{number:04}.jpg").write_bytes(damaged(seeds[name], edits, seeds[other]))
-    plan = build_plan({"all": FolderSource(tmp_path)}, None).splits["all"]
+    plan = build_plan({"all": folder_source(tmp_path)}, None).splits["all"]
     decoder = ImageDecoder(Preprocessing(36, 32, "bilinear", (0, 0, 0), (1, 1, 1)))
     batches = list(SplitLoader(plan, [range(3000)], decoder, batch_size=50, workers=2, timeout=20))
     reasons = [reason for batch in batches for reason in batch["reasons"]]

@@ -90,11 +90,8 @@ def build_plan(sources: Mapping[str, Source], group_key: str | None) -> Plan:
     """Lists and orders the samples of every split.
 
     A class name becomes its position among the sorted names of all splits together, so that a class has one number
-    (torchvision's ImageFolder rule, over all splits); a target that is a number stays.
-
-    Args:
-        sources: The source of each split.
-        group_key: The metadata column whose values are the groups, or None.
+    (torchvision's ImageFolder rule, over all splits); a target that is a number stays. The groups are the values of the
+    metadata column `group_key`.
 
     Raises:
         ConfigError: If a source is empty, the group key is not among the metadata or not a plain value, metadata can't

@@ -13,8 +13,8 @@ from torchvision.datasets import ImageFolder
 
 from embedx.data.plan import PLAN_COLUMNS, Plan, SplitPlan, build_plan
 from embedx.data.reading.files import FileReader
-from embedx.data.sources.base import COMMON_SCHEMA
-from embedx.data.sources.folder import FolderSource
+from embedx.data.sources.base import COMMON_SCHEMA, Source
+from embedx.data.sources.folder import folder_source
 from embedx.errors import ConfigError
 from embedx.names import RESERVED_COLUMNS
 from embedx.store.format.index import PLACE_SCHEMA, ROW_SCHEMA
@@ -25,12 +25,12 @@ labels = st.lists(st.none() | texts, min_size=1, max_size=30)
 quick = settings(max_examples=50, deadline=None)
 
 
-def folder(root: Path, *names: str) -> FolderSource:
+def folder(root: Path, *names: str) -> Source:
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(name.encode())
         os.utime(root / name, (1_700_000_000, 1_700_000_000))
-    return FolderSource(root)
+    return folder_source(root)
 
 
 def table(classes: list[str | None]) -> pa.Table:
@@ -175,7 +175,7 @@ def test_every_fault_of_every_split_is_reported_at_once(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     twice = pa.concat_tables([table(["a"]), table(["b"])])
-    sources = {"one": FolderSource(tmp_path / "one"), "two": FolderSource(tmp_path / "two"), "three": listed(twice)}
+    sources = {"one": folder_source(tmp_path / "one"), "two": folder_source(tmp_path / "two"), "three": listed(twice)}
     with pytest.raises(ConfigError) as caught:
         build_plan(sources, "parent")
     assert len(caught.value.faults) == 4
@@ -198,7 +198,7 @@ def test_another_name_size_or_time_gives_another_digest_and_nothing_else_does(tm
     names = ("a/1.jpg", "a/2.jpg", "b/3.jpg")
 
     def digests() -> tuple[str, str]:
-        entry = build_plan({"all": FolderSource(tmp_path)}, "class").splits["all"].to_json()
+        entry = build_plan({"all": folder_source(tmp_path)}, "class").splits["all"].to_json()
         return entry["names_sha256"], entry["sizes_and_times_sha256"]
 
     folder(tmp_path, *names)

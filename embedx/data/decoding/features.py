@@ -23,11 +23,7 @@ _TRIED = 1000
 
 
 class FeatureDecoder(DenseDecoder):
-    """Copies features into rows of a float32 batch.
-
-    Args:
-        shape: The shape of one input, (D,) or (T, D).
-    """
+    """Copies features of one shape, (D,) or (T, D), into rows of a float32 batch."""
 
     entry = "features"
 
@@ -39,11 +35,7 @@ class FeatureDecoder(DenseDecoder):
         return torch.empty(batch_size, *self.shape)
 
     def decode_into(self, row: Tensor, data: bytes) -> None:
-        """Reads an input's bytes into its row.
-
-        Raises:
-            RejectedInputError: If the bytes are not features of this shape.
-        """
+        """Reads an input's bytes into its row; raises a RejectedInputError if they are not features of this shape."""
         features = read_features(data)
         if features.shape != row.shape:
             raise RejectedInputError(f"features of shape {list(features.shape)}, not {list(row.shape)}")

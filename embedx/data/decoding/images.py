@@ -52,12 +52,7 @@ _NATIVE_EXIF = {"JPEG", "MPO"}
 
 
 class ImageDecoder(DenseDecoder):
-    """Decodes images into rows of a uint8 batch.
-
-    Args:
-        preprocessing: The resizing and cropping of each image.
-        max_pixels: The largest number of pixels of an image, before and after resizing; larger ones are rejected.
-    """
+    """Decodes images into rows of a uint8 batch; those of more than `max_pixels`, also once resized, are rejected."""
 
     entry = "images"
 
@@ -71,19 +66,11 @@ class ImageDecoder(DenseDecoder):
         return torch.empty(batch_size, size, size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
 
     def decode_into(self, row: Tensor, data: bytes) -> None:
-        """Decodes an input's bytes into its row [3, H, W].
-
-        Raises:
-            RejectedInputError: If the image can't be decoded; the row is undefined then.
-        """
+        """Decodes an input's bytes into its row [3, H, W]; raises a RejectedInputError if they can't be decoded."""
         row.copy_(preprocess(self.decode(data), self.preprocessing, max_pixels=self.max_pixels))
 
     def decode(self, data: bytes) -> Tensor:
-        """Decodes an input's bytes to [3, H, W] uint8, which is still to be resized.
-
-        Raises:
-            RejectedInputError: If the image can't be decoded.
-        """
+        """Decodes an input's bytes to [3, H, W] uint8, which is still to be resized, as `decode` does."""
         return decode(data, exif=self.preprocessing.exif, max_pixels=self.max_pixels, steps=self.preprocessing)
 
 
@@ -189,10 +176,7 @@ def _decode_native(data: bytes, image: Image.Image, *, exif: bool) -> Tensor | N
 def is_plain_jpeg(data: bytes, steps: Preprocessing, max_pixels: int = MAX_PIXELS) -> bool:
     """Tells whether every JPEG decoder gives the pixels of `decode`: a whole, upright gray or YCbCr JPEG of usual size.
 
-    Args:
-        data: The file's bytes; only the headers and the last bytes are examined.
-        steps: The preprocessing to follow.
-        max_pixels: The largest number of pixels it may have, before and after resizing.
+    Only the headers and the last bytes are examined.
     """
     if not data.rstrip(b"\0").endswith(_END_OF_JPEG):
         return False
@@ -226,18 +210,10 @@ def _decode_with_pillow(image: Image.Image, *, exif: bool) -> Tensor:
 
 
 def preprocess(pixels: Tensor, steps: Preprocessing, *, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """Resizes and crops as the torchvision presets do, on uint8.
-
-    Args:
-        pixels: The image, [3, H, W] uint8.
-        steps: The resizing and cropping to apply.
-        max_pixels: The largest number of pixels after resizing.
-
-    Returns:
-        [3, crop, crop] uint8.
+    """Resizes and crops an image [3, H, W] uint8 to [3, crop, crop] uint8 as the torchvision presets do.
 
     Raises:
-        RejectedInputError: If the image is so elongated that it would have more pixels.
+        RejectedInputError: If the image is so elongated that it would have more than `max_pixels` once resized.
     """
     height, width = pixels.shape[-2:]
     new_height, new_width = _resized(height, width, steps, max_pixels)
@@ -247,11 +223,7 @@ def preprocess(pixels: Tensor, steps: Preprocessing, *, max_pixels: int = MAX_PI
 
 
 def _resized(height: int, width: int, steps: Preprocessing, max_pixels: int) -> tuple[int, int]:
-    """Returns the height and width to which an image is resized.
-
-    Raises:
-        RejectedInputError: If it is so elongated that it would have too many pixels.
-    """
+    """Returns the height and width to which an image is resized; rejects one that would have too many pixels."""
     if not isinstance(steps.resize, int):
         return steps.resize
     new_height, new_width = (side * steps.resize // min(height, width) for side in (height, width))
@@ -263,13 +235,9 @@ def _resized(height: int, width: int, steps: Preprocessing, max_pixels: int) -> 
 
 
 def resize(pixels: Tensor, height: int, width: int, interpolation: str) -> Tensor:
-    """Resizes as torchvision.transforms.v2 does, whose import takes longer than that of torch.
+    """Resizes an image [3, H, W] uint8 as torchvision.transforms.v2 does, whose import takes longer than torch's.
 
-    Args:
-        pixels: The image, [3, H, W] uint8; on a CUDA device it is resized in float32, the only way there.
-        height: The new height in pixels.
-        width: The new width in pixels.
-        interpolation: The antialiased interpolation, bilinear or bicubic.
+    It is antialiased, by bilinear or bicubic interpolation; on a CUDA device in float32, the only way there.
     """
     one = pixels.permute(1, 2, 0).unsqueeze(0).permute(0, 3, 1, 2)  # keeps the layout in memory recognisable
     native = pixels.device.type == "cpu" and interpolation in _RESIZES_BYTES

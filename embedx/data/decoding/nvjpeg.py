@@ -23,11 +23,7 @@ _DEVICE_ERROR = re.compile("out of memory|ALLOCATOR|CUDA error", re.IGNORECASE)
 
 
 class SideStream:
-    """A CUDA stream beside the one that computes; on the CPU, which has no streams, it does nothing.
-
-    Args:
-        device: The device of the stream.
-    """
+    """A CUDA stream beside the one that computes; on the CPU, which has no streams, it does nothing."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -52,12 +48,7 @@ class SideStream:
 
 
 class CopyToDevice:
-    """Copies one entry of each batch to a device; from pinned memory it does not wait for the copy.
-
-    Args:
-        device: The device to copy to.
-        entry: The name of the entry in the batch.
-    """
+    """Copies one entry of each batch to a device; from pinned memory it does not wait for the copy."""
 
     def __init__(self, device: torch.device, entry: str) -> None:
         self._stream = SideStream(device)
@@ -91,11 +82,7 @@ def _decode(encoded: list[Tensor], device: torch.device) -> list[Tensor]:
 
 
 class PartialDecoder:
-    """Decodes all inputs in the worker except plain JPEGs, which it leaves encoded for `DecodeOnDevice`.
-
-    Args:
-        decoder: The decoder of the other inputs.
-    """
+    """Decodes all inputs in the worker except plain JPEGs, which it leaves encoded for `DecodeOnDevice`."""
 
     def __init__(self, decoder: ImageDecoder) -> None:
         self._decoder = decoder
@@ -138,10 +125,7 @@ class _PartialBuffer:
 class DecodeOnDevice:
     """Completes the batches of a PartialDecoder on a device: decodes their JPEGs by nvJPEG and resizes them.
 
-    Args:
-        decoder: The decoder whose preprocessing applies; it decodes the JPEGs that the device refuses.
-        batch_size: The number of rows of every batch.
-        device: The device that decodes; the CPU can do all of this too.
+    The JPEGs that the device refuses go to the decoder, whose preprocessing applies. The device can be the CPU too.
     """
 
     def __init__(self, decoder: ImageDecoder, batch_size: int, device: torch.device) -> None:

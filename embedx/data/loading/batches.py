@@ -35,13 +35,8 @@ class Order(NamedTuple):
 class Batches(Dataset[dict[str, Any]]):
     """Loads whole batches of one split: `__getitems__(orders)` reads and decodes the inputs of one.
 
-    It holds nothing of the plan, because each worker gets a copy of it.
-
-    Args:
-        reader: The reader of the inputs' bytes.
-        decoder: The decoder of those bytes.
-        batch_size: The number of rows of every batch.
-        timeout: The seconds after which the process that loads an input is ended.
+    It holds nothing of the plan, because each worker gets a copy of it. A process that loads an input for longer than
+    the timeout, in seconds, is ended.
     """
 
     def __init__(self, reader: Reader, decoder: Decoder, batch_size: int, timeout: float) -> None:
@@ -94,14 +89,7 @@ class Batches(Dataset[dict[str, Any]]):
 
 
 class UnitBatches(Sampler[list[Order]]):
-    """Cuts units into batches, none of which crosses the end of its unit.
-
-    Args:
-        plan: The split that the units are of.
-        units: The rows of each unit.
-        batch_size: The largest number of inputs in a batch.
-        first: The number of the batch to begin with.
-    """
+    """Cuts units, lists of rows of a plan, into batches; none crosses the end of its unit."""
 
     def __init__(self, plan: SplitPlan, units: Sequence[Sequence[int]], batch_size: int, first: int = 0) -> None:
         self.places = plan.table.select(["path", "offset", "size"])

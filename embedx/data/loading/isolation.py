@@ -40,11 +40,7 @@ class Held(NamedTuple):
 
 
 class InHand:
-    """The inputs that workers have in hand, in memory that they share with their parent; picklable.
-
-    Args:
-        workers: The number of workers.
-    """
+    """The inputs that workers have in hand, in memory that they share with their parent; picklable."""
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
@@ -88,23 +84,14 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def become_decoding_process(name: str) -> None:
-    """Makes this child end with its parent, and be the first to be killed when memory runs out.
-
-    Args:
-        name: The name that `ps` and `top` show.
-    """
+    """Makes this child end with its parent, be the first to be killed for memory, and have this name in `ps`."""
     tie_to_parent(name)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def find_fatal(dataset: Any, orders: Sequence[Any], timeout: float) -> dict[int, str]:
-    """Loads inputs one by one in a process of its own, and in a new process after each that ends it.
-
-    Args:
-        dataset: The dataset, whose `dataset[order]` loads one input; picklable.
-        orders: The inputs to load; picklable.
-        timeout: The seconds after which the process ends by itself.
+    """Loads inputs by `dataset[order]` in a process of its own, and in a new one after each input that ends it.
 
     Returns:
         The position and the reason of each input that ended its process, or that the process did not come back from.

@@ -36,10 +36,7 @@ class SplitLoader:
     """Loads some units of one split in batches; its workers can be started ahead of the first use.
 
     Args:
-        plan: The split whose inputs are loaded.
         units: The rows of each unit; no batch crosses the end of a unit.
-        decoder: The decoder that fills the rows of a batch.
-        batch_size: The number of rows of every batch.
         workers: The number of processes that read and decode. 0 decodes in this process: a crashing image ends the
             run, and a hanging one stalls it.
         pin_memory: Whether batches come in pinned memory, from which CUDA copies asynchronously.
@@ -106,15 +103,9 @@ class SplitLoader:
             workers = None  # ends the other workers before the next ones start
 
     def _start_at(self, first: int) -> TorchWorkers:
-        """Starts workers on the batches from the given one on."""
         self._dataset.in_hand = InHand(self._workers)
-        return TorchWorkers(
-            self._dataset,
-            self._batches.starting_at(first),
-            self._dataset.in_hand,
-            timeout=self._dataset.timeout,
-            pin_memory=self._pin_memory,
-        )
+        data, batches = self._dataset, self._batches.starting_at(first)
+        return TorchWorkers(data, batches, data.in_hand, timeout=data.timeout, pin_memory=self._pin_memory)
 
     def _find_fatal(self, workers: TorchWorkers, delivered: int) -> dict[int, str]:
         """Returns the rows that ended their worker, or that it is stuck in, each with the reason.

@@ -47,11 +47,8 @@ class TorchWorkers:
 
     Args:
         dataset: The dataset whose `__getitems__` loads a batch; picklable.
-        batches: The sampler of the batches, in the order in which they are wanted.
-        in_hand: The record of the inputs that the workers have in hand; it tells the number of workers too.
-            With 0 workers this process loads the batches itself.
+        in_hand: The record of the inputs in hand, and the number of workers; with 0 this process loads the batches.
         timeout: The seconds that one input may take.
-        pin_memory: Whether batches come in pinned memory, from which CUDA copies asynchronously.
     """
 
     def __init__(
@@ -104,10 +101,7 @@ class TorchWorkers:
                     raise
 
     def rows_in_hand(self) -> tuple[set[int], set[int]]:
-        """Returns the rows that ran into the time limit, and the rows that other dead workers had in hand.
-
-        The latter are suspects only, because somebody else may have killed their worker.
-        """
+        """Returns the rows that ran into the time limit, and the suspects: rows that other dead workers had in hand."""
         self._any_ended(_POLL_SECONDS)
         stuck, suspects = set(), set()
         for held in self._in_hand.now():

@@ -66,14 +66,10 @@ def plain_name(location: str) -> str:
 
 
 def open_file(location: str, *, in_parts: bool = False) -> BinaryIO:
-    """Opens a table, an archive or another file of inputs for reading at any position.
-
-    Args:
-        location: A path or a URL.
-        in_parts: Whether the server of a URL must be able to send ranges, because inputs will be read one by one.
+    """Opens a file or URL that holds inputs for reading at any position.
 
     Raises:
-        OSError: If it can't be opened, or the server can't send ranges and must.
+        OSError: If it can't be opened, or its server can't send ranges although inputs will be read `in_parts`.
     """
     if not is_url(location):
         return open(location, "rb")

@@ -46,10 +46,7 @@ class ListedFile(NamedTuple):
 
 
 def check_schemes(urls: Mapping[str, str]) -> None:
-    """Checks that schemes can be read.
-
-    Args:
-        urls: A URL for each scheme, which messages show.
+    """Checks that schemes, each given with one of its URLs, can be read.
 
     Raises:
         ConfigError: If some are unknown, or need a package that is not installed; the message names them.
@@ -83,14 +80,10 @@ def read(url: str, offset: int | None = None, size: int | None = None) -> bytes:
 
 
 def open_url(url: str, *, in_parts: bool) -> BinaryIO:
-    """Opens a file for reading at any position.
-
-    Args:
-        url: The URL of the file.
-        in_parts: Whether the server must be able to send ranges; otherwise the whole file is held in memory if need be.
+    """Opens a file for reading at any position; if need be, all of it is held in memory.
 
     Raises:
-        OSError: If it can't be opened, or the server can't send ranges and must.
+        OSError: If it can't be opened, or the server can't send ranges although the file will be read `in_parts`.
     """
     size = _attempt(url, lambda fs, path: fs.info(path)["size"])
     if in_parts:
@@ -101,20 +94,12 @@ def open_url(url: str, *, in_parts: bool) -> BinaryIO:
 
 
 def list_files(url: str) -> list[ListedFile]:
-    """Lists all files below a folder.
-
-    Raises:
-        OSError: If the folder can't be listed.
-    """
+    """Lists all files below a folder; raises an OSError if it can't be listed."""
     return _attempt(url, lambda fs, path: list(_files(fs, path)))
 
 
 def find(pattern: str) -> list[str]:
-    """Returns the URLs of the files that match a pattern with wildcards, sorted by name.
-
-    Raises:
-        OSError: If the files can't be listed.
-    """
+    """Returns the files that match a pattern with wildcards, by name; raises an OSError if they can't be listed."""
     return _attempt(pattern, lambda fs, path: sorted(fs.unstrip_protocol(name) for name in fs.glob(path)))
 
 

@@ -67,12 +67,7 @@ def parse_data(specs: Sequence[str], options: SourceOptions | None = None) -> di
 
 
 def find_reader(location: str, offset: int | None, options: SourceOptions) -> Reader:
-    """Returns a reader for an input of an index table, without listing the source that it came from.
-
-    Args:
-        location: The file, URL or dataset that holds the input.
-        offset: The place of the input in it, or None if the input is all of it.
-        options: The options with which the sources were opened.
+    """Returns a reader for an input, given by location and offset in an index table, without listing its source.
 
     Raises:
         ConfigError: If the location can't be opened.

@@ -1,11 +1,13 @@
-"""The interface of sources: a table of samples, and a reader of their bytes."""
+"""A source: a table of samples, and a reader of their bytes."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -50,20 +52,26 @@ class Reader(Protocol):
         ...
 
 
-class Source(Protocol):
-    """The inputs of one split, which it can list and read."""
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The inputs of one split."""
 
     metadata: tuple[str, ...]
     """The names of the columns after the common ones and the target; each can be a group key."""
     reader: Reader
+    scan: Callable[[], pa.Table]
+    """Lists the samples in source order: the columns of COMMON_SCHEMA, `target`, then the metadata.
 
-    def scan(self) -> pa.Table:
-        """Lists the samples in source order: the columns of COMMON_SCHEMA, `target`, then the metadata.
+    Raises a ConfigError if there are no samples, or they can't be listed."""
 
-        Raises:
-            ConfigError: If there are no samples, or they can't be listed.
-        """
-        ...
+
+def samples_table(columns: Mapping[str, Any], target: pa.DataType) -> pa.Table:
+    """Builds the table of a source; a common column that is left out or None is null, and all others are text."""
+    schema = pa.schema([*COMMON_SCHEMA, (TARGET, target)])
+    schema = pa.schema([*schema, *((name, pa.string()) for name in columns if name not in schema.names)])
+    nothing = pa.nulls(len(columns["key"]))
+    given = {name: column for name, column in columns.items() if column is not None}
+    return pa.table(dict.fromkeys(schema.names, nothing) | given, schema=schema)
 
 
 def as_text(name: bytes) -> str:

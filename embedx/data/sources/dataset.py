@@ -16,7 +16,7 @@ import pyarrow as pa
 from PIL import Image
 
 from embedx.data.reading.files import RejectedInputError
-from embedx.data.sources.base import COMMON_SCHEMA, SINGLE_SPLIT, TARGET, Reader, Source
+from embedx.data.sources.base import SINGLE_SPLIT, TARGET, Source, samples_table
 from embedx.data.sources.kinds import SourceKind, SourceOptions
 from embedx.errors import ConfigError, unknown
 
@@ -70,40 +70,30 @@ class DatasetReader:
         return content.getvalue()
 
 
-class DatasetItems:
-    """The items of a dataset, in its order.
+def items_of(dataset: Any, reader: DatasetReader) -> Source:
+    """Returns the items of a dataset as a source, in the dataset's order.
 
     The key is the item's number. The target is the dataset's own, where that is one whole number per item. Metadata:
     `class`, the name of the target, where the dataset names its classes.
     """
+    path, count, targets = str(reader), len(dataset), _targets(dataset)
+    classes: dict[int | None, str] = {}
+    if targets:
+        classes.update((number, str(name)) for number, name in enumerate(getattr(dataset, "classes", None) or ()))
 
-    def __init__(self, dataset: Any, reader: DatasetReader) -> None:
-        self.reader: Reader = reader
-        self.path = str(reader).encode()
-        self.count = len(dataset)
-        self.targets = _targets(dataset)
-        self.classes: list[str] = [str(name) for name in getattr(dataset, "classes", None) or ()]
-        self.metadata: tuple[str, ...] = ("class",) if self.classes and self.targets else ()
-
-    def scan(self) -> pa.Table:
-        """Lists the items."""
-        if self.count == 0:
-            raise ConfigError(f"--data {self.path.decode()}: the dataset has no items")
-        nothing = [None] * self.count
-        targets = self.targets or nothing
-        columns: dict[str, Any] = {
-            "key": [f"{number:08d}" for number in range(self.count)],
-            "path": [self.path] * self.count,
-            "offset": range(self.count),
-            "size": nothing,
-            "mtime_ns": nothing,
+    def scan() -> pa.Table:
+        if count == 0:
+            raise ConfigError(f"--data {path}: the dataset has no items")
+        columns = {
+            "key": [f"{number:08d}" for number in range(count)],
+            "path": [path.encode()] * count,
+            "offset": range(count),
             TARGET: targets,
         }
-        if self.metadata:
-            names = dict(enumerate(self.classes))
-            columns["class"] = [None if target is None else names.get(target) for target in targets]
-        metadata = [(name, pa.string()) for name in self.metadata]
-        return pa.table(columns, schema=pa.schema([*COMMON_SCHEMA, (TARGET, pa.int64()), *metadata]))
+        names = {"class": list(map(classes.get, targets))} if targets and classes else {}
+        return samples_table(columns | names, pa.int64())
+
+    return Source(("class",) if classes else (), reader, scan)
 
 
 def construct(name: str, arguments: Mapping[str, Any]) -> Any:
@@ -134,7 +124,7 @@ def open_dataset(name: str | None, location: str, options: SourceOptions) -> Map
         fetch = "add download=true or " if "download" in parameters and not arguments.get("download") else ""
         advice = f"{fetch}correct its arguments ({', '.join(parameters)})"
         raise ConfigError(f"--data {location}: {type(error).__name__}: {error}; {advice}") from error
-    return {name or SINGLE_SPLIT: DatasetItems(opened, DatasetReader(dataset, arguments))}
+    return {name or SINGLE_SPLIT: items_of(opened, DatasetReader(dataset, arguments))}
 
 
 def _datasets() -> Any:

@@ -8,7 +8,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import pyarrow as pa
 from safetensors import SafetensorError, safe_open
 
 from embedx.data.reading.files import RejectedInputError, absolute, is_url, open_file, plain_name
-from embedx.data.sources.base import COMMON_SCHEMA, SINGLE_SPLIT, TARGET, Reader, Source, size_and_time
+from embedx.data.sources.base import SINGLE_SPLIT, TARGET, Source, samples_table, size_and_time
 from embedx.data.sources.kinds import SUFFIXES, SourceKind, SourceOptions
 from embedx.data.sources.patterns import find_files, short_names
 from embedx.errors import ConfigError
@@ -26,9 +25,6 @@ from embedx.names import EMBEDDINGS, TARGETS
 class FeatureFile:
     """The rows of one file, which is mapped and not read whole.
 
-    Args:
-        path: The path or URL of the file.
-
     Raises:
         ConfigError: If the file can't be read, or its rows are not vectors or tokens.
     """
@@ -36,9 +32,16 @@ class FeatureFile:
     def __init__(self, path: str) -> None:
         self.path = path
         try:
-            with _as_file(path) as self._local:
-                self.size, self.mtime_ns = size_and_time(os.fsencode(self._local))
-                self.rows, *shape = self._shape()
+            with _as_file(path) as local:
+                self.size, self.mtime_ns = size_and_time(os.fsencode(local))
+                if plain_name(path).endswith(".npy"):
+                    self._tensors: Any = None
+                    self._features: Any = np.load(local, mmap_mode="r", allow_pickle=False)
+                    self.rows, *shape = self._features.shape
+                else:
+                    self._tensors = safe_open(local, framework="pt")
+                    self._features = self._tensors.get_slice(tensor_of_features(self._tensors.keys()))
+                    self.rows, *shape = self._features.get_shape()
         except (OSError, ValueError, SafetensorError) as error:
             raise ConfigError(f"{path}: no features can be read from it ({error})") from error
         if len(shape) not in (1, 2):
@@ -48,37 +51,16 @@ class FeatureFile:
 
     def __getitem__(self, row: int) -> np.ndarray[Any, Any]:
         """Returns the features of one row, [D] or [T, D]."""
-        if self._array is not None:
-            return np.asarray(self._array[row])
-        tensor = self._slice[row]
-        # numpy has no bfloat16
-        return np.asarray((tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy())
+        features = self._features[row]
+        return np.asarray(features.float() if str(features.dtype) == "torch.bfloat16" else features)  # unknown to numpy
 
     @property
     def targets(self) -> list[int] | None:
         """The targets of the rows if the file has such a tensor, as embedx's shards do, or else None."""
-        if self._array is not None or TARGETS not in self._tensors.keys():  # noqa: SIM118  (not a mapping)
+        if self._tensors is None or TARGETS not in self._tensors.keys():  # noqa: SIM118  (not a mapping)
             return None
         targets: list[int] = self._tensors.get_tensor(TARGETS).tolist()
         return targets if len(targets) == self.rows else None
-
-    def _shape(self) -> tuple[int, ...]:
-        return self._array.shape if self._array is not None else tuple(self._slice.get_shape())
-
-    @cached_property
-    def _array(self) -> np.ndarray[Any, Any] | None:
-        if not plain_name(self.path).endswith(".npy"):
-            return None
-        array: np.ndarray[Any, Any] = np.load(self._local, mmap_mode="r", allow_pickle=False)
-        return array
-
-    @cached_property
-    def _tensors(self) -> Any:
-        return safe_open(self._local, framework="pt")
-
-    @cached_property
-    def _slice(self) -> Any:
-        return self._tensors.get_slice(tensor_of_features(self._tensors.keys()))
 
 
 def tensor_of_features(names: Collection[str]) -> str:
@@ -127,50 +109,39 @@ class RowReader:
         return {"_file": None}  # each process maps the files itself
 
 
-class FeatureRows:
-    """The rows of some feature files, file by file.
-
-    The key is `FILE/ROW`. Metadata: `file`, the file's name below the folder that all files share, and `parent`, the
-    folders in that name, null if there are none.
-    """
-
-    metadata: tuple[str, ...] = ("file", "parent")
-
-    def __init__(self, paths: list[str]) -> None:
-        self.paths = [absolute(path) for path in paths]
-        self.reader: Reader = RowReader()
-
-    def scan(self) -> pa.Table:
-        """Lists the rows; the target is the file's own, where it has one."""
-        names = short_names(self.paths)
-        return pa.concat_tables([self._scan_file(path, name) for path, name in zip(self.paths, names, strict=True)])
-
-    def _scan_file(self, path: str, name: str) -> pa.Table:
-        file = FeatureFile(path)
-        count, targets = file.rows, file.targets
-        columns = {
-            "key": [f"{name}/{row:08d}" for row in range(count)],
-            "path": [os.fsencode(path)] * count,
-            "offset": range(count),
-            "size": [(file.size or 0) // max(count, 1)] * count,
-            "mtime_ns": [None if is_url(path) else file.mtime_ns] * count,
-            TARGET: [None] * count if targets is None else [target if target >= 0 else None for target in targets],
-            "file": [name] * count,
-            "parent": [os.path.dirname(name) or None] * count,
-        }
-        metadata = [(name, pa.string()) for name in self.metadata]
-        return pa.table(columns, schema=pa.schema([*COMMON_SCHEMA, (TARGET, pa.int64()), *metadata]))
-
-
 def open_rows(name: str | None, location: str, options: SourceOptions) -> Mapping[str, Source]:
-    """Opens a file, or all files that wildcards such as `features/*.npy` or braces name.
+    """Opens the rows of a file, or of all files that wildcards such as `features/*.npy` or braces name, file by file.
+
+    The key is `FILE/ROW`; the target is the file's own, where it has one. Metadata: `file`, the file's name below the
+    folder that all files share, and `parent`, the folders in that name, null if there are none.
 
     Raises:
         ConfigError: If there is no such file, or the inputs are to be images.
     """
     if options.content != "features":
         raise ConfigError(f"--data {location}: features need no backbone; give --backbone none")
-    return {name or SINGLE_SPLIT: FeatureRows(find_files(location))}
+    paths = [absolute(path) for path in find_files(location)]
+    return {name or SINGLE_SPLIT: Source(("file", "parent"), RowReader(), lambda: _scan(paths))}
+
+
+def _scan(paths: list[str]) -> pa.Table:
+    return pa.concat_tables(map(_scan_file, paths, short_names(paths)))
+
+
+def _scan_file(path: str, name: str) -> pa.Table:
+    file = FeatureFile(path)
+    count, targets = file.rows, file.targets
+    columns = {
+        "key": [f"{name}/{row:08d}" for row in range(count)],
+        "path": [os.fsencode(path)] * count,
+        "offset": range(count),
+        "size": [(file.size or 0) // max(count, 1)] * count,
+        "mtime_ns": [None if is_url(path) else file.mtime_ns] * count,
+        TARGET: None if targets is None else [target if target >= 0 else None for target in targets],
+        "file": [name] * count,
+        "parent": [os.path.dirname(name) or None] * count,
+    }
+    return samples_table(columns, pa.int64())
 
 
 KIND = SourceKind(

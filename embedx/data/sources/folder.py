@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import groupby
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from functools import partial
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from embedx.data.reading.files import FileReader, is_url
-from embedx.data.sources.base import COMMON_SCHEMA, SINGLE_SPLIT, TARGET, Reader, Source, as_text, sizes_and_times
+from embedx.data.sources.base import SINGLE_SPLIT, TARGET, Source, as_text, samples_table, sizes_and_times
 from embedx.data.sources.kinds import SUFFIXES, Content, SourceKind, SourceOptions
 from embedx.errors import ConfigError
 from embedx.names import LOCK
@@ -22,8 +23,11 @@ if TYPE_CHECKING:
     from embedx.data.reading.remote import ListedFile
 
 SPLIT_FOLDERS = frozenset({"train", "val", "valid", "validation", "test"})
+_METADATA = ("class", "parent")
 _ENCODED = {content: tuple(map(os.fsencode, suffixes)) for content, suffixes in SUFFIXES.items()}
 
+_LookUp = Callable[[pa.ChunkedArray], tuple[pa.ChunkedArray, pa.ChunkedArray]]
+"""A function that returns the sizes and times of paths."""
 _CHUNK = 1 << 16
 """The number of inputs per table; a single table of all would take four times the memory while it is built."""
 
@@ -33,129 +37,99 @@ class _FolderSlice(NamedTuple):
 
     folder: tuple[bytes, ...]
     """The folder's path below the source's, as a list of names."""
-    names: list[bytes]
-    paths: list[bytes]
+    names: tuple[bytes, ...]
+    paths: tuple[bytes, ...]
     """The absolute paths, or URLs."""
 
 
-class FolderSource:
-    """A folder of images, or of features one file each, searched recursively; hidden files and folders are left out.
+def folder_source(root: Path, content: Content = "images") -> Source:
+    """Returns a folder of images, or of features one file each, as a source, searched recursively.
 
-    The key is the path below the folder. Metadata: `class`, the first folder below the root, and `parent`,
-    the folders between root and file; both null for a file in the root itself. Links are followed,
-    except those that lead back to a folder that holds them. Files are sorted by name, folder by folder.
-
-    Args:
-        root: The path of the folder.
-        content: The content of the files, which tells their suffixes.
+    The key is the path below the folder; the target is the class. Metadata: `class`, the first folder below the root,
+    and `parent`, the folders between root and file; both null for a file in the root itself. Hidden files and folders
+    are left out. Links are followed, except those that lead back to a folder that holds them. Files are sorted by name,
+    folder by folder.
     """
+    walk = partial(_walk, os.fsencode(root.absolute()), content)
+    return Source(_METADATA, FileReader(), lambda: _scan(str(root), content, walk(), sizes_and_times))
 
-    metadata: tuple[str, ...] = ("class", "parent")
-    reader: Reader = FileReader()
 
-    def __init__(self, root: Path, content: Content = "images") -> None:
-        self.root = root
-        self.content = content
+def _remote_source(url: str, files: list[ListedFile], content: Content) -> Source:
+    """Returns a folder behind a URL, which holds these files, as a source by the same rules."""
+    by_url = {os.fsencode(file.url): file for file in files}
 
-    def __str__(self) -> str:
-        return str(self.root)
-
-    def scan(self) -> pa.Table:
-        """Lists the images; the target is the class."""
-        tables = [self._table(slices) for slices in _in_chunks(self._slices())]
-        if not tables:
-            named = " ".join(sorted(SUFFIXES[self.content]))
-            raise ConfigError(f"no {self.content} in {self}; looked for files named {named}")
-        return pa.concat_tables(tables)
-
-    def _table(self, slices: list[_FolderSlice]) -> pa.Table:
-        paths = pa.chunked_array([pa.array([path for part in slices for path in part.paths], pa.binary())])
-        sizes, times = self._sizes_and_times(paths)
-        folders = [[as_text(name) for name in part.folder] for part in slices]
-        slice_of = pa.array(np.repeat(np.arange(len(slices)), [len(part.names) for part in slices]))
-        classes = pa.array([parts[0] if parts else None for parts in folders], pa.string()).take(slice_of)
-        return pa.table(
-            {
-                "key": [as_text(key) for part in slices for key in _joined(part)],
-                "path": paths,
-                "offset": pa.nulls(len(paths), pa.int64()),
-                "size": sizes,
-                "mtime_ns": times,
-                TARGET: classes,
-                "class": classes,
-                "parent": pa.array(["/".join(parts) or None for parts in folders], pa.string()).take(slice_of),
-            },
-            schema=pa.schema([*COMMON_SCHEMA, *((name, pa.string()) for name in (TARGET, *self.metadata))]),
+    def listed(paths: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
+        known = [by_url[url] for url in paths.to_pylist()]
+        return pa.array([file.size for file in known], pa.int64()), pa.array(
+            [file.mtime_ns for file in known], pa.int64()
         )
 
-    def _sizes_and_times(self, paths: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
-        return sizes_and_times(paths)
-
-    def _slices(self) -> Iterator[_FolderSlice]:
-        """Yields the inputs, sorted by the parts of their path below the folder."""
-        return self._walk(os.fsencode(self.root.absolute()))
-
-    def _walk(
-        self, folder: bytes, ancestors: tuple[tuple[int, int], ...] = (), below: tuple[bytes, ...] = ()
-    ) -> Iterator[_FolderSlice]:
-        try:
-            own = os.stat(folder)
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        except OSError as error:
-            raise ConfigError(
-                f"{as_text(folder)}: can't be listed ({error.strerror}); make it readable, or name other folders"
-            ) from error
-        identity = (own.st_dev, own.st_ino)
-        if identity in ancestors:
-            return
-        part = _FolderSlice(below, [], [])
-        for entry in entries:
-            if entry.name.startswith(b"."):
-                continue
-            is_folder = _is_folder(entry)
-            if not is_folder and _is_input(entry.name, self.content):
-                part.names.append(entry.name)
-                part.paths.append(entry.path)
-            if part.names and (is_folder or len(part.names) == _CHUNK):
-                yield part
-                part = _FolderSlice(below, [], [])
-            if is_folder:
-                yield from self._walk(entry.path, (*ancestors, identity), (*below, entry.name))
-        if part.names:
-            yield part
+    return Source(_METADATA, FileReader(), lambda: _scan(url, content, _remote_slices(by_url, content), listed))
 
 
-class RemoteFolder(FolderSource):
-    """A folder behind a URL, by the same rules.
+def _scan(location: str, content: Content, slices: Iterable[_FolderSlice], look_up: _LookUp) -> pa.Table:
+    tables = [_table(some, look_up) for some in _in_chunks(slices)]
+    if not tables:
+        named = " ".join(sorted(SUFFIXES[content]))
+        raise ConfigError(f"no {content} in {location}; looked for files named {named}")
+    return pa.concat_tables(tables)
 
-    Args:
-        url: The URL of the folder.
-        files: The files below the folder.
-        content: The content of the files, which tells their suffixes.
-    """
 
-    def __init__(self, url: str, files: list[ListedFile], content: Content) -> None:
-        self.url = url
-        self._files = {os.fsencode(file.url): file for file in files}
-        self.content = content
+def _table(slices: list[_FolderSlice], look_up: _LookUp) -> pa.Table:
+    paths = pa.chunked_array([pa.array([path for part in slices for path in part.paths], pa.binary())])
+    sizes, times = look_up(paths)
+    folders = [[as_text(name) for name in part.folder] for part in slices]
+    slice_of = pa.array(np.repeat(np.arange(len(slices)), [len(part.names) for part in slices]))
+    classes = pa.array([parts[0] if parts else None for parts in folders], pa.string()).take(slice_of)
+    columns = {
+        "key": [as_text(key) for part in slices for key in _joined(part)],
+        "path": paths,
+        "size": sizes,
+        "mtime_ns": times,
+        TARGET: classes,
+        "class": classes,
+        "parent": pa.array(["/".join(parts) or None for parts in folders], pa.string()).take(slice_of),
+    }
+    return samples_table(columns, pa.string())
 
-    def __str__(self) -> str:
-        return self.url
 
-    def _sizes_and_times(self, paths: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
-        known = [self._files[url] for url in paths.to_pylist()]
-        sizes, times = [file.size for file in known], [file.mtime_ns for file in known]
-        return pa.chunked_array([pa.array(sizes, pa.int64())]), pa.chunked_array([pa.array(times, pa.int64())])
+def _walk(
+    folder: bytes, content: Content, ancestors: tuple[tuple[int, int], ...] = (), below: tuple[bytes, ...] = ()
+) -> Iterator[_FolderSlice]:
+    """Yields the inputs, sorted by the parts of their path below the folder."""
+    try:
+        own = os.stat(folder)
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise ConfigError(
+            f"{as_text(folder)}: can't be listed ({error.strerror}); make it readable, or name other folders"
+        ) from error
+    identity = (own.st_dev, own.st_ino)
+    if identity in ancestors:
+        return
+    visible = (entry for entry in entries if not entry.name.startswith(b"."))
+    for are_folders, run in groupby(visible, _is_folder):
+        if are_folders:
+            for entry in run:
+                yield from _walk(entry.path, content, (*ancestors, identity), (*below, entry.name))
+        else:
+            yield from _sliced(below, ((entry.name, entry.path) for entry in run), content)
 
-    def _slices(self) -> Iterator[_FolderSlice]:
-        found = sorted((tuple(os.fsencode(file.path).split(b"/")), url) for url, file in self._files.items())
-        for folder, listed in groupby(found, key=lambda each: each[0][:-1]):
-            if any(name.startswith(b".") for name in folder):
-                continue
-            ours = [(name, url) for (*_, name), url in listed if _is_input(name, self.content)]
-            for start in range(0, len(ours), _CHUNK):
-                names, urls = zip(*ours[start : start + _CHUNK], strict=True)
-                yield _FolderSlice(folder, list(names), list(urls))
+
+def _remote_slices(urls: Mapping[bytes, ListedFile], content: Content) -> Iterator[_FolderSlice]:
+    found = sorted((tuple(os.fsencode(file.path).split(b"/")), url) for url, file in urls.items())
+    for folder, listed in groupby(found, key=lambda each: each[0][:-1]):
+        if not any(name.startswith(b".") for name in folder):
+            yield from _sliced(folder, ((name, url) for (*_, name), url in listed), content)
+
+
+def _sliced(
+    folder: tuple[bytes, ...], files: Iterable[tuple[bytes, bytes]], content: Content
+) -> Iterator[_FolderSlice]:
+    """Cuts the inputs among a folder's files, given by name and path, into slices."""
+    inputs = (file for file in files if _is_input(file[0], content))
+    while some := list(islice(inputs, _CHUNK)):
+        yield _FolderSlice(folder, *zip(*some, strict=True))
 
 
 def open_folder(name: str | None, location: str, options: SourceOptions) -> Mapping[str, Source]:
@@ -171,8 +145,8 @@ def open_folder(name: str | None, location: str, options: SourceOptions) -> Mapp
         return _open_remote(name, location, options.content)
     path = Path(location)
     _check_folder(location, path)
-    named = {name: path} if name is not None else _splits_below(path)
-    return {split: FolderSource(folder, options.content) for split, folder in named.items()}
+    splits = {name: path} if name is not None else {split: path / split for split in _splits_below(path)}
+    return {split: folder_source(folder, options.content) for split, folder in (splits or {SINGLE_SPLIT: path}).items()}
 
 
 def _open_remote(name: str | None, url: str, content: Content) -> Mapping[str, Source]:
@@ -184,17 +158,19 @@ def _open_remote(name: str | None, url: str, content: Content) -> Mapping[str, S
         raise ConfigError(
             f"--data {url}: can't be listed ({error.strerror}); check its name and your access to it"
         ) from error
-    folders = {file.path.split("/")[0] for file in files if "/" in file.path and not file.path.startswith(".")}
-    images = any("/" not in file.path and _is_input(os.fsencode(file.path), "images") for file in files)
-    if name is not None or not folders or images or not folders <= SPLIT_FOLDERS:
-        return {name or SINGLE_SPLIT: RemoteFolder(url, files, content)}
+    parts = [file.path.split("/") for file in files]
+    splits = _splits(
+        {first for first, *rest in parts if rest and not first.startswith(".")}, [p[0] for p in parts if len(p) == 1]
+    )
+    if name is not None or not splits:
+        return {name or SINGLE_SPLIT: _remote_source(url, files, content)}
     return {
-        folder: RemoteFolder(
-            f"{url.rstrip('/')}/{folder}",
-            [file._replace(path=path) for file in files if (path := file.path.removeprefix(f"{folder}/")) != file.path],
+        split: _remote_source(
+            f"{url.rstrip('/')}/{split}",
+            [file._replace(path=path) for file in files if (path := file.path.removeprefix(f"{split}/")) != file.path],
             content,
         )
-        for folder in sorted(folders)
+        for split in splits
     }
 
 
@@ -239,16 +215,20 @@ def _check_folder(spec: str, path: Path) -> None:
     raise ConfigError(f"--data {spec}: there is no folder {path}; {hint}")
 
 
-def _splits_below(root: Path) -> dict[str, Path]:
+def _splits_below(root: Path) -> list[str]:
     try:
-        children = [child for child in sorted(root.iterdir()) if not child.name.startswith(".")]
+        children = [child for child in root.iterdir() if not child.name.startswith(".")]
     except OSError as error:
         raise ConfigError(f"--data {root}: can't be listed ({error.strerror})") from error
-    folders = [child for child in children if child.is_dir() and not (child / LOCK).exists()]
-    images = [child for child in children if child.suffix.lower() in SUFFIXES["images"] and not child.is_dir()]
-    if folders and not images and all(folder.name in SPLIT_FOLDERS for folder in folders):
-        return {folder.name: folder for folder in folders}
-    return {SINGLE_SPLIT: root}
+    folders = {child.name for child in children if child.is_dir()}
+    stores = {name for name in folders if (root / name / LOCK).exists()}
+    return _splits(folders - stores, (child.name for child in children if child.name not in folders))
+
+
+def _splits(folders: Set[str], files: Iterable[str]) -> list[str]:
+    """Returns the folders that are splits: all of them, if all are named so and no image stands beside them."""
+    images = any(_is_input(os.fsencode(file), "images") for file in files)
+    return sorted(folders) if folders <= SPLIT_FOLDERS and not images else []
 
 
 KIND = SourceKind(lambda location: True, open_folder)

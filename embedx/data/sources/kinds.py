@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from embedx.config import ExtractConfig
 from embedx.data.sources.base import Reader, Source
+from embedx.errors import ConfigError
 from embedx.names import NO_BACKBONE
 
 Content = Literal["images", "features"]
@@ -87,3 +88,16 @@ def as_target(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
         except pa.ArrowInvalid:  # beyond 63 bits
             return None
     return None
+
+
+def target_column(location: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Returns the target column of this name as `as_target` does.
+
+    Raises:
+        ConfigError: If the column is of another type.
+    """
+    if (target := as_target(column)) is None:
+        raise ConfigError(
+            f"--data {location}: --target-column {name!r} is {column.type}; give one of class names or whole numbers"
+        )
+    return target

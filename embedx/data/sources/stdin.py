@@ -9,46 +9,18 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 from embedx.data.reading.files import FileReader, check_urls, is_url
-from embedx.data.sources.base import COMMON_SCHEMA, SINGLE_SPLIT, TARGET, Reader, Source, as_text, sizes_and_times
+from embedx.data.sources.base import SINGLE_SPLIT, Source, as_text, samples_table, sizes_and_times
 from embedx.data.sources.kinds import SourceKind, SourceOptions
 from embedx.errors import ConfigError
 
 STDIN = "-"
 
 
-class PathList:
-    """Files by their paths or URLs, in the order given; relative paths begin in the current folder.
-
-    The key is the path as given. Metadata: `parent`, the path without its last part, null if it has only one.
-    """
-
-    metadata: tuple[str, ...] = ("parent",)
-    reader: Reader = FileReader()
-
-    def __init__(self, paths: list[bytes]) -> None:
-        self.paths = paths
-
-    def scan(self) -> pa.Table:
-        """Lists the files, with size and time from the file system."""
-        here = os.getcwdb()
-        whole = [path if is_url(path) else os.path.join(here, path) for path in self.paths]
-        sizes, times = sizes_and_times(pa.chunked_array([pa.array(whole, pa.binary())]))
-        columns = {
-            "key": [as_text(path) for path in self.paths],
-            "path": whole,
-            "offset": [None] * len(whole),
-            "size": sizes,
-            "mtime_ns": times,
-            TARGET: [None] * len(whole),
-            "parent": [as_text(os.path.dirname(path)) or None for path in self.paths],
-        }
-        return pa.table(columns, schema=pa.schema([*COMMON_SCHEMA, (TARGET, pa.null()), ("parent", pa.string())]))
-
-
 def open_stdin(name: str | None, location: str, options: SourceOptions) -> Mapping[str, Source]:
-    r"""Reads the paths, one per line; with `--null` each ends in a NUL byte, so that it can hold any other byte.
+    r"""Reads the paths or URLs, one per line; with `--null` each ends in a NUL byte, and can hold any other byte.
 
-    A line may end in `\r\n`. Empty lines are left out.
+    A line may end in `\r\n`. Empty lines are left out. Relative paths begin in the current folder. The key is the path
+    as given. Metadata: `parent`, the path without its last part, null if it has only one.
 
     Raises:
         ConfigError: If there are no paths, stdin is a terminal, the paths end in NUL without `--null`, or the scheme
@@ -67,7 +39,21 @@ def open_stdin(name: str | None, location: str, options: SourceOptions) -> Mappi
     if not paths:
         raise ConfigError("--data -: there are no paths on stdin; does the command that lists them find any?")
     check_urls(map(as_text, paths))
-    return {name or SINGLE_SPLIT: PathList(paths)}
+    return {name or SINGLE_SPLIT: Source(("parent",), FileReader(), lambda: _scan(paths))}
+
+
+def _scan(paths: list[bytes]) -> pa.Table:
+    here = os.getcwdb()
+    whole = [path if is_url(path) else os.path.join(here, path) for path in paths]
+    sizes, times = sizes_and_times(pa.chunked_array([pa.array(whole, pa.binary())]))
+    columns = {
+        "key": [as_text(path) for path in paths],
+        "path": whole,
+        "size": sizes,
+        "mtime_ns": times,
+        "parent": [as_text(os.path.dirname(path)) or None for path in paths],
+    }
+    return samples_table(columns, pa.null())
 
 
 KIND = SourceKind(

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import zlib
+from bisect import bisect_right
 from collections.abc import Mapping
-from typing import NamedTuple
+from itertools import accumulate
+from typing import Any, NamedTuple, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from embedx.data.reading.files import FileReader, RejectedInputError, absolute, check_urls, is_url, plain_name
 from embedx.data.sources.base import COMMON_SCHEMA, SINGLE_SPLIT, TARGET, Reader, Source, repeated, sizes_and_times
-from embedx.data.sources.kinds import TARGET_COLUMNS, SourceKind, SourceOptions, as_target
-from embedx.data.sources.table_file import EmbeddedImages, TableFile, table_format
+from embedx.data.sources.kinds import TARGET_COLUMNS, SourceKind, SourceOptions, as_target, target_column
+from embedx.data.sources.table_file import TableFile, open_table_file, table_format
 from embedx.errors import ConfigError
 from embedx.names import RESERVED_COLUMNS
 
@@ -24,37 +27,10 @@ _CHUNK = 1 << 16
 """The number of rows that are Python objects at a time."""
 
 
-class TableSource:
-    """The rows of a table, in its order.
-
-    The key is the value of the key column, or else the path as written in the table. For an embedded image it is the
-    path beside its bytes if every row has a different one, or else the row's number. Metadata: all columns but those
-    of the path, the key and the split.
-
-    Args:
-        samples: The columns `key`, `path`, `offset` and `target`, then the metadata.
-        reader: The reader of the samples.
-    """
-
-    def __init__(self, samples: pa.Table, reader: Reader) -> None:
-        self.samples = samples
-        self.reader = reader
-        self.metadata = tuple(samples.column_names[4:])
-
-    def scan(self) -> pa.Table:
-        """Lists the rows, with size and time from the file system; an embedded image has the time of the table."""
-        key, path, offset, *others = self.samples.columns
-        sizes, times = sizes_and_times(path)
-        columns = [key, path, offset, pc.if_else(pc.is_null(offset), sizes, None), times, *others]
-        return pa.table(columns, names=[*COMMON_SCHEMA.names, TARGET, *self.metadata])
-
-
 class Root:
-    """The folder in which relative paths begin.
+    """The folder, by path or URL, in which relative paths begin; if closed, paths that lead out of it are refused.
 
-    Args:
-        folder: A path or a URL.
-        closed: Whether paths that lead out of the folder are refused, judged by their text; links are not resolved.
+    They are judged by their text; links are not resolved.
     """
 
     def __init__(self, folder: str, *, closed: bool) -> None:
@@ -94,16 +70,22 @@ class Root:
 
 
 class EmbeddedReader:
-    """Reads images embedded in a column of a Parquet file, or the files that it names instead of bytes; picklable.
+    """Reads images embedded in a column of Parquet files, or the files that it names instead of bytes; picklable.
 
-    Args:
-        column: The name of the column.
-        root: The folder in which the paths in that column begin.
+    It keeps the row group read last; no file stays open.
     """
 
     def __init__(self, column: str, root: Root) -> None:
-        self.images = EmbeddedImages(column)
+        self.column = column
         self.root = root
+        self._location = ""
+        self._metadata: Any = None
+        self._starts: list[int] = []
+        self._group: int | None = None
+        self._images: Any = None
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, Root]]:
+        return type(self), (self.column, self.root)
 
     def read(self, path: bytes, offset: int | None, size: int | None) -> bytes:
         """Returns the bytes of the image in row `offset`.
@@ -112,7 +94,7 @@ class EmbeddedReader:
             RejectedInputError: If they can't be read, or the row has no image.
         """
         try:
-            image = self.images.get(os.fsdecode(path), offset or 0)
+            image = self._image(os.fsdecode(path), offset or 0)
             if image.get("bytes") is not None:
                 return bytes(image["bytes"])
             elsewhere = self.root.locate(image["path"]) if image.get("path") else None
@@ -121,6 +103,22 @@ class EmbeddedReader:
         if elsewhere is None:
             raise RejectedInputError("the row has neither bytes nor a path")
         return FileReader().read(os.fsencode(elsewhere))
+
+    def _image(self, location: str, row: int) -> dict[str, Any]:
+        """Returns the struct of a row: its `bytes`, and its `path` if it has one; empty for null."""
+        if location != self._location:
+            with open_table_file(location) as file:
+                self._metadata = pq.read_metadata(file)
+            sizes = [self._metadata.row_group(number).num_rows for number in range(self._metadata.num_row_groups)]
+            self._starts = list(accumulate(sizes, initial=0))
+            self._location, self._group = location, None
+        group = bisect_right(self._starts, row) - 1
+        if group != self._group:
+            with open_table_file(location) as file, pq.ParquetFile(file, metadata=self._metadata) as parquet:
+                self._images = parquet.read_row_group(group, columns=[self.column], use_threads=False)[self.column]
+            self._group = group
+        image: dict[str, Any] | None = self._images[row - self._starts[group]].as_py()
+        return image or {}
 
 
 class _Roles(NamedTuple):
@@ -138,6 +136,10 @@ class _Roles(NamedTuple):
 
 def open_table(name: str | None, location: str, options: SourceOptions) -> Mapping[str, Source]:
     """Opens a table as one source per value of the split column, or as a single one without that column.
+
+    The key is the value of the key column, or else the path as written in the table. For an embedded image it is the
+    path beside its bytes if every row has a different one, or else the row's number. Metadata: all columns but those
+    of the path, the key and the split.
 
     Raises:
         ConfigError: If the table can't be read, lacks a column or is empty, or a row lacks a value that it needs.
@@ -161,12 +163,12 @@ def open_table(name: str | None, location: str, options: SourceOptions) -> Mappi
     samples = _samples(file, table, roles, root, embedded=embedded)
     reader = EmbeddedReader(roles.path, root) if embedded else FileReader()
     if roles.split is None:
-        return {name or SINGLE_SPLIT: TableSource(samples, reader)}
+        return {name or SINGLE_SPLIT: _source(samples, reader)}
     splits = pc.unique(table[roles.split]).to_pylist()
     if name is not None and name not in splits:
         raise ConfigError(f"--data {name}={location}: {roles.split!r} names no such split; it has {', '.join(splits)}")
     return {
-        split: TableSource(samples.filter(pc.equal(table[roles.split], split)), reader)
+        split: _source(samples.filter(pc.equal(table[roles.split], split)), reader)
         for split in splits
         if name in (None, split)
     }
@@ -214,8 +216,19 @@ def _rows_without(column: pa.ChunkedArray) -> list[int]:
     return rows
 
 
+def _source(samples: pa.Table, reader: Reader) -> Source:
+    """Returns the source of samples, whose sizes and times are still to be looked up."""
+    return Source(tuple(samples.column_names[len(COMMON_SCHEMA) + 1 :]), reader, lambda: _scan(samples))
+
+
+def _scan(samples: pa.Table) -> pa.Table:
+    sizes, times = sizes_and_times(samples["path"])  # an embedded image has the time of the table
+    sizes = pc.if_else(pc.is_null(samples["offset"]), sizes, None)
+    return samples.set_column(3, "size", sizes).set_column(4, "mtime_ns", times)
+
+
 def _samples(file: TableFile, table: pa.Table, roles: _Roles, root: Root, *, embedded: bool) -> pa.Table:
-    """Returns the columns `key`, `path`, `offset` and `target`, then the metadata."""
+    """Returns the table of a source, without sizes and times."""
     count = len(table)
     if embedded:
         paths, offsets = pa.repeat(os.fsencode(file.location), count), pa.array(range(count), pa.int64())
@@ -224,17 +237,15 @@ def _samples(file: TableFile, table: pa.Table, roles: _Roles, root: Root, *, emb
     key = table[roles.key or roles.path]
     if roles.key is None and embedded and (_rows_without(key) or repeated(key)):
         key = pa.array([f"row-{row:07d}" for row in range(count)])
-    target = pa.nulls(count) if roles.target is None else as_target(table[roles.target])
-    if target is None:
-        raise ConfigError(
-            f"--data {file.location}: --target-column {roles.target!r} is {table[str(roles.target)].type}; give one of "
-            "class names or whole numbers"
-        )
+    target = (
+        pa.nulls(count) if roles.target is None else target_column(file.location, roles.target, table[roles.target])
+    )
     # A target is metadata too, so that inputs can be grouped by the names of classes.
     used = {*roles.texts(), *({roles.target} & RESERVED_COLUMNS)}
     metadata = table.drop([name for name in table.column_names if name in used])
-    columns = [key, paths, offsets, target]
-    return pa.table([*columns, *metadata.columns], names=["key", "path", "offset", TARGET, *metadata.column_names])
+    nothing = pa.nulls(count, pa.int64())
+    columns = [key, paths, offsets, nothing, nothing, target, *metadata.columns]
+    return pa.table(columns, names=[*COMMON_SCHEMA.names, TARGET, *metadata.column_names])
 
 
 def _located(file: TableFile, paths: pa.ChunkedArray, root: Root) -> pa.ChunkedArray:

@@ -8,10 +8,8 @@ import gzip
 import io
 import re
 import zlib
-from bisect import bisect_right
 from collections.abc import Collection, Iterator
-from itertools import accumulate
-from typing import Any, BinaryIO, Self
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -38,9 +36,6 @@ class TableFile:
 
     Embedded images (columns of structs with `bytes`, as in Hugging Face's image datasets) are read as their `path`s.
 
-    Args:
-        location: A path or a URL with a suffix of `table_format`.
-
     Raises:
         ConfigError: If it can't be read, or is text in another encoding than UTF-8.
     """
@@ -53,10 +48,7 @@ class TableFile:
         self._text = b"" if self._format == ".parquet" else self._read_text()
 
     def read(self, text: Collection[str] = ()) -> pa.Table:
-        """Reads the table; types are inferred where the file has none.
-
-        Args:
-            text: The columns whose cells are taken as they are written, where the format is text.
+        """Reads the table; types are inferred where the file has none, except that `text` columns stay as written.
 
         Raises:
             ConfigError: If it is malformed; the message names the line.
@@ -163,53 +155,8 @@ class TableFile:
         return pa.table(columns)
 
 
-class EmbeddedImages:
-    """The images in one column of Parquet files, found by file and row number; picklable.
-
-    It keeps the row group read last; no file stays open.
-
-    Args:
-        column: The name of the column.
-    """
-
-    def __init__(self, column: str) -> None:
-        self.column = column
-        self._location = ""
-        self._metadata: Any = None
-        self._starts: list[int] = []
-        self._group: int | None = None
-        self._images: Any = None
-
-    def get(self, location: str, row: int) -> dict[str, Any]:
-        """Returns the struct of a row: its `bytes`, and its `path` if it has one; empty for null.
-
-        Raises:
-            OSError, pa.ArrowException, IndexError: If the row can't be read.
-        """
-        if location != self._location:
-            with open_table_file(location) as file:
-                self._metadata = pq.read_metadata(file)
-            sizes = [self._metadata.row_group(number).num_rows for number in range(self._metadata.num_row_groups)]
-            self._starts = list(accumulate(sizes, initial=0))
-            self._location, self._group = location, None
-        group = bisect_right(self._starts, row) - 1
-        if group != self._group:
-            with open_table_file(location) as file, pq.ParquetFile(file, metadata=self._metadata) as parquet:
-                self._images = parquet.read_row_group(group, columns=[self.column], use_threads=False)[self.column]
-            self._group = group
-        image: dict[str, Any] | None = self._images[row - self._starts[group]].as_py()
-        return image or {}
-
-    def __reduce__(self) -> tuple[type[Self], tuple[str]]:
-        return type(self), (self.column,)
-
-
 def parse_json_lines(content: bytes, text: Collection[str] = ()) -> pa.Table:
-    """Parses JSON objects, one a line, into a table.
-
-    Args:
-        content: The lines, in UTF-8.
-        text: The columns whose values are taken as strings.
+    """Parses JSON objects, one a line in UTF-8, into a table; the values of `text` columns are taken as strings.
 
     Raises:
         pa.ArrowInvalid: If a line is malformed; the message ends in the number of the row.

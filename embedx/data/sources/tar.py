@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedx.data.reading.files import FileReader, RejectedInputError, absolute, is_url, open_file, plain_name
-from embedx.data.sources.base import COMMON_SCHEMA, SINGLE_SPLIT, TARGET, Reader, Source, as_text, size_and_time
-from embedx.data.sources.kinds import TARGET_COLUMNS, SourceKind, SourceOptions, as_target
+from embedx.data.sources.base import COMMON_SCHEMA, SINGLE_SPLIT, TARGET, Source, as_text, samples_table, size_and_time
+from embedx.data.sources.kinds import TARGET_COLUMNS, SourceKind, SourceOptions, as_target, target_column
 from embedx.data.sources.patterns import find_files, short_names
 from embedx.data.sources.table_file import parse_json_lines
-from embedx.data.sources.tar_index import TEXTS, TarIndex
+from embedx.data.sources.tar_index import TarIndex
 from embedx.errors import ConfigError
 from embedx.names import RESERVED_COLUMNS
 
@@ -42,30 +42,12 @@ class TarReader(FileReader):
         return super().read(path, offset, size)
 
 
-class TarSource:
-    """The samples of some tars, tar by tar, in the order of their members.
+def open_tars(name: str | None, location: str, options: SourceOptions) -> Mapping[str, Source]:
+    """Opens a tar, or all tars that a pattern names; each is read once, from header to header.
 
     Members with the same base name are one sample. Its key is `TAR/BASE`, where TAR is the tar's name below the folder
     that all tars share. Metadata: `tar`, that name; `parent`, the folders inside the tar, null if there are none; then
     the contents of `.cls`, `.json` and `.txt` members.
-
-    Args:
-        samples: The columns of COMMON_SCHEMA, the target, then the metadata.
-    """
-
-    reader: Reader = TarReader()
-
-    def __init__(self, samples: pa.Table) -> None:
-        self.samples = samples
-        self.metadata: tuple[str, ...] = tuple(samples.column_names[len(COMMON_SCHEMA) + 1 :])
-
-    def scan(self) -> pa.Table:
-        """Returns the samples, which were listed when the tars were opened."""
-        return self.samples
-
-
-def open_tars(name: str | None, location: str, options: SourceOptions) -> Mapping[str, Source]:
-    """Opens a tar, or all tars that a pattern names; each is read once, from header to header.
 
     Raises:
         ConfigError: If a tar is missing, damaged, cut short or compressed, or there are no inputs in the tars.
@@ -88,11 +70,12 @@ def open_tars(name: str | None, location: str, options: SourceOptions) -> Mappin
     if samples["offset"].null_count == len(samples):
         named = " ".join(sorted(options.suffixes))
         raise ConfigError(f"--data {location}: no {options.content} in it; looked for members named {named}")
-    return {name or SINGLE_SPLIT: TarSource(_with_columns(location, samples, options.target_column))}
+    samples, metadata = _with_columns(location, samples, options.target_column)
+    return {name or SINGLE_SPLIT: Source(metadata, TarReader(), lambda: samples)}
 
 
 def _scan(path: str, tar: str, suffixes: frozenset[str]) -> pa.Table:
-    """Lists one tar's samples: the columns of COMMON_SCHEMA, `tar`, `parent`, and the contents of members in TEXTS."""
+    """Lists one tar's samples, with the columns `tar` and `parent`, and those of `TarIndex.texts`."""
     try:
         with open_file(path, in_parts=True) as file:
             index = TarIndex(file, suffixes)
@@ -112,12 +95,11 @@ def _scan(path: str, tar: str, suffixes: frozenset[str]) -> pa.Table:
         "parent": [posixpath.dirname(base) or None for base in bases],
         **index.texts,
     }
-    metadata = [(name, pa.string()) for name in ("tar", "parent", *TEXTS)]
-    return pa.table(columns, schema=pa.schema([*COMMON_SCHEMA, *metadata]))
+    return samples_table(columns, pa.null())
 
 
-def _with_columns(location: str, samples: pa.Table, target_column: str | None) -> pa.Table:
-    """Turns the contents of members into the target and columns of metadata."""
+def _with_columns(location: str, samples: pa.Table, given_target: str | None) -> tuple[pa.Table, tuple[str, ...]]:
+    """Turns the contents of members into the target and columns of metadata, whose names it returns too."""
     metadata = {"tar": samples["tar"], "parent": samples["parent"]}
     for name in ("cls", "txt"):
         if samples[name].null_count < len(samples):
@@ -128,21 +110,16 @@ def _with_columns(location: str, samples: pa.Table, target_column: str | None) -
             name = f"json.{name}"
         metadata[name] = column
     candidates = {**entries, **metadata}
-    if target_column is not None and target_column not in candidates:
+    if given_target is not None and given_target not in candidates:
         names = ", ".join(candidates)
-        raise ConfigError(f"--data {location}: there is no --target-column {target_column!r}; its columns are {names}")
-    usable = (
-        name for name in ("cls", *TARGET_COLUMNS) if name in candidates and as_target(candidates[name]) is not None
-    )
-    chosen = target_column or next(usable, None)
-    target = pa.nulls(len(samples)) if chosen is None else as_target(candidates[chosen])
-    if target is None and target_column is not None:
-        kind = candidates[target_column].type
-        raise ConfigError(
-            f"--data {location}: --target-column {target_column!r} is {kind}; give one of class names or whole numbers"
-        )
-    common = [samples[name] for name in COMMON_SCHEMA.names]
-    return pa.table([*common, target, *metadata.values()], names=[*COMMON_SCHEMA.names, TARGET, *metadata])
+        raise ConfigError(f"--data {location}: there is no --target-column {given_target!r}; its columns are {names}")
+    tried = ("cls", *TARGET_COLUMNS)
+    usable = (name for name in tried if name in candidates and as_target(candidates[name]) is not None)
+    chosen = given_target or next(usable, None)
+    columns = {name: samples[name] for name in (*COMMON_SCHEMA.names, TARGET)} | metadata
+    if chosen is not None:
+        columns[TARGET] = target_column(location, chosen, candidates[chosen])
+    return pa.table(columns), tuple(metadata)
 
 
 def _numbers_if_all_are(texts: pa.ChunkedArray) -> pa.ChunkedArray:

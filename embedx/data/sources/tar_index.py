@@ -20,14 +20,11 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\x
 
 
 class Image(NamedTuple):
-    """A sample's image."""
+    """A sample's image, by the name and the place, in bytes, of its member."""
 
     name: str
-    """The name of the member."""
     offset: int
-    """The place in the tar, in bytes."""
     size: int
-    """The size in bytes."""
     whole: bool
     """True if the whole extension is an image's, such as `.jpg`; false for `.left.jpg`."""
 
@@ -36,10 +33,6 @@ class TarIndex:
     """The samples of one tar, in the order of their first members, as a list per column.
 
     The image of a sample is the member with an image's extension, or else the one whose extension ends in an image's.
-
-    Args:
-        file: The tar, opened for reading at any position.
-        suffixes: The extensions of images, with their dot.
 
     Raises:
         ConfigError: If the file is not a tar, or is compressed, damaged or cut short; if a sample has two images, or

@@ -27,7 +27,7 @@ from embedx.data.loading.batches import Batches, UnitBatches
 from embedx.data.loading.loaders import SplitLoader
 from embedx.data.plan import SplitPlan, build_plan
 from embedx.data.reading.files import FileReader
-from embedx.data.sources.folder import FolderSource
+from embedx.data.sources.folder import folder_source
 from embedx.engine.connectors import DataConnector
 from embedx.engine.loop import run_test
 from embedx.errors import InputError, LoaderError
@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
 
 
 def plan_of(folder: Path) -> SplitPlan:
-    return build_plan({"all": FolderSource(folder)}, "class").splits["all"]
+    return build_plan({"all": folder_source(folder)}, "class").splits["all"]
 
 
 def loader(plan: SplitPlan, *, workers: int = 0, batch_size: int = 4, rows_per_unit: int = 8) -> SplitLoader:

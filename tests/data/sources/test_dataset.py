@@ -18,7 +18,7 @@ from embedx import ExtractConfig, sample
 from embedx.data.reading.files import RejectedInputError
 from embedx.data.sources import parse_data
 from embedx.data.sources.base import Source
-from embedx.data.sources.dataset import DatasetItems, DatasetReader
+from embedx.data.sources.dataset import DatasetReader, items_of
 from embedx.errors import ConfigError
 from embedx.run.extract import extract
 from embedx.store.reading.verify import verify
@@ -132,9 +132,8 @@ class Items:
 def test_only_one_whole_number_per_item_is_a_target(
     items: list[Any], attributes: dict[str, Any], targets: list[int | None] | None
 ) -> None:
-    listed = DatasetItems(Items(items, **attributes), DatasetReader("ImageFolder", {}))
-    assert listed.targets == targets
-    assert listed.scan()["target"].to_pylist() == (targets or [None] * len(items))
+    source = items_of(Items(items, **attributes), DatasetReader("ImageFolder", {}))
+    assert source.scan()["target"].to_pylist() == (targets or [None] * len(items))
 
 
 def test_items_that_are_no_images_or_can_t_be_read_are_rejected() -> None:

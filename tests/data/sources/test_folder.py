@@ -8,7 +8,7 @@ import pytest
 
 from embedx.data.sources import parse_data
 from embedx.data.sources.base import COMMON_SCHEMA
-from embedx.data.sources.folder import FolderSource
+from embedx.data.sources.folder import folder_source
 from embedx.errors import ConfigError
 from embedx.store.writing.lock import StoreLock
 
@@ -22,7 +22,7 @@ def touch(root: Path, *names: str) -> Path:
 
 
 def column(root: Path, name: str = "key") -> list[Any]:
-    values: list[Any] = FolderSource(root).scan()[name].to_pylist()
+    values: list[Any] = folder_source(root).scan()[name].to_pylist()
     return values
 
 
@@ -41,9 +41,9 @@ def test_images_are_found_at_every_depth_and_nothing_else(tmp_path: Path) -> Non
 
 def test_the_table_has_the_common_columns_and_tells_where_and_what_each_file_is(tmp_path: Path) -> None:
     touch(tmp_path, "cat/one.jpg")
-    table = FolderSource(tmp_path).scan()
+    table = folder_source(tmp_path).scan()
     status = (tmp_path / "cat/one.jpg").stat()
-    assert table.schema.names == [*COMMON_SCHEMA.names, "target", *FolderSource.metadata]
+    assert table.schema.names == [*COMMON_SCHEMA.names, "target", "class", "parent"]
     assert table.to_pylist() == [
         {
             "key": "cat/one.jpg",
@@ -72,12 +72,12 @@ def test_the_order_is_the_same_however_the_files_came_about(tmp_path: Path) -> N
 
 def test_a_listing_in_many_pieces_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = touch(tmp_path, *(f"{folder}{number}.png" for folder in ("", "5/", "5/7/", "9/") for number in range(11)))
-    whole = FolderSource(root).scan()
+    whole = folder_source(root).scan()
     keys = whole["key"].to_pylist()
     assert len(keys) == 44 and keys == sorted(keys, key=lambda key: key.split("/"))
     for rows in (1, 2, 5):
         monkeypatch.setattr("embedx.data.sources.folder._CHUNK", rows)
-        pieces = FolderSource(root).scan()
+        pieces = folder_source(root).scan()
         assert pieces.equals(whole) and pieces["key"].num_chunks > 1
 
 
@@ -114,7 +114,7 @@ def test_no_follow_that_lead_back_are_survived(tmp_path: Path) -> None:
 
 def test_a_broken_link_is_listed_with_neither_size_nor_time(tmp_path: Path) -> None:
     (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
-    (row,) = FolderSource(tmp_path).scan().to_pylist()
+    (row,) = folder_source(tmp_path).scan().to_pylist()
     assert (row["key"], row["size"], row["mtime_ns"]) == ("gone.jpg", None, None)
 
 
@@ -151,7 +151,7 @@ def test_names_that_are_not_utf8_become_readable_keys_and_keep_their_path(tmp_pa
     os.mkdir(folder)
     with open(folder + b"/\xff.jpg", "wb"):
         pass
-    (row,) = FolderSource(tmp_path).scan().to_pylist()
+    (row,) = folder_source(tmp_path).scan().to_pylist()
     assert row["key"] == r"caf\xe9/\xff.jpg"
     assert row["class"] == r"caf\xe9"
     assert row["path"] == folder + b"/\xff.jpg"
@@ -160,7 +160,7 @@ def test_names_that_are_not_utf8_become_readable_keys_and_keep_their_path(tmp_pa
 def test_a_folder_without_images_is_a_fault_that_says_what_was_looked_for(tmp_path: Path) -> None:
     touch(tmp_path, "notes.txt", ".hidden.jpg")
     with pytest.raises(ConfigError, match=r"no images in .*\.jpg .*\.png") as caught:
-        FolderSource(tmp_path).scan()
+        folder_source(tmp_path).scan()
     assert str(tmp_path) in str(caught.value)
 
 
@@ -169,7 +169,7 @@ def test_a_folder_that_can_not_be_listed_is_a_fault(tmp_path: Path) -> None:
     touch(tmp_path, "locked/a.jpg").joinpath("locked").chmod(0)
     try:
         with pytest.raises(ConfigError, match=r"locked: can't be listed \(Permission denied\)"):
-            FolderSource(tmp_path).scan()
+            folder_source(tmp_path).scan()
     finally:
         (tmp_path / "locked").chmod(0o700)
 
