@@ -7,8 +7,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from functools import partial
 from itertools import groupby, islice
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from embedx.data.reading.remote import ListedFile
 
 SPLIT_FOLDERS = frozenset({"train", "val", "valid", "validation", "test"})
+T = TypeVar("T")
 _METADATA = ("class", "parent")
 _ENCODED = {content: tuple(map(os.fsencode, suffixes)) for content, suffixes in SUFFIXES.items()}
 
@@ -37,8 +39,8 @@ class _FolderSlice(NamedTuple):
 
     folder: tuple[bytes, ...]
     """The folder's path below the source's, as a list of names."""
-    names: tuple[bytes, ...]
-    paths: tuple[bytes, ...]
+    names: list[bytes]
+    paths: list[bytes]
     """The absolute paths, or URLs."""
 
 
@@ -99,7 +101,7 @@ def _walk(
     """Yields the inputs, sorted by the parts of their path below the folder."""
     try:
         own = os.stat(folder)
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        entries = sorted(os.scandir(folder), key=attrgetter("name"))
     except OSError as error:
         raise ConfigError(
             f"{as_text(folder)}: can't be listed ({error.strerror}); make it readable, or name other folders"
@@ -107,29 +109,28 @@ def _walk(
     identity = (own.st_dev, own.st_ino)
     if identity in ancestors:
         return
-    visible = (entry for entry in entries if not entry.name.startswith(b"."))
+    visible = [entry for entry in entries if not entry.name.startswith(b".")]
     for are_folders, run in groupby(visible, _is_folder):
         if are_folders:
             for entry in run:
                 yield from _walk(entry.path, content, (*ancestors, identity), (*below, entry.name))
         else:
-            yield from _sliced(below, ((entry.name, entry.path) for entry in run), content)
+            for some in _batched(entry for entry in run if _is_input(entry.name, content)):
+                yield _FolderSlice(below, [entry.name for entry in some], [entry.path for entry in some])
 
 
 def _remote_slices(urls: Mapping[bytes, ListedFile], content: Content) -> Iterator[_FolderSlice]:
     found = sorted((tuple(os.fsencode(file.path).split(b"/")), url) for url, file in urls.items())
     for folder, listed in groupby(found, key=lambda each: each[0][:-1]):
-        if not any(name.startswith(b".") for name in folder):
-            yield from _sliced(folder, ((name, url) for (*_, name), url in listed), content)
+        if any(name.startswith(b".") for name in folder):
+            continue
+        for some in _batched((name, url) for (*_, name), url in listed if _is_input(name, content)):
+            yield _FolderSlice(folder, [name for name, _ in some], [url for _, url in some])
 
 
-def _sliced(
-    folder: tuple[bytes, ...], files: Iterable[tuple[bytes, bytes]], content: Content
-) -> Iterator[_FolderSlice]:
-    """Cuts the inputs among a folder's files, given by name and path, into slices."""
-    inputs = (file for file in files if _is_input(file[0], content))
+def _batched(inputs: Iterator[T]) -> Iterator[list[T]]:
     while some := list(islice(inputs, _CHUNK)):
-        yield _FolderSlice(folder, *zip(*some, strict=True))
+        yield some
 
 
 def open_folder(name: str | None, location: str, options: SourceOptions) -> Mapping[str, Source]:
