@@ -108,13 +108,13 @@ class Job:
         """The versions and the hardware that the run uses, as the manifest states them."""
         libraries = (*self.spec.architecture.libraries, *runtimes.libraries(self.runtimes[0]))
         is_cuda = self.device.type == "cuda"
-        return Environment.of(
-            python=platform.python_version(),
-            packages={package: version(package) for package in (*_PACKAGES, *libraries)},
-            device=torch.cuda.get_device_name(self.device) if is_cuda else platform.machine(),
-            cores=os.cpu_count(),
-            threads=torch.get_num_threads(),
-        )
+        packages = {package: version(package) for package in (*_PACKAGES, *libraries)}
+        machine = {
+            "device": torch.cuda.get_device_name(self.device) if is_cuda else platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        }
+        return Environment.from_json({"python": platform.python_version(), **packages, **machine})
 
     @cached_property
     def manifest(self) -> Manifest:

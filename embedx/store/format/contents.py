@@ -6,16 +6,15 @@ entries, are kept, so that a part that was read is written with the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 from collections.abc import Iterable, Mapping
-from typing import Any, Self, TypeVar, cast, get_args, get_type_hints
+from typing import Any, Self, get_type_hints
 
-from embedx.recipe import fingerprint
 from embedx.store.format.index import UnitEntry
 from embedx.store.format.typed_json import typed
 from embedx.values import Precision, RuntimeName, StoredDtype
-
-T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,15 +26,7 @@ class ManifestPart:
 
     @classmethod
     def from_json(cls, value: Any, name: str = "it") -> Self:
-        """Parses the JSON object of this part.
-
-        Args:
-            value: The parsed JSON.
-            name: The name that an error gives it.
-
-        Raises:
-            ValueError: If it is no object, lacks an entry or has one of another type.
-        """
+        """Parses the JSON object of this part; a ValueError says what is wrong with it, and calls it `name`."""
         stated = typed(value, dict[str, Any], name)
         hints = get_type_hints(cls)
         entries: dict[str, Any] = {}
@@ -48,8 +39,10 @@ class ManifestPart:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the JSON object; an optional entry without a value is left out unless it stood in the file."""
-        values = {field.name: getattr(self, field.name) for field in self._entries() if self._is_written(field)}
-        return {**self.stated, **to_json(values)}
+        values = {field.name: getattr(self, field.name) for field in self._entries()}
+        optional = {field.name for field in self._entries() if field.default is None}
+        present = {name: value for name, value in values.items() if value is not None or name not in optional}
+        return {**self.stated, **to_json(present)}
 
     def replacing(self, **entries: Any) -> Self:
         """Returns the same part with other values of these entries, as JSON."""
@@ -62,64 +55,36 @@ class ManifestPart:
     def _entries(cls) -> list[dataclasses.Field[Any]]:
         return [field for field in dataclasses.fields(cls) if field.name != "stated"]
 
-    def _is_written(self, field: dataclasses.Field[Any]) -> bool:
-        return field.default is not None or getattr(self, field.name) is not None or field.name in self.stated
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StoredRecipe(ManifestPart):
     """The recipe of a store's embeddings: that of `embedx extract`, or any JSON that the user of a writer gave.
 
-    The properties are None where the recipe does not state them.
+    An entry is None where the recipe does not state it, or states something else by this name.
     """
 
-    @property
-    def fingerprint(self) -> str:
-        """The sha256 of the recipe's canonical JSON."""
-        return fingerprint(self.stated)
+    batch_size: int | None = None
+    runtime: RuntimeName | None = None
+    device: str | None = None
+    precision: Precision | None = None
+    dtype: StoredDtype | None = None
+    weights: dict[str, Any] | None = None
+    preprocessing: dict[str, Any] | None = None
 
-    @property
-    def batch_size(self) -> int | None:
-        """The number of inputs in a forward pass."""
-        return self._value("batch_size", int)
-
-    @property
-    def runtime(self) -> RuntimeName | None:
-        """The name of the engine that ran the forward pass."""
-        return cast(RuntimeName | None, self._one_of(RuntimeName, "runtime"))
-
-    @property
-    def device(self) -> str | None:
-        """The type of the device that computed: `cpu` or `cuda`."""
-        return self._value("device", str)
-
-    @property
-    def precision(self) -> Precision | None:
-        """The precision of the forward pass."""
-        return cast(Precision | None, self._one_of(Precision, "precision"))
-
-    @property
-    def dtype(self) -> StoredDtype | None:
-        """The type of the stored numbers."""
-        return cast(StoredDtype | None, self._one_of(StoredDtype, "dtype"))
+    @classmethod
+    def from_json(cls, value: Any, name: str = "it") -> Self:
+        """Parses the recipe; any JSON object is one."""
+        stated = typed(value, dict[str, Any], name)
+        known: dict[str, Any] = {}
+        for entry, kind in get_type_hints(cls).items():
+            with contextlib.suppress(KeyError, ValueError):
+                known[entry] = typed(stated[entry], kind)
+        return cls(**{**known, "stated": stated})
 
     @property
     def weights_sha256(self) -> str | None:
         """The sha256 of the file of weights; None also for weights that came from no file."""
-        return (self._value("weights", dict) or {}).get("sha256")
-
-    @property
-    def preprocessing(self) -> dict[str, Any] | None:
-        """The steps from a decoded image to the backbone's input, as JSON."""
-        return self._value("preprocessing", dict)
-
-    def _value(self, name: str, kind: type[T]) -> T | None:
-        value = self.stated.get(name)
-        return value if isinstance(value, kind) else None
-
-    def _one_of(self, choices: Any, name: str) -> Any:
-        value = self.stated.get(name)
-        return value if value in get_args(choices) else None
+        return (self.weights or {}).get("sha256")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -147,11 +112,7 @@ class PlanTerms(ManifestPart):
 
     @classmethod
     def from_json(cls, value: Any, name: str = "it") -> Self:
-        """Parses the plan.
-
-        Raises:
-            ValueError: If it is none, or does not say how its inputs are cut into units.
-        """
+        """Parses the plan, which must say how its inputs are cut into units."""
         plan = super().from_json(value, name)
         if plan.rows_per_unit == 0 or (plan.rows_per_unit is None and plan.splits):
             raise ValueError(f"its units have {plan.rows_per_unit} rows")
@@ -166,19 +127,6 @@ class PlanTerms(ManifestPart):
 @dataclasses.dataclass(frozen=True, eq=False)
 class Environment(ManifestPart):
     """The versions and the hardware with which a store was written."""
-
-    @classmethod
-    def of(cls, *, python: str, packages: Mapping[str, str], device: str, cores: int | None, threads: int) -> Self:
-        """Puts an environment together.
-
-        Args:
-            python: The version of Python.
-            packages: The version of each package, by name.
-            device: The name of the device that computes.
-            cores: The number of cores of the machine.
-            threads: The number of threads of a forward pass on the CPU.
-        """
-        return cls.from_json({"python": python, **packages, "device": device, "cores": cores, "threads": threads})
 
     @property
     def packages(self) -> dict[str, str]:
@@ -199,7 +147,7 @@ class StoredSettings(ManifestPart):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SplitTotals(ManifestPart):
-    """The sums over all units of one split."""
+    """The sums over all units of one split; `bytes` is the size of the shards' files."""
 
     inputs: int
     rows: int
@@ -207,7 +155,6 @@ class SplitTotals(ManifestPart):
     units: int
     shards: int
     bytes: int
-    """The size of the shards' files."""
 
     @classmethod
     def of(cls, units: Iterable[UnitEntry]) -> Self:
@@ -226,10 +173,4 @@ class SplitTotals(ManifestPart):
 
 def to_json(value: Any) -> Any:
     """Returns a value with the parts of a manifest in it as plain JSON values."""
-    if isinstance(value, ManifestPart):
-        return value.to_json()
-    if isinstance(value, dict):
-        return {name: to_json(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_json(item) for item in value]
-    return value
+    return json.loads(json.dumps(value, default=ManifestPart.to_json))

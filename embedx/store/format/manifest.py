@@ -50,7 +50,7 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """The recipe's fingerprint."""
-        return self.recipe.fingerprint
+        return fingerprint(self.recipe.to_json())
 
     def encode(self) -> bytes:
         """Returns the file's bytes, in which a checksum covers all the rest."""
@@ -58,11 +58,7 @@ class Manifest:
         return (json.dumps(contents | {_CHECKSUM: fingerprint(contents)}, indent=2, allow_nan=False) + "\n").encode()
 
     def write(self, root: Path) -> None:
-        """Writes the manifest, whole or not at all.
-
-        Raises:
-            OSError: If it can't be written.
-        """
+        """Writes the manifest, whole or not at all."""
         write_atomic(root / MANIFEST, self.encode())
 
     @classmethod
@@ -77,8 +73,7 @@ class Manifest:
             raise StoreError(f"{root} is not a store: it has no {MANIFEST}")
         try:
             contents = parse_json(regular_file(root, MANIFEST).read_bytes())
-            kinds = {**get_type_hints(cls), "fingerprint": str, _CHECKSUM: str}
-            stated = fields(contents, kinds)
+            stated = fields(contents, {**get_type_hints(cls), "fingerprint": str, _CHECKSUM: str})
             checksum, recipe_checksum = stated.pop(_CHECKSUM), stated.pop("fingerprint")
             manifest = cls(**stated)
             if stray := [name for name in manifest.index if not is_index_path(name)]:
@@ -91,9 +86,7 @@ class Manifest:
             raise StoreError(f"{path}: the recipe does not match its fingerprint; the file was changed")
         del contents[_CHECKSUM]
         if fingerprint(contents) != checksum:
-            raise StoreError(
-                f"{path}: the contents do not match their sha256; put back a copy, as the file was changed"
-            )
+            raise StoreError(f"{path}: the contents do not match their sha256; the file was changed, put back a copy")
         return manifest
 
 

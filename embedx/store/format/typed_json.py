@@ -38,18 +38,18 @@ def typed(value: Any, kind: Any, name: str = "it") -> Any:
     Args:
         value: The result of `parse_json`, or a part of it.
         kind: A NamedTuple, or a type that may stand in one: str, bool, int (from 0 to 2⁶³ - 1), float, None, Any, a
-            class with `from_json(value, name)`, and dict, list, tuple and unions of them.
+            class with `from_json(value, name)`, a Literal, and dict, list, tuple of them, or one of them or None.
         name: The name of the value in the error.
 
     Raises:
         ValueError: If the value has another type.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
+    if kind is Any or (origin is typing.Literal and value in arguments):
         return value
     if hasattr(kind, "from_json"):
         return kind.from_json(value, name)
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):
         if value is None and types.NoneType in arguments:
             return None
         (other,) = (argument for argument in arguments if argument is not types.NoneType)
@@ -68,16 +68,7 @@ def typed(value: Any, kind: Any, name: str = "it") -> Any:
 
 
 def fields(value: Any, kinds: dict[str, Any], name: str = "it") -> dict[str, Any]:
-    """Returns the entries of an object, after checking that it has those in `kinds`, each of its type, and no others.
-
-    Args:
-        value: The parsed JSON.
-        kinds: The type of each entry, by its name.
-        name: The name of the object in the error.
-
-    Raises:
-        ValueError: If the value is not such an object.
-    """
+    """Returns the entries of an object, which must have those in `kinds`, each of its type, and no others."""
     if not isinstance(value, dict):
         raise ValueError(f"{name} is {_short(value)}, which is no object")
     if value.keys() != kinds.keys():
