@@ -63,13 +63,6 @@ class _Leaf(NamedTuple):
     """True if a row can have several values."""
 
 
-class _Page(NamedTuple):
-    kind: int
-    values: int
-    size: int
-    """The number of bytes when it is unpacked."""
-
-
 def extent(data: bytes) -> Extent:
     """Returns how large the Parquet file with these bytes becomes.
 
@@ -77,7 +70,10 @@ def extent(data: bytes) -> Extent:
         ValueError: If embedx writes no such files, or the file's parts contradict each other.
     """
     footer = _footer(io.BytesIO(data))
-    leaves = _leaves(footer.get(2, LIST))
+    elements = iter(footer.get(2, LIST))
+    leaves = list(_leaves(elements))
+    if next(elements, None) is not None:
+        raise ValueError("its schema has no end")
     most = row = rows = 0
     for group in footer.get(4, LIST):
         group_rows, chunks = group.get(3, I64), group.get(1, LIST)
@@ -86,12 +82,12 @@ def extent(data: bytes) -> Extent:
         rows += group_rows
         for leaf, chunk in zip(leaves, chunks, strict=True):
             values = size = longest = 0
-            for page in _pages(data, leaf, chunk):
-                size += page.size
-                if page.kind == _DATA_PAGE:
-                    values += page.values
+            for kind, page_values, page_size in _pages(data, leaf, chunk):
+                size += page_size
+                if kind == _DATA_PAGE:
+                    values += page_values
                 elif leaf.type == _BYTE_ARRAY:
-                    longest = max(longest, page.size - _LENGTH_BYTES * page.values)
+                    longest = max(longest, page_size - _LENGTH_BYTES * page_values)
             if values != chunk.get(3, STRUCT).get(5, I64) or not (leaf.repeated or values == group_rows):
                 raise ValueError(f"a column has {values} values in {group_rows} rows")
             most += size + (group_rows + values) * leaf.width + (values * longest if leaf.repeated else 0)
@@ -102,11 +98,7 @@ def extent(data: bytes) -> Extent:
 
 
 def key_values(file: BinaryIO) -> dict[bytes, bytes]:
-    """Reads the key-value metadata from the footer of a Parquet file, and no more of the file.
-
-    Raises:
-        ValueError: If embedx writes no such files.
-    """
+    """Reads the key-value metadata from the footer of a Parquet file, and no more of the file."""
     entries = _footer(file).get(5, LIST, [])
     return {entry.get(1, BINARY): entry.get(2, BINARY, b"") for entry in entries}
 
@@ -119,39 +111,29 @@ def _footer(file: BinaryIO) -> Struct:
     if not tail.endswith(_MAGIC) or length > size - _TAIL:
         raise ValueError("it is no Parquet file, or cut off")
     file.seek(size - _TAIL - length)
-    footer, _ = read_struct(file.read(length), 0, _FOOTER)
+    footer = read_struct(io.BytesIO(file.read(length)), _FOOTER)
     if not footer.get(6, BINARY).startswith(_WRITER):
         raise ValueError(f"it was written by {footer.get(6, BINARY)!r:.60}")
     return footer
 
 
-def _leaves(elements: list[Struct]) -> list[_Leaf]:
-    """Returns the columns of a schema, a tree whose nodes are listed parents first."""
-    leaves: list[_Leaf] = []
-    above: list[tuple[int, bool]] = []  # for each open group: the children still to come, and whether it is repeated
-    for position, element in enumerate(elements):
-        children = element.get(5, I32, 0)
-        repeated = element.get(3, I32, 0) == _REPEATED or any(repeated for _, repeated in above)
-        if position:
-            if not above:
-                raise ValueError("its schema has no end")
-            left, of_group = above.pop()
-            above.append((left - 1, of_group))
-        if 1 in element.fields:
-            leaves.append(_Leaf(element.get(1, I32), max(SLOT_BYTES, element.get(2, I32, 0)), repeated))
-        if (1 in element.fields) == (children > 0) or len(above) > _DEEPEST:
-            raise ValueError("its schema is no tree")
-        if children:
-            above.append((children, repeated))
-        while above and above[-1][0] == 0:
-            above.pop()
-    if above:
+def _leaves(elements: Iterator[Struct], repeated: bool = False, depth: int = 0) -> Iterator[_Leaf]:
+    """Yields the columns of the next node of a schema, a tree whose nodes are listed parents first."""
+    element = next(elements, None)
+    if element is None:
         raise ValueError("its schema is cut off")
-    return leaves
+    children = element.get(5, I32, 0)
+    repeated = repeated or element.get(3, I32, 0) == _REPEATED
+    if (1 in element.fields) == (children > 0) or depth > _DEEPEST:
+        raise ValueError("its schema is no tree")
+    if 1 in element.fields:
+        yield _Leaf(element.get(1, I32), max(SLOT_BYTES, element.get(2, I32, 0)), repeated)
+    for _ in range(children):
+        yield from _leaves(elements, repeated, depth + 1)
 
 
-def _pages(data: bytes, leaf: _Leaf, chunk: Struct) -> Iterator[_Page]:
-    """Yields the pages of a column chunk, as Arrow finds them."""
+def _pages(data: bytes, leaf: _Leaf, chunk: Struct) -> Iterator[tuple[int, int, int]]:
+    """Yields the pages of a column chunk, as Arrow finds them: kind, number of values, and size when unpacked."""
     column = chunk.get(3, STRUCT)
     if not chunk.fields.keys() <= _CHUNK_FIELDS or column.get(4, I32) not in _CODECS or column.get(1, I32) != leaf.type:
         raise ValueError("a column is not of the kinds that embedx writes")
@@ -162,15 +144,16 @@ def _pages(data: bytes, leaf: _Leaf, chunk: Struct) -> Iterator[_Page]:
     end = at + column.get(7, I64)
     if not 0 < at <= end <= len(data):
         raise ValueError("a column is not in the file")
+    file = io.BytesIO(data)
     while at < end:
-        header, at = read_struct(data, at, {})
-        kind = header.get(1, I32)
+        file.seek(at)
+        header = read_struct(file, {})
+        kind, size, packed = (header.get(number, I32) for number in (1, 2, 3))
         described = header.get(7 if kind == _DICTIONARY_PAGE else 5, STRUCT)
-        page = _Page(kind, described.get(1, I32), header.get(2, I32))
-        packed = header.get(3, I32)
+        values = described.get(1, I32)
         if kind not in (_DATA_PAGE, _DICTIONARY_PAGE) or described.get(2, I32) not in _ENCODINGS:
             raise ValueError("a page is not of the kinds that embedx writes")
-        at += packed
-        if min(page.size, page.values, packed) < 0 or at > end:
+        at = file.tell() + packed
+        if min(size, values, packed) < 0 or at > end:
             raise ValueError("a page is not in its column")
-        yield page
+        yield kind, values, size
