@@ -14,11 +14,7 @@ from embedx.store.format.layout import TEMPORARY_SUFFIX
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Writes a file so that at any moment, power cuts included, it is whole or not there.
-
-    Raises:
-        OSError: If any step fails; the temporary file is removed then.
-    """
+    """Writes one file as `write_all` does."""
     write_all([(path, [data])], below=path.parent)
 
 
@@ -72,11 +68,7 @@ def write_all(
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Gives a file that is never written again a second name, or copies it where the file system has no links.
-
-    Raises:
-        OSError: If the file can be neither linked nor copied.
-    """
+    """Gives a file that is never written again a second name, or copies it where the file system has no links."""
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError as error:
@@ -88,12 +80,7 @@ def link_or_copy(source: Path, target: Path) -> None:
 def make_folder(path: Path, below: Path | None = None) -> None:
     """Makes a folder and its parents, and syncs the folders in which one was made.
 
-    Args:
-        path: The folder to make.
-        below: A parent that must exist already, so that a store that was removed meanwhile is not made anew.
-
-    Raises:
-        OSError: If a folder can't be made.
+    The folder `below` must exist already, so that a store that was removed meanwhile is not made anew.
     """
     for parent in _make(os.fspath(path), below):
         sync_folder(parent)
@@ -129,30 +116,28 @@ def _new_file(path: str) -> BinaryIO:
 
 
 def _sync_file_system(path: Path) -> bool:
-    """Syncs a whole file system by Linux's `syncfs`; returns False where the machine has no such call.
-
-    Raises:
-        OSError: If something could not be written.
-    """
+    """Syncs a whole file system by Linux's `syncfs`; returns False where the machine has no such call."""
     try:
         syncfs = ctypes.CDLL(None, use_errno=True).syncfs
     except (OSError, AttributeError):
         return False
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with _open_folder(path) as descriptor:
         if syncfs(descriptor) != 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
-    finally:
-        os.close(descriptor)
     return True
 
 
 def sync_folder(path: str | Path) -> None:
     """Syncs the entries of a folder."""
+    with _open_folder(path) as descriptor, _named(path):
+        os.fsync(descriptor)
+
+
+@contextlib.contextmanager
+def _open_folder(path: str | Path) -> Iterator[int]:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        with _named(path):
-            os.fsync(descriptor)
+        yield descriptor
     finally:
         os.close(descriptor)
 

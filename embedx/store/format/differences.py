@@ -12,10 +12,7 @@ from embedx.store.format.manifest import Manifest
 def leaves_that_differ(name: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
     """Goes into dicts, and yields the dotted name of each value that differs, with the old one and the new one.
 
-    Args:
-        name: The name of the two values, with which the names of their entries begin.
-        old: The old value; an entry that is missing counts as None.
-        new: The new value.
+    The names begin with `name`; an entry that is missing counts as None.
     """
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -96,12 +97,7 @@ class UnitEntry(NamedTuple):
 
 
 def write_index(root: Path, rows: pa.Table, entry: UnitEntry) -> None:
-    """Writes a unit's index table, by which the unit comes into being.
-
-    Args:
-        root: The store's folder.
-        rows: The rows, one per input.
-        entry: The description of the unit.
+    """Writes a unit's index table, with one row per input; by it, the unit comes into being.
 
     Raises:
         OSError: If the file can't be written.
@@ -118,18 +114,12 @@ def write_index(root: Path, rows: pa.Table, entry: UnitEntry) -> None:
     try:
         data = _encode(table)
     except ValueError as error:
-        raise StoreError(
-            f"{place}: no reader would take it ({error}); leave out metadata that is nearly nothing"
-        ) from error
+        raise StoreError(f"{place}: no reader would take it ({error}); leave out nearly empty metadata") from error
     write_all([(place, [data])], below=root)
 
 
 def _encode(table: pa.Table) -> bytes:
-    """Returns an index table's file, packed unless readers would take a file that packs so well for an attack.
-
-    Raises:
-        ValueError: If readers would refuse the file either way, as it grows too much when it is unpacked.
-    """
+    """Returns an index table's file, packed unless readers would take a file that packs so well for an attack."""
     repetitive = [name for name in table.column_names if name not in _UNIQUE]
     for options in ({**_PACKED, "use_dictionary": repetitive}, _PLAIN):
         sink = pa.BufferOutputStream()
@@ -137,8 +127,7 @@ def _encode(table: pa.Table) -> bytes:
         data: bytes = sink.getvalue().to_pybytes()
         size = _own_extent(table.select(options["use_dictionary"] or []), data)
         try:
-            for _ in _batches(data, size):
-                pass
+            collections.deque(_batches(data, size), maxlen=0)
             return data
         except ValueError as error:
             refusal = error
@@ -148,9 +137,7 @@ def _encode(table: pa.Table) -> bytes:
 def _own_extent(repetitive: pa.Table, data: bytes) -> Extent:
     """Returns how large a file of this process becomes, by pyarrow's account: never less than by `parquet_size`.
 
-    Args:
-        repetitive: The columns that have a dictionary.
-        data: The file's bytes.
+    The columns in `repetitive` are those that have a dictionary.
     """
     texts = {name: _text_bytes(repetitive[name].combine_chunks()) for name in repetitive.column_names}
     nested = sum(size for name, size in texts.items() if pa.types.is_nested(repetitive.schema.field(name).type))
@@ -183,9 +170,6 @@ def _text_bytes(column: pa.Array) -> int:
 def read_entry(path: Path) -> UnitEntry:
     """Reads the description of an index table's unit, from the file's footer alone.
 
-    Args:
-        path: The path of the index table, in its store.
-
     Raises:
         StoreError: If the file can't be read or is not the index table that its name says.
     """
@@ -199,10 +183,6 @@ def read_entry(path: Path) -> UnitEntry:
 
 def read_index(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Reads an index table, or some of its columns, and unpacks no more than an honest file of its size can hold.
-
-    Args:
-        path: The path of the index table, in its store.
-        columns: The names of the columns to read; None for all.
 
     Raises:
         StoreError: If the file can't be read or is not the index table that its name says.
@@ -219,14 +199,8 @@ def read_index(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def _entry(name: str, file: BinaryIO) -> UnitEntry:
-    """Returns the description of the unit whose index table has this name.
-
-    Raises:
-        KeyError: If the file has no such description.
-        ValueError: If the description is not that of an index table with this name.
-    """
-    metadata = parse_json(key_values(file)[_METADATA_KEY])
-    stated = fields(metadata, {"format": int, **get_type_hints(UnitEntry)})
+    """Returns the description of the unit whose index table has this name; a KeyError or ValueError refuses others."""
+    stated = fields(parse_json(key_values(file)[_METADATA_KEY]), {"format": int, **get_type_hints(UnitEntry)})
     if stated.pop("format") != FORMAT:
         raise ValueError(f"this embedx reads format {FORMAT}")
     entry = UnitEntry(**stated)
@@ -242,16 +216,7 @@ def _entry(name: str, file: BinaryIO) -> UnitEntry:
 
 
 def _batches(data: bytes, size: Extent, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """Yields the rows of a Parquet file, batch by batch.
-
-    Args:
-        data: The file's bytes.
-        size: The size that the file has when it is unpacked.
-        columns: The names of the columns to read; None for all.
-
-    Raises:
-        ValueError: If the file has no rows, or grows too much when it is unpacked.
-    """
+    """Yields the rows of a Parquet file, which must not grow too much when they are unpacked, batch by batch."""
     most = _MOST_UNPACKED * len(data)
     if size.most > most:
         raise ValueError(f"{len(data)} bytes say that they hold {size.most}, which is too much to be true")
@@ -269,16 +234,7 @@ def _batches(data: bytes, size: Extent, columns: Sequence[str] | None = None) ->
 
 
 def _check_rows(table: pa.Table, inputs: int, columns: Sequence[str]) -> None:
-    """Checks the columns that were read from an index table.
-
-    Args:
-        table: The table that holds them.
-        inputs: The number of rows that the unit's description states.
-        columns: The names of the columns that must be there.
-
-    Raises:
-        ValueError: If the table can't be part of an index table.
-    """
+    """Raises a ValueError unless the table has so many rows, and columns of these names as an index table has them."""
     if len(table) != inputs:
         raise ValueError(f"it has {len(table)} rows, and says {inputs}")
     if len(set(table.column_names)) < len(table.column_names):

@@ -78,9 +78,6 @@ class GroupFolders:
     Among groups whose names differ in case alone, the first gets the folder of its name. The others get that of a
     name that is too long, with their sha256. As units are written in the order of the plan, and folders stay once they
     are made, an interrupted run goes on with the same names.
-
-    Args:
-        folder: The folder of the split, which need not exist.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -102,17 +99,15 @@ def index_path(unit: Unit) -> str:
 
 def shard_path(unit: Unit, group_folder: str | None) -> str:
     """Returns the path of the unit's shard in the store: in a group's folder, or in the split's without one."""
-    folders = [folder_name(unit.split)] if group_folder is None else [folder_name(unit.split), group_folder]
-    return "/".join([*folders, f"shard-{unit.number:05d}.safetensors"])
+    folder = folder_name(unit.split) + ("" if group_folder is None else f"/{group_folder}")
+    return f"{folder}/shard-{unit.number:05d}.safetensors"
 
 
 def can_be_shard(path: str, unit: Unit, group: str | None) -> bool:
     """Tells whether a shard of the unit and group can have this path in a store, grouped or not."""
-    folders = [folder_name(group)]
-    if group is None:
-        return path in (shard_path(unit, None), shard_path(unit, folders[0]))
-    folders.append(_with_digest(folders[0], _utf8(group)))
-    return path in [shard_path(unit, folder) for folder in folders]
+    folder = folder_name(group)
+    other = None if group is None else _with_digest(folder, _utf8(group))
+    return path in (shard_path(unit, folder), shard_path(unit, other))
 
 
 def staging_folder(out: Path) -> Path:
@@ -127,11 +122,7 @@ def is_index_path(path: str) -> bool:
 
 
 def index_files(root: Path) -> dict[tuple[str, int], Path]:
-    """Returns the index tables of the committed units by (folder name of the split, unit number), in that order.
-
-    Raises:
-        StoreError: If the folder of the index tables can't be read.
-    """
+    """Returns the index tables of the committed units by (folder name of the split, unit number), in that order."""
     found = {}
     try:
         for entry in os.scandir(path_inside(root, INDEX)):

@@ -26,26 +26,20 @@ def path_inside(root: Path, relative: str, known: set[str] | None = None) -> str
     Raises:
         StoreError: If the path, or a folder on the way to it, is a link.
     """
+    known = set() if known is None else known
     path = os.fspath(root)
     for part in relative.split("/"):
         path = f"{path}/{part}"
-        if known is not None and path in known:
-            continue
-        if os.path.islink(path):
+        if path not in known and os.path.islink(path):
             raise StoreError(
                 f"{path} is a link, and links in a store are not followed; replace it with the file that it leads to"
             )
-        if known is not None:
-            known.add(path)
+        known.add(path)
     return path
 
 
 def regular_file(root: Path, relative: str) -> Path:
-    """Returns the path of a file in the store, after checking that it is no link, pipe or device.
-
-    Raises:
-        StoreError: If there is no such file.
-    """
+    """Returns the path of a file in the store, which must exist and be no link, pipe or device."""
     path = Path(path_inside(root, relative))
     try:
         mode = path.lstat().st_mode

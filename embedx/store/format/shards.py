@@ -94,9 +94,6 @@ def encode_shard(
 
     Returns:
         The description for the index table, and the file's bytes, in parts.
-
-    Raises:
-        StoreError: If a shard can't hold numbers of a tensor's type.
     """
     described: dict[str, Any] = {"__metadata__": {HEADER_KEY: canonical_json(header._asdict())}}
     parts: list[bytes | memoryview] = []
@@ -131,10 +128,7 @@ def open_shard(path: Path) -> AbstractContextManager[Any]:
     """Maps a shard's file; `get_tensor(name)` of the open shard reads the numbers when they are touched.
 
     All tensors have the same number of rows, at least one, and lie in the file in full, so that none takes more memory
-    than the file has bytes.
-
-    Raises:
-        StoreError: If the file does not exist or is not a shard.
+    than the file has bytes. A StoreError refuses other files.
     """
     try:
         shard = cast(AbstractContextManager[Any], safe_open(path, framework="pt"))
@@ -146,11 +140,7 @@ def open_shard(path: Path) -> AbstractContextManager[Any]:
 
 
 def read_header(shard: Any) -> ShardHeader:
-    """Returns the header of an open shard.
-
-    Raises:
-        StoreError: If the shard has no header, or one of another format.
-    """
+    """Returns the header of an open shard."""
     try:
         header: ShardHeader = typed(parse_json((shard.metadata() or {})[HEADER_KEY]), ShardHeader)
     except (KeyError, ValueError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -139,13 +140,8 @@ def _pairs(a: pa.Table, b: pa.Table) -> tuple[tuple[pa.Table, pa.Table], Overlap
 
 def _common_names(rows: Pair[StoredRows], names: Sequence[str] | None) -> list[str]:
     common = [name for name in rows[0].names if name in rows[1].names]
-    ConfigError.check(
-        [
-            unknown("tensor", name, common, hint="(of those in both stores)")
-            for name in names or ()
-            if name not in common
-        ]
-    )
+    missing = [name for name in names or () if name not in common]
+    ConfigError.check([unknown("tensor", name, common, hint="(of those in both stores)") for name in missing])
     # `embeddings` first, whatever the order in the files
     return sorted(dict.fromkeys(names or common), key=EMBEDDINGS.__ne__)
 
@@ -166,10 +162,7 @@ def _environments(manifest: Manifest) -> dict[str, Any]:
 
 
 def _nothing_in_common(stores: Pair[Store], overlap: dict[str, Overlap]) -> str:
-    totals = {
-        field.name: sum(getattr(of_split, field.name) for of_split in overlap.values())
-        for field in dataclasses.fields(Overlap)
-    }
+    totals = sum((Counter(vars(of_split)) for of_split in overlap.values()), Counter())
     if empty := [store for store in stores if not store.units]:
         return f"{empty[0].path} has no units, and so no row to compare; `embedx verify` tells what is missing"
     splits = " and ".join(f"{store.path} has the splits {', '.join(store.splits) or 'none'}" for store in stores)

@@ -99,22 +99,13 @@ class DriftPart(NamedTuple):
 def measure_drift(rows: Pair[StoredRows], name: str, split: str, pairs: Pair[pa.Table]) -> DriftPart:
     """Compares one tensor of a split's rows, so many at a time that memory stays small.
 
-    Args:
-        rows: The rows of both stores.
-        name: The name of the tensor.
-        split: The name of the split.
-        pairs: The rows [N] of both stores' index tables, one beside the other.
-
-    Raises:
-        ConfigError: If the tensor has another shape in the other store.
-        StoreError: If a store is damaged.
+    The two tables in `pairs` are the rows [N] of both stores' index tables, one beside the other.
     """
     shapes = [of_store.shape(name) for of_store in rows]
     if shapes[0] != shapes[1] or 0 in shapes[0]:
         raise ConfigError(
             f"{name!r} has {list(shapes[0])} numbers per row in {rows[0].root}, and {list(shapes[1])} in "
-            f"{rows[1].root}: they can't be compared; choose another tensor that both have by --name, or other "
-            "stores"
+            f"{rows[1].root}: they can't be compared; choose another that both have by --name, or other stores"
         )
     step = max(1, _CHUNK_BYTES // (8 * math.prod(shapes[0])))
     drift = np.empty(len(pairs[0]))

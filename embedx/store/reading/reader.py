@@ -57,7 +57,7 @@ class Embeddings:
     @property
     def keys(self) -> list[str]:
         """Each row's key, unique in its split."""
-        return _strings(self.table, "key")
+        return list(self.table["key"].to_pylist())
 
     @property
     def groups(self) -> list[str | None]:
@@ -145,8 +145,7 @@ class Store:
         Raises:
             StoreError: If there is no such split, or an index table is damaged.
         """
-        if split is not None:
-            self._require_split(split)
+        self._require_split(split)
         return _concat([read_index(path, columns) for path, unit in self.units.items() if split in (None, unit.split)])
 
     def load(
@@ -206,8 +205,7 @@ class Store:
         Raises:
             StoreError: If there is no such split, or a file is damaged.
         """
-        if split is not None:
-            self._require_split(split)
+        self._require_split(split)
         from embedx.store.reading.stored_rows import open_named_shard
 
         for unit, entry in self._shards(split, group):
@@ -222,17 +220,13 @@ class Store:
                     if group in (None, _group_of(entry)):
                         yield unit, entry
 
-    def _require_split(self, split: str) -> None:
-        if split not in self.splits:
+    def _require_split(self, split: str | None) -> None:
+        if split is not None and split not in self.splits:
             raise StoreError(unknown("split", split, self.splits, hint=f"in {self.path}"))
 
 
 def _group_of(shard: ShardEntry) -> Group:
     return NO_GROUP if shard.group is None else shard.group
-
-
-def _strings(table: pa.Table, column: str) -> list[str]:
-    return list(table[column].to_pylist())
 
 
 def _concat(tables: list[pa.Table]) -> pa.Table:

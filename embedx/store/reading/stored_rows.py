@@ -24,12 +24,7 @@ _MAPPED = 64
 
 
 class StoredRows:
-    """The rows of a store's shards, N of them at a time.
-
-    Args:
-        root: The store's folder.
-        units: The units whose shards are read.
-    """
+    """The rows of the shards of a store's units, N of them at a time."""
 
     def __init__(self, root: Path, units: Iterable[UnitEntry]) -> None:
         self.root = root
@@ -45,23 +40,16 @@ class StoredRows:
         return []
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Returns the shape of one row of a tensor, as the first shard has it.
-
-        Raises:
-            StoreError: If there is no such tensor.
-        """
+        """Returns the shape of one row of a tensor, as the first shard has it."""
         return tuple(self._tensor(next(iter(self._shards)), name).shape[1:])
 
     def gather(self, name: str, places: pa.Table, *, whole_shards: bool = False) -> Tensor:
-        """Reads some rows of a tensor.
+        """Reads rows [N, ...] of a tensor in the stored type.
 
         Args:
             name: `embeddings`, or an extra layer's name.
             places: The N rows' places, in the columns `shard` and `row` of the index tables.
             whole_shards: True if `places` has to name each row of its shards exactly once.
-
-        Returns:
-            [N, ...] in the stored type.
 
         Raises:
             StoreError: If an index table names rows that are not there, or a file is damaged.
@@ -101,16 +89,7 @@ class StoredRows:
 
 
 def open_named_shard(root: Path, unit: UnitEntry, entry: ShardEntry) -> AbstractContextManager[Any]:
-    """Maps a shard, and checks that it is the one that its unit names.
-
-    Args:
-        root: The store's folder.
-        unit: The unit that names the shard.
-        entry: The unit's entry for the shard.
-
-    Raises:
-        StoreError: If the file does not exist, or is not that shard.
-    """
+    """Maps a shard, and checks that it is the one that its unit names."""
     shard = open_shard(regular_file(root, entry.path))
     if read_header(shard) != ShardHeader(FORMAT, unit.split, entry.group, unit.unit, unit.recipe):
         raise StoreError(f"{entry.path} is not the shard that its index table names; run `embedx verify {root}`")

@@ -114,12 +114,7 @@ def _check_unit(
 ) -> Iterator[str]:
     """Checks an index table and its shards.
 
-    Args:
-        store: The store that is checked.
-        relative: The path of the index table in the store.
-        unit: The description of the unit in the index table.
-        table: The rows of the index table.
-        forms: The form of each tensor and the first shard that has it, by the tensor's name; new ones are added.
+    `forms` has the form of each tensor and the first shard that has it, by the tensor's name; new ones are added.
     """
     ok = table.filter(pc.equal(table["status"], OK))
     if (len(table), len(ok), len(table) - len(ok)) != (unit.inputs, unit.rows, unit.rejected):

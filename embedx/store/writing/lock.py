@@ -20,8 +20,7 @@ class StoreLock:
 
     Raises:
         StoreLockedError: If another process holds the lock; the message names that process.
-        ConfigError: If the file can't be made or locked in a folder that is no store yet.
-        StoreError: If it can't be made or locked in a store, or because of the machine.
+        ConfigError, StoreError: If the file can't be made or locked.
     """
 
     def __init__(self, root: Path) -> None:

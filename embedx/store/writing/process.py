@@ -97,20 +97,14 @@ class WriterProcess:
         return self._process.pid
 
     def put_staying(self, rows: StayingRows) -> None:
-        """Hands over the rows of a unit that stay, waiting while the queue is full.
-
-        Raises:
-            WriterError: If the process has failed.
-        """
+        """Hands over the rows of a unit that stay, as `put` does a batch."""
         self._send(pickle.dumps(rows))
 
     def put(self, batch: UnitBatch) -> None:
         """Hands a batch over, waiting while the queue is full. Its tensors may be overwritten afterwards.
 
-        The identities are pickled here, as the queue's own thread would drop an item that it can't pickle.
-
-        Args:
-            batch: The rows of one unit; a batch that is larger than the first one is handed over in parts.
+        The identities are pickled here, as the queue's own thread would drop an item that it can't pickle. A batch that
+        is larger than the first one is handed over in parts.
 
         Raises:
             WriterError: If the process has failed.
@@ -167,11 +161,7 @@ class WriterProcess:
             raise self._gone()
 
     def _receive(self) -> bool:
-        """Takes the report, if it is there; returns True if it tells of success.
-
-        Raises:
-            WriterError: If the report tells of an error.
-        """
+        """Takes the report, if it is there; returns True if it tells of success, and raises the error that it tells."""
         if not self._report.poll():
             return False
         try:
@@ -188,16 +178,12 @@ class WriterProcess:
         raise error
 
     def _gone(self) -> WriterError:
+        code = self._process.exitcode or 0
+        cause = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         return WriterError(
-            f"the writer process {_cause_of_end(self._process.exitcode)} before all was written; the units that it "
-            "committed stay, and running again writes the rest"
+            f"the writer process {cause} before all was written; the units that it committed stay, and running again "
+            "writes the rest"
         )
-
-
-def _cause_of_end(exitcode: int | None) -> str:
-    if exitcode is not None and exitcode < 0:
-        return f"was killed by {signal.Signals(-exitcode).name}"
-    return f"ended with exit code {exitcode}"
 
 
 def _run(
@@ -213,7 +199,7 @@ def _run(
     pa.set_memory_pool(pa.system_memory_pool())  # arrow's own would keep what it has had
     torch.set_num_threads(1)
     try:
-        _write_units(items, ring, terms, buffer_factory)
+        _write_units(items, ring, buffer_factory(terms))
     except BaseException as error:  # noqa: BLE001  (the parent must hear of any error)
         # Texts always pass through the pipe; the error itself may not be picklable.
         report.send(_Failure.of(error))
@@ -221,8 +207,7 @@ def _run(
     report.send(None)
 
 
-def _write_units(items: Any, ring: SlotRing, terms: StoreTerms, buffer_factory: Callable[..., UnitBuffer]) -> None:
-    buffer = buffer_factory(terms)
+def _write_units(items: Any, ring: SlotRing, buffer: UnitBuffer) -> None:
     while (pickled := items.get()) is not None:
         item: _Item | StayingRows = pickle.loads(pickled)
         if buffer.unit not in (None, item.unit):

@@ -22,11 +22,7 @@ from embedx.store.format.shards import open_shard, read_header
 
 
 def check_replaceable(out: Path) -> None:
-    """Checks that another folder can take the place of `out`.
-
-    Raises:
-        ConfigError: If `out` is a mount point, or holds the working directory.
-    """
+    """Raises a ConfigError if no other folder can take the place of `out`."""
     if _is_mount_point(out):
         raise ConfigError(
             f"--out {out} is a mount point, which no other folder can replace, so that --overwrite, --update and "
@@ -49,15 +45,7 @@ def _is_mount_point(folder: Path) -> bool:
 
 
 def take_place(new: Path, out: Path) -> None:
-    """Puts a complete new store in the old one's place, and removes the files that embedx wrote to the old one.
-
-    Args:
-        new: The folder of the new store.
-        out: The folder of the old store.
-
-    Raises:
-        OSError: If a folder can't be renamed, or a file can't be removed.
-    """
+    """Puts a complete new store in the old one's place, and removes the files that embedx wrote to the old one."""
     old = new
     if not _exchange(new, out):
         # The file system can't exchange two names; between these two renames only `old` is readable.
@@ -87,11 +75,7 @@ def remove_store(root: Path, rescue_to: Path | None = None) -> None:
     """Removes the files that embedx wrote to the store at `root`, and the folder if nothing else is left in it.
 
     The manifest goes first, so that the rest is known to be half removed, and the lock last, as it shows that the rest
-    is embedx's.
-
-    Args:
-        root: The folder of the store.
-        rescue_to: The store to which all other files move, unless it has something of the same name; None leaves them.
+    is embedx's. All other files move to the store `rescue_to`, unless it has something of the same name.
     """
     (root / layout.MANIFEST).unlink(missing_ok=True)
     sync_folder(root)

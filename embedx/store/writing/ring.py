@@ -41,15 +41,7 @@ class SlotRing:
         self._memory = context.RawArray(ctypes.c_byte, max(1, self._slots * slot_bytes))
 
     def write(self, item: int, tensors: Mapping[str, Tensor]) -> dict[str, TensorPlace]:
-        """Copies the tensors of an item, from any device, into its slot.
-
-        Args:
-            item: The number of the item, counted from 0.
-            tensors: The tensors by name.
-
-        Returns:
-            The places from which `read` takes the tensors.
-        """
+        """Copies the tensors of item n, from any device, into its slot; `read` takes them from these places."""
         offset = item % self._slots * self.slot_bytes
         places = {}
         for name, tensor in tensors.items():

@@ -24,7 +24,6 @@ from embedx.store.format import layout
 from embedx.store.format.atomic import make_folder
 from embedx.store.format.contents import StoredRecipe
 from embedx.store.format.differences import leaves_that_differ
-from embedx.store.format.index import UnitEntry
 from embedx.store.format.layout import StoreTerms, Unit
 from embedx.store.format.manifest import Manifest, existing_store
 from embedx.store.writing import stock
@@ -119,11 +118,11 @@ class StoreSession:
     @property
     def has_rejected(self) -> bool:
         """True if the store at `out` has rejected inputs."""
-        return any(entry.rejected for entry in self._whole_at_out().values())
+        return any(entry.rejected for entry in whole_units(self.out, self.manifest.fingerprint).values())
 
     def whole_units(self) -> dict[Unit, Path]:
         """Returns the units of the store at `out` that are whole, with the paths of their index tables."""
-        units = [Unit(entry.split, entry.unit) for entry in self._whole_at_out().values()]
+        units = [Unit(entry.split, entry.unit) for entry in whole_units(self.out, self.manifest.fingerprint).values()]
         return {unit: self.out / layout.index_path(unit) for unit in units}
 
     def resume(self) -> None:
@@ -148,9 +147,6 @@ class StoreSession:
             units: The number of inputs of each unit of the new store.
             linked: The units that are there already, and stay as they are.
             staying: The rows that stay, for the other units.
-
-        Raises:
-            OSError: If the new store can't be written.
         """
         if self._before is None:
             raise RuntimeError("there is no store to bring up to date")
@@ -167,36 +163,22 @@ class StoreSession:
 
     def set_rows_per_unit(self, rows: int) -> None:
         """States the size of the units, where it was not known when the store was begun."""
-        plan = dataclasses.replace(self.manifest.plan, rows_per_unit=rows)
-        self.manifest = dataclasses.replace(self.manifest, plan=plan)
-        self.manifest.write(self.root)
+        self._write_manifest(plan=dataclasses.replace(self.manifest.plan, rows_per_unit=rows))
 
     def set_recipe(self, recipe: StoredRecipe) -> None:
-        """States another recipe, where it turns out that the run can't follow the first one.
-
-        Raises:
-            StoreMismatchError: If units of the first recipe are committed already.
-        """
+        """States another recipe, where it turns out that the run can't follow the first one."""
         if self._committed or self.staying:
             raise StoreMismatchError(f"{self.out} has units of another recipe; replace it with --overwrite")
-        self.manifest = dataclasses.replace(self.manifest, recipe=recipe)
-        self.manifest.write(self.root)
+        self._write_manifest(recipe=recipe)
 
     def finish(self, timings: Mapping[str, float]) -> Manifest:
-        """Declares the store complete, after checking that every input of the plan is in it exactly once.
-
-        Args:
-            timings: The seconds and rates of the run, for the manifest.
+        """Declares the store complete, with the timings of the run, if it has every input of the plan exactly once.
 
         Raises:
             StoreError: If inputs = rows + rejected does not hold for a split.
-            OSError: If the manifest can't be written.
         """
         totals, index = stock.add_up(self.root, self.manifest, self.out)
-        self.manifest = dataclasses.replace(
-            self.manifest, complete=True, totals=totals, index=index, timings=dict(timings)
-        )
-        self.manifest.write(self.root)
+        self._write_manifest(complete=True, totals=totals, index=index, timings=dict(timings))
         if self.root != self.out:
             take_place(self.root, self.out)
             self.root = self.out
@@ -217,6 +199,10 @@ class StoreSession:
     def close(self) -> None:
         """Unlocks the store."""
         self._locks.close()
+
+    def _write_manifest(self, **changes: Any) -> None:
+        self.manifest = dataclasses.replace(self.manifest, **changes)
+        self.manifest.write(self.root)
 
     def _enter(self, folder: Path) -> None:
         """Makes the folder, if it isn't there, and locks it."""
@@ -273,14 +259,10 @@ class StoreSession:
             later = [*later, now]
         return dataclasses.replace(before, later_environments=later)
 
-    def _whole_at_out(self) -> dict[Place, UnitEntry]:
-        return whole_units(self.out, self.manifest.fingerprint)
-
     def _take_stock(self, planned: Mapping[Place, int] | None = None) -> None:
         """Finds the units that are whole; if some are missing, declares the store unfinished and removes all others.
 
-        Args:
-            planned: The number of inputs in each unit that there should be; None takes it from the plan.
+        There should be the units in `planned`, with so many inputs; None takes them from the plan.
         """
         if planned is None:  # after an update the plan does not tell it
             planned = {} if self.manifest.updates else stock.planned_units(self.manifest.plan)
@@ -289,6 +271,5 @@ class StoreSession:
         self._committed = found
         if self.manifest.complete and found == layout.index_files(self.root).keys() and found >= planned.keys():
             return
-        self.manifest = dataclasses.replace(self.manifest, complete=False, totals={}, index={}, timings={})
-        self.manifest.write(self.root)
+        self._write_manifest(complete=False, totals={}, index={}, timings={})
         stock.remove_others(self.root, found)

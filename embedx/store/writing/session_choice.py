@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from embedx.errors import StoreMismatchError
 from embedx.store.format.contents import PlanTerms
@@ -70,8 +70,7 @@ def can_continue(before: Manifest, now: Manifest) -> bool:
 
 def same_names(before: PlanTerms, now: PlanTerms) -> bool:
     """Tells whether the inputs of two plans have the same keys, groups and targets."""
-    return _names(before) == _names(now)
-
-
-def _names(plan: PlanTerms) -> tuple[Any, ...]:
-    return {split: (terms.inputs, terms.names_sha256) for split, terms in plan.splits.items()}, plan.classes
+    then, here = (
+        {split: (one.inputs, one.names_sha256) for split, one in plan.splits.items()} for plan in (before, now)
+    )
+    return then == here and before.classes == now.classes

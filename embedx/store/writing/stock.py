@@ -29,11 +29,7 @@ def place_of(unit: Unit) -> Place:
 
 
 def whole_units(root: Path, recipe: str) -> dict[Place, UnitEntry]:
-    """Returns the units that are whole, with the descriptions in their index tables.
-
-    Args:
-        root: The store's folder.
-        recipe: The fingerprint of the recipe that the units must have.
+    """Returns the units of this recipe that are whole, with the descriptions in their index tables.
 
     Raises:
         StoreError: If the machine refuses to read a file; the unit may be whole then, and must not be removed.
@@ -51,8 +47,7 @@ def _whole_entry(root: Path, index_table: Path, recipe: str) -> UnitEntry | None
         if is_refusal(error) or is_refusal(error.__cause__):
             raise
         return None
-    is_whole = entry.recipe == recipe and sizes == [shard.bytes for shard in entry.shards]
-    return entry if is_whole else None
+    return entry if entry.recipe == recipe and sizes == [shard.bytes for shard in entry.shards] else None
 
 
 def planned_units(plan: PlanTerms) -> dict[Place, int]:
@@ -66,18 +61,9 @@ def planned_units(plan: PlanTerms) -> dict[Place, int]:
 
 
 def add_up(root: Path, manifest: Manifest, out: Path) -> tuple[dict[str, SplitTotals], dict[str, str]]:
-    """Adds up the index tables, and checks that each split has as many inputs as the plan.
+    """Adds up the index tables at `root`, and checks that each split has as many inputs as the plan.
 
-    Args:
-        root: The store's folder.
-        manifest: The manifest with recipe and plan.
-        out: The output folder, for the error's message.
-
-    Returns:
-        The sums over each split, and the sha256 of every index table by its path in the store.
-
-    Raises:
-        StoreError: If a unit is not whole, or a split has too many or too few inputs.
+    Returns the sums over each split, and the sha256 of every index table by its path in the store.
     """
     whole = whole_units(root, manifest.fingerprint)
     units: dict[str, list[UnitEntry]] = {split: [] for split in manifest.plan.splits}
@@ -110,11 +96,7 @@ def remove_others(root: Path, committed: Set[Place]) -> None:
 
 
 def link_units(units: Iterable[Unit], source: Path, target: Path) -> None:
-    """Gives the files of units a second name in another store: first the shards, as in every commit.
-
-    Raises:
-        OSError: If a file can't be linked or copied.
-    """
+    """Gives the files of units a second name in another store: first the shards, as in every commit."""
     tables = [layout.index_path(unit) for unit in units]
     shards = [shard.path for table in tables for shard in read_entry(source / table).shards]
     for paths in (shards, tables):

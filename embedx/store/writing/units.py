@@ -102,12 +102,7 @@ class UnitBuffer:
             self._tensors[name][self._count : end] = tensor
 
     def commit(self) -> UnitEntry:
-        """Writes the unit: its shards, then its index table, by which it comes into being.
-
-        Raises:
-            OSError: If a file can't be written; the unit does not exist then.
-            StoreError: If one would be written through a link.
-        """
+        """Writes the unit: its shards, then its index table, by which it comes into being."""
         if (unit := self.unit) is None:
             raise StoreError("there are no rows to commit")
         rows, order = self._take_rows()
@@ -116,26 +111,15 @@ class UnitBuffer:
         files = self._shard_files(unit, rows, groups, order, shards)
         write_all(files, below=self.terms.root, many=len(groups) > _MANY_SHARDS)
         written = sum(shard.rows for shard in shards)
-        entry = UnitEntry(
-            split=unit.split,
-            unit=unit.number,
-            recipe=self.terms.recipe,
-            inputs=len(rows),
-            rows=written,
-            rejected=len(rows) - written,
-            shards=tuple(shards),
-        )
+        rejected = len(rows) - written
+        entry = UnitEntry(unit.split, unit.number, self.terms.recipe, len(rows), written, rejected, tuple(shards))
         write_index(self.terms.root, _with_places(rows, shards, groups), entry)
         self.unit = None
         self._count = 0
         return entry
 
     def _take_rows(self) -> tuple[pa.Table, Numbers | None]:
-        """Takes the identities that were gathered, in the order of the plan.
-
-        Returns:
-            The rows [n], and the position at which each one was gathered; None if that is its own.
-        """
+        """Takes the rows [n], sorted as in the plan, and their order before; None if that was the same."""
         rows = pa.concat_tables(self._rows, promote_options="default").combine_chunks()
         self._rows.clear()  # of a unit of many short rows they take as much memory as the tensors
         order = _numbers(pc.sort_indices(rows["index"]))  # as rows that stay come before those that are computed
