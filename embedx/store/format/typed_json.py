@@ -23,9 +23,7 @@ def parse_json(data: bytes | str) -> Any:
         ValueError: If the data is no such JSON.
     """
     try:
-        value = json.loads(
-            data, object_pairs_hook=_object, parse_constant=_no_number, parse_float=lambda text: _finite(float(text))
-        )
+        value = json.loads(data, object_pairs_hook=_object, parse_constant=_finite, parse_float=_finite)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     _check_depth(value, 0)
@@ -83,13 +81,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return entries
 
 
-def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no number")
-
-
-def _finite(number: float) -> float:
+def _finite(text: str) -> float:
+    number = float(text)
     if not math.isfinite(number):
-        raise ValueError("a number is beyond all bounds")
+        raise ValueError(f"{_short(text)} is no finite number")
     return number
 
 
