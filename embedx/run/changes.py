@@ -52,11 +52,6 @@ class Verdict(enum.IntEnum):
     """It was rejected, and is to be tried again."""
     UNCHANGED = 7
 
-    @property
-    def label(self) -> str:
-        """The name that messages and the manifest give it."""
-        return self.name.lower()
-
 
 _DIFFERENCES = (Verdict.NEW, Verdict.CHANGED, Verdict.GONE, Verdict.RENAMED, Verdict.RELABELLED)
 """The verdicts by which the inputs are not those of the store."""
@@ -88,59 +83,50 @@ class Changes:
     """[K] the store's index rows, unit by unit."""
     splits: dict[str, SplitMatch]
     """The matches by the split's name."""
-
-    @cached_property
-    def gone(self) -> Positions:
-        """The stored rows whose inputs are gone."""
-        return np.flatnonzero(_unclaimed(self.stored, self.splits.values()))
+    gone: Positions
+    """The stored rows whose inputs are gone."""
 
     @cached_property
     def counts(self) -> dict[str, int]:
         """The number of inputs with each verdict, by its name in lower case."""
-        gone = np.full(len(self.gone), Verdict.GONE, np.int8)
-        verdicts = np.concatenate([gone, *(match.verdicts for match in self.splits.values())])
-        return {verdict.label: int((verdicts == verdict).sum()) for verdict in Verdict}
+        return {verdict.name.lower(): sum(len(rows) for _, rows in self._rows(verdict)) for verdict in Verdict}
 
     @property
     def inputs_differ(self) -> bool:
         """True if anything but modification times differs."""
-        return any(self.counts[verdict.label] for verdict in _DIFFERENCES)
+        return any(len(rows) for verdict in _DIFFERENCES for _, rows in self._rows(verdict))
 
     def describe(self) -> str:
         """Returns the counts in words, such as `10 new (such as 'a.jpg'), 3 gone (such as 'b.jpg'), 90 unchanged`."""
-        examples = {verdict.label: self._first_key(verdict) for verdict in Verdict if verdict not in _WITHOUT_EXAMPLE}
+        examples = {}
+        for verdict in sorted(set(Verdict).difference(_WITHOUT_EXAMPLE)):
+            keys = (str(table["key"][int(rows[0])]) for table, rows in self._rows(verdict) if len(rows))
+            examples[verdict.name.lower()] = f" (such as {next(keys, '')!r})"
         return describe_counts(self.counts, examples)
 
-    def _first_key(self, verdict: Verdict) -> str:
-        """Returns the key of the first input with this verdict; empty if there is none."""
-        places = [(self.plan.splits[name].table, match.rows(verdict)) for name, match in self.splits.items()]
-        for table, rows in [(self.stored, self.gone)] if verdict is Verdict.GONE else places:
-            if len(rows):
-                return str(table["key"][int(rows[0])])
-        return ""
+    def _rows(self, verdict: Verdict) -> list[tuple[pa.Table, Positions]]:
+        """Returns the inputs with this verdict as rows of tables: the store's index, or each split's plan."""
+        if verdict is Verdict.GONE:
+            return [(self.stored, self.gone)]
+        return [(self.plan.splits[name].table, match.rows(verdict)) for name, match in self.splits.items()]
 
 
 def compare(
     plan: Plan, tables: Iterable[Path], sha256_of: Digests, *, names_differ: bool, retry_rejected: bool
 ) -> Changes:
-    """Compares a plan with the rows of a store.
+    """Compares a plan with the rows of a store, which its whole units' index tables hold.
 
-    Args:
-        plan: The inputs as they are now.
-        tables: The index tables of the store's whole units.
-        sha256_of: The function that reads inputs.
-        names_differ: Whether keys, groups or targets may differ; if not, an input that the store lacks is pending.
-        retry_rejected: Whether to try rejected inputs again although they are as they were.
-
-    Raises:
-        StoreError: If an index table can't be read.
+    Without `names_differ` keys, groups and targets are the same, and an input that the store lacks is pending.
     """
     stored = pa.concat_tables([_NO_ROWS, *map(read_index, tables)], promote_options="permissive")
     missing = Verdict.NEW if names_differ else Verdict.PENDING
     matches, contents = {}, {}
     for name, split in plan.splits.items():
         matches[name], contents[name] = _match_by_key(split, stored, sha256_of, missing, retry_rejected=retry_rejected)
-    movable = _unclaimed(stored, matches.values())
+    unclaimed = np.ones(len(stored), bool)
+    for match in matches.values():
+        unclaimed[match.slot[match.slot >= 0]] = False
+    movable = unclaimed.copy()
     for match in matches.values():
         movable[match.slot[match.rows(Verdict.CHANGED)]] = True
     rows_of = _rows_by_sha256(stored, movable)
@@ -148,10 +134,9 @@ def compare(
     for name, split in plan.splits.items():
         candidates = (matches[name].slot < 0) & np.isin(_numbers(split.table["size"]), sizes)
         contents[name] |= _read(split, candidates, sha256_of)
-        unclaimed = _unclaimed(stored, matches.values())
         in_split = pc.equal(stored["split"], name).to_numpy()
-        matches[name] = _match_by_content(matches[name], contents[name], rows_of, unclaimed, in_split)
-    return Changes(plan, stored, matches)
+        _match_by_content(matches[name], contents[name], rows_of, unclaimed, in_split)
+    return Changes(plan, stored, matches, np.flatnonzero(unclaimed))
 
 
 def _match_by_key(
@@ -178,8 +163,8 @@ def _match_by_content(
     rows_of: Mapping[str, Sequence[int]],
     unclaimed: Flags,
     in_split: Flags,
-) -> SplitMatch:
-    """Finds stored rows with the content of inputs that are changed or have a new key.
+) -> None:
+    """Finds stored rows with the content of inputs that are changed or have a new key; modifies the match in place.
 
     Args:
         match: The matches by key.
@@ -188,27 +173,16 @@ def _match_by_content(
         unclaimed: [K] True for stored rows that no input has claimed. It is modified in place.
         in_split: [K] True for stored rows of this split.
     """
-    verdicts, slot, source_row = match.verdicts.copy(), match.slot.copy(), match.source_row.copy()
     for row, digest in contents.items():
         if not (rows := rows_of.get(digest or "")):
             continue
-        source_row[row] = rows[0]
-        if slot[row] < 0:
-            verdicts[row] = Verdict.RENAMED
+        match.source_row[row] = rows[0]
+        if match.slot[row] < 0:
+            match.verdicts[row] = Verdict.RENAMED
             if (free := next((old for old in rows if unclaimed[old]), None)) is not None:
                 unclaimed[free] = False
-                source_row[row] = free
-                slot[row] = free if in_split[free] else -1
-    return SplitMatch(verdicts, slot, source_row)
-
-
-def _unclaimed(stored: pa.Table, matches: Iterable[SplitMatch]) -> Flags:
-    """Returns [K], True for stored rows whose key no input has, and from which no input is renamed."""
-    unclaimed = np.ones(len(stored), bool)
-    for match in matches:
-        unclaimed[match.slot[match.slot >= 0]] = False
-        unclaimed[match.source_row[match.rows(Verdict.RENAMED)]] = False
-    return unclaimed
+                match.source_row[row] = free
+                match.slot[row] = free if in_split[free] else -1
 
 
 def _read(split: SplitPlan, chosen: Flags, sha256_of: Digests) -> dict[int, str | None]:

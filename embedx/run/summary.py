@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +63,11 @@ class Summary:
     @property
     def verdict(self) -> str:
         """A sentence that names the slowest part of the run and a remedy; empty if nothing was computed."""
-        parts: dict[str, float] = {}
+        parts = Counter[str]()
         for split in self.profile.values():
-            for part, seconds in split.items():
-                parts[part] = parts.get(part, 0.0) + seconds
-        total = sum(parts.values())
-        most = max(_VERDICTS, key=lambda part: parts.get(part, 0.0))
-        if not total or not parts.get(most):
-            return ""
-        return _VERDICTS[most].format(share=f"{parts[most] / total:.0%}")
+            parts.update(split)
+        most = max(_VERDICTS, key=parts.__getitem__)
+        return _VERDICTS[most].format(share=f"{parts[most] / parts.total():.0%}") if parts[most] else ""
 
     def to_json(self) -> dict[str, Any]:
         """Returns the summary as plain JSON values."""
@@ -87,16 +85,6 @@ class Summary:
         }
 
 
-def describe_counts(counts: dict[str, int], examples: dict[str, str] | None = None) -> str:
-    """Returns counts of inputs in words, without those that are zero.
-
-    Args:
-        counts: The numbers of inputs by name.
-        examples: The key of one such input, by the same names.
-    """
-    words = []
-    for name, count in counts.items():
-        if count:
-            example = f" (such as {examples[name]!r})" if examples and name in examples else ""
-            words.append(f"{count:,} {name}{example}")
-    return ", ".join(words)
+def describe_counts(counts: Mapping[str, int], examples: Mapping[str, str] = {}) -> str:
+    """Returns the counts that are not zero in words, each followed by its example, such as ` (such as 'a.jpg')`."""
+    return ", ".join(f"{count:,} {name}{examples.get(name, '')}" for name, count in counts.items() if count)
