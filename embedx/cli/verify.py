@@ -15,7 +15,7 @@ from embedx.errors import ConfigError, StoreError
 from embedx.system.torch_imports import import_torchvision
 
 if TYPE_CHECKING:
-    from embedx.run.recompute import Recomputation
+    from embedx.run.row_checker import Recomputation
 
 
 def command(

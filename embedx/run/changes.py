@@ -99,7 +99,7 @@ class Changes:
     def describe(self) -> str:
         """Returns the counts in words, such as `10 new (such as 'a.jpg'), 3 gone (such as 'b.jpg'), 90 unchanged`."""
         examples = {}
-        for verdict in sorted(set(Verdict).difference(_WITHOUT_EXAMPLE)):
+        for verdict in set(Verdict).difference(_WITHOUT_EXAMPLE):
             keys = (str(table["key"][int(rows[0])]) for table, rows in self._rows(verdict) if len(rows))
             examples[verdict.name.lower()] = f" (such as {next(keys, '')!r})"
         return describe_counts(self.counts, examples)
@@ -121,14 +121,12 @@ def compare(
     stored = pa.concat_tables([_NO_ROWS, *map(read_index, tables)], promote_options="permissive")
     missing = Verdict.NEW if names_differ else Verdict.PENDING
     matches, contents = {}, {}
+    unclaimed, movable = np.ones((2, len(stored)), bool)
     for name, split in plan.splits.items():
-        matches[name], contents[name] = _match_by_key(split, stored, sha256_of, missing, retry_rejected=retry_rejected)
-    unclaimed = np.ones(len(stored), bool)
-    for match in matches.values():
+        match, contents[name] = _match_by_key(split, stored, sha256_of, missing, retry_rejected=retry_rejected)
         unclaimed[match.slot[match.slot >= 0]] = False
-    movable = unclaimed.copy()
-    for match in matches.values():
-        movable[match.slot[match.rows(Verdict.CHANGED)]] = True
+        movable[match.slot[(match.slot >= 0) & (match.verdicts != Verdict.CHANGED)]] = False
+        matches[name] = match
     rows_of = _rows_by_sha256(stored, movable)
     sizes = _numbers(stored["bytes"])[movable]
     for name, split in plan.splits.items():
@@ -150,8 +148,7 @@ def _match_by_key(
         verdicts[(slot >= 0) & at(pc.equal(stored["status"], REJECTED).to_numpy(), slot)] = Verdict.RETRIED
     now = _read(split, (slot >= 0) & _may_have_changed(split, stored, slot), sha256_of)
     then = stored["sha256"].take(pa.array(slot[list(now)])).to_pylist()
-    old = dict(zip(now, then, strict=True))
-    changed = {row: digest for row, digest in now.items() if digest is None or digest != old[row]}
+    changed = {row: new for (row, new), old in zip(now.items(), then, strict=True) if new is None or new != old}
     verdicts[list(changed)] = Verdict.CHANGED
     source_row = np.where(np.isin(verdicts, (Verdict.UNCHANGED, Verdict.RELABELLED)), slot, -1)
     return SplitMatch(verdicts, slot, source_row), changed
@@ -164,14 +161,10 @@ def _match_by_content(
     unclaimed: Flags,
     in_split: Flags,
 ) -> None:
-    """Finds stored rows with the content of inputs that are changed or have a new key; modifies the match in place.
+    """Adds to the match, in place, the stored rows with the content of changed inputs and of new keys.
 
-    Args:
-        match: The matches by key.
-        contents: The sha256 of these inputs, by their row in the plan.
-        rows_of: The stored rows whose content may be another input's now, by sha256.
-        unclaimed: [K] True for stored rows that no input has claimed. It is modified in place.
-        in_split: [K] True for stored rows of this split.
+    `contents` has the sha256 of these inputs by their row in the plan, and `rows_of` the stored rows whose content may
+    be another input's now. `unclaimed` [K] tells which stored rows no input has claimed; it is modified in place.
     """
     for row, digest in contents.items():
         if not (rows := rows_of.get(digest or "")):

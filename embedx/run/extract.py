@@ -10,7 +10,6 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from embedx.callbacks.progress import ProgressBar
 from embedx.callbacks.rejected import RejectedInputs
 from embedx.callbacks.throughput import Throughput
 from embedx.callbacks.writer import EmbeddingsWriter
@@ -42,10 +41,7 @@ _FILES_PER_WORKER = 12
 def extract(config: ExtractConfig, heartbeat: Heartbeat = SILENT, plan: Plan | None = None) -> Summary:
     """Runs a backbone over images and stores the embeddings; finishes what an earlier run left.
 
-    Args:
-        config: The settings of the run.
-        heartbeat: The heartbeat that tells progress and notices.
-        plan: The inputs, if they have been listed already.
+    The plan holds the inputs, if they have been listed already.
 
     Returns:
         The summary of the run. The caller judges whether too many inputs were rejected.
@@ -90,14 +86,9 @@ def _ran_on(job: Job, runtime: str) -> dict[str, str | int]:
 
 
 def _update(job: Job, session: StoreSession, console: Console) -> Layout | None:
-    """Compares the plan with the store's rows and begins an update; None if only whole units are missing, or nothing.
-
-    Raises:
-        StoreMismatchError: If the inputs have changed, and `--update` is not given.
-    """
+    """Compares the plan with the store's rows and begins an update; None if no unit or only whole units are missing."""
     config = job.config
-    retry = config.retry_rejected and session.has_rejected
-    if not session.needs_comparison and not retry:
+    if not session.needs_comparison and not (config.retry_rejected and session.has_rejected):
         return None
 
     def sha256_of(split: SplitPlan, rows: Sequence[int]) -> list[str | None]:
@@ -140,7 +131,6 @@ def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], heart
             keep_large_blocks()
         model = _model(job, session, heartbeat.console)
     callbacks: list[Callback] = [
-        ProgressBar(heartbeat, {split: loader.inputs for split, loader in loaders.items()}),
         RejectedInputs(job.config.on_error),
         Throughput(),
         EmbeddingsWriter(  # last, as it stores the others' metrics
@@ -151,12 +141,12 @@ def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], heart
             session=session,
         ),
     ]
-    job.run(model, loaders, callbacks)
+    job.run(model, loaders, heartbeat, callbacks)
 
 
 def _model(job: Job, session: StoreSession, console: Console) -> Runtime:
     """Builds the model; if the recipe's runtime does not take the backbone, states the recipe anew."""
-    model = job.build_model(lambda text: console.print(text, markup=False))
+    model = job.build_model(console)
     if model.name != job.runtimes[0]:
         session.set_recipe(session.manifest.recipe.replacing(runtime=model.name))
     if job.config.checkpoint is not None and (match := job.spec.architecture.match) is not None:
@@ -197,8 +187,5 @@ def _notices(job: Job, console: Console) -> None:
         console.print(f"--batch-size auto: {job.batch_size}", markup=False)
     if job.precision == "bf16" and not has_bf16(job.device):
         console.print(f"this {job.device.type.upper()} does not compute in bf16 itself: fp32 is faster", style="yellow")
-    if job.spec.architecture.weights.name == "random":
-        console.print(
-            f"random weights (seed {job.spec.architecture.weights.seed}): these embeddings mean nothing",
-            style="bold yellow",
-        )
+    if (weights := job.spec.architecture.weights).name == "random":
+        console.print(f"random weights (seed {weights.seed}): these embeddings mean nothing", style="bold yellow")

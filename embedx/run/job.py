@@ -6,14 +6,16 @@ import dataclasses
 import math
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from importlib.metadata import version
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import nn
 
+from embedx.callbacks.progress import ProgressBar
 from embedx.config import ExtractConfig
 from embedx.data.decoding.batch_rows import Decoder, DenseDecoder
 from embedx.data.decoding.features import FeatureDecoder
@@ -26,6 +28,7 @@ from embedx.engine.connectors import DataConnector
 from embedx.engine.loop import run_test
 from embedx.engine.state import Batch
 from embedx.errors import DeviceMemoryError
+from embedx.heartbeat import Heartbeat
 from embedx.models.backbones import BackboneSpec
 from embedx.models.runtimes import choice as runtimes
 from embedx.models.runtimes.base import Runtime
@@ -36,8 +39,7 @@ from embedx.system.machine import cores
 from embedx.values import Precision, rows_per_unit
 
 _PACKAGES = ("embedx", "torch", "torchvision", "pillow", "numpy", "pyarrow", "safetensors")
-_INDEX_BYTES = 8
-"""The bytes of a row's number in the shard's `index`."""
+_INDEX_BYTES = 8  # a row's number in the shard's `index`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,10 +65,9 @@ class Job:
     @property
     def worker_decoder(self) -> Decoder:
         """The decoder that the workers run; with `--decoder cuda` it leaves JPEGs to the device."""
-        decoder = self.decoder
-        if self.config.decoder == "cuda" and isinstance(decoder, ImageDecoder):
-            return PartialDecoder(decoder)
-        return decoder
+        if self.config.decoder == "cuda" and isinstance(self.decoder, ImageDecoder):
+            return PartialDecoder(self.decoder)
+        return self.decoder
 
     @property
     def workers(self) -> int:
@@ -77,7 +78,7 @@ class Job:
     def row_bytes(self) -> int:
         """The bytes of one input's row over all stored tensors."""
         item_bytes: int = getattr(torch, self.config.dtype).itemsize
-        return sum(math.prod(shape) for shape in self.spec.shapes.values()) * item_bytes + _INDEX_BYTES
+        return sum(map(math.prod, self.spec.shapes.values())) * item_bytes + _INDEX_BYTES
 
     @property
     def rows_per_unit(self) -> int:
@@ -127,13 +128,7 @@ class Job:
         )
 
     def loader(self, split: SplitPlan, runs: Sequence[Sequence[int]], decoder: Decoder | None = None) -> SplitLoader:
-        """Makes a loader of some of a split's inputs.
-
-        Args:
-            split: The split's plan.
-            runs: The rows of the plan to load, in runs; no batch holds rows of two runs.
-            decoder: The decoder to use instead of the job's own.
-        """
+        """Makes a loader of rows of a split's plan, in runs; no batch holds rows of two runs."""
         return SplitLoader(
             split,
             runs,
@@ -144,33 +139,23 @@ class Job:
             timeout=self.config.timeout,
         )
 
-    def build_model(self, notice: Callable[[str], None]) -> Runtime:
-        """Loads the backbone and builds the first of the runtimes that takes it.
-
-        Args:
-            notice: The function that is told of each runtime that does not take the backbone.
-
-        Raises:
-            CheckpointError: If the weights don't fit the backbone.
-            RuntimeUnfitError: If no runtime takes the backbone.
-            DeviceMemoryError: If the backbone does not fit into the device's memory.
-        """
+    def build_model(self, console: Console) -> Runtime:
+        """Loads the backbone and builds the first of the runtimes that takes it; prints why another one does not."""
         images = self.decoder.empty(self.batch_size).zero_()
+        notice = partial(console.print, markup=False)
         return runtimes.build(self.runtimes, self.spec.load, self.device, self.precision, images, notice)
 
     def transfer(self) -> Callable[[Batch], Batch]:
         """Returns the function that brings a batch to the device, and decodes there what the workers left encoded."""
-        decoder = self.decoder
-        if self.config.decoder == "cuda" and isinstance(decoder, ImageDecoder):
-            return DecodeOnDevice(decoder, self.batch_size, self.device)
-        return CopyToDevice(self.device, decoder.entry)
+        if self.config.decoder == "cuda" and isinstance(self.decoder, ImageDecoder):
+            return DecodeOnDevice(self.decoder, self.batch_size, self.device)
+        return CopyToDevice(self.device, self.decoder.entry)
 
-    def run(self, model: nn.Module, loaders: Mapping[str, SplitLoader], callbacks: Sequence[Callback]) -> None:
-        """Runs the model over the loaders' batches and gives the outputs to the callbacks.
-
-        Raises:
-            DeviceMemoryError: If batches, the forward pass or its outputs do not fit into the device's memory.
-        """
+    def run(
+        self, model: nn.Module, loaders: dict[str, SplitLoader], heartbeat: Heartbeat, callbacks: Sequence[Callback]
+    ) -> None:
+        """Runs the model over the loaders' batches, shows the progress, and gives the outputs to the callbacks."""
+        callbacks = [ProgressBar(heartbeat, {name: loader.inputs for name, loader in loaders.items()}), *callbacks]
         try:
             run_test(model, loaders, callbacks, DataConnector({"images": self.decoder.entry}), self.transfer())
         except torch.OutOfMemoryError as error:  # the forward pass raises a DeviceMemoryError by itself

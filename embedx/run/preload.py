@@ -27,10 +27,7 @@ def _end_at_once() -> None:
 
 
 def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Shows the error that kept a child from starting, unless the cause is that its parent has ended.
-
-    A parent that has ended shows as a closed pipe or a missing semaphore, raised in multiprocessing's own code.
-    """
+    """Shows an error, unless it is multiprocessing's about a lost pipe or semaphore: then the parent has ended."""
     *_, place = traceback.extract_tb(trace) or [None]
     in_multiprocessing = place is not None and "multiprocessing" in place.filename
     if not (in_multiprocessing and isinstance(error, EOFError | OSError)):

@@ -34,13 +34,7 @@ DEFAULT_THREADS = torch.get_num_threads()
 def prepare(
     config: ExtractConfig, *, download: bool = True, plan: Plan | None = None, heartbeat: Heartbeat = SILENT
 ) -> Job:
-    """Determines all of a run, writing nothing.
-
-    Args:
-        config: The settings of the run.
-        download: Whether weights may be downloaded.
-        plan: The inputs, if they have been listed already.
-        heartbeat: The heartbeat that tells the current step.
+    """Determines all of a run, writing nothing; lists the inputs, unless a plan of them is given.
 
     Raises:
         ConfigError: If the run can't be as asked; it names every fault that was found.
@@ -78,31 +72,19 @@ def prepare(
 
 
 def input_shape(config: ExtractConfig, plan: Plan) -> tuple[int, ...]:
-    """Returns the shape of one input where the inputs are features, and () where they are images.
-
-    Raises:
-        ConfigError: If no features can be read, or their shapes differ between splits.
-    """
+    """Returns the shape of one input where the inputs are features, and () where they are images."""
     return features_shape(plan) if config.backbone == NO_BACKBONE else ()
 
 
 def describe_spec(config: ExtractConfig, shape: tuple[int, ...], *, download: bool = True) -> BackboneSpec:
-    """Describes the backbone, or with `--backbone none` what is stored of features of this shape.
-
-    Raises:
-        ConfigError: If the backbone, its weights or a setting of it can't be had.
-    """
+    """Describes the backbone, or with `--backbone none` what is stored of features of this shape."""
     if config.backbone == NO_BACKBONE:
         return describe_features(config, shape)
     return describe_backbone(config, download=download)
 
 
 def check_decoder(config: ExtractConfig, device: torch.device) -> None:
-    """Checks that images can be decoded where `--decoder` says.
-
-    Raises:
-        ConfigError: If they can't.
-    """
+    """Checks that images can be decoded where `--decoder` says."""
     if config.decoder == "cpu":
         return
     if config.backbone == NO_BACKBONE:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
+import itertools
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,18 +14,17 @@ import pyarrow.compute as pc
 import torch
 from rich.console import Console
 
-from embedx.callbacks.progress import ProgressBar
 from embedx.config import ExtractConfig
-from embedx.data.plan import Plan, SplitPlan
+from embedx.data.plan import Plan
 from embedx.data.sources.kinds import SourceOptions
 from embedx.errors import ConfigError, StoreMismatchError
-from embedx.heartbeat import Heartbeat
+from embedx.heartbeat import SILENT, Heartbeat
 from embedx.models.backbones import runs_code
 from embedx.models.device import resolve_device, resolve_precision
 from embedx.models.runtimes.eager import EagerRuntime
 from embedx.run.job import Job
 from embedx.run.prepare import describe_spec, input_shape, use_machine
-from embedx.run.row_checker import RowChecker
+from embedx.run.row_checker import Recomputation, RowChecker
 from embedx.store.format.differences import difference_text, leaves_that_differ
 from embedx.store.format.index import OK
 from embedx.store.reading.reader import Store
@@ -46,26 +44,6 @@ Not covered: on processors without AVX2 torch resizes uint8 images differently, 
 _COLUMNS = ("key", "path", "offset", "group", "target", "status", "shard", "row", "bytes", "mtime_ns", "sha256")
 
 
-@dataclasses.dataclass(frozen=True)
-class Recomputation:
-    """The result of computing some rows again."""
-
-    seed: int
-    """The seed of the choice of rows."""
-    device: str
-    """The device that computed them."""
-    rows: int
-    """The number of rows that were computed and compared."""
-    largest_difference: float | None
-    """The largest difference, relative to the row's largest absolute value; None if a computed row is not finite."""
-    allowed: float
-    """The largest allowed difference, in the same measure."""
-    faults: list[str]
-    """One sentence per row that differs from what its input gives."""
-    lost_inputs: list[str]
-    """One sentence per row that can't be judged, as its input is gone or has changed since."""
-
-
 def recompute(
     path: str | Path,
     count: int,
@@ -74,7 +52,7 @@ def recompute(
     device: str | None = None,
     trust: bool = False,
     tolerance: float | None = None,
-    console: Console | None = None,
+    console: Console = SILENT.console,
 ) -> Recomputation:
     """Chooses rows of a store at random, computes them from their inputs, and compares all their tensors.
 
@@ -86,14 +64,13 @@ def recompute(
         trust: Whether to run a backbone that is code, or a program, although the store names it.
         tolerance: The largest allowed difference, relative to the row's largest absolute value; None chooses it by
             precision and stored type.
-        console: The console for progress and notices; None for silence.
+        console: The console for progress and notices.
 
     Raises:
         StoreError: If the folder is not a store, or damaged.
         StoreMismatchError: If backbone, weights or preprocessing are no longer those of the recipe.
         ConfigError: If the store does not say how it was made, or its backbone can't be had or is not trusted.
     """
-    console = console or Console(quiet=True)
     store = Store.open(Path(path).absolute())
     config = _config(store, trust=trust)
     there = _device(config.device, device, console)
@@ -104,29 +81,15 @@ def recompute(
     console.print(f"rows to recompute: {total}, chosen by --seed {seed}, on {there}", soft_wrap=True)
     if tolerance is None:
         tolerance = max(TOLERANCE_BY_PRECISION[config.precision or "fp32"], TOLERANCE_BY_DTYPE[config.dtype])
-    checker = RowChecker(store, chosen, tolerance)
-    with _working_directory(store, console):
-        plans = dict(checker.plans(SourceOptions.of(config)))
-        if plans:
-            job = _job(config, there, plans)
-            _check_recipe(store, job)
-            _check_tensors(checker.stored, job.spec.shapes)
-            _tell_changes(store, job, console)
-            _run(job, checker, console)
-    return Recomputation(
-        seed,
-        str(there),
-        checker.compared,
-        checker.largest if math.isfinite(checker.largest) else None,
-        checker.tolerance,
-        checker.faults,
-        checker.lost_inputs,
-    )
+    checker = RowChecker(store, chosen, Recomputation(seed, str(there), allowed=tolerance))
+    with contextlib.chdir(_working_directory(store, console)):
+        if plans := dict(checker.plans(SourceOptions.of(config))):
+            _run(store, _job(config, there, Plan(plans, [], None)), checker, console)
+    return checker.found
 
 
-def _job(config: ExtractConfig, device: torch.device, plans: dict[str, SplitPlan]) -> Job:
+def _job(config: ExtractConfig, device: torch.device, plan: Plan) -> Job:
     """Determines the run that computes these inputs with the store's settings."""
-    plan = Plan(plans, [], None)
     spec = describe_spec(config, input_shape(config, plan))
     # The CPU has no tf32; fp32 is more exact, and within the tolerance.
     is_tf32_on_cpu = config.precision == "tf32" and device.type == "cpu"
@@ -136,27 +99,20 @@ def _job(config: ExtractConfig, device: torch.device, plans: dict[str, SplitPlan
     return Job(config, plan, spec, device, precision, int(config.batch_size), names)
 
 
-def _tell_changes(store: Store, job: Job, console: Console) -> None:
-    """Tells which versions and hardware differ from those with which the store was begun."""
+def _run(store: Store, job: Job, checker: RowChecker, console: Console) -> None:
+    """Runs the job if it makes the store's tensors, and tells which versions and hardware are others than then."""
+    _check_outputs(store, job, checker.stored)
     changes = leaves_that_differ("", store.manifest.environment.to_json(), job.environment.to_json())
     if text := "; ".join(difference_text(*change) for change in changes):
         console.print(f"since the store was begun: {text}", soft_wrap=True)
-
-
-def _run(job: Job, checker: RowChecker, console: Console) -> None:
     loaders = {name: job.loader(split, [range(len(split))]) for name, split in job.plan.splits.items()}
-    model = job.build_model(lambda text: console.print(text, markup=False))
+    model = job.build_model(console)
     with Heartbeat(console) as heartbeat:
-        progress = ProgressBar(heartbeat, {name: loader.inputs for name, loader in loaders.items()})
-        job.run(model, loaders, [progress, checker])
+        job.run(model, loaders, heartbeat, [checker])
 
 
 def _config(store: Store, *, trust: bool) -> ExtractConfig:
-    """Returns the settings that the store was made with, as its recipe resolved them.
-
-    Raises:
-        ConfigError: If the store does not hold them, or names a backbone that runs code and is not trusted.
-    """
+    """Returns the settings that the store was made with, as its recipe resolved them; runs no code without trust."""
     settings, recipe = store.manifest.settings.stated, store.manifest.recipe
     resolved = {name: getattr(recipe, name) for name in ("device", "precision", "runtime", "batch_size", "dtype")}
     if not settings or None in resolved.values():
@@ -191,12 +147,10 @@ def _choose(store: Store, count: int, seed: int) -> dict[str, pa.Table]:
     total = sum(rows.values())
     picked = sorted(random.Random(seed).sample(range(total), min(count, total)))
     chosen: dict[str, pa.Table] = {}
-    start = 0
-    for split, of_split in rows.items():
-        positions = [row - start for row in picked if start <= row < start + of_split]
-        if positions:
+    for split, end in zip(rows, itertools.accumulate(rows.values()), strict=True):
+        start = end - rows[split]
+        if positions := [row - start for row in picked if start <= row < end]:
             chosen[split] = _embedded(store, split, _COLUMNS).take(pa.array(positions))
-        start += of_split
     return chosen
 
 
@@ -205,34 +159,27 @@ def _embedded(store: Store, split: str, columns: tuple[str, ...]) -> pa.Table:
     return table.filter(pc.equal(table["status"], OK)) if table.num_columns else table
 
 
-def _check_recipe(store: Store, job: Job) -> None:
-    """Checks that the job would make the store's recipe, but for device and precision, which it may have to choose."""
+def _check_outputs(store: Store, job: Job, stored: StoredRows) -> None:
+    """Checks that the job makes the store's tensors by its recipe, but for device and precision, which may differ."""
     then = store.recipe
     chosen = {name: then[name] for name in ("device", "precision")}
-    if differing := list(leaves_that_differ("recipe", then, job.recipe.to_json() | chosen)):
+    if lines := [difference_text(*leaf) for leaf in leaves_that_differ("recipe", then, job.recipe.to_json() | chosen)]:
         raise StoreMismatchError(
-            f"{store.path} has another recipe than its settings give now:\n  "
-            + "\n  ".join(difference_text(*leaf) for leaf in differing)
+            "\n  ".join([f"{store.path} has another recipe than its settings give now:", *lines])
             + "\nno row was recomputed; restore the files and versions with which it was made"
         )
-
-
-def _check_tensors(stored: StoredRows, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Checks that the store's tensors have the shapes that the job gives."""
+    shapes = job.spec.shapes
     if (found := {name: stored.shape(name) for name in stored.names}) != shapes:
         raise StoreMismatchError(
-            f"{stored.root} has tensors of the shapes {found}, but its recipe gives {shapes}: no row was recomputed"
+            f"{store.path} has tensors of the shapes {found}, but its recipe gives {shapes}: no row was recomputed"
         )
 
 
-@contextlib.contextmanager
-def _working_directory(store: Store, console: Console) -> Iterator[None]:
-    """Changes to the folder from which the settings' relative paths begin, if it still exists."""
+def _working_directory(store: Store, console: Console) -> str:
+    """Returns the folder from which the settings' relative paths begin: the current one if that is gone."""
     folder = store.manifest.settings.working_directory or os.curdir
-    if not os.path.isdir(folder):
-        text = f"{folder}, where the store was made, is gone: relative paths are taken from the current folder"
-        console.print(text, soft_wrap=True)
-        yield
-        return
-    with contextlib.chdir(folder):
-        yield
+    if os.path.isdir(folder):
+        return folder
+    text = f"{folder}, where the store was made, is gone: relative paths are taken from the current folder"
+    console.print(text, soft_wrap=True)
+    return os.curdir

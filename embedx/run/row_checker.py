@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from embedx.data.plan import SplitPlan
+from embedx.data.plan import PLAN_COLUMNS, SplitPlan
 from embedx.data.sources import find_reader
 from embedx.data.sources.base import as_path
 from embedx.data.sources.kinds import SourceOptions
@@ -22,24 +22,41 @@ from embedx.store.reading.reader import Store
 from embedx.store.reading.stored_rows import StoredRows
 
 
+@dataclasses.dataclass
+class Recomputation:
+    """The result of computing some rows again; differences are relative to a row's largest absolute value."""
+
+    seed: int
+    """The seed of the choice of rows."""
+    device: str
+    """The device that computed them."""
+    rows: int = 0
+    """The number of rows that were computed and compared."""
+    largest_difference: float | None = 0.0
+    """The largest difference; None if a computed row is not finite."""
+    allowed: float = 0.0
+    """The largest allowed difference."""
+    faults: list[str] = dataclasses.field(default_factory=list)
+    """One sentence per row that differs from what its input gives."""
+    lost_inputs: list[str] = dataclasses.field(default_factory=list)
+    """One sentence per row that can't be judged, as its input is gone or has changed since."""
+
+
 class RowChecker(Callback):
     """Compares computed rows with the rows that a store holds.
 
     Args:
         store: The store to check.
         chosen: The index rows to check, per split; a batch's `index` is a position among them.
-        tolerance: The largest allowed difference, relative to the row's largest absolute value.
+        found: The result, to which each batch adds.
     """
 
-    def __init__(self, store: Store, chosen: dict[str, pa.Table], tolerance: float) -> None:
+    def __init__(self, store: Store, chosen: dict[str, pa.Table], found: Recomputation) -> None:
         super().__init__()
         self.stored = StoredRows(store.path, store.units.values())
         self.chosen = chosen
-        self.tolerance = tolerance
-        self.compared = 0
-        self.largest = 0.0
-        self.faults: list[str] = []
-        self.lost_inputs: list[str] = []
+        self.found = found
+        self._largest = 0.0
 
     def plans(self, options: SourceOptions) -> Iterator[tuple[str, SplitPlan]]:
         """Yields each split's chosen rows as a plan; a split whose source can't be opened counts as lost inputs."""
@@ -47,8 +64,8 @@ class RowChecker(Callback):
             try:
                 yield split, _plan(split, rows, options)
             except ConfigError as error:
-                for key in rows["key"].to_pylist():
-                    self.lost_inputs.append(f"{_name(split, key)}: its input can't be read any more ({error})")
+                names = (_name(split, key) for key in rows["key"].to_pylist())
+                self.found.lost_inputs += [f"{name}: its input can't be read any more ({error})" for name in names]
 
     def on_test_batch_end(
         self,
@@ -67,12 +84,12 @@ class RowChecker(Callback):
             reason, size, sha256 = (batch[name][position] for name in ("reasons", "bytes", "sha256"))
             name = _name(split, row["key"])
             if sha256 is None:
-                self.lost_inputs.append(f"{name}: its input can't be read any more ({reason})")
+                self.found.lost_inputs.append(f"{name}: its input can't be read any more ({reason})")
             elif sha256 != row["sha256"]:
                 sizes = f"{row['bytes']} bytes then, {size} now" if size != row["bytes"] else f"{size} bytes"
-                self.lost_inputs.append(f"{name}: its input has changed since ({sizes}, another sha256)")
+                self.found.lost_inputs.append(f"{name}: its input has changed since ({sizes}, another sha256)")
             elif reason is not None:
-                self.faults.append(f"{name}: its input, which is the same, would be rejected now: {reason}")
+                self.found.faults.append(f"{name}: its input, which is the same, would be rejected now: {reason}")
             else:
                 same.append(position)
         if same:
@@ -80,31 +97,27 @@ class RowChecker(Callback):
             self._compare(split, rows.take(pa.array(same)), {name: value[selected] for name, value in outputs.items()})
 
     def _compare(self, split: str, rows: pa.Table, computed: dict[str, Tensor]) -> None:
-        self.compared += len(rows)
+        self.found.rows += len(rows)
         for name, values in computed.items():
             stored = self.stored.gather(name, rows)
             differences = _differences(values.cpu().to(stored.dtype), stored)
-            self.largest = max(self.largest, differences.max().item())
-            for position in (differences > self.tolerance).nonzero().flatten().tolist():
+            self._largest = max(self._largest, differences.max().item())
+            self.found.largest_difference = self._largest if math.isfinite(self._largest) else None
+            for position in (differences > self.found.allowed).nonzero().flatten().tolist():
                 row = rows.slice(position, 1).to_pylist()[0]
-                self.faults.append(
+                self.found.faults.append(
                     f"{_name(split, row['key'])}: {name!r}, row {row['row']} of {row['shard']}, is not what its input "
                     f"gives: a number differs by {differences[position]:.3g} of the row's largest "
-                    f"(allowed {self.tolerance:g})"
+                    f"(allowed {self.found.allowed:g})"
                 )
 
 
 def _plan(split: str, rows: pa.Table, options: SourceOptions) -> SplitPlan:
-    """Returns a plan of these index rows, with a reader of their source.
-
-    Raises:
-        ConfigError: If the source that they are parts of can't be opened.
-    """
+    """Returns a plan of these index rows, with a reader of their source."""
     paths = [as_path(path) for path in rows["path"].to_pylist()]
-    columns: dict[str, Any] = {"key": rows["key"], "path": pa.array(paths, pa.binary()), "offset": rows["offset"]}
-    columns |= {"size": rows["bytes"]} | {name: rows[name] for name in ("mtime_ns", "group", "target")}
-    reader = find_reader(os.fsdecode(paths[0]), rows["offset"][0].as_py(), options)
-    return SplitPlan(split, pa.table(columns), reader)
+    table = rows.rename_columns({"bytes": "size"}).select(PLAN_COLUMNS)
+    table = table.set_column(PLAN_COLUMNS.index("path"), "path", pa.array(paths, pa.binary()))
+    return SplitPlan(split, table, find_reader(os.fsdecode(paths[0]), rows["offset"][0].as_py(), options))
 
 
 def _differences(computed: Tensor, stored: Tensor) -> Tensor:

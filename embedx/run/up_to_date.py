@@ -18,7 +18,7 @@ from embedx.store.format.layout import MANIFEST
 from embedx.store.format.manifest import Manifest
 from embedx.store.writing.session import StoreSession
 
-_WITHOUT_EFFECT = frozenset({"workers", "threads", "on_error", "timeout", "max_pixels", "max_errors", "update"})
+_WITHOUT_EFFECT = dict.fromkeys(("workers", "threads", "on_error", "timeout", "max_pixels", "max_errors", "update"))
 """The settings that change nothing in a complete store."""
 
 
@@ -59,8 +59,8 @@ def _was_made_with(config: ExtractConfig, manifest: Manifest) -> bool:
     if config.overwrite or config.retry_rejected:
         return False
     then, now = manifest.settings.to_json(), config.to_json()
-    ignored = dict.fromkeys(_WITHOUT_EFFECT)
-    return then | ignored == now | ignored and _weights_are_same(config, manifest) and _versions_are_same(manifest)
+    same = then | _WITHOUT_EFFECT == now | _WITHOUT_EFFECT
+    return same and _weights_are_same(config, manifest) and _versions_are_same(manifest)
 
 
 def _weights_are_same(config: ExtractConfig, manifest: Manifest) -> bool:

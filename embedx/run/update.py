@@ -41,12 +41,7 @@ class Layout:
 
 
 def lay_out(changes: Changes, rows_per_unit: int) -> Layout:
-    """Gives each input of the plan a place.
-
-    Args:
-        changes: The differences between the plan and the store.
-        rows_per_unit: The largest number of rows in a unit.
-    """
+    """Gives each input of the plan a place."""
     layout = Layout(changes.counts, dataclasses.replace(changes.plan, splits={}), {}, {}, [], {})
     for name, split in changes.plan.splits.items():
         slot, source_row = changes.splits[name].slot, changes.splits[name].source_row
@@ -83,13 +78,7 @@ def _stored_units(stored: pa.Table, split: str, rows_per_unit: int) -> list[pa.T
 def _place_new(unit: Positions, sizes: Positions, rows_per_unit: int) -> Positions:
     """Gives the inputs that have no unit one: where rows are lost or missing, in the last, and then in further units.
 
-    Args:
-        unit: [N] The number of each input's unit; -1 for none.
-        sizes: [U] The number of rows that each unit has in the store.
-        rows_per_unit: The largest number of rows in a unit.
-
-    Returns:
-        [N] The number of each input's unit.
+    `unit` [N] is the number of each input's unit, -1 for none; `sizes` [U] are the units' numbers of rows in the store.
     """
     kept = np.bincount(unit[unit >= 0], minlength=len(sizes))
     new = np.flatnonzero(unit < 0)

@@ -23,7 +23,8 @@ import embedx
 from embedx import ExtractConfig, sample
 from embedx.errors import ConfigError, StoreMismatchError
 from embedx.run.extract import extract
-from embedx.run.recompute import TOLERANCE_BY_DTYPE, TOLERANCE_BY_PRECISION, Recomputation, recompute
+from embedx.run.recompute import TOLERANCE_BY_DTYPE, TOLERANCE_BY_PRECISION, recompute
+from embedx.run.row_checker import Recomputation
 from embedx.store.format.index import read_entry, read_index, write_index
 from embedx.store.format.manifest import Manifest
 from embedx.store.format.shards import encode_shard, open_shard, read_header
