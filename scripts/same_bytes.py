@@ -178,6 +178,7 @@ def parquet(run: Run) -> None:
         "label": pa.array([number % 3 for number in range(20)], pa.int32()),
         "score": pa.array([None if number % 5 == 0 else number / 3 for number in range(20)], pa.float32()),
         "tags": [["x"] * (number % 3) for number in range(20)],
+        "captions": [[f"caption {number} of {5 * number + 1}" for _ in range(5)] for number in range(20)],
         "good": [number % 2 == 0 for number in range(20)],
     }
     content = io.BytesIO()
@@ -314,13 +315,14 @@ def checksum(value: Any) -> str:
 
 
 def checksums(store: Path) -> dict[str, dict[str, str]]:
-    """What a store holds: its shards by their bytes, its index tables by rows and by columns, its manifest by entry."""
+    """What a store holds: its shards by bytes, index tables by bytes, rows and columns, manifest by entry."""
     shards = {str(path.relative_to(store)): path for path in sorted(store.rglob("*.safetensors"))}
     tables = {str(path.relative_to(store)): pq.read_table(path) for path in sorted(store.glob("index/*.parquet"))}
     manifest = json.loads((store / "manifest.json").read_bytes())
     return {
         "shards": {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in shards.items()},
         "index": {name: checksum(table.to_pylist()) for name, table in tables.items()},
+        "index_files": {name: hashlib.sha256((store / name).read_bytes()).hexdigest() for name in tables},
         "columns": {name: checksum([str(field) for field in table.schema]) for name, table in tables.items()},
         "manifest": {name: checksum(manifest[name]) for name in _MANIFEST},
     }

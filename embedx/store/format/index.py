@@ -139,8 +139,7 @@ def _own_extent(repetitive: pa.Table, data: bytes) -> Extent:
 
     The columns in `repetitive` are those that have a dictionary.
     """
-    texts = {name: _text_bytes(repetitive[name].combine_chunks()) for name in repetitive.column_names}
-    nested = sum(size for name, size in texts.items() if pa.types.is_nested(repetitive.schema.field(name).type))
+    texts = sum(_text_bytes(column.combine_chunks()) for column in repetitive.columns)
     footer = pq.read_metadata(pa.BufferReader(data))
     most = 0
     for group in map(footer.row_group, range(footer.num_row_groups)):
@@ -148,9 +147,9 @@ def _own_extent(repetitive: pa.Table, data: bytes) -> Extent:
             chunk, leaf = group.column(number), footer.schema.column(number)
             most += chunk.total_uncompressed_size
             most += (group.num_rows + chunk.num_values) * max(SLOT_BYTES, leaf.length or 0)
-            if leaf.max_repetition_level > 0 and leaf.physical_type == "BYTE_ARRAY":
-                most += chunk.num_values * nested
-    return Extent(most, footer.num_row_groups * sum(texts.values()))
+            if leaf.max_repetition_level > 0 and chunk.has_dictionary_page:  # none has, by these options
+                most += chunk.num_values * texts
+    return Extent(most, footer.num_row_groups * texts)
 
 
 def _text_bytes(column: pa.Array) -> int:

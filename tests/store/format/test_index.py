@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from tests.store.builders import build_store, unit_batch
 ENTRY = UnitEntry("train", 0, "r", 8, 0, 8, ())
 
 
-def rows(**metadata: Any) -> pa.Table:
-    table = unit_batch(0, 8, rejected=tuple(range(8))).rows
-    table = table.add_column(9, "shard", pa.nulls(8, pa.string())).add_column(10, "row", pa.nulls(8, pa.int64()))
+def rows(count: int = 8, /, **metadata: Any) -> pa.Table:
+    table = unit_batch(0, count, rejected=tuple(range(count))).rows
+    table = table.add_column(9, "shard", pa.nulls(count, pa.string())).add_column(
+        10, "row", pa.nulls(count, pa.int64())
+    )
     for name, values in metadata.items():
         table = table.append_column(name, pa.array(values) if isinstance(values, list) else values)
     return table
@@ -81,3 +84,11 @@ def test_the_writer_s_account_of_a_file_is_the_reader_s_or_a_little_more(name: s
         data = sink.getvalue().to_pybytes()
         own, found = index._own_extent(table.select(repetitive), data), extent(data)
         assert found.most <= own.most < 1.1 * found.most + 4000 and found.row <= own.row < found.row + 100
+
+
+def test_a_table_with_different_texts_in_lists_is_packed(tmp_path: Path) -> None:
+    captions = [[sha256(f"{number} {word}".encode()).hexdigest() for word in range(5)] for number in range(200)]
+    write_index(tmp_path, rows(200, captions=captions), ENTRY._replace(inputs=200, rejected=200))
+    footer = pq.read_metadata(tmp_path / "index/train-00000.parquet")
+    assert {footer.row_group(0).column(number).compression for number in range(footer.num_columns)} == {"ZSTD"}
+    assert read_index(tmp_path / "index/train-00000.parquet")["captions"].to_pylist() == captions
