@@ -1,4 +1,4 @@
-"""Every error embedx raises on purpose, each with its exit code.
+"""The errors that end a command, each with its exit code.
 
 EmbedxError                    1  a run failed
 ├── ConfigError                2  a setting, a file or a path has to change before the command can succeed

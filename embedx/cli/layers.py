@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from embedx.cli.options import DebugOption, JsonOption
 from embedx.cli.output import print_json, print_line
-from embedx.config import ExtractConfig
 from embedx.system.torch_imports import import_torchvision
 
 
@@ -30,9 +28,10 @@ def command(
     """
     import_torchvision()
     from embedx.models.backbones import describe_layers
+    from embedx.models.backbones.base import BackboneOptions
 
-    config = ExtractConfig(backbone=backbone, out=Path(), image_size=image_size, backbone_arg=tuple(backbone_arg or ()))
-    shapes = describe_layers(config)
+    options = BackboneOptions(backbone=backbone, image_size=image_size, backbone_arg=tuple(backbone_arg or ()))
+    shapes = describe_layers(options)
     if as_json:
         print_json([{"name": name, "shape": list(shape)} for name, shape in shapes.items()])
     else:

@@ -41,7 +41,10 @@ _FILES_PER_WORKER = 12
 def extract(config: ExtractConfig, heartbeat: Heartbeat = SILENT, plan: Plan | None = None) -> Summary:
     """Runs a backbone over images and stores the embeddings; finishes what an earlier run left.
 
-    The plan holds the inputs, if they have been listed already.
+    Args:
+        config: The settings of the run.
+        heartbeat: The receiver of progress and notices.
+        plan: The inputs, if they have been listed already.
 
     Returns:
         The summary of the run. The caller judges whether too many inputs were rejected.
@@ -86,7 +89,7 @@ def _ran_on(job: Job, runtime: str) -> dict[str, str | int]:
 
 
 def _update(job: Job, session: StoreSession, console: Console) -> Layout | None:
-    """Compares the plan with the store's rows and begins an update; None if no unit or only whole units are missing."""
+    """Compares the plan with the store's rows and begins an update; None if the store needs none."""
     config = job.config
     if not session.needs_comparison and not (config.retry_rejected and session.has_rejected):
         return None

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from embedx.config import ExtractConfig
 from embedx.errors import ConfigError
 from embedx.models.backbones import describe_layers
+from embedx.models.backbones.base import BackboneOptions
 from embedx.models.layers import HookedLayers, TracedLayers, layer_faults, layer_shapes, with_layers
 from embedx.names import EMBEDDINGS
 
@@ -130,9 +129,9 @@ def test_without_layers_a_backbone_is_left_as_it_is(resnet: nn.Module) -> None:
 
 
 def test_a_backbone_s_layers_need_no_weights() -> None:
-    listed = describe_layers(ExtractConfig(backbone="vit_b_16", out=Path("store")))
+    listed = describe_layers(BackboneOptions(backbone="vit_b_16"))
     assert listed["encoder.layers.encoder_layer_11"] == (197, 768)
-    smaller = describe_layers(ExtractConfig(backbone="resnet18", out=Path("store"), image_size=64))
+    smaller = describe_layers(BackboneOptions(backbone="resnet18", image_size=64))
     assert smaller["layer4"] == (512, 2, 2)
     with pytest.raises(ConfigError, match="vit_b_16 does not take images of 160x160"):
-        describe_layers(ExtractConfig(backbone="vit_b_16", out=Path("store"), image_size=160))
+        describe_layers(BackboneOptions(backbone="vit_b_16", image_size=160))

@@ -42,7 +42,7 @@ _RESIZES_BYTES = ("bilinear", "bicubic") if _FAST_BYTES else ("bicubic",)
 _DRAFTED_FROM = 8
 """The factor by which a JPEG must be larger than needed to be decoded as a draft; below it a draft saves no time."""
 _DRAFT_AT_LEAST = 2
-"""The least factor by which a draft is larger than needed: the result then differs by under a level on average."""
+"""The factor by which a draft is at least larger than needed; pixels then differ by less than one level on average."""
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _END_OF_JPEG = b"\xff\xd9"
 _ORIENTATION = 0x0112

@@ -63,29 +63,31 @@ def describe_backbone(config: ExtractConfig, *, download: bool = True) -> Backbo
         ConfigError: If there is no such backbone, layer or weights, or they can't be had, or the backbone does
             not take this image size.
     """
-    architecture = _find(config, download)
+    options = BackboneOptions.of(config)
+    architecture = _kind(options.backbone).find(options, download)
     if config.backbone_arg and not architecture.arguments:
         raise ConfigError("--backbone-arg is for backbones given as package.module:factory; leave it out")
-    options = PreprocessingOptions.of(config)
-    preprocessing = resolve_preprocessing(architecture.preprocessing, options, fixed_size=architecture.image_size)
+    preprocessing = resolve_preprocessing(
+        architecture.preprocessing, PreprocessingOptions.of(config), fixed_size=architecture.image_size
+    )
     spec = BackboneSpec(architecture, preprocessing, config.layer, config.pool, config.normalize, shapes={})
     if config.layer:
         _check_has_layers(architecture)
     return _with_shapes(spec, preprocessing.crop)
 
 
-def describe_layers(config: ExtractConfig) -> dict[str, tuple[int, ...]]:
+def describe_layers(options: BackboneOptions) -> dict[str, tuple[int, ...]]:
     """Returns the names that `--layer` takes for a backbone, each with the shape of its output for one image.
 
     Raises:
         ConfigError: If there is no such backbone, or it has no layers, or takes no images of this size.
     """
-    architecture = _find(config, download=False)
+    architecture = _kind(options.backbone).find(options, False)
     _check_has_layers(architecture)
     own = architecture.preprocessing
-    size = config.image_size or (own.crop if own else architecture.image_size)
+    size = options.image_size or (own.crop if own else architecture.image_size)
     if size is None:
-        raise ConfigError(f"the size of the images that {config.backbone} takes is unknown; give --image-size")
+        raise ConfigError(f"the size of the images that {options.backbone} takes is unknown; give --image-size")
     model = architecture.outline().to(architecture.outline_device)
 
     def shapes(batch: int) -> dict[str, tuple[int, ...]]:
@@ -97,10 +99,6 @@ def describe_layers(config: ExtractConfig) -> dict[str, tuple[int, ...]]:
 def runs_code(name: str) -> bool:
     """Tells whether finding the backbone of this name can run the user's code, or code inside a file."""
     return _kind(name).runs_code
-
-
-def _find(config: ExtractConfig, download: bool) -> Architecture:
-    return _kind(config.backbone).find(BackboneOptions.of(config), download)
 
 
 def _kind(name: str) -> BackboneKind:

@@ -26,7 +26,7 @@ class ManifestPart:
 
     @classmethod
     def from_json(cls, value: Any, name: str = "it") -> Self:
-        """Parses the JSON object of this part; a ValueError says what is wrong with it, and calls it `name`."""
+        """Parses the JSON object of this part, which the ValueError for a faulty one calls `name`."""
         stated = typed(value, dict[str, Any], name)
         hints = get_type_hints(cls)
         entries: dict[str, Any] = {}
@@ -60,7 +60,7 @@ class ManifestPart:
 class StoredRecipe(ManifestPart):
     """The recipe of a store's embeddings: that of `embedx extract`, or any JSON that the user of a writer gave.
 
-    An entry is None where the recipe does not state it, or states something else by this name.
+    An entry is None if the recipe lacks it, or has a value of another type there.
     """
 
     batch_size: int | None = None

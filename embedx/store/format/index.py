@@ -97,7 +97,7 @@ class UnitEntry(NamedTuple):
 
 
 def write_index(root: Path, rows: pa.Table, entry: UnitEntry) -> None:
-    """Writes a unit's index table, with one row per input; by it, the unit comes into being.
+    """Writes a unit's index table, with one row per input; it commits the unit.
 
     Raises:
         OSError: If the file can't be written.
@@ -205,7 +205,7 @@ def _entry(name: str, file: BinaryIO) -> UnitEntry:
     entry = UnitEntry(**stated)
     unit = Unit(entry.split, entry.unit)
     if index_path(unit) != f"{INDEX}/{name}":
-        raise ValueError(f"it is that of {unit}")
+        raise ValueError(f"it belongs to unit {unit.number} of split {unit.split!r:.300}")
     for shard in entry.shards:
         if not can_be_shard(shard.path, unit, shard.group):
             raise ValueError(f"{shard.path!r:.300} can't be the shard of {unit} and group {shard.group!r:.300}")
@@ -218,7 +218,7 @@ def _batches(data: bytes, size: Extent, columns: Sequence[str] | None = None) ->
     """Yields the rows of a Parquet file, which must not grow too much when they are unpacked, batch by batch."""
     most = _MOST_UNPACKED * len(data)
     if size.most > most:
-        raise ValueError(f"{len(data)} bytes say that they hold {size.most}, which is too much to be true")
+        raise ValueError(f"{len(data)} bytes claim to unpack to {size.most}, more than {_MOST_UNPACKED} times as many")
     steps = max(1, min(_LONGEST_STEP, most // (size.row + 1)))
     rows = 0
     with pq.ParquetFile(pa.BufferReader(data)) as file:

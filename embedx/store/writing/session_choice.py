@@ -52,7 +52,7 @@ def choose(out: Path, mode: Mode, before: Manifest | None, now: Manifest, *, has
     if differing := differences_of(before, now):
         raise StoreMismatchError(
             f"{out} holds a store of another recipe or plan (then → now):\n  " + "\n  ".join(differing) + "\nchoose "
-            "another folder, give the settings of then, or replace the store with --overwrite"
+            "another folder, give the settings with which it was begun, or replace the store with --overwrite"
         )
     same_inputs = (before.plan.splits, before.plan.classes) == (now.plan.splits, now.plan.classes)
     return Choice.RESUME if same_inputs and (is_whole or not before.updates) else Choice.COMPARE
@@ -61,7 +61,7 @@ def choose(out: Path, mode: Mode, before: Manifest | None, now: Manifest, *, has
 def can_continue(before: Manifest, now: Manifest) -> bool:
     """Tells whether what an earlier run has left beside the store belongs to the store that this run writes.
 
-    Without the inputs' identity nothing tells it, and so it doesn't.
+    A plan without splits does not identify its inputs, so nothing that is left can be trusted to be of them.
     """
     return bool(now.plan.splits) and all(
         getattr(before, part) == getattr(now, part) for part in ("recipe", "plan", "updates")

@@ -1,4 +1,4 @@
-"""The units of a store: which ones are whole, which ones there should be, and the removal of what is neither."""
+"""The units of a store: those that are whole, those that the plan asks for, and the removal of all other files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from embedx.store.format.manifest import Manifest
 from embedx.store.format.no_follow import regular_file
 from embedx.store.writing.replacement import our_shards, remove_empty_folders
 
-_MEANWHILE = "while the run went on; run again, and what is missing is written"
+_MEANWHILE = "something may have removed files during the run; run the same command again to write what is missing"
 
 Place: TypeAlias = tuple[str, int]
 """The folder name of a unit's split and the unit's number, which its file names tell."""
@@ -70,15 +70,14 @@ def add_up(root: Path, manifest: Manifest, out: Path) -> tuple[dict[str, SplitTo
     index = {}
     for place, path in layout.index_files(root).items():
         if place not in whole:
-            raise StoreError(f"{path}: its shards are gone, or cut off, {_MEANWHILE}")
+            raise StoreError(f"{path}: shards of it are gone or cut off; {_MEANWHILE}")
         units.setdefault(whole[place].split, []).append(whole[place])
         index[path.relative_to(root).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
     totals = {split: SplitTotals.of(entries) for split, entries in units.items()}
     for split, planned in manifest.plan.splits.items():
         if (found := totals[split].inputs) != planned.inputs:
             raise StoreError(
-                f"split {split!r} has {planned.inputs} inputs, but {found} are in the store {out}; if something was "
-                f"removed {_MEANWHILE}"
+                f"split {split!r} has {planned.inputs} inputs, but {found} are in the store {out}; {_MEANWHILE}"
             )
     return totals, index
 

@@ -102,7 +102,7 @@ class UnitBuffer:
             self._tensors[name][self._count : end] = tensor
 
     def commit(self) -> UnitEntry:
-        """Writes the unit: its shards, then its index table, by which it comes into being."""
+        """Writes the unit: its shards, then its index table, which commits it."""
         if (unit := self.unit) is None:
             raise StoreError("there are no rows to commit")
         rows, order = self._take_rows()

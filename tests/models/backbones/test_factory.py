@@ -10,6 +10,7 @@ import embedx
 from embedx.config import ExtractConfig
 from embedx.errors import CheckpointError, ConfigError
 from embedx.models.backbones import BackboneSpec, describe_backbone, describe_layers
+from embedx.models.backbones.base import BackboneOptions
 from embedx.models.backbones.factory import KIND
 from embedx.run.extract import extract
 from tests.models.backbones.programs import HALVES, SIZE, STEPS, small
@@ -93,7 +94,7 @@ def test_layers_are_its_modules(factory: str) -> None:
         before_relu = model.conv[:2]((images() / 255 - 0.5) / 0.25)
     torch.testing.assert_close(outputs["conv.1"], before_relu, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(outputs["conv"], before_relu.relu(), rtol=1e-4, atol=1e-5)
-    listed = describe_layers(ExtractConfig(backbone=f"{MODULE}:{factory}", out=Path("store"), image_size=SIZE))
+    listed = describe_layers(BackboneOptions(backbone=f"{MODULE}:{factory}", image_size=SIZE))
     assert list(listed) == ["conv.0", "conv.1", "conv.2", "conv", "head"] and listed["conv"] == (8, 8, 8)
 
 

@@ -19,6 +19,7 @@ from embedx.config import ExtractConfig
 from embedx.data.decoding.images import decode, preprocess
 from embedx.errors import CheckpointError, ConfigError
 from embedx.models.backbones import BackboneSpec, describe_backbone, describe_layers
+from embedx.models.backbones.base import BackboneOptions
 from embedx.run.extract import extract
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -139,7 +140,7 @@ def test_its_layers_are_its_modules(tmp_path: Path) -> None:
         rows = embedder(pixels)["layers.0"]
         tokens = model((pixels - embedder.mean) / embedder.std, output_hidden_states=True).hidden_states[1]
     torch.testing.assert_close(rows, tokens.mean(1))
-    listed = describe_layers(ExtractConfig(backbone=f"hf:{tmp_path / 'model'}", out=Path("store")))
+    listed = describe_layers(BackboneOptions(backbone=f"hf:{tmp_path / 'model'}"))
     assert listed["layers.0"] == tokens.shape[1:]
 
 

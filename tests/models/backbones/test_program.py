@@ -13,6 +13,7 @@ from embedx import ExtractConfig, sample
 from embedx.data.decoding.images import decode, preprocess
 from embedx.errors import ConfigError
 from embedx.models.backbones import BackboneSpec, describe_backbone, describe_layers
+from embedx.models.backbones.base import BackboneOptions
 from embedx.run.extract import extract
 from embedx.run.prepare import prepare
 from tests.models.backbones.programs import HALVES, SIZE, STEPS, Small, export, script, small
@@ -120,7 +121,7 @@ def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
 def test_a_program_has_no_layers(tmp_path: Path) -> None:
     path = script(tmp_path / "traced.ts", small())
     with pytest.raises(ConfigError, match="whose layers can't be reached"):
-        describe_layers(ExtractConfig(backbone=str(path), out=Path("store"), image_size=SIZE))
+        describe_layers(BackboneOptions(backbone=str(path), image_size=SIZE))
 
 
 def test_what_is_no_program_says_what_to_give_instead(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from embedx.config import ExtractConfig
 from embedx.data.decoding.images import preprocess
 from embedx.errors import CheckpointError, ConfigError
 from embedx.models.backbones import BackboneSpec, describe_backbone, describe_layers, quantized
+from embedx.models.backbones.base import BackboneOptions
 from embedx.models.runtimes.eager import EagerRuntime
 
 BACKBONE = "quantized_shufflenet_v2_x0_5"
@@ -74,7 +75,7 @@ def test_random_weights_follow_the_seed() -> None:
 def test_its_layers_are_its_modules_whose_outputs_are_dequantised() -> None:
     spec = describe(layer=("stage4",))
     assert spec.shapes == {"embeddings": (1024,), "stage4": (192,)}
-    assert describe_layers(ExtractConfig(backbone="quantized_resnet18", out=Path("store")))["layer4"] == (512, 7, 7)
+    assert describe_layers(BackboneOptions(backbone="quantized_resnet18"))["layer4"] == (512, 7, 7)
     rows = spec.load()(images())["stage4"]
     assert rows.dtype == torch.float32 and rows.abs().max() > 0
 

@@ -14,7 +14,7 @@ from torchvision import models
 
 from embedx.config import ExtractConfig
 from embedx.models.backbones import describe_backbone, describe_layers
-from embedx.models.backbones.base import parameters_on_meta
+from embedx.models.backbones.base import BackboneOptions, parameters_on_meta
 
 CLASSIFICATION = models.list_models(module=models)
 SEGMENTATION = models.list_models(module=models.segmentation)
@@ -56,7 +56,7 @@ def state_dict(backbone: str) -> dict[str, Tensor]:
 @pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
 @pytest.mark.parametrize("backbone", MODELS)
 def test_every_model_lists_its_layers_and_gives_one_vector_per_image(tmp_path: Path, backbone: str) -> None:
-    layers = describe_layers(config_of(backbone))
+    layers = describe_layers(BackboneOptions.of(config_of(backbone)))
     assert len(layers) > 5 and all(len(shape) in (1, 2, 3, 4, 5) for shape in layers.values())
     # Tensors of one number stretched to their shapes: a small file.
     stretched = {n: torch.full((), 0.01, dtype=it.dtype).expand(it.shape) for n, it in state_dict(backbone).items()}
