@@ -165,7 +165,11 @@ class ExtractConfig:
         checks = [
             (self.overwrite and self.update, again.format("--update")),
             (self.overwrite and self.retry_rejected, again.format("--retry-rejected")),
-            (not 0 < self.timeout < 1e6, f"--timeout is {self.timeout:g}; give a number of seconds from 0 to 1e6"),
+            (not 0 < self.timeout < 1e6, f"--timeout is {self.timeout:g}; give seconds above 0 and below 1e6"),
+            (
+                self.batch_size != "auto" and self.batch_size >= 2**31,
+                "--batch-size is 2^31 or more; give a smaller one",
+            ),
             (
                 self.checkpoint is not None and self.weights != "DEFAULT",
                 f"--checkpoint and --weights {self.weights} both name the weights; give one of them",

@@ -120,3 +120,8 @@ def test_another_image_size_keeps_the_share_that_is_cropped() -> None:
 def test_a_fingerprint_does_not_depend_on_the_order_of_keys() -> None:
     assert canonical_json({"b": 1, "a": [1.5, None]}) == '{"a":[1.5,null],"b":1}'
     assert fingerprint({"b": 1, "a": 2}) == fingerprint({"a": 2, "b": 1}) != fingerprint({"a": 2, "b": 2})
+
+
+def test_a_batch_size_beyond_all_machines_is_a_fault(tmp_path: Path) -> None:
+    config = ExtractConfig(backbone="resnet18", out=tmp_path, batch_size=2**63)
+    assert config.faults() == ["--batch-size is 2^31 or more; give a smaller one"]
