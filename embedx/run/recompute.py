@@ -161,9 +161,8 @@ def _embedded(store: Store, split: str, columns: tuple[str, ...]) -> pa.Table:
 
 def _check_outputs(store: Store, job: Job, stored: StoredRows) -> None:
     """Checks that the job makes the store's tensors by its recipe, but for device and precision, which may differ."""
-    then = store.recipe
-    chosen = {name: then[name] for name in ("device", "precision")}
-    if lines := [difference_text(*leaf) for leaf in leaves_that_differ("recipe", then, job.recipe.to_json() | chosen)]:
+    then = store.manifest.recipe.replacing(device=job.recipe.device, precision=job.recipe.precision).to_json()
+    if lines := [difference_text(*leaf) for leaf in leaves_that_differ("recipe", then, job.recipe.to_json())]:
         raise StoreMismatchError(
             "\n  ".join([f"{store.path} has another recipe than its settings give now:", *lines])
             + "\nno row was recomputed; restore the files and versions with which it was made"
