@@ -13,6 +13,7 @@ from embedx import ExtractConfig, sample
 from embedx.data.decoding.nvjpeg import CopyToDevice
 from embedx.errors import DeviceMemoryError
 from embedx.models.backbones import describe_backbone
+from embedx.models.device import resolve_device
 from embedx.models.runtimes import choice as runtimes
 from embedx.run.extract import extract
 from embedx.store.reading.verify import verify
@@ -79,7 +80,7 @@ def test_jpegs_decoded_on_the_gpu_give_nearly_the_rows_of_the_cpu(tmp_path: Path
 @pytest.mark.parametrize("runtime", ["eager", "compile"])
 def test_a_batch_s_rows_are_those_of_the_plain_forward_pass(runtime: str) -> None:
     config = ExtractConfig(backbone="resnet18", weights="random", out=Path("none"))
-    device = torch.device("cuda")
+    device = resolve_device("cuda")
     spec = describe_backbone(config)
     images = [torch.randint(256, (8, 3, 224, 224), dtype=torch.uint8) for _ in range(5)]
     model = runtimes.build((runtime,), spec.load, device, "fp32", images[0], print)
