@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from typing import Literal
@@ -17,7 +18,15 @@ Interpolation = Literal["bilinear", "bicubic"]
 MAX_PIXELS = 178_956_970
 """The default limit of an image's pixels, against decompression bombs; Pillow's own default."""
 
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _SIZE_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
+
+
+def is_url(location: str | bytes) -> bool:
+    """Tells whether a location begins with a scheme, such as `s3://`; any other is a path."""
+    if isinstance(location, bytes):
+        return b"://" in location and is_url(os.fsdecode(location))  # most are paths, and need not be decoded
+    return _URL.match(location) is not None
 
 
 def parse_size(text: str | int) -> int:

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from typing import BinaryIO
 from urllib.parse import unquote
 
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+from embedx.values import is_url as is_url
+
 _HTTP = re.compile(r"https?://", re.IGNORECASE)
 
 
@@ -35,13 +36,6 @@ class FileReader:
         return data
 
 
-def is_url(location: str | bytes) -> bool:
-    """Tells whether a location begins with a scheme, such as `s3://`; any other is a path."""
-    if isinstance(location, bytes):
-        return b"://" in location and is_url(os.fsdecode(location))  # most are paths, and need not be decoded
-    return _URL.match(location) is not None
-
-
 def check_urls(locations: Iterable[str]) -> None:
     """Checks that the schemes of all URLs among the locations can be read.
 
@@ -50,7 +44,7 @@ def check_urls(locations: Iterable[str]) -> None:
     """
     first = {url.partition("://")[0]: url for url in locations if is_url(url)}
     if first:
-        from embedx.data.reading import remote
+        from embedx.system import remote
 
         remote.check_schemes(first)
 
@@ -73,7 +67,7 @@ def open_file(location: str, *, in_parts: bool = False) -> BinaryIO:
     """
     if not is_url(location):
         return open(location, "rb")
-    from embedx.data.reading import remote
+    from embedx.system import remote
 
     return remote.open_url(location, in_parts=in_parts)
 
@@ -88,6 +82,6 @@ def _read_file(path: bytes, offset: int | None, size: int | None) -> bytes:
 
 
 def _read_url(url: bytes, offset: int | None, size: int | None) -> bytes:
-    from embedx.data.reading import remote
+    from embedx.system import remote
 
     return remote.read(os.fsdecode(url), offset, size)

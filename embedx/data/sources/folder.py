@@ -21,7 +21,7 @@ from embedx.errors import ConfigError
 from embedx.names import LOCK
 
 if TYPE_CHECKING:
-    from embedx.data.reading.remote import ListedFile
+    from embedx.system.remote import ListedFile
 
 SPLIT_FOLDERS = frozenset({"train", "val", "valid", "validation", "test"})
 T = TypeVar("T")
@@ -151,7 +151,7 @@ def open_folder(name: str | None, location: str, options: SourceOptions) -> Mapp
 
 
 def _open_remote(name: str | None, url: str, content: Content) -> Mapping[str, Source]:
-    from embedx.data.reading import remote
+    from embedx.system import remote
 
     try:
         files = remote.list_files(url)

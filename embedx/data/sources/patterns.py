@@ -55,7 +55,7 @@ def _matches(pattern: str) -> list[str]:
         return [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern))
     if not re.search(r"[*\[]", plain_name(pattern)):
         return [pattern]
-    from embedx.data.reading import remote
+    from embedx.system import remote
 
     try:
         return remote.find(pattern)

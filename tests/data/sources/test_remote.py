@@ -19,13 +19,13 @@ import embedx
 from embedx import ExtractConfig, sample
 from embedx.cli import app
 from embedx.data.plan import build_plan
-from embedx.data.reading import remote
 from embedx.data.sources import parse_data
 from embedx.data.sources.base import Source
 from embedx.data.sources.kinds import SourceOptions
 from embedx.errors import ConfigError
 from embedx.run.extract import extract
 from embedx.store.reading.verify import verify
+from embedx.system import remote
 from tests.data.sources.test_tar import pack
 from tests.runs import run
 from tests.servers import HttpServer, gcs_server, no_access, s3_server, upload

@@ -11,9 +11,9 @@ import fsspec
 import pytest
 from fsspec.registry import _registry
 
-from embedx.data.reading import remote
 from embedx.data.reading.files import FileReader, RejectedInputError, check_urls, is_url, open_file, plain_name
 from embedx.errors import ConfigError
+from embedx.system import remote
 from tests.servers import HttpServer
 
 CONTENT = bytes(range(256)) * 40
