@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 from embedx.cli import backbones, compare, extract, info, layers, probe, verify
-from embedx.cli.output import STDERR
+from embedx.cli.output import STDERR, data_alone_on_stdout
 from embedx.errors import EmbedxError
 
 app = typer.Typer(
@@ -23,7 +23,7 @@ app = typer.Typer(
 )
 for module in (extract, info, verify, compare, probe, backbones, layers):
     paragraphs = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(module.command) or "")  # the terminal breaks the lines
-    app.command(module.__name__.rpartition(".")[2], help=paragraphs)(module.command)
+    app.command(module.__name__.rpartition(".")[2], help=paragraphs)(data_alone_on_stdout()(module.command))
 
 
 def run() -> int:

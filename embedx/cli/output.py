@@ -50,6 +50,27 @@ class StdoutConsole(Console):
 
 
 @contextlib.contextmanager
+def data_alone_on_stdout() -> Iterator[None]:
+    """Keeps stdout for the data of `print_line`, `print_json` and STDOUT; all else that is printed goes to stderr.
+
+    Descriptor 1 points to stderr meanwhile, so that this holds for C code and for child processes too: a backbone's
+    factory may print, and so may the libraries that it uses. A name that stdout's encoding lacks is escaped.
+    """
+    stdout, before = sys.stdout, STDOUT.file  # there is no sys.stdout where descriptor 1 was closed
+    encoding = stdout.encoding if stdout else "utf-8"
+    data = os.fdopen(os.dup(1), "w", encoding=encoding, errors="backslashreplace")
+    os.dup2(2, 1)
+    STDOUT.file, sys.stdout = data, sys.stderr
+    try:
+        yield
+    finally:
+        STDOUT.file, sys.stdout = before, stdout
+        os.dup2(data.fileno(), 1)
+        with contextlib.suppress(OSError):  # each print flushes, and has told the error
+            data.close()
+
+
+@contextlib.contextmanager
 def _writing_stdout() -> Iterator[None]:
     """Turns an error of writing into an EmbedxError that names stdout; a BrokenPipeError passes."""
     try:
@@ -75,7 +96,7 @@ def print_line(text: str) -> None:
         EmbedxError: If stdout can't be written for another reason.
     """
     with _writing_stdout():
-        print(text, file=sys.stdout, flush=True)
+        print(text, file=STDOUT.file, flush=True)
 
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:

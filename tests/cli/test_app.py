@@ -305,3 +305,39 @@ def test_a_reader_of_stdout_that_goes_away_is_no_fault() -> None:
     command = f"{' '.join(runs.EMBEDX)} backbones | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert done.stdout == "alexnet\n" and "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+LOUD = """
+import os, sys, torch
+
+class Loud(torch.nn.Module):
+    preprocessing = dict(resize=(16, 16), crop=16, interpolation="bilinear", mean=(0.0,) * 3, std=(1.0,) * 3)
+
+    def forward(self, images):
+        print("forward")
+        return images.flatten(1)
+
+def build():
+    print("python")
+    os.write(1, b"descriptor\\n")
+    os.system("echo child")
+    return Loud()
+"""
+
+
+def test_stdout_holds_the_data_alone_whatever_foreign_code_prints(tmp_path: Path, few: Path) -> None:
+    (tmp_path / "loud.py").write_text(LOUD)
+    done = runs.run("extract", "--backbone", "loud:build", "--data", few, "--out", "store", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rows"] == 16
+    assert {"python", "descriptor", "child", "forward"} <= set(done.stderr.splitlines())
+
+
+def test_a_name_that_stdout_s_encoding_lacks_is_escaped(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "žlutý\udcff.png").write_bytes(b"no image")
+    ascii_only = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = runs.run("extract", *SAMPLE, "--data", "photos", "--out", "store", cwd=tmp_path, env=ascii_only)
+    assert done.returncode == 3, done.stderr
+    done = runs.run("info", "store", "--rejected", cwd=tmp_path, env=ascii_only)
+    assert done.returncode == 0 and "\\u017elut\\xfd" in done.stdout, done.stderr
