@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from embedx.errors import EmbedxError as EmbedxError
     from embedx.store.reading.compare import Comparison as Comparison
     from embedx.store.reading.compare import compare as compare
+    from embedx.store.reading.embeddings import Embeddings as Embeddings
     from embedx.store.reading.reader import NO_GROUP as NO_GROUP
-    from embedx.store.reading.reader import Embeddings as Embeddings
     from embedx.store.reading.reader import Store as Store
     from embedx.store.reading.verify import verify as verify
     from embedx.vectors.probe import probe as probe
@@ -55,7 +55,8 @@ _NAMES = {
     "engine.state": "TrainerState",
     "errors": "EmbedxError",
     "store.reading.compare": "Comparison compare",
-    "store.reading.reader": "NO_GROUP Embeddings Store",
+    "store.reading.embeddings": "Embeddings",
+    "store.reading.reader": "NO_GROUP Store",
     "store.reading.verify": "verify",
     "vectors.probe": "probe",
     "vectors.probe_config": "ProbeConfig",

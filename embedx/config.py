@@ -158,6 +158,15 @@ class ExtractConfig:
     max_errors: int = setting(0, help="Number of rejected inputs above which the exit code is 3.", lowest=0)
     seed: int = setting(0, help="Random seed of --weights random.")
 
+    def __post_init__(self) -> None:
+        """Takes a path as text, and one text where several may be given, as the command line does."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(field.default, tuple):
+                object.__setattr__(self, field.name, (value,) if isinstance(value, str) else tuple(value))
+            elif value is not None and "Path" in str(field.type):
+                object.__setattr__(self, field.name, Path(value))
+
     def faults(self) -> list[str]:
         """Returns everything that is wrong with the settings themselves, one message each."""
         again = "--overwrite begins a store anew, and {} goes on with it; give one of them"
@@ -220,8 +229,6 @@ class ExtractConfig:
             for name, value in values.items():
                 if isinstance(value, list):
                     values[name] = tuple(value)
-                elif name in ("out", "checkpoint") and value is not None:
-                    values[name] = Path(value)
             return cls(**values)
         except TypeError as error:
             raise ConfigError(f"the settings {canonical_json(settings)} are not those of an extraction") from error

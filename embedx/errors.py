@@ -7,6 +7,7 @@ EmbedxError                    1  a run failed
 │   ├── RuntimeUnfitError      2  a runtime can't run this backbone on this machine
 │   └── StoreMismatchError     2  the output folder holds something else
 ├── StoreError                 1  a store is damaged, incomplete or can't be written
+│   └── NotAStoreError         2  there is no store at the path
 ├── WriterError                1  the writer process failed
 ├── LoaderError                1  a worker process died
 ├── DeviceMemoryError          1  the forward pass does not fit into the device's memory
@@ -84,6 +85,12 @@ class StoreMismatchError(ConfigError):
 
 class StoreError(EmbedxError):
     """A store is damaged, incomplete or can't be written."""
+
+
+class NotAStoreError(StoreError):
+    """There is no store at the path."""
+
+    exit_code = 2
 
 
 class WriterError(EmbedxError):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, Self
 
 from rich.console import Console
@@ -62,9 +64,31 @@ class Heartbeat:
         self.hide()
         self._line = line
 
+    @contextlib.contextmanager
+    def frame(self, title: str) -> Iterator[None]:
+        """Prints in a log, not on a terminal, when a run begins, and when it ends with which exit code.
+
+        Args:
+            title: The name of the run: the program's version, the command and the store.
+        """
+        if self.console.is_terminal:
+            yield
+            return
+        self.tell(f"{title}: begins")
+        code = 0
+        try:
+            yield
+        except BaseException as error:
+            code = getattr(error, "exit_code", 1)
+            raise
+        finally:
+            self.tell(f"{title}: ends with exit code {code}")
+
     def tell(self, line: str) -> None:
-        """Prints a line now; the next one follows in `seconds`."""
+        """Prints a line now, in a log with the time of day; the next one follows in `seconds`."""
         self._told = time.monotonic()
+        if not self.console.is_terminal:
+            line = f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S} {line}"
         self.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def hide(self) -> None:

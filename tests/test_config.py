@@ -107,6 +107,12 @@ def test_settings_are_read_back_as_they_were_stated(tmp_path: Path) -> None:
             ExtractConfig.from_json(settings)
 
 
+def test_python_gives_paths_as_text_and_one_source_as_one_text() -> None:
+    config = ExtractConfig(backbone="resnet50", out="x", data="photos", checkpoint="w.pth", layer=["layer1", "layer2"])
+    assert (config.out, config.checkpoint) == (Path("x"), Path("w.pth"))
+    assert (config.data, config.layer, config.backbone_arg) == (("photos",), ("layer1", "layer2"), ())
+
+
 def test_every_setting_has_help() -> None:
     assert all(field.metadata["help"].endswith((".", "`")) for field in dataclasses.fields(ExtractConfig))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import threading
@@ -10,6 +11,7 @@ import time
 import pytest
 from rich.console import Console
 
+from embedx.errors import ConfigError, Interrupted
 from embedx.heartbeat import SILENT, Heartbeat
 
 
@@ -19,7 +21,7 @@ def console(**options: object) -> Console:
 
 def lines(console: Console) -> list[str]:
     assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue().splitlines()
+    return [re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", "", line) for line in console.file.getvalue().splitlines()]
 
 
 def test_what_takes_long_is_told_again_and_again_and_what_does_not_is_not() -> None:
@@ -69,3 +71,19 @@ def test_on_a_terminal_it_is_one_line_that_goes_away() -> None:
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1  # the cursor is back
     assert set(threading.enumerate()) == before
     assert SILENT.console.quiet
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(None, 0), (ConfigError("no"), 2), (Interrupted(15), 143), (KeyError(), 1)]
+)
+def test_a_log_tells_when_a_run_begins_and_how_it_ends(error: BaseException | None, code: int) -> None:
+    log = console()
+    with contextlib.suppress(BaseException), Heartbeat(log).frame("embedx 1.0 extract --out store"):
+        if error:
+            raise error
+    first, last = log.file.getvalue().splitlines()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d embedx 1.0 extract --out store: begins", first)
+    assert last.endswith(f" embedx 1.0 extract --out store: ends with exit code {code}")
+    terminal = console(force_terminal=True)
+    with Heartbeat(terminal).frame("embedx"):
+        assert lines(terminal) == []

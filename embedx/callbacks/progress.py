@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import datetime
 import time
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 from torch import nn
 
 from embedx.engine.callback import Callback
@@ -52,37 +64,38 @@ class ProgressBar(Callback):
         self._display.stop()
 
 
+class _RateColumn(ProgressColumn):
+    """The rate over the last minute; the first batch, which includes the start of the workers, does not count."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed or (task.completed / task.elapsed if task.elapsed else 0.0)
+        return Text(f"{speed:,.0f} img/s", justify="right")
+
+
 class _Bars:
     def __init__(self, heartbeat: Heartbeat, totals: dict[str, int]) -> None:
         self._heartbeat = heartbeat
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
+            BarColumn(bar_width=None),
+            TaskProgressColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]:>6.0f} img/s"),
+            _RateColumn(),
+            TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=heartbeat.console,
+            expand=True,
+            speed_estimate_period=60.0,
         )
-        self._tasks = {
-            name: self._progress.add_task(name, total=total, rate=0.0, start=False) for name, total in totals.items()
-        }
-        self._begun: dict[str, tuple[float, int]] = {}
+        self._tasks = {name: self._progress.add_task(name, total=total, start=False) for name, total in totals.items()}
 
     def start(self) -> None:
         self._heartbeat.hide()
         self._progress.start()
 
     def advance(self, name: str, count: int) -> None:
-        task = self._tasks[name]
-        now = time.perf_counter()
-        if name not in self._begun:
-            # The rate counts from the end of the first batch, since that batch includes the start of the workers.
-            self._begun[name] = now, count
-            self._progress.start_task(task)
-        self._progress.advance(task, count)
-        begun, first = self._begun[name]
-        rate = (self._progress.tasks[task].completed - first) / (now - begun) if now > begun else 0.0
-        self._progress.update(task, rate=rate)
+        self._progress.start_task(self._tasks[name])
+        self._progress.advance(self._tasks[name], count)
 
     def stop(self) -> None:
         self._progress.stop()
@@ -113,5 +126,9 @@ class _Lines:
         name = self._current
         if name is None:
             return "moving rows"
-        rate = sum(self._done.values()) / (time.monotonic() - self._started)
-        return f"{name}: {self._done[name]} of {self._totals[name]} inputs, {rate:.1f} images/s"
+        done, total = sum(self._done.values()), sum(self._totals.values())
+        rate = done / (time.monotonic() - self._started)
+        line = f"{name}: {self._done[name]} of {self._totals[name]} inputs, {rate:.1f} images/s"
+        if done:
+            line += f", {datetime.timedelta(seconds=round((total - done) / rate))} left"
+        return line

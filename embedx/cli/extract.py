@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import shlex
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -58,7 +60,13 @@ def command(
         print_json(description) if as_json else _print_plan(description)
         return
     signals.advice = "; the same command goes on from what is committed"
-    summary = _run(config)
+    heartbeat = Heartbeat(STDERR)
+    title = shlex.join(["extract", "--backbone", config.backbone, "--out", str(config.out.absolute())])
+    with heartbeat.frame(f"embedx {version('embedx')} {title}"):
+        _report(config, _run(config, heartbeat), as_json=as_json, profile=profile)
+
+
+def _report(config: ExtractConfig, summary: Summary, *, as_json: bool, profile: bool) -> None:
     STDERR.print(_summary_text(summary), soft_wrap=True)
     if profile and not summary.up_to_date:
         _print_profile(summary)
@@ -76,9 +84,9 @@ def command(
         )
 
 
-def _run(config: ExtractConfig) -> Summary:
+def _run(config: ExtractConfig, heartbeat: Heartbeat) -> Summary:
     plan = None
-    with Heartbeat(STDERR) as heartbeat:
+    with heartbeat:
         if os.path.lexists(config.out / MANIFEST):
             from embedx.run.up_to_date import look_for_work
 

@@ -64,7 +64,8 @@ def load_config_file(context: typer.Context, path: Path | None) -> Path | None:
     """Makes a TOML file's values the defaults of the options, so that flags win; the callback of `--config`.
 
     Raises:
-        ConfigError: If the file can't be read or has an unknown key.
+        ConfigError: If the file can't be read, or has unknown keys or values that their options don't take; all are
+            named.
     """
     if path is None:
         return None
@@ -74,10 +75,15 @@ def load_config_file(context: typer.Context, path: Path | None) -> Path | None:
         raise ConfigError(f"--config {path}: can't be read ({error})") from error
     options = _options_by_key(context.command)
     ConfigError.check([f"--config {path}: {unknown('key', key, options)}" for key in settings if key not in options])
-    values = {}
+    values, faults = {}, []
     for key, value in settings.items():
         option = options[key]
         values[option.name] = [value] if option.multiple and not isinstance(value, list) else value
+        try:
+            option.process_value(context, values[option.name])
+        except typer.BadParameter as error:
+            faults.append(f"--config {path}: {key}: {error.message.removeprefix('Value error, ')}")
+    ConfigError.check(faults)
     context.default_map = {**(context.default_map or {}), **values}
     return path
 

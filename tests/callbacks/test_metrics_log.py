@@ -39,7 +39,10 @@ def lines(schedule: Schedule, *callbacks: Callback, terminal: bool = False, **op
     console = Console(file=StringIO(), force_terminal=terminal, width=100, _environ={"TERM": "xterm-256color"})
     with Heartbeat(console) as heartbeat:
         fit(schedule, *callbacks, MetricsLog(heartbeat, "probe", **options), tests={"val": batches(1)})
-    return [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in console.file.getvalue().splitlines()]
+    return [
+        re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|^\d{4}-\d\d-\d\d [\d:]{8} ", "", line)
+        for line in console.file.getvalue().splitlines()
+    ]
 
 
 def test_a_line_every_so_many_steps_tells_the_smoothed_loss_and_the_rate() -> None:

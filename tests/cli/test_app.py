@@ -129,6 +129,11 @@ def test_a_config_file_gives_the_settings_and_flags_win(embedx, tmp_path: Path, 
     config.write_text('backbon = "resnet50"\n')
     wrong = embedx("extract", "--config", config)
     assert wrong.code == 2 and "did you mean backbone?" in wrong.stderr
+    config.write_text('backbone = "resnet18"\nbatch-size = "many"\nworkers = 1.5\nexif = "maybe"\n')
+    wrong = embedx("extract", "--config", config)
+    assert wrong.code == 2 and wrong.stderr.count("\n") == 3
+    assert f"--config {config}: batch-size: 'many' is not a number of images" in wrong.stderr
+    assert f"--config {config}: workers: " in wrong.stderr and f"--config {config}: exif: " in wrong.stderr
     config.write_text("backbone = \n")
     assert embedx("extract", "--config", config).code == 2
 
@@ -187,7 +192,7 @@ def test_verify_is_silent_on_stdout_or_names_what_is_wrong(embedx, store: Path, 
     begun = embedx("verify", tmp_path / "begun")
     assert begun.code == 1 and "has no damage" in begun.stderr and "remove" not in begun.stderr
     nowhere = embedx("info", tmp_path / "nowhere")
-    assert nowhere.code == 1 and "is not a store" in nowhere.stderr
+    assert nowhere.code == 2 and "is not a store" in nowhere.stderr
 
 
 def test_backbones_lists_all_of_torchvision_s(embedx) -> None:

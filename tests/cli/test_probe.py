@@ -115,4 +115,4 @@ def test_what_can_not_be_done_is_one_message(call, store: Path, options: tuple[s
 
 def test_what_is_no_store_is_one_message(call, tmp_path: Path) -> None:
     code, stdout, stderr = call("probe", tmp_path)
-    assert (code, stdout) == (1, "") and "is not a store" in stderr and stderr.count("\n") == 1
+    assert (code, stdout) == (2, "") and "is not a store" in stderr and stderr.count("\n") == 1

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from embedx.errors import StoreError, StoreMismatchError, is_refusal, output_error
+from embedx.errors import NotAStoreError, StoreError, StoreMismatchError, is_refusal, output_error
 from embedx.recipe import fingerprint
 from embedx.store.format.atomic import write_atomic
 from embedx.store.format.contents import Environment, PlanTerms, SplitTotals, StoredRecipe, StoredSettings, to_json
@@ -66,11 +66,14 @@ class Manifest:
         """Reads the manifest of the store at `root`.
 
         Raises:
-            StoreError: If there is no manifest, or it is not embedx's, has another format, or was changed.
+            NotAStoreError: If there is no manifest.
+            StoreError: If it is not embedx's, has another format, or was changed.
         """
         path = root / MANIFEST
         if not os.path.lexists(path):
-            raise StoreError(f"{root} is not a store: it has no {MANIFEST}")
+            raise NotAStoreError(
+                f"{root} is not a store: {_absence(root)}; give the folder that `embedx extract` wrote"
+            )
         try:
             contents = parse_json(regular_file(root, MANIFEST).read_bytes())
             stated = fields(contents, {**get_type_hints(cls), "fingerprint": str, _CHECKSUM: str})
@@ -88,6 +91,12 @@ class Manifest:
         if fingerprint(contents) != checksum:
             raise StoreError(f"{path}: the contents do not match their sha256; the file was changed, put back a copy")
         return manifest
+
+
+def _absence(root: Path) -> str:
+    if root.is_dir():
+        return f"it has no {MANIFEST}"
+    return "it is a file" if root.exists() else "there is no such folder"
 
 
 def existing_store(root: Path) -> Manifest | None:

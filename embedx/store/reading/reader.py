@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -22,9 +22,12 @@ from embedx.store.format import layout
 from embedx.store.format.index import INDEX_SCHEMA, UnitEntry, read_entry, read_index
 from embedx.store.format.manifest import Manifest
 from embedx.store.format.shards import ShardEntry, dtype_name
+from embedx.store.reading.embeddings import Embeddings
 
 if TYPE_CHECKING:  # torch is imported where tensors are read; the manifest and the index tables need none
     from torch import Tensor
+
+    from embedx.store.reading.torch_dataset import StoreDataset
 
 Framework = Literal["numpy", "torch"]
 
@@ -40,42 +43,6 @@ class _NoGroup(enum.Enum):
 NO_GROUP: Final = _NoGroup.NO_GROUP
 
 Group = str | Literal[_NoGroup.NO_GROUP] | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Embeddings:
-    """Rows of a store, each with the input it comes from."""
-
-    embeddings: Any
-    """[N, D] or [N, T, D], as a numpy array or a torch tensor."""
-    table: pa.Table
-    """The N rows of the index tables, in the same order, with all columns."""
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    @property
-    def keys(self) -> list[str]:
-        """Each row's key, unique in its split."""
-        return list(self.table["key"].to_pylist())
-
-    @property
-    def groups(self) -> list[str | None]:
-        """Each row's group; None where the store has no group key."""
-        return list(self.table["group"].to_pylist())
-
-    @cached_property
-    def targets(self) -> Any:
-        """The targets [N] int64, -1 where unknown, of the same kind as `embeddings`; None if no row has a target."""
-        column = self.table["target"]
-        if column.null_count == len(column):
-            return None
-        values = column.fill_null(-1).to_numpy()
-        if isinstance(self.embeddings, np.ndarray):
-            return values
-        import torch
-
-        return torch.from_numpy(values.copy())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +71,17 @@ class Store:
             StoreError: If `path` is not a store.
         """
         return cls(path)
+
+    def __repr__(self) -> str:
+        rows = Counter[str]()
+        for unit in self.units.values():
+            rows[unit.split] += unit.rows
+        splits = ", ".join(f"{split}: {rows[split]:,} rows" for split in self.splits)
+        return f"Store({str(self.path)!r}, {'complete' if self.complete else 'not complete'}, {splits or 'no rows'})"
+
+    def __len__(self) -> int:
+        """Returns the number of embeddings, over all splits."""
+        return sum(unit.rows for unit in self.units.values())
 
     @property
     def complete(self) -> bool:
@@ -191,6 +169,49 @@ class Store:
         rows = _concat(tables)
         embeddings = StoredRows(self.path, self.units.values()).gather(name, rows, whole_shards=True)
         return Embeddings(_as(framework, embeddings), rows)
+
+    def rows(
+        self, split: str, keys: Sequence[str], *, framework: Framework = "numpy", name: str = EMBEDDINGS
+    ) -> Embeddings:
+        """Reads the rows of these keys alone, in their order.
+
+        Args:
+            split: The name of the split.
+            keys: The N keys, each of which is in the split.
+            framework: The kind of arrays, as in `load`.
+            name: The name of the tensor, as in `load`.
+
+        Returns:
+            The embeddings [N, D] with their rows of the index tables.
+
+        Raises:
+            StoreError: If there is no such split, key or tensor, a key's input was rejected, or a file is damaged.
+        """
+        index = self.index(split)
+        positions = pc.index_in(pa.array(keys, pa.string()), value_set=index["key"].combine_chunks())
+        found = index.take(positions)
+        if missing := [key for key, row in zip(keys, found["row"].to_pylist(), strict=True) if row is None]:
+            reasons = dict(zip(index["key"].to_pylist(), index["reason"].to_pylist(), strict=True))
+            why = f"was rejected: {reasons[missing[0]]}" if missing[0] in reasons else "is not there"
+            raise StoreError(f"split {split!r} of {self.path}: the key {missing[0]!r} {why}")
+        from embedx.store.reading.stored_rows import StoredRows
+
+        return Embeddings(_as(framework, StoredRows(self.path, self.units.values()).gather(name, found)), found)
+
+    def dataset(self, split: str, *, name: str = EMBEDDINGS) -> StoreDataset:
+        """Returns a split as a torch Dataset of (embedding [D], target) that reads the shards where it is touched.
+
+        Raises:
+            StoreError: If there is no such split, or an index table is damaged.
+        """
+        self._require_split(split)
+        from embedx.store.reading.torch_dataset import StoreDataset
+
+        return StoreDataset(self, split, name)
+
+    def to_pandas(self, split: str | None = None) -> Any:
+        """Reads the index tables of a split, or of all, as a data frame with one row per input; needs pandas."""
+        return self.index(split).to_pandas()
 
     def iter_shards(
         self, split: str | None = None, group: Group = None, *, framework: Framework = "numpy"

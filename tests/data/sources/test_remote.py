@@ -260,13 +260,13 @@ def test_a_bucket_without_access_or_that_is_not_there_is_a_fault(s3: Any) -> Non
 
 
 def test_the_command_line_ends_with_2_where_there_is_no_such_bucket_or_scheme(
-    tmp_path: Path, s3: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, s3: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for location, words in (("s3://gone/x", "can't be listed (not found)"), ("htps://h/x", "did you mean https?")):
         arguments = ["extract", "--backbone", sample.BACKBONE, "--weights", "sample", "--data", location]
         monkeypatch.setattr("sys.argv", ["embedx", *arguments, "--out", str(tmp_path / "store")])
         assert app.run() == 2
-        out, err = capsys.readouterr()
+        out, err = capfd.readouterr()
         assert out == "" and words in " ".join(err.split())
     assert not (tmp_path / "store").exists()
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -98,3 +99,32 @@ def test_a_store_without_groups(tmp_path: Path) -> None:
     assert store.groups("train") == []
     assert (store.path / "train/shard-00001.safetensors").is_file()
     assert np.array_equal(store.load("train").embeddings[:, 0], OK_ROWS)
+
+
+def test_a_store_and_its_rows_say_what_they_are(store: embedx.Store) -> None:
+    assert repr(store) == f"Store({str(store.path)!r}, complete, train: 11 rows)" and len(store) == 11
+    assert re.fullmatch(r"Embeddings\(11 rows of \d+ float32\)", repr(store.load("train")))
+    assert repr(store.load("train", framework="torch")) == repr(store.load("train"))
+
+
+@pytest.mark.parametrize("framework", ["numpy", "torch"])
+def test_rows_are_found_by_their_keys(store: embedx.Store, framework: str) -> None:
+    keys = ["key-7", "key-0", "key-11", "key-0"]
+    found, everything = store.rows("train", keys, framework=framework), store.load("train", framework=framework)
+    assert found.keys == everything[keys].keys == keys
+    assert np.array_equal(found.embeddings, vectors(0, 12)[[7, 0, 11, 0]])
+    assert np.array_equal(everything[keys].embeddings, found.embeddings)
+    assert np.array_equal(everything["key-7"], found.embeddings[0])
+    with pytest.raises(StoreError, match="the key 'key-2' was rejected: "):
+        store.rows("train", ["key-1", "key-2"])
+    with pytest.raises(StoreError, match="the key 'no' is not there"):
+        store.rows("train", ["no"])
+    with pytest.raises(KeyError, match="no"):
+        everything["no"]
+
+
+def test_pandas_gets_the_index_and_the_rows(store: embedx.Store) -> None:
+    frame, rows = store.to_pandas(), store.load("train")
+    assert frame["key"].tolist() == [f"key-{row}" for row in range(12)] and frame["status"].tolist().count("ok") == 11
+    frame = rows.to_pandas()
+    assert np.array_equal(np.stack(frame["embedding"]), rows.embeddings) and frame["key"].tolist() == rows.keys
