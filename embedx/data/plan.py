@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from embedx.data.reading.files import FileReader
-from embedx.data.sources.base import COMMON_SCHEMA, TARGET, Reader, Source, repeated
+from embedx.data.sources.base import COMMON_SCHEMA, TARGET, Reader, Source, as_text, repeated
 from embedx.errors import ConfigError, unknown
 from embedx.names import RESERVED_COLUMNS
 
@@ -114,10 +114,7 @@ def build_plan(sources: Mapping[str, Source], group_key: str | None) -> Plan:
             faults += error.faults
             continue
         faults += _unstorable(tables[split].select(source.metadata), split, group_key)
-        if twice := repeated(tables[split]["key"]):
-            faults.append(
-                f"split {split!r}: {len(twice)} keys occur more than once, such as {twice[0]!r}; make them unique"
-            )
+        faults += _repeated_keys(tables[split], split, source.advice)
     ConfigError.check(faults)
     named = [table for table in tables.values() if pa.types.is_string(table[TARGET].type)]
     classes = sorted({name for table in named for name in pc.unique(table[TARGET]).to_pylist() if name is not None})
@@ -125,6 +122,16 @@ def build_plan(sources: Mapping[str, Source], group_key: str | None) -> Plan:
         raise ConfigError(f"targets are numbers in split {numbered[0]!r}, and names such as {classes[0]!r} in another")
     splits = {split: _plan_split(split, source, tables[split], classes, group_key) for split, source in sources.items()}
     return Plan(splits, classes, group_key)
+
+
+def _repeated_keys(table: pa.Table, split: str, advice: str) -> list[str]:
+    """Returns a message that names the keys which occur more than once, if there are any."""
+    twice = repeated(table["key"])
+    if not twice:
+        return []
+    paths = pc.unique(table.filter(pc.equal(table["key"], twice[0]))["path"]).to_pylist()
+    places = " and ".join(map(as_text, paths[:2]))
+    return [f"split {split!r}: {len(twice)} keys occur more than once, such as {twice[0]!r} of {places}; {advice}"]
 
 
 def _unstorable(metadata: pa.Table, split: str, group_key: str | None) -> list[str]:

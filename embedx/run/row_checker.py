@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-from collections.abc import Iterator
 
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
 from embedx.data.plan import PLAN_COLUMNS, SplitPlan
-from embedx.data.sources import find_reader
+from embedx.data.sources import LocationReader
 from embedx.data.sources.base import as_path
 from embedx.data.sources.kinds import SourceOptions
 from embedx.engine.callback import Callback
 from embedx.engine.state import Batch, Outputs, TrainerState
-from embedx.errors import ConfigError
 from embedx.store.reading.reader import Store
 from embedx.store.reading.stored_rows import StoredRows
 
@@ -58,14 +55,9 @@ class RowChecker(Callback):
         self.found = found
         self._largest = 0.0
 
-    def plans(self, options: SourceOptions) -> Iterator[tuple[str, SplitPlan]]:
-        """Yields each split's chosen rows as a plan; a split whose source can't be opened counts as lost inputs."""
-        for split, rows in self.chosen.items():
-            try:
-                yield split, _plan(split, rows, options)
-            except ConfigError as error:
-                names = (_name(split, key) for key in rows["key"].to_pylist())
-                self.found.lost_inputs += [f"{name}: its input can't be read any more ({error})" for name in names]
+    def plans(self, options: SourceOptions) -> dict[str, SplitPlan]:
+        """Returns each split's chosen rows as a plan."""
+        return {split: _plan(split, rows, LocationReader(options)) for split, rows in self.chosen.items()}
 
     def on_test_batch_end(
         self,
@@ -112,12 +104,11 @@ class RowChecker(Callback):
                 )
 
 
-def _plan(split: str, rows: pa.Table, options: SourceOptions) -> SplitPlan:
-    """Returns a plan of these index rows, with a reader of their source."""
+def _plan(split: str, rows: pa.Table, reader: LocationReader) -> SplitPlan:
     paths = [as_path(path) for path in rows["path"].to_pylist()]
     table = rows.rename_columns({"bytes": "size"}).select(PLAN_COLUMNS)
     table = table.set_column(PLAN_COLUMNS.index("path"), "path", pa.array(paths, pa.binary()))
-    return SplitPlan(split, table, find_reader(os.fsdecode(paths[0]), rows["offset"][0].as_py(), options))
+    return SplitPlan(split, table, reader)
 
 
 def _differences(computed: Tensor, stored: Tensor) -> Tensor:

@@ -238,7 +238,7 @@ BAD_USAGE = {
     "unknown backbone": (["--backbone", "resnet5", "--weights", "random", *PLACES], "did you mean resnet50?"),
     "missing folder": ([*GOOD, "--data", "x={few}s"], "did you mean {few}?"),
     "empty folder": ([*GOOD, "--data", "x={tmp}/empty"], "no images in"),
-    "two sources, one name": ([*GOOD, "--data", "{few}"], "'all' is given twice"),
+    "one source twice": ([*GOOD, "--data", "{few}"], "as in NAME={few}"),
     "split named index": ([*GOOD, "--data", "index={few}"], "can't be named 'index'"),
     "output is a file": ([*GOOD, "--out", "{tmp}/file"], "is not a folder"),
     "output below a file": ([*GOOD, "--out", "{tmp}/file/x"], "is not a folder"),

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -41,9 +40,9 @@ def table(classes: list[str | None]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
-def listed(content: pa.Table) -> Any:
+def listed(content: pa.Table) -> Source:
     """A source whose samples are already known."""
-    return SimpleNamespace(metadata=("class",), reader=FileReader(), scan=lambda: content)
+    return Source(("class",), FileReader(), lambda: content)
 
 
 def one_split(content: pa.Table, group_key: str | None = None) -> SplitPlan:
@@ -151,11 +150,11 @@ def test_an_unknown_group_key_names_the_nearest(tmp_path: Path) -> None:
         build_plan({"all": folder(tmp_path, "a/1.jpg")}, "slide")
 
 
-def with_metadata(**columns: pa.Array) -> Any:
+def with_metadata(**columns: pa.Array) -> Source:
     content = table(["a"])
     for name, values in columns.items():
         content = content.append_column(name, values)
-    return SimpleNamespace(metadata=("class", *columns), reader=FileReader(), scan=lambda: content)
+    return Source(("class", *columns), FileReader(), lambda: content)
 
 
 def test_metadata_that_could_not_be_stored_is_found_before_the_run() -> None:

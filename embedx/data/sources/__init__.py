@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from typing import Self
 
-from embedx.data.reading.files import FileReader, check_urls
+from embedx.data.reading.files import FileReader, RejectedInputError, check_urls
 from embedx.data.sources import dataset, folder, stdin, table, tar
 from embedx.data.sources import feature_files as features
 from embedx.data.sources.base import Reader, Source
+from embedx.data.sources.joined import join
 from embedx.data.sources.kinds import SourceKind, SourceOptions
 from embedx.errors import ConfigError
 from embedx.names import RESERVED_SPLITS
@@ -21,12 +23,14 @@ _KINDS = (stdin.KIND, dataset.KIND, table.KIND, tar.KIND, features.KIND, folder.
 def parse_data(specs: Sequence[str], options: SourceOptions | None = None) -> dict[str, Source]:
     """Opens the values of `--data`, each `[NAME=]SOURCE`, as one source per split.
 
+    Sources of the same split are joined in the order in which they are given.
+
     Raises:
         ConfigError: If there are faults, all of which it names: a source that does not exist, a split name that is
-            empty, reserved or given twice in any case, an option that applies to none of the sources.
+            empty, reserved or differs from another in case alone, an option that applies to none of the sources.
     """
     options = options or SourceOptions()
-    sources: dict[str, Source] = {}
+    parts: dict[str, list[tuple[str, Source]]] = {}
     faults: list[str] = []
     used: set[SourceKind] = set()
     for spec in specs:
@@ -39,7 +43,7 @@ def parse_data(specs: Sequence[str], options: SourceOptions | None = None) -> di
         except ConfigError as error:
             faults += error.faults
             continue
-        kind = next(kind for kind in _KINDS if kind.matches(location))
+        kind = _kind_of(location)
         if kind.once and kind in used:
             faults.append(f"--data {spec}: {location} can be read only once; give it to one split")
             continue
@@ -50,32 +54,51 @@ def parse_data(specs: Sequence[str], options: SourceOptions | None = None) -> di
             faults += error.faults
             continue
         for split, source in named.items():
-            if split in sources:
-                faults.append(
-                    f"--data {spec}: the split {split!r} is given twice; name each source, as in NAME={location}"
-                )
-            elif twins := [other for other in sources if other.lower() == split.lower()]:
+            if twins := [other for other in parts if other != split and other.lower() == split.lower()]:
                 faults.append(
                     f"--data {spec}: the splits {twins[0]!r} and {split!r} differ in case alone, and not every file "
                     "system can tell them apart; rename one"
                 )
             elif not split or split.lower() in RESERVED_SPLITS:
                 faults.append(f"--data {spec}: a split can't be named {split!r}; choose another name")
-            sources[split] = source
+            parts.setdefault(split, []).append((location, source))
     ConfigError.check(faults + _unused_options(options, used))
-    return sources
+    return {split: join(split, sources, LocationReader(options)) for split, sources in parts.items()}
 
 
-def find_reader(location: str, offset: int | None, options: SourceOptions) -> Reader:
-    """Returns a reader for an input, given by location and offset in an index table, without listing its source.
+class LocationReader:
+    """Reads the inputs of any source by their places, as a plan or an index table has them; picklable.
 
-    Raises:
-        ConfigError: If the location can't be opened.
+    It keeps the reader of the location read last.
     """
-    if offset is None:
-        return FileReader()
-    kind = next(kind for kind in _KINDS if kind.matches(location))
-    return kind.reader or next(iter(kind.open(None, location, options).values())).reader
+
+    def __init__(self, options: SourceOptions) -> None:
+        self.options = options
+        self._place: tuple[bytes, bool] | None = None
+        self._reader: Reader = FileReader()
+
+    def __reduce__(self) -> tuple[type[Self], tuple[SourceOptions]]:
+        return type(self), (self.options,)
+
+    def read(self, path: bytes, offset: int | None, size: int | None) -> bytes:
+        """Returns the bytes of an input; raises a RejectedInputError if it can't be read."""
+        place = path, offset is None
+        if place != self._place:
+            try:
+                self._reader, self._place = self._find(os.fsdecode(path), whole=offset is None), place
+            except ConfigError as error:
+                raise RejectedInputError(str(error)) from error
+        return self._reader.read(path, offset, size)
+
+    def _find(self, location: str, *, whole: bool) -> Reader:
+        kind = _kind_of(location)
+        if kind.reader is None or (whole and kind is not tar.KIND):  # a tar's sample without an image has no offset
+            return FileReader()
+        return kind.reader(location, self.options)
+
+
+def _kind_of(location: str) -> SourceKind:
+    return next(kind for kind in _KINDS if kind.matches(location))
 
 
 def _unused_options(options: SourceOptions, used: set[SourceKind]) -> list[str]:

@@ -63,6 +63,8 @@ class Source:
     """Lists the samples in source order: the columns of COMMON_SCHEMA, `target`, then the metadata.
 
     Raises a ConfigError if there are no samples, or they can't be listed."""
+    advice: str = "make them unique"
+    """The way out where keys occur more than once, for a message."""
 
 
 def samples_table(columns: Mapping[str, Any], target: pa.DataType) -> pa.Table:

@@ -108,6 +108,23 @@ def open_dataset(name: str | None, location: str, options: SourceOptions) -> Map
     Raises:
         ConfigError: If there is no such dataset, an argument is missing or unknown, or the dataset refuses them.
     """
+    dataset, arguments = _arguments(location)
+    try:
+        opened = construct(dataset, arguments)
+    except Exception as error:  # datasets raise almost anything
+        parameters = _parameters(getattr(_datasets(), dataset))
+        fetch = "add download=true or " if "download" in parameters and not arguments.get("download") else ""
+        advice = f"{fetch}correct its arguments ({', '.join(parameters)})"
+        raise ConfigError(f"--data {location}: {type(error).__name__}: {error}; {advice}") from error
+    return {name or SINGLE_SPLIT: items_of(opened, DatasetReader(dataset, arguments))}
+
+
+def _arguments(location: str) -> tuple[str, dict[str, Any]]:
+    """Parses a location into the dataset's name and arguments.
+
+    Raises:
+        ConfigError: If there is no such dataset, or an argument is missing or unknown.
+    """
     dataset, _, query = location.removeprefix(_PREFIX).partition("?")
     known = [key for key, value in vars(_datasets()).items() if _is_dataset(value)]
     if dataset not in known:
@@ -117,14 +134,7 @@ def open_dataset(name: str | None, location: str, options: SourceOptions) -> Map
     faults = [f"unknown argument {key!r}" for key in given if key not in parameters]
     faults += [f"{key} is missing" for key, one in parameters.items() if one.default is one.empty and key not in given]
     ConfigError.check([f"--data {location}: {fault}; {dataset} takes {', '.join(parameters)}" for fault in faults])
-    arguments = {key: _cast(value, parameters[key]) for key, value in given.items()}
-    try:
-        opened = construct(dataset, arguments)
-    except Exception as error:  # datasets raise almost anything
-        fetch = "add download=true or " if "download" in parameters and not arguments.get("download") else ""
-        advice = f"{fetch}correct its arguments ({', '.join(parameters)})"
-        raise ConfigError(f"--data {location}: {type(error).__name__}: {error}; {advice}") from error
-    return {name or SINGLE_SPLIT: items_of(opened, DatasetReader(dataset, arguments))}
+    return dataset, {key: _cast(value, parameters[key]) for key, value in given.items()}
 
 
 def _datasets() -> Any:
@@ -195,4 +205,8 @@ def _targets_of_items(dataset: Any) -> list[int | None] | None:
     return targets
 
 
-KIND = SourceKind(lambda location: location.startswith(_PREFIX), open_dataset)
+KIND = SourceKind(
+    lambda location: location.startswith(_PREFIX),
+    open_dataset,
+    reader=lambda location, options: DatasetReader(*_arguments(location)),
+)

@@ -147,5 +147,5 @@ def _scan_file(path: str, name: str) -> pa.Table:
 KIND = SourceKind(
     lambda location: os.path.splitext(plain_name(location))[1] in SUFFIXES["features"] and not os.path.isdir(location),
     open_rows,
-    reader=RowReader(),
+    reader=lambda location, options: RowReader(),
 )

@@ -73,8 +73,10 @@ class SourceKind(NamedTuple):
     """The fields of SourceOptions that only this kind reads; giving one without such a source is a fault."""
     once: bool = False
     """True if only one source of this kind can be read."""
-    reader: Reader | None = None
-    """A reader that needs no more than a row of an index table; None if only an opened source has one."""
+    reader: Callable[[str, SourceOptions], Reader] | None = None
+    """Returns the reader of inputs that lie in a file of this kind, without listing them; None for whole files.
+
+    Raises a ConfigError if the location, as it stands in an index table, can't be read any more."""
 
 
 def as_target(column: pa.ChunkedArray) -> pa.ChunkedArray | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple, Self
 
@@ -181,20 +181,36 @@ def _roles(file: TableFile, table: pa.Table, options: SourceOptions) -> _Roles:
         column = getattr(options, option)
         if column is not None and column not in names:
             faults.append(f"there is no --{option.replace('_', '-')} {column!r}; its columns are {', '.join(names)}")
-    # A column of bytes certainly holds the images; a column of paths beside it may name anything.
-    candidates = sorted((name for name in _PATH_COLUMNS if name in names), key=lambda name: name not in file.embedded)
-    if options.path_column is None and not candidates:
+    path = _path_column(names, file, options)
+    if path is None:
         faults.append(f"none of {', '.join(names)} is named {', '.join(_PATH_COLUMNS)}; choose one by --path-column")
     if len(table) == 0:
         faults.append("the table has no rows")
     ConfigError.check([f"--data {file.location}: {fault}" for fault in faults])
     targets = [name for name in TARGET_COLUMNS if name in names and as_target(table[name]) is not None]
     return _Roles(
-        options.path_column or candidates[0],
+        str(path),
         options.key_column,
         options.target_column or next(iter(targets), None),
         options.split_column,
     )
+
+
+def _path_column(names: Sequence[str], file: TableFile, options: SourceOptions) -> str | None:
+    # A column of bytes certainly holds the images; a column of paths beside it may name anything.
+    candidates = sorted((name for name in _PATH_COLUMNS if name in names), key=lambda name: name not in file.embedded)
+    return options.path_column or next(iter(candidates), None)
+
+
+def embedded_reader(location: str, options: SourceOptions) -> EmbeddedReader:
+    """Returns a reader of the images in a Parquet file, whose column is chosen as `open_table` does.
+
+    Raises:
+        ConfigError: If the file can't be read, or the folder given as `--root` is gone.
+    """
+    file = TableFile(location)
+    column = _path_column(file.read_names(), file, options)
+    return EmbeddedReader(str(column), Root.of(location, options.root))
 
 
 def _with_text(table: pa.Table, location: str, roles: _Roles) -> pa.Table:
@@ -278,4 +294,5 @@ KIND = SourceKind(
     open_table,
     plural="tables",
     options=frozenset({"path_column", "key_column", "target_column", "split_column", "root"}),
+    reader=embedded_reader,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import gzip
 import io
@@ -133,19 +134,33 @@ class TableFile:
     def _json_lines(self) -> Iterator[int]:
         return (number for number, line in enumerate(self._text.split(b"\n"), 1) if line.strip())
 
-    def _read_parquet(self) -> pa.Table:
+    def read_names(self) -> list[str]:
+        """Reads the names of a Parquet file's columns, and which of them hold images.
+
+        Raises:
+            ConfigError: If it is malformed.
+        """
+        with self._parquet() as (_, names):
+            return names
+
+    @contextlib.contextmanager
+    def _parquet(self) -> Iterator[tuple[pq.ParquetFile, list[str]]]:
+        """Opens the file; yields it and the names of its columns."""
         try:
             with open_table_file(self.location) as file, pq.ParquetFile(file) as parquet:
                 schema = parquet.schema_arrow
                 self.embedded = frozenset(field.name for field in schema if _holds_images(field.type))
-                leaves = [f"{name}.path" if name in self.embedded else name for name in schema.names]
-                table = parquet.read(columns=leaves)
-            table.validate(full=True)  # for example that its text is UTF-8
+                yield parquet, schema.names
         except (OSError, EOFError, UnicodeDecodeError, zlib.error, pa.ArrowException) as error:
             reason = getattr(error, "strerror", None) or error
             raise self._fault(f"can't be read as Parquet ({reason}); check the table's path") from error
+
+    def _read_parquet(self) -> pa.Table:
+        with self._parquet() as (parquet, names):
+            table = parquet.read(columns=[f"{name}.path" if name in self.embedded else name for name in names])
+            table.validate(full=True)  # for example that its text is UTF-8
         columns = {}
-        for name in schema.names:
+        for name in names:
             if name not in self.embedded:
                 columns[name] = _without_dictionary(table[name])
             elif name in table.column_names:

@@ -154,5 +154,5 @@ KIND = SourceKind(
     open_tars,
     plural="tars",
     options=frozenset({"target_column"}),
-    reader=TarReader(),
+    reader=lambda location, options: TarReader(),
 )

@@ -255,23 +255,16 @@ def test_every_fault_is_reported_at_once(tmp_path: Path) -> None:
     touch(tmp_path, "a/1.jpg", "b/2.jpg", "file.jpg")
     found = faults(
         f"x={tmp_path / 'a'}",
-        f"x={tmp_path / 'b'}",
+        f"X={tmp_path / 'b'}",
         f"index={tmp_path / 'b'}",
         tmp_path / "missing",
         tmp_path / "file.jpg",
     )
     assert len(found) == 4
-    assert "'x' is given twice" in found[0]
+    assert "'x' and 'X' differ in case alone" in found[0]
     assert "'index'" in found[1]
     assert "no folder" in found[2]
     assert "is a file" in found[3]
-
-
-def test_two_unnamed_folders_clash_and_the_way_out_is_named(tmp_path: Path) -> None:
-    touch(tmp_path, "a/1.jpg", "b/2.jpg")
-    (fault,) = faults(tmp_path / "a", tmp_path / "b")
-    assert "'all' is given twice" in fault
-    assert f"NAME={tmp_path / 'b'}" in fault
 
 
 @pytest.mark.parametrize("spec", ["x" * 300, "n=" + "x" * 300])
