@@ -35,6 +35,8 @@ class SplitPlan:
     reader: Reader = dataclasses.field(default_factory=FileReader)
     positions: np.ndarray[Any, np.dtype[np.int64]] | None = None
     """The `index` [N] of each sample in the store, which tells its unit; None if that is its row in `table`."""
+    kept: Mapping[str, Any] | None = None
+    """The entry in the manifest of a split that stays as an earlier run stored it; None for one that was listed."""
 
     def __len__(self) -> int:
         return len(self.table)
@@ -59,12 +61,25 @@ class SplitPlan:
         return dict(zip(counts["group"].to_pylist(), counts["count_all"].to_pylist(), strict=True))
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the split's entry in the manifest, which differs for a plan with other units."""
+        """Returns the split's entry in the manifest, which differs if anything differs that the index stores."""
+        if self.kept is not None:
+            return dict(self.kept)
         return {
             "inputs": len(self),
             "names_sha256": _digest(self.table.select(["key", "group", "target"])),
             "sizes_and_times_sha256": _digest(self.table.select(["size", "mtime_ns"])),
+            "places_sha256": _typed_digest(self.table.select(["path", "offset"])),
+            "metadata_sha256": _typed_digest(self.table.select(self.metadata)),
         }
+
+    def with_targets(self, target: pa.Array) -> SplitPlan:
+        """Returns the same split with other targets [N] int64."""
+        table = self.table.set_column(self.table.schema.get_field_index(TARGET), TARGET, target)
+        split = dataclasses.replace(self, table=table)
+        if self.kept is None or target.equals(self.table[TARGET].combine_chunks()):
+            return split
+        names = _digest(table.select(["key", "group", "target"]))
+        return dataclasses.replace(split, kept={**self.kept, "names_sha256": names})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +190,16 @@ def _digest(table: pa.Table) -> str:
         for part in (pc.binary_length, lambda values: values):
             for batch in table.select([name]).to_batches(_CHUNK):
                 digest.update(_content(part(pc.fill_null(batch.column(0).cast(pa.large_string()), "\0"))))
+    return digest.hexdigest()
+
+
+def _typed_digest(table: pa.Table) -> str:
+    """Returns the sha256 of columns of any type: of their names, types and values, as Parquet has them."""
+    digest = hashlib.sha256()
+    for start in range(0, len(table) if table.num_columns else 0, _CHUNK):
+        sink = pa.BufferOutputStream()
+        pq.write_table(table.slice(start, _CHUNK), sink, compression="none", use_dictionary=False)
+        digest.update(sink.getvalue())
     return digest.hexdigest()
 
 

@@ -13,7 +13,6 @@ import enum
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,15 +20,15 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from embedx.data.plan import Plan, SplitPlan
+from embedx.data.sources.base import paths_as_text
+from embedx.run.columns import at, labels_differ, may_have_changed, numbers, places_differ, renamed_classes
+from embedx.run.metadata import Flags, MetadataDifferences, Positions, compare_metadata
 from embedx.run.summary import describe_counts
-from embedx.store.format.index import PLACE_SCHEMA, REJECTED, ROW_SCHEMA, read_index
+from embedx.store.format.index import INDEX_SCHEMA, PLACE_SCHEMA, REJECTED, ROW_SCHEMA, read_index
 
-Positions = NDArray[np.int64]
-Flags = NDArray[np.bool_]
 Digests = Callable[[SplitPlan, Sequence[int]], list[str | None]]
 """Reads the inputs of these rows of a split's plan and returns the sha256 of each, None for an unreadable one."""
 
-_NO_NUMBER, _NO_TEXT = -1, "\0"
 _NO_ROWS = pa.schema([*ROW_SCHEMA, *PLACE_SCHEMA]).empty_table()
 
 
@@ -47,14 +46,20 @@ class Verdict(enum.IntEnum):
     RENAMED = 4
     """Its content was stored under another key."""
     RELABELLED = 5
-    """Its content is the same, and its group or target another."""
-    RETRIED = 6
+    """Its content is the same, and its group, target or class another."""
+    WITH_OTHER_METADATA = 6
+    """Its content and labels are the same, and a column of its source's own has another value or type."""
+    MOVED = 7
+    """All is the same but its path, or its place in that file."""
+    RETRIED = 8
     """It was rejected, and is to be tried again."""
-    UNCHANGED = 7
+    UNCHANGED = 9
 
 
-_DIFFERENCES = (Verdict.NEW, Verdict.CHANGED, Verdict.GONE, Verdict.RENAMED, Verdict.RELABELLED)
+_DIFFERENCES = frozenset(Verdict) - {Verdict.PENDING, Verdict.MOVED, Verdict.RETRIED, Verdict.UNCHANGED}
 """The verdicts by which the inputs are not those of the store."""
+_STORED = (Verdict.RELABELLED, Verdict.WITH_OTHER_METADATA, Verdict.MOVED, Verdict.UNCHANGED)
+"""The verdicts by which the store has the embedding in the input's own row."""
 _WITHOUT_EXAMPLE = (Verdict.RETRIED, Verdict.UNCHANGED)
 
 
@@ -68,6 +73,8 @@ class SplitMatch:
     """[N] the stored row whose place in the store the input takes."""
     source_row: Positions
     """[N] the stored row that holds the input's embedding; -1: it has to be computed."""
+    metadata: MetadataDifferences
+    """The inputs whose metadata in their slot are others."""
 
     def rows(self, verdict: Verdict) -> Positions:
         """Returns the inputs with this verdict, as rows of the plan."""
@@ -80,7 +87,7 @@ class Changes:
 
     plan: Plan
     stored: pa.Table
-    """[K] the store's index rows, unit by unit."""
+    """[K] the store's index rows, unit by unit, in the columns that every index table has."""
     splits: dict[str, SplitMatch]
     """The matches by the split's name."""
     gone: Positions
@@ -93,65 +100,99 @@ class Changes:
 
     @property
     def inputs_differ(self) -> bool:
-        """True if anything but modification times differs."""
+        """True if anything differs but modification times and the places of the inputs."""
         return any(len(rows) for verdict in _DIFFERENCES for _, rows in self._rows(verdict))
 
     def describe(self) -> str:
         """Returns the counts in words, such as `10 new (such as 'a.jpg'), 3 gone (such as 'b.jpg'), 90 unchanged`."""
         examples = {}
         for verdict in set(Verdict).difference(_WITHOUT_EXAMPLE):
-            keys = (str(table["key"][int(rows[0])]) for table, rows in self._rows(verdict) if len(rows))
-            examples[verdict.name.lower()] = f" (such as {next(keys, '')!r})"
+            texts = (self._example(name, int(rows[0])) for name, rows in self._rows(verdict) if len(rows))
+            examples[verdict.name.lower()] = f" (such as {next(texts, '')})"
         return describe_counts(self.counts, examples)
 
-    def _rows(self, verdict: Verdict) -> list[tuple[pa.Table, Positions]]:
-        """Returns the inputs with this verdict as rows of tables: the store's index, or each split's plan."""
+    def _example(self, split: str | None, row: int) -> str:
+        """Returns the key of an input and the difference of its metadata, or the key of a stored row of any split."""
+        if split is None:
+            return repr(str(self.stored["key"][row]))
+        difference = self.splits[split].metadata.describe(row)
+        return f"{str(self.plan.splits[split].table['key'][row])!r}{difference and f': {difference}'}"
+
+    def describe_moved(self) -> str:
+        """Returns a sentence on the inputs that are elsewhere now."""
+        name = next(name for name, match in self.splits.items() if len(match.rows(Verdict.MOVED)))
+        row = int(self.splits[name].rows(Verdict.MOVED)[0])
+        now, then = self.plan.splits[name].table.slice(row, 1), self.stored.slice(int(self.splits[name].slot[row]), 1)
+        old, new = (
+            " at byte ".join(str(part) for part in (paths[0].as_py(), table["offset"][0].as_py()) if part is not None)
+            for paths, table in ((then["path"], then), (paths_as_text(now["path"]), now))
+        )
+        count = self.counts["moved"]
+        inputs = "1 input is" if count == 1 else f"{count:,} inputs are"
+        return f"{inputs} no longer where the store says (such as {now['key'][0].as_py()!r}: {old} → {new})"
+
+    def _rows(self, verdict: Verdict) -> list[tuple[str | None, Positions]]:
+        """Returns the inputs with this verdict as rows of each split's plan, by its name; None stands for the store."""
         if verdict is Verdict.GONE:
-            return [(self.stored, self.gone)]
-        return [(self.plan.splits[name].table, match.rows(verdict)) for name, match in self.splits.items()]
+            return [(None, self.gone)]
+        return [(name, match.rows(verdict)) for name, match in self.splits.items()]
 
 
 def compare(
-    plan: Plan, tables: Iterable[Path], sha256_of: Digests, *, names_differ: bool, retry_rejected: bool
+    plan: Plan,
+    tables: Iterable[Path],
+    sha256_of: Digests,
+    *,
+    classes: Sequence[str],
+    names_differ: bool,
+    retry_rejected: bool,
 ) -> Changes:
     """Compares a plan with the rows of a store, which its whole units' index tables hold.
 
-    Without `names_differ` keys, groups and targets are the same, and an input that the store lacks is pending.
+    Args:
+        plan: The inputs. A split that is kept is the store's own: of it only the labels are compared.
+        tables: The paths of the index tables.
+        sha256_of: The function that reads inputs.
+        classes: The names of the store's classes.
+        names_differ: False if keys, groups and targets are the same, so that an input that the store lacks is pending.
+        retry_rejected: Whether rejected inputs are to be tried again.
     """
-    stored = pa.concat_tables([_NO_ROWS, *map(read_index, tables)], promote_options="permissive")
+    units = [read_index(path) for path in tables]
+    stored = pa.concat_tables([_NO_ROWS, *(unit.select(INDEX_SCHEMA.names) for unit in units)])
+    renamed = renamed_classes(plan.classes, classes)
     missing = Verdict.NEW if names_differ else Verdict.PENDING
     matches, contents = {}, {}
     unclaimed, movable = np.ones((2, len(stored)), bool)
     for name, split in plan.splits.items():
-        match, contents[name] = _match_by_key(split, stored, sha256_of, missing, retry_rejected=retry_rejected)
+        slot = _same_keys(split, stored)
+        metadata = _metadata_differ(split, units, stored, slot)
+        verdicts = np.where(slot < 0, missing, Verdict.UNCHANGED).astype(np.int8)
+        verdicts[(slot >= 0) & places_differ(split, stored, slot)] = Verdict.MOVED
+        verdicts[metadata.rows] = Verdict.WITH_OTHER_METADATA
+        verdicts[(slot >= 0) & labels_differ(split, stored, slot, renamed)] = Verdict.RELABELLED
+        if retry_rejected and split.kept is None:
+            verdicts[(slot >= 0) & at(pc.equal(stored["status"], REJECTED).to_numpy(), slot)] = Verdict.RETRIED
+        contents[name] = _changed(split, stored, slot, sha256_of)
+        verdicts[list(contents[name])] = Verdict.CHANGED
+        match = SplitMatch(verdicts, slot, np.where(np.isin(verdicts, _STORED), slot, -1), metadata)
         unclaimed[match.slot[match.slot >= 0]] = False
         movable[match.slot[(match.slot >= 0) & (match.verdicts != Verdict.CHANGED)]] = False
         matches[name] = match
     rows_of = _rows_by_sha256(stored, movable)
-    sizes = _numbers(stored["bytes"])[movable]
+    sizes = numbers(stored["bytes"])[movable]
     for name, split in plan.splits.items():
-        candidates = (matches[name].slot < 0) & np.isin(_numbers(split.table["size"]), sizes)
+        candidates = (matches[name].slot < 0) & np.isin(numbers(split.table["size"]), sizes)
         contents[name] |= _read(split, candidates, sha256_of)
         in_split = pc.equal(stored["split"], name).to_numpy()
         _match_by_content(matches[name], contents[name], rows_of, unclaimed, in_split)
     return Changes(plan, stored, matches, np.flatnonzero(unclaimed))
 
 
-def _match_by_key(
-    split: SplitPlan, stored: pa.Table, sha256_of: Digests, missing: Verdict, *, retry_rejected: bool
-) -> tuple[SplitMatch, dict[int, str | None]]:
-    """Matches inputs with the stored rows of their keys; returns also the sha256 of each changed one, by its row."""
-    slot = _same_keys(split, stored)
-    verdicts = np.where(slot < 0, missing, Verdict.UNCHANGED).astype(np.int8)
-    verdicts[(slot >= 0) & _labels_differ(split, stored, slot)] = Verdict.RELABELLED
-    if retry_rejected:
-        verdicts[(slot >= 0) & at(pc.equal(stored["status"], REJECTED).to_numpy(), slot)] = Verdict.RETRIED
-    now = _read(split, (slot >= 0) & _may_have_changed(split, stored, slot), sha256_of)
+def _changed(split: SplitPlan, stored: pa.Table, slot: Positions, sha256_of: Digests) -> dict[int, str | None]:
+    """Returns the sha256 of each input whose content is no longer that in its slot, by its row in the plan."""
+    now = _read(split, (slot >= 0) & may_have_changed(split, stored, slot), sha256_of)
     then = stored["sha256"].take(pa.array(slot[list(now)])).to_pylist()
-    changed = {row: new for (row, new), old in zip(now.items(), then, strict=True) if new is None or new != old}
-    verdicts[list(changed)] = Verdict.CHANGED
-    source_row = np.where(np.isin(verdicts, (Verdict.UNCHANGED, Verdict.RELABELLED)), slot, -1)
-    return SplitMatch(verdicts, slot, source_row), changed
+    return {row: new for (row, new), old in zip(now.items(), then, strict=True) if new is None or new != old}
 
 
 def _match_by_content(
@@ -193,20 +234,15 @@ def _same_keys(split: SplitPlan, stored: pa.Table) -> Positions:
     return found
 
 
-def _may_have_changed(split: SplitPlan, stored: pa.Table, slot: Positions) -> Flags:
-    """Returns [N], True where size or modification time differ; a size that is unknown does not count."""
-    size, mtime = _numbers(split.table["size"]), _numbers(split.table["mtime_ns"])
-    old_size, old_mtime = at(_numbers(stored["bytes"]), slot), at(_numbers(stored["mtime_ns"]), slot)
-    may: Flags = ((size != old_size) & (size != _NO_NUMBER) & (old_size != _NO_NUMBER)) | (mtime != old_mtime)
-    return may
-
-
-def _labels_differ(split: SplitPlan, stored: pa.Table, slot: Positions) -> Flags:
-    """Returns [N], True where group or target differ."""
-    old = stored.select(["group", "target"]).take(pa.array(slot, mask=slot < 0))
-    groups = pc.not_equal(pc.fill_null(split.table["group"], _NO_TEXT), pc.fill_null(old["group"], _NO_TEXT))
-    differ: Flags = groups.to_numpy() | (_numbers(split.table["target"]) != _numbers(old["target"]))
-    return differ
+def _metadata_differ(
+    split: SplitPlan, units: Sequence[pa.Table], stored: pa.Table, slot: Positions
+) -> MetadataDifferences:
+    if split.kept is not None:
+        return MetadataDifferences(np.zeros(len(split), np.bool_))
+    own = pc.equal(stored["split"], split.name).to_numpy()
+    first = int(own.argmax()) if own.any() else 0
+    metadata = [unit.drop_columns(INDEX_SCHEMA.names) for unit in units if unit["split"][0].as_py() == split.name]
+    return compare_metadata(split.table.select(split.metadata), metadata, np.where(slot < 0, -1, slot - first))
 
 
 def _rows_by_sha256(stored: pa.Table, chosen: Flags) -> dict[str, list[int]]:
@@ -217,13 +253,3 @@ def _rows_by_sha256(stored: pa.Table, chosen: Flags) -> dict[str, list[int]]:
         if digest is not None:
             found.setdefault(digest, []).append(row)
     return found
-
-
-def _numbers(column: pa.ChunkedArray) -> Positions:
-    numbers: Positions = pc.fill_null(column, _NO_NUMBER).to_numpy()
-    return numbers
-
-
-def at(values: NDArray[Any], rows: Positions) -> NDArray[Any]:
-    """Returns the values at these positions, and anything at -1."""
-    return values[rows] if len(values) else np.zeros(len(rows), values.dtype)

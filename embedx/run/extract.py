@@ -105,6 +105,7 @@ def _update(job: Job, session: StoreSession, console: Console) -> Layout | None:
         job.plan,
         session.whole_units().values(),
         sha256_of,
+        classes=session.classes_before,
         names_differ=not session.inputs_are_the_same,
         retry_rejected=config.retry_rejected,
     )
@@ -113,9 +114,12 @@ def _update(job: Job, session: StoreSession, console: Console) -> Layout | None:
             f"the inputs are not those of the store {config.out}: {changes.describe()}; bring it up to date with "
             "--update, replace it with --overwrite, or choose another folder"
         )
+    moved = changes.counts["moved"]
     out_of_place = session.was_updated and changes.counts["pending"]
-    if not (changes.inputs_differ or changes.counts["retried"] or out_of_place):
-        session.resume()
+    if not (changes.inputs_differ or changes.counts["retried"] or out_of_place or (moved and config.update)):
+        if moved:
+            console.print(f"{changes.describe_moved()}; --update brings the new paths in", markup=False, soft_wrap=True)
+        session.resume(is_elsewhere=moved > 0)
         return None
     layout = lay_out(changes, job.rows_per_unit)
     session.update(layout.counts, layout.units, layout.linked, layout.staying)

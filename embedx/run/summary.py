@@ -87,4 +87,5 @@ class Summary:
 
 def describe_counts(counts: Mapping[str, int], examples: Mapping[str, str] = {}) -> str:
     """Returns the counts that are not zero in words, each followed by its example, such as ` (such as 'a.jpg')`."""
-    return ", ".join(f"{count:,} {name}{examples.get(name, '')}" for name, count in counts.items() if count)
+    told = {name.replace("_", " "): (count, examples.get(name, "")) for name, count in counts.items() if count}
+    return ", ".join(f"{count:,} {name}{example}" for name, (count, example) in told.items())

@@ -9,17 +9,23 @@ Shapes: N inputs of a split's plan, K rows of the store, U units that the store 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedx.data.plan import Plan, SplitPlan
-from embedx.data.sources.base import as_text
-from embedx.run.changes import Changes, Positions, at
-from embedx.store.format.index import PLACE_SCHEMA, ROW_SCHEMA
+from embedx.data.sources.base import paths_as_text
+from embedx.run.changes import Changes
+from embedx.run.columns import at
+from embedx.run.metadata import Positions
+from embedx.store.format.index import INDEX_SCHEMA, PLACE_SCHEMA, ROW_SCHEMA
 from embedx.store.format.layout import Unit
 from embedx.store.writing.unit_rows import StayingRows
+
+_OF_SHARDS = [name for name in INDEX_SCHEMA.names if name not in ("key", "path", "offset", "mtime_ns")]
+"""The columns by which the rows of two units have the same shards."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,16 +40,17 @@ class Layout:
     """The inputs to be computed, as rows of the plan, per split."""
     units: dict[Unit, int]
     """All units of the updated store, with their number of inputs."""
-    linked: list[Unit]
-    """The units that the store has exactly so already."""
+    linked: dict[Unit, pa.Table | None]
+    """The units whose shards the store has exactly so already, each with its index rows if these have changed."""
     staying: dict[Unit, StayingRows]
     """The rows whose embeddings the store has, for each of the other units."""
 
 
 def lay_out(changes: Changes, rows_per_unit: int) -> Layout:
     """Gives each input of the plan a place."""
-    layout = Layout(changes.counts, dataclasses.replace(changes.plan, splits={}), {}, {}, [], {})
+    layout = Layout(changes.counts, dataclasses.replace(changes.plan, splits={}), {}, {}, {}, {})
     for name, split in changes.plan.splits.items():
+        has_other_metadata = changes.splits[name].metadata.rows
         slot, source_row = changes.splits[name].slot, changes.splits[name].source_row
         stored_units = _stored_units(changes.stored, name, rows_per_unit)
         sizes = np.array([len(rows) for rows in stored_units], np.int64)
@@ -60,8 +67,10 @@ def lay_out(changes: Changes, rows_per_unit: int) -> Layout:
         for number, start, count in zip(numbers.tolist(), starts.tolist(), counts.tolist(), strict=True):
             unit_rows = rows.slice(start, count)
             layout.units[Unit(name, number)] = count
-            if number < len(stored_units) and _has_rows(stored_units[number], unit_rows):
-                layout.linked.append(Unit(name, number))
+            if number < len(stored_units) and _have_same(_OF_SHARDS, stored_units[number], unit_rows):
+                is_same = _have_same(INDEX_SCHEMA.names, stored_units[number], unit_rows)
+                is_same = is_same and not has_other_metadata[order[start : start + count]].any()
+                layout.linked[Unit(name, number)] = None if is_same else unit_rows
             elif len(staying := unit_rows.filter(has_source.slice(start, count))):
                 layout.staying[Unit(name, number)] = StayingRows.of(Unit(name, number), staying)
     return layout
@@ -92,10 +101,9 @@ def _place_new(unit: Positions, sizes: Positions, rows_per_unit: int) -> Positio
     return filled
 
 
-def _has_rows(stored: pa.Table, rows: pa.Table) -> bool:
-    """Tells whether a stored unit has exactly these index rows."""
-    names = rows.column_names
-    return set(stored.column_names) >= set(names) and bool(stored.select(names).equals(rows))
+def _have_same(names: Sequence[str], stored: pa.Table, rows: pa.Table) -> bool:
+    """Tells whether a stored unit and index rows have the same values in these columns."""
+    return bool(stored.select(names).equals(rows.select(names)))
 
 
 def _index_rows(split: SplitPlan, stored: pa.Table, source_row: Positions) -> pa.Table:
@@ -107,7 +115,7 @@ def _index_rows(split: SplitPlan, stored: pa.Table, source_row: Positions) -> pa
     columns = {
         "split": pa.array([split.name] * len(split), pa.string()),
         "index": pa.array(split.index(range(len(split)))),
-        "path": pa.array([as_text(path) for path in own["path"].to_pylist()], pa.string()),
+        "path": paths_as_text(own["path"]),
         **{name: own[name] for name in ("key", "offset", "group", "target", "mtime_ns", *split.metadata)},
         **{name: old[name] for name in old.column_names},
     }

@@ -43,7 +43,7 @@ def differences(
     nothing = [None] * len(inputs)
     table = pa.table({name: pa.chunked_array([columns.get(name, nothing)], kind) for name, kind in PLAN_TYPES.items()})
     contents = list(inputs.values())
-    options = {"names_differ": True, "retry_rejected": False} | options
+    options = {"classes": [], "names_differ": True, "retry_rejected": False} | options
     plan = Plan({"all": SplitPlan("all", table)}, [], None)
     return compare(plan, [Path("one")], lambda split, rows: [contents[row] for row in rows], **options)
 
@@ -74,7 +74,7 @@ def test_units_without_a_difference_are_linked_and_new_rows_fill_the_others(monk
     inputs = {f"k{index}": f"content {index}" for index in (0, 1, 2, 3, 5, 6)}
     inputs |= dict.fromkeys(("na", "nb", "nc", "nd"), "new")
     layout = lay_out(differences(monkeypatch, rows, inputs), ROWS_PER_UNIT)
-    assert layout.linked == [Unit("all", 0)]
+    assert layout.linked == {Unit("all", 0): None}
     assert layout.units == {Unit("all", 0): 3, Unit("all", 1): 3, Unit("all", 2): 3, Unit("all", 3): 1}
     kept = {unit.number: staying.rows["key"].to_pylist() for unit, staying in layout.staying.items()}
     assert kept == {1: ["k3", "k5"], 2: ["k6"]}

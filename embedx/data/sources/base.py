@@ -81,6 +81,14 @@ def as_text(name: bytes) -> str:
     return name.decode("utf-8", "backslashreplace")
 
 
+def paths_as_text(paths: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Returns a column of paths by `as_text`."""
+    try:
+        return paths.cast(pa.string())
+    except pa.ArrowInvalid:  # one of them is not UTF-8
+        return pa.chunked_array([[path and as_text(path) for path in paths.to_pylist()]], pa.string())
+
+
 def as_path(text: str) -> bytes:
     """Returns the file name that `as_text` turns into this text; of two such names, the one that exists."""
     path = text.encode()

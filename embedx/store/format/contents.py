@@ -96,6 +96,10 @@ class SplitTerms(ManifestPart):
     """The sha256 of the keys, groups and targets in plan order; None where a writer did not know its inputs before."""
     sizes_and_times_sha256: str | None = None
     """The sha256 of the sizes and modification times in plan order; None as above."""
+    places_sha256: str | None = None
+    """The sha256 of the paths and offsets in plan order; None where the index tables may have others, and as above."""
+    metadata_sha256: str | None = None
+    """The sha256 of the source's own columns in plan order; None in stores of an older embedx, and as above."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -117,6 +121,11 @@ class PlanTerms(ManifestPart):
         if plan.rows_per_unit == 0 or (plan.rows_per_unit is None and plan.splits):
             raise ValueError(f"its units have {plan.rows_per_unit} rows")
         return plan
+
+    def without_places(self) -> PlanTerms:
+        """Returns the same plan without the paths and offsets of its inputs."""
+        splits = {name: terms.replacing(places_sha256=None) for name, terms in self.splits.items()}
+        return dataclasses.replace(self, splits=splits)
 
     @property
     def grouped(self) -> bool:

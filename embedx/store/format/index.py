@@ -96,6 +96,24 @@ class UnitEntry(NamedTuple):
     shards: tuple[ShardEntry, ...]
 
 
+def in_order(rows: pa.Table) -> pa.Table:
+    """Returns rows with the columns of ROW_SCHEMA, PLACE_SCHEMA and a source in the order of an index table."""
+    of_rows = ROW_SCHEMA.names
+    behind = of_rows.index("reason") + 1
+    first = [*of_rows[:behind], *PLACE_SCHEMA.names, *of_rows[behind:]]
+    return rows.select([*first, *(name for name in rows.column_names if name not in first)])
+
+
+def as_stored(columns: pa.Table) -> pa.Table:
+    """Returns columns as they are read back from an index table: some types change on the way, such as times."""
+    if not columns.num_columns:
+        return columns
+    sink = pa.BufferOutputStream()
+    pq.write_table(columns, sink, **PARQUET_OPTIONS, **_PLAIN)
+    with pq.ParquetFile(pa.BufferReader(sink.getvalue())) as file:
+        return pa.Table.from_batches(file.iter_batches(use_threads=False), file.schema_arrow)
+
+
 def write_index(root: Path, rows: pa.Table, entry: UnitEntry) -> None:
     """Writes a unit's index table, with one row per input; it commits the unit.
 

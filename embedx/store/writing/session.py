@@ -14,9 +14,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
+
+import pyarrow as pa
 
 from embedx.errors import ConfigError, StoreMismatchError, output_error
 from embedx.names import LOCK
@@ -125,10 +127,19 @@ class StoreSession:
         units = [Unit(entry.split, entry.unit) for entry in whole_units(self.out, self.manifest.fingerprint).values()]
         return {unit: self.out / layout.index_path(unit) for unit in units}
 
-    def resume(self) -> None:
-        """Goes on with the store as it is, after the caller found that its inputs are those of the plan."""
+    @property
+    def classes_before(self) -> Sequence[str]:
+        """The names of the classes of the store that is there."""
+        return (self._before and self._before.plan.classes) or ()
+
+    def resume(self, *, is_elsewhere: bool) -> None:
+        """Goes on with the store as it is, after the caller found that its inputs are those of the plan.
+
+        If the files of some are elsewhere now, the index tables no longer have the paths that the plan states.
+        """
         if self._before is not None:
-            self.manifest = dataclasses.replace(self._before, plan=self.manifest.plan)
+            plan = self.manifest.plan.without_places() if is_elsewhere else self.manifest.plan
+            self.manifest = dataclasses.replace(self._before, plan=plan)
         self._take_stock()
         if self.manifest.complete:
             self.manifest.write(self.root)
@@ -137,7 +148,7 @@ class StoreSession:
         self,
         counts: Mapping[str, int],
         units: Mapping[Unit, int],
-        linked: Iterable[Unit],
+        linked: Mapping[Unit, pa.Table | None],
         staying: Mapping[Unit, StayingRows],
     ) -> None:
         """Begins a store beside this one that will take its place, or goes on with one that is there already.
@@ -145,7 +156,7 @@ class StoreSession:
         Args:
             counts: The counts of inputs by their difference from the store at `out`, for the manifest.
             units: The number of inputs of each unit of the new store.
-            linked: The units that are there already, and stay as they are.
+            linked: The units whose shards stay as they are, each with its index rows if these become others.
             staying: The rows that stay, for the other units.
         """
         if self._before is None:
@@ -156,7 +167,7 @@ class StoreSession:
         self._stage()
         self._take_stock({place_of(unit): inputs for unit, inputs in units.items()})
         if not self.manifest.complete:
-            missing = [unit for unit in linked if not self.is_committed(unit)]
+            missing = {unit: rows for unit, rows in linked.items() if not self.is_committed(unit)}
             stock.link_units(missing, self.out, self.root)
             self._committed.update(map(place_of, missing))
         self.staying = {unit: rows for unit, rows in staying.items() if not self.is_committed(unit)}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TypeAlias
+
+import pyarrow as pa
 
 from embedx.errors import StoreError, is_refusal
 from embedx.store.format import layout
 from embedx.store.format.atomic import link_or_copy, make_folder, sync_folder
 from embedx.store.format.contents import PlanTerms, SplitTotals
-from embedx.store.format.index import UnitEntry, read_entry
+from embedx.store.format.index import UnitEntry, in_order, read_entry, write_index
 from embedx.store.format.layout import Unit
 from embedx.store.format.manifest import Manifest
 from embedx.store.format.no_follow import regular_file
@@ -94,13 +96,22 @@ def remove_others(root: Path, committed: Set[Place]) -> None:
             remove_empty_folders(path.parent, root)
 
 
-def link_units(units: Iterable[Unit], source: Path, target: Path) -> None:
-    """Gives the files of units a second name in another store: first the shards, as in every commit."""
-    tables = [layout.index_path(unit) for unit in units]
-    shards = [shard.path for table in tables for shard in read_entry(source / table).shards]
-    for paths in (shards, tables):
-        for path in paths:
-            make_folder((target / path).parent, below=target)
-            link_or_copy(source / path, target / path)
-        for folder in dict.fromkeys((target / path).parent for path in paths):
-            sync_folder(folder)
+def link_units(units: Mapping[Unit, pa.Table | None], source: Path, target: Path) -> None:
+    """Gives the files of units a second name in another store: first the shards, as in every commit.
+
+    A unit with a table gets an index table of these rows, beside the same shards.
+    """
+    entries = {unit: read_entry(source / layout.index_path(unit)) for unit in units}
+    _link([shard.path for entry in entries.values() for shard in entry.shards], source, target)
+    _link([layout.index_path(unit) for unit, rows in units.items() if rows is None], source, target)
+    for unit, rows in units.items():
+        if rows is not None:
+            write_index(target, in_order(rows), entries[unit])
+
+
+def _link(paths: Sequence[str], source: Path, target: Path) -> None:
+    for path in paths:
+        make_folder((target / path).parent, below=target)
+        link_or_copy(source / path, target / path)
+    for folder in dict.fromkeys((target / path).parent for path in paths):
+        sync_folder(folder)

@@ -17,7 +17,7 @@ from torch import Tensor
 from embedx.errors import StoreError
 from embedx.names import INDEX, TARGETS
 from embedx.store.format.atomic import write_all
-from embedx.store.format.index import OK, UnitEntry, read_entry, write_index
+from embedx.store.format.index import OK, UnitEntry, in_order, read_entry, write_index
 from embedx.store.format.layout import GroupFolders, StoreTerms, Unit, folder_name, index_files, shard_path
 from embedx.store.format.no_follow import path_inside
 from embedx.store.format.shards import FORMAT, UNKNOWN_TARGET, ShardEntry, ShardHeader, encode_shard
@@ -176,8 +176,7 @@ def _with_places(rows: pa.Table, shards: Sequence[ShardEntry], groups: Groups) -
         shard[positions], row[positions] = number, np.arange(len(positions))
     rejected = shard < 0
     paths = pa.array([entry.path for entry in shards], pa.string()).take(pa.array(shard, mask=rejected))
-    at = rows.schema.get_field_index("reason") + 1
-    return rows.add_column(at, "shard", paths).add_column(at + 1, "row", pa.array(row, mask=rejected))
+    return in_order(rows.append_column("shard", paths).append_column("row", pa.array(row, mask=rejected)))
 
 
 def _numbers(column: pa.Array | pa.ChunkedArray) -> Numbers:
