@@ -151,7 +151,12 @@ class ExtractConfig:
         128 * 1024**2, help="Approximate size of a shard.", parser=parse_size, metavar="SIZE", shown="128MiB"
     )
     overwrite: bool = setting(False, help="Begin the store anew, and replace the old one at the end.")
-    update: bool = setting(False, help="Embed inputs that are new or have changed, and drop those that are gone.")
+    update: bool = setting(
+        False,
+        help="Embed inputs that are new or have changed, drop those that are gone, and bring in other labels, metadata "
+        "and paths. A split of the store that --data does not name stays as it is.",
+    )
+    drop_split: tuple[str, ...] = setting((), help="Split to drop from the store by --update; repeatable.")
     retry_rejected: bool = setting(False, help="Try the rejected inputs again.")
     on_error: OnError = setting("reject", help="Reject an unreadable input and go on, or fail at once.")
     timeout: float = setting(300.0, help="Seconds allowed to read and decode an input, before it is rejected.")
@@ -174,6 +179,7 @@ class ExtractConfig:
         checks = [
             (self.overwrite and self.update, again.format("--update")),
             (self.overwrite and self.retry_rejected, again.format("--retry-rejected")),
+            (self.drop_split and not self.update, "--drop-split changes a store that is there; give --update too"),
             (not 0 < self.timeout < 1e6, f"--timeout is {self.timeout:g}; give seconds above 0 and below 1e6"),
             (
                 self.batch_size != "auto" and self.batch_size >= 2**31,

@@ -68,6 +68,9 @@ def command(
 
 def _report(config: ExtractConfig, summary: Summary, *, as_json: bool, profile: bool) -> None:
     STDERR.print(_summary_text(summary), soft_wrap=True)
+    for split in summary.kept:
+        rows = count_text(summary.totals[split].rows, "row")
+        STDERR.print(f"kept as they are: split {split} ({rows})", markup=False, soft_wrap=True)
     if profile and not summary.up_to_date:
         _print_profile(summary)
     if os.path.lexists(replacement := staging_folder(config.out.resolve())):

@@ -18,7 +18,7 @@ from embedx.data.decoding.batch_rows import NoDecoder
 from embedx.data.loading.loaders import SplitLoader
 from embedx.data.plan import Plan, SplitPlan
 from embedx.engine.callback import Callback
-from embedx.errors import ConfigError, StoreMismatchError
+from embedx.errors import ConfigError, StoreError, StoreMismatchError
 from embedx.heartbeat import SILENT, Heartbeat
 from embedx.models.device import has_bf16
 from embedx.models.runtimes.base import Runtime
@@ -52,6 +52,7 @@ def extract(config: ExtractConfig, heartbeat: Heartbeat = SILENT, plan: Plan | N
     Raises:
         ConfigError: If the settings can't be met, or do not fit the store; units that were committed stay.
         StoreLockedError: If another run holds the store.
+        StoreError: If another run has changed it just now, or it is damaged beyond this run's reach.
         WriterError: If the embeddings can't be written.
         DeviceMemoryError: If the forward pass does not fit into the device's memory.
         InputError: At the first rejected input, with `--on-error fail`.
@@ -62,7 +63,10 @@ def extract(config: ExtractConfig, heartbeat: Heartbeat = SILENT, plan: Plan | N
     _notices(job, console)
     heartbeat.say("looking through the store")
     session = StoreSession.begin(config.out, job.manifest, mode="overwrite" if config.overwrite else "resume")
+    kept = tuple(name for name, split in job.plan.splits.items() if split.kept is not None)
     try:
+        if kept and job.store is not None and not session.goes_on_with(job.store):
+            raise StoreError(f"another run has changed {config.out} meanwhile; run the same command again")
         update = _update(job, session, console)
         loaders = _loaders(job, session, update)
         for name, then, now in session.changes if loaders else ():
@@ -79,7 +83,8 @@ def extract(config: ExtractConfig, heartbeat: Heartbeat = SILENT, plan: Plan | N
     seconds = time.perf_counter() - started
     changes = update.counts if update is not None else None
     ran_on = _ran_on(job, manifest.recipe.runtime or job.runtimes[0]) if loaders else {}
-    return Summary(config.out / MANIFEST, manifest.totals, up_to_date, changes, seconds, manifest.timings, ran_on)
+    out, timings = config.out / MANIFEST, manifest.timings
+    return Summary(out, manifest.totals, up_to_date, changes, seconds, timings, ran_on, kept)
 
 
 def _ran_on(job: Job, runtime: str) -> dict[str, str | int]:
@@ -187,7 +192,7 @@ def _loaders(job: Job, session: StoreSession, update: Layout | None) -> dict[str
 
 def _notices(job: Job, console: Console) -> None:
     """Prints a notice for each choice that the user may not expect."""
-    if not job.config.data:
+    if not (job.config.data or job.config.drop_split):
         total = sum(len(split) for split in job.plan.splits.values())
         console.print(f"no --data given: using the bundled sample of {total} images", style="yellow")
     if job.config.batch_size == "auto":

@@ -12,8 +12,12 @@ from embedx.data.sources.kinds import SourceOptions
 def list_inputs(config: ExtractConfig) -> Plan:
     """Lists the inputs that the settings name, or else the bundled sample's, and orders them into a plan.
 
+    Where splits are dropped there need be no other inputs.
+
     Raises:
         ConfigError: If sources can't be listed; it names every fault.
     """
+    if config.drop_split and not config.data:
+        return Plan({}, [], config.group_key)
     sources = parse_data(config.data or [str(sample.IMAGES)], SourceOptions.of(config))
     return build_plan(sources, config.group_key)

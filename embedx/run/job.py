@@ -54,6 +54,8 @@ class Job:
     batch_size: int
     runtimes: tuple[str, ...]
     """The runtimes to try, in this order; the first is the recipe's."""
+    store: Manifest | None = None
+    """The manifest of the store that was there when the run was determined."""
 
     @cached_property
     def decoder(self) -> DenseDecoder:
@@ -179,7 +181,7 @@ class Job:
             "rows_per_unit": self.rows_per_unit,
             "group_key": self.plan.group_key,
             "out": str(self.config.out),
-            "splits": {name: self._describe_split(split) for name, split in self.plan.splits.items()},
+            "splits": {name: self._describe_split(one) for name, one in self.plan.splits.items() if one.kept is None},
         }
 
     def _describe_split(self, split: SplitPlan) -> dict[str, Any]:

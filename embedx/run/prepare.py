@@ -23,8 +23,10 @@ from embedx.models.runtimes.eager import EagerRuntime
 from embedx.names import NO_BACKBONE
 from embedx.run.inputs import list_inputs
 from embedx.run.job import Job
+from embedx.run.kept_splits import with_kept_splits
 from embedx.store.format.contents import StoredRecipe
-from embedx.store.format.manifest import existing_store
+from embedx.store.format.layout import index_files
+from embedx.store.format.manifest import Manifest, existing_store
 from embedx.system.machine import cores
 
 DEFAULT_THREADS = torch.get_num_threads()
@@ -41,6 +43,7 @@ def prepare(
     """
     faults = config.faults()
     shape: tuple[int, ...] = (1,)
+    store = None
     with _collected(faults):
         store = existing_store(config.out)
     with _collected(faults):
@@ -51,8 +54,9 @@ def prepare(
             check_decoder(config, device)
     heartbeat.say("listing the inputs")
     with _collected(faults):
-        inputs = plan or list_inputs(config)
-        shape = input_shape(config, inputs)
+        named = plan or list_inputs(config)
+        inputs = named if config.overwrite else _with_kept_splits(named, config, store)
+        shape = input_shape(config, named if named.splits else inputs)
     heartbeat.say("preparing the backbone")
     with _collected(faults):  # last, as weights are not worth downloading for a run that can't be
         spec = describe_spec(config, shape, download=download and not faults)
@@ -64,11 +68,19 @@ def prepare(
     wanted = (begun.runtime or "auto") if config.runtime == "auto" else config.runtime
     names = runtimes.candidates(wanted, device, spec.bytes_written, sum(map(len, inputs.splits.values())))
     if batch_size is not None:
-        return Job(config, inputs, spec, device, precision, batch_size, names)
-    largest = Job(config, inputs, spec, device, precision, LARGEST_BATCH[device.type], names)
+        return Job(config, inputs, spec, device, precision, batch_size, names, store)
+    largest = Job(config, inputs, spec, device, precision, LARGEST_BATCH[device.type], names, store)
     images = largest.decoder.empty(largest.batch_size).zero_()
     fitting = EagerRuntime(spec.load(), device, precision).fitting_batch_size(images)
     return dataclasses.replace(largest, batch_size=fitting)
+
+
+def _with_kept_splits(named: Plan, config: ExtractConfig, store: Manifest | None) -> Plan:
+    """Adds the splits that a store has and the run does not name; a store without a unit has none."""
+    if store is not None and index_files(config.out):
+        return with_kept_splits(named, config.out, store, config.drop_split)
+    ConfigError.check([f"--drop-split {name}: {config.out} has no splits yet" for name in config.drop_split])
+    return named
 
 
 def input_shape(config: ExtractConfig, plan: Plan) -> tuple[int, ...]:

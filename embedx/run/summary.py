@@ -39,6 +39,8 @@ class Summary:
     """The seconds and rates of the run that completed the store, by name."""
     ran_on: dict[str, str | int] = dataclasses.field(default_factory=dict)
     """The device, runtime, threads (on a CPU), workers and batch_size of the run; empty if nothing was computed."""
+    kept: tuple[str, ...] = ()
+    """The splits that the run did not name, and that stay as they are."""
 
     @property
     def rows(self) -> int:
@@ -77,6 +79,7 @@ class Summary:
             "rows": self.rows,
             "rejected": self.rejected,
             "changes": self.changes,
+            "kept": self.kept,
             "seconds": round(self.seconds, 3),
             "splits": {name: totals.to_json() for name, totals in self.totals.items()},
             "means": self.ran_on,

@@ -11,6 +11,7 @@ from pathlib import Path
 from embedx.config import ExtractConfig
 from embedx.data.plan import Plan
 from embedx.errors import StoreError
+from embedx.recipe import canonical_json
 from embedx.run.inputs import list_inputs
 from embedx.run.summary import Summary
 from embedx.store.format.contents import PlanTerms
@@ -18,8 +19,10 @@ from embedx.store.format.layout import MANIFEST
 from embedx.store.format.manifest import Manifest
 from embedx.store.writing.session import StoreSession
 
-_WITHOUT_EFFECT = dict.fromkeys(("workers", "threads", "on_error", "timeout", "max_pixels", "max_errors", "update"))
-"""The settings that change nothing in a complete store."""
+_WITHOUT_EFFECT = dict.fromkeys(
+    ("workers", "threads", "on_error", "timeout", "max_pixels", "max_errors", "update", "data")
+)
+"""The settings that change nothing in a complete store of the same inputs."""
 
 
 def look_for_work(config: ExtractConfig) -> tuple[Summary | None, Plan | None]:
@@ -43,7 +46,10 @@ def look_for_work(config: ExtractConfig) -> tuple[Summary | None, Plan | None]:
     if not (manifest.complete and _was_made_with(config, manifest)):
         return None, None
     plan = list_inputs(config)
-    now = dataclasses.replace(manifest, plan=PlanTerms.from_json(plan.to_json(manifest.plan.rows_per_unit or 1)))
+    terms = PlanTerms.from_json(plan.to_json(manifest.plan.rows_per_unit or 1))
+    kept = {name: stored for name, stored in manifest.plan.splits.items() if name not in plan.splits}
+    terms = dataclasses.replace(terms, splits={**terms.splits, **kept})
+    now = dataclasses.replace(manifest, plan=terms)
     if now.plan != manifest.plan:
         return None, plan
     session = StoreSession.begin(config.out, now, mode="resume")
@@ -51,15 +57,18 @@ def look_for_work(config: ExtractConfig) -> tuple[Summary | None, Plan | None]:
     if session.needs_comparison or not session.is_finished:
         return None, plan
     seconds = time.perf_counter() - started
-    return Summary(config.out / MANIFEST, manifest.totals, True, None, seconds, manifest.timings), plan
+    timings = manifest.timings
+    return Summary(config.out / MANIFEST, manifest.totals, True, None, seconds, timings, kept=tuple(kept)), plan
 
 
 def _was_made_with(config: ExtractConfig, manifest: Manifest) -> bool:
     """Tells whether a store was made with these settings, the same weights and the same package versions."""
-    if config.overwrite or config.retry_rejected:
+    if config.overwrite or config.retry_rejected or config.drop_split:
         return False
-    then, now = manifest.settings.to_json(), config.to_json()
-    same = then | _WITHOUT_EFFECT == now | _WITHOUT_EFFECT
+    fields = [field for field in dataclasses.fields(config) if field.default is not dataclasses.MISSING]
+    defaults = {field.name: field.default for field in fields}  # of settings that are newer than the store
+    then, now = defaults | manifest.settings.to_json() | _WITHOUT_EFFECT, config.to_json() | _WITHOUT_EFFECT
+    same = canonical_json(then) == canonical_json(now)
     return same and _weights_are_same(config, manifest) and _versions_are_same(manifest)
 
 

@@ -124,7 +124,9 @@ class Store:
             StoreError: If there is no such split, or an index table is damaged.
         """
         self._require_split(split)
-        return _concat([read_index(path, columns) for path, unit in self.units.items() if split in (None, unit.split)])
+        return concat_rows(
+            [read_index(path, columns) for path, unit in self.units.items() if split in (None, unit.split)]
+        )
 
     def load(
         self,
@@ -166,7 +168,7 @@ class Store:
             raise StoreError(f"split {split!r} of {self.path} has no rows, and {rejected} rejected inputs")
         from embedx.store.reading.stored_rows import StoredRows
 
-        rows = _concat(tables)
+        rows = concat_rows(tables)
         embeddings = StoredRows(self.path, self.units.values()).gather(name, rows, whole_shards=True)
         return Embeddings(_as(framework, embeddings), rows)
 
@@ -250,7 +252,8 @@ def _group_of(shard: ShardEntry) -> Group:
     return NO_GROUP if shard.group is None else shard.group
 
 
-def _concat(tables: list[pa.Table]) -> pa.Table:
+def concat_rows(tables: list[pa.Table]) -> pa.Table:
+    """Joins the rows of index tables; raises a StoreError if their columns do not fit together."""
     try:
         return pa.concat_tables(tables or [INDEX_SCHEMA.empty_table()], promote_options="permissive")
     except pa.ArrowException as error:

@@ -112,6 +112,10 @@ class StoreSession:
         """True if every input has the key, group and target that it has in the plan of the store that is there."""
         return self._before is not None and same_names(self._before.plan, self.manifest.plan)
 
+    def goes_on_with(self, store: Manifest) -> bool:
+        """Tells whether the store that is there is still this one, with the same index tables."""
+        return self._before is not None and (self._before.plan, self._before.index) == (store.plan, store.index)
+
     @property
     def was_updated(self) -> bool:
         """True if an input's place in the plan no longer tells its unit."""
