@@ -26,6 +26,10 @@ from embedx.values import (
     Precision,
     RuntimeName,
     StoredDtype,
+    expand_backbone,
+    expand_path,
+    expand_paths,
+    local_path,
     parse_batch_size,
     parse_channels,
     parse_resize,
@@ -40,12 +44,15 @@ def setting(default: Any = dataclasses.MISSING, *, help: str, short: str = "", *
         default: The value without the option; a setting without a default must be given.
         help: The option's help, which ends with the default where the value itself does not tell it.
         short: The option's short form, such as `-b`.
-        **extra: Further facts: `flag`, `parser`, `metavar`, `shown` (the default in words) and `lowest` (the smallest
-            valid number).
+        **extra: Further facts: `flag`, `parser`, `metavar`, `shown` (the default in words), `lowest` (the smallest
+            valid number) and `path` (the function of `embedx.values` that
+            expands it).
     """
     return dataclasses.field(default=default, metadata={"help": help, "short": short, **extra})
 
 
+LOCAL: dict[str, Any] = {"path": local_path, "metavar": "PATH"}
+"""The further facts of a setting that is a path on this machine."""
 _CHANNELS: dict[str, Any] = {"parser": parse_channels, "metavar": "R,G,B"}
 
 
@@ -54,13 +61,14 @@ class ExtractConfig:
     """The settings of one `embedx extract`."""
 
     backbone: str = setting(
+        path=expand_backbone,
         help="Model to run: a name that `embedx backbones` lists, timm:NAME, hf:NAME or hf:FOLDER, a program's file, "
-        "module:factory, or none if the inputs are features."
+        "module:factory, or none if the inputs are features.",
     )
     backbone_arg: tuple[str, ...] = setting(
         (), help="Argument of the factory in --backbone module:factory, as KEY=VALUE with VALUE in JSON; repeatable."
     )
-    out: Path = setting(help="Folder to write the store to; it is created if missing.")
+    out: Path = setting(help="Folder to write the store to; it is created if missing.", **LOCAL)
     data: tuple[str, ...] = setting(
         (),
         help="Inputs, as [NAME=]SOURCE: NAME is the split; SOURCE is a folder, a table, a tar, a feature file, a URL "
@@ -75,12 +83,16 @@ class ExtractConfig:
         None, help="Column of a table or tar with class names or numbers. Default: target or label; tars: cls first."
     )
     split_column: str | None = setting(None, help="Table column with the split of each input.")
-    root: str | None = setting(None, help="Folder or URL where a table's relative paths start. Default: its own.")
+    root: str | None = setting(
+        None, help="Folder or URL where a table's relative paths start. Default: its own.", path=expand_path
+    )
     null: bool = setting(False, help="Paths on stdin end in NUL, as from `find -print0`.", short="-0")
     weights: str = setting(
         "DEFAULT", help="Weights: DEFAULT (pretrained), a torchvision weights name, random, or sample (bundled)."
     )
-    checkpoint: Path | None = setting(None, help="File to load the backbone's weights from, instead of --weights.")
+    checkpoint: Path | None = setting(
+        None, help="File to load the backbone's weights from, instead of --weights.", **LOCAL
+    )
     checkpoint_key: str | None = setting(
         None, help="Part of the checkpoint with the weights, as dotted keys (teacher.vit). Default: the part that fits."
     )
@@ -164,13 +176,12 @@ class ExtractConfig:
     seed: int = setting(0, help="Random seed of --weights random.")
 
     def __post_init__(self) -> None:
-        """Takes a path as text, and one text where several may be given, as the command line does."""
+        """Takes one text where several may be given, as the command line does, and expands paths."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(field.default, tuple):
                 object.__setattr__(self, field.name, (value,) if isinstance(value, str) else tuple(value))
-            elif value is not None and "Path" in str(field.type):
-                object.__setattr__(self, field.name, Path(value))
+        expand_paths(self)
 
     def faults(self) -> list[str]:
         """Returns everything that is wrong with the settings themselves, one message each."""

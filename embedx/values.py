@@ -1,11 +1,16 @@
-"""The types of settings' values, and the parsing and wording of sizes, channels and batch sizes."""
+"""The types of settings' values, and the parsing and wording of paths, sizes, channels and batch sizes."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Sequence
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import unquote_to_bytes
+
+from embedx.errors import ConfigError
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 StoredDtype = Literal["float32", "float16", "bfloat16"]
@@ -18,6 +23,9 @@ Interpolation = Literal["bilinear", "bicubic"]
 MAX_PIXELS = 178_956_970
 """The default limit of an image's pixels, against decompression bombs; Pillow's own default."""
 
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/", re.IGNORECASE)
+"""The beginning of a URL; one slash is enough, as pathlib makes one of two."""
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})", re.ASCII)
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _SIZE_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
 
@@ -27,6 +35,77 @@ def is_url(location: str | bytes) -> bool:
     if isinstance(location, bytes):
         return b"://" in location and is_url(os.fsdecode(location))  # most are paths, and need not be decoded
     return _URL.match(location) is not None
+
+
+def expand_path(text: str | Path) -> str:
+    """Returns a path with `file://`, `~`, `$NAME` and `${NAME}` resolved, unless a file of that very name exists.
+
+    A URL of another scheme is returned as it is.
+
+    Raises:
+        ValueError: If a variable is not set, the home folder is unknown, or `file://` names another machine.
+    """
+    text = str(text)
+    scheme = _SCHEME.match(text)
+    if os.path.lexists(text) or (scheme and scheme[1].lower() != "file"):
+        return text
+    for found in _VARIABLE.finditer(text):
+        if (name := found[1] or found[2]) not in os.environ:
+            raise ValueError(f"{text}: the environment variable {name} is not set; set it, or write the path out")
+    path = os.path.expandvars(text)
+    if scheme:
+        return _path_of_file_url(path)
+    path = os.path.expanduser(path)
+    if path == "~" or path.startswith("~/"):
+        raise ValueError(f"{text}: this user has no home folder; set HOME, or write the path out")
+    return path
+
+
+def local_path(text: str | Path) -> Path:
+    """Returns a path as `expand_path` does, and takes no URL but `file://`.
+
+    Raises:
+        ValueError: If it is another URL, or can't be resolved.
+    """
+    path = expand_path(text)
+    if _SCHEME.match(path) and not os.path.lexists(path):
+        raise ValueError(f"{text} is a URL, and can't be used here; give a path on this machine")
+    return Path(path)
+
+
+def expand_backbone(text: str) -> str:
+    """Expands a backbone's name if it is a path, also behind `hf:`.
+
+    Raises:
+        ValueError: If it can't be resolved.
+    """
+    prefix = "hf:" if text.startswith("hf:") else ""
+    return prefix + expand_path(text.removeprefix(prefix))
+
+
+def expand_paths(config: Any) -> None:
+    """Expands those of a configuration's settings that are paths.
+
+    Raises:
+        ConfigError: If some can't be; it names them all.
+    """
+    faults = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if "path" in field.metadata and value is not None:
+            try:
+                object.__setattr__(config, field.name, field.metadata["path"](os.fspath(value)))
+            except ValueError as error:
+                faults.append(f"--{field.name.replace('_', '-')} {error}")
+    ConfigError.check(faults)
+
+
+def _path_of_file_url(url: str) -> str:
+    rest = url.partition(":")[2]
+    host, path = rest[2:].partition("/")[::2] if rest.startswith("//") else ("", rest[1:])
+    if host not in ("", "localhost"):
+        raise ValueError(f"{url} names the machine {host}; write file:///PATH for a path on this one")
+    return os.fsdecode(unquote_to_bytes(os.fsencode(f"/{path}")))
 
 
 def parse_size(text: str | int) -> int:

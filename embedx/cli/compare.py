@@ -10,6 +10,7 @@ import typer
 from embedx.cli.options import DebugOption, JsonOption
 from embedx.cli.output import STDERR, STDOUT, count_text, facts_table, numbers_table, one_line, print_json
 from embedx.errors import ConfigError, EmbedxError
+from embedx.values import local_path
 
 if TYPE_CHECKING:
     from embedx.store.reading.compare import Comparison
@@ -19,8 +20,10 @@ _ALL = "(all)"
 
 
 def command(
-    a: Annotated[Path, typer.Argument(metavar="A", help="First store, such as one made before an upgrade.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="Second store, of the same inputs.")],
+    a: Annotated[
+        Path, typer.Argument(metavar="A", help="First store, such as one made before an upgrade.", parser=local_path)
+    ],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Second store, of the same inputs.", parser=local_path)],
     name: Annotated[
         list[str] | None,
         typer.Option(

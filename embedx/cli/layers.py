@@ -9,10 +9,14 @@ import typer
 from embedx.cli.options import DebugOption, JsonOption
 from embedx.cli.output import print_json, print_line
 from embedx.system.torch_imports import import_torchvision
+from embedx.values import expand_backbone
 
 
 def command(
-    backbone: Annotated[str, typer.Argument(metavar="BACKBONE", help="Model, as in `embedx extract --backbone`.")],
+    backbone: Annotated[
+        str,
+        typer.Argument(metavar="BACKBONE", help="Model, as in `embedx extract --backbone`.", parser=expand_backbone),
+    ],
     image_size: Annotated[
         int | None, typer.Option("--image-size", min=1, help="Height and width of the image. Default: the weights'.")
     ] = None,

@@ -15,6 +15,7 @@ import typer
 
 from embedx.cli.output import STDERR
 from embedx.errors import ConfigError, unknown
+from embedx.values import local_path
 
 
 def with_config_options(config: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -98,11 +99,16 @@ def _silence(wanted: bool) -> bool:
     return wanted
 
 
-StoreArgument = Annotated[Path, typer.Argument(metavar="STORE", help="Folder that `embedx extract` wrote.")]
+StoreArgument = Annotated[
+    Path,
+    typer.Argument(metavar="STORE", help="Folder that `embedx extract` wrote.", parser=local_path),
+]
 ConfigFileOption = Annotated[
     Path | None,
     typer.Option(
         "--config",
+        parser=local_path,
+        metavar="PATH",
         help="TOML file with any of these options, without their dashes; flags win.",
         callback=load_config_file,
         is_eager=True,
@@ -130,6 +136,8 @@ def _option_type(hint: Any, field: dataclasses.Field[Any]) -> Any:
     """Returns the type that typer needs for a field: a list for a tuple, and none where the field has a parser."""
     if "parser" in field.metadata:
         return Any
+    if "path" in field.metadata:  # as text, because pathlib makes one slash of a URL's two
+        return str if field.default is dataclasses.MISSING else str | None
     return list[str] if get_origin(hint) is tuple else hint
 
 

@@ -19,6 +19,7 @@ from embedx.cli.output import STDERR, STDOUT, facts_table, numbers_table, one_li
 from embedx.errors import ConfigError
 from embedx.heartbeat import Heartbeat
 from embedx.system import signals
+from embedx.values import local_path
 from embedx.vectors.probe_config import ProbeConfig
 
 if TYPE_CHECKING:
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
 def command(
     path: StoreArgument,
     config: ProbeConfig,
-    plot: Annotated[Path | None, typer.Option("--plot", help="PNG file to draw the confusion matrix into.")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", help="PNG file to draw the confusion matrix into.", metavar="PATH", parser=local_path),
+    ] = None,
     config_file: ConfigFileOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,

@@ -7,9 +7,9 @@ import math
 from pathlib import Path
 from typing import Literal
 
-from embedx.config import setting
+from embedx.config import LOCAL, setting
 from embedx.errors import ConfigError
-from embedx.values import parse_size
+from embedx.values import expand_paths, parse_size
 
 Method = Literal["linear", "knn"]
 
@@ -37,8 +37,11 @@ class ProbeConfig:
         metavar="SIZE",
         shown="1GiB",
     )
-    out: Path | None = setting(None, help="Folder for linear's head, and for the checkpoints of --resume.")
+    out: Path | None = setting(None, help="Folder for linear's head, and for the checkpoints of --resume.", **LOCAL)
     resume: bool = setting(False, help="Go on from the checkpoint of an interrupted run in --out.", flag="--resume")
+
+    def __post_init__(self) -> None:
+        expand_paths(self)
 
     def validate(self) -> None:
         """Raises one ConfigError that names every fault of the settings."""

@@ -15,6 +15,7 @@ from embedx.data.sources.joined import join
 from embedx.data.sources.kinds import SourceKind, SourceOptions
 from embedx.errors import ConfigError
 from embedx.names import RESERVED_SPLITS
+from embedx.values import expand_path
 
 _KINDS = (stdin.KIND, dataset.KIND, table.KIND, tar.KIND, features.KIND, folder.KIND)
 """The kinds of source in the order in which they are tried; the folder is last, because any text can name one."""
@@ -34,12 +35,8 @@ def parse_data(specs: Sequence[str], options: SourceOptions | None = None) -> di
     faults: list[str] = []
     used: set[SourceKind] = set()
     for spec in specs:
-        name, location = _split_spec(spec)
-        if not location:
-            faults.append(f"--data {spec!r} names no source; give NAME=SOURCE, such as a folder")
-            continue
         try:
-            check_urls([location])
+            name, location = _parse_spec(spec)
         except ConfigError as error:
             faults += error.faults
             continue
@@ -110,9 +107,19 @@ def _unused_options(options: SourceOptions, used: set[SourceKind]) -> list[str]:
     return faults
 
 
-def _split_spec(spec: str) -> tuple[str | None, str]:
-    """Splits NAME=SOURCE; a name has no `/`, `:` or `?`, and a spec that exists as a whole file has no name."""
+def _parse_spec(spec: str) -> tuple[str | None, str]:
+    """Splits NAME=SOURCE and expands the source; a name has no `/`, `:` or `?`, and a spec that exists has no name.
+
+    Raises:
+        ConfigError: If there is no source, it can't be expanded, or it is a URL whose scheme can't be read.
+    """
     name, equals, location = spec.partition("=")
-    if equals and not re.search("[/:?]", name) and not os.path.exists(spec):
-        return name, location
-    return None, spec
+    named = equals and not re.search("[/:?]", name) and not os.path.exists(spec)
+    if not (location if named else spec):
+        raise ConfigError(f"--data {spec!r} names no source; give NAME=SOURCE, such as a folder")
+    try:
+        location = expand_path(location if named else spec)
+    except ValueError as error:
+        raise ConfigError(f"--data {error}") from error
+    check_urls([location])
+    return name if named else None, location

@@ -1,0 +1,80 @@
+"""Every option and argument that is a path, of every command."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+
+from embedx.cli.app import app
+from embedx.config import ExtractConfig
+from embedx.vectors.probe_config import ProbeConfig
+from tests.runs import run
+
+COMMANDS = typer.main.get_command(app).commands
+SETTINGS = {"extract": ExtractConfig, "probe": ProbeConfig}
+
+
+def path_parameters() -> Iterator[tuple[str, str]]:
+    for command, parsed in COMMANDS.items():
+        for parameter in parsed.params:
+            if parameter.metavar in ("PATH", "STORE", "A", "B"):
+                yield command, parameter.name
+
+
+def test_no_parameter_is_a_path_unless_it_is_expanded() -> None:
+    """That is, none has Click's own type of paths, which knows neither `~` nor URLs."""
+    assert len(list(path_parameters())) >= 11
+    unexpanded = [
+        (command.name, parameter.name)
+        for command in app.registered_commands
+        for parameter in inspect.signature(command.callback, eval_str=True).parameters.values()
+        if "Path" in str(parameter.annotation) and not getattr(parameter.annotation.__metadata__[0], "parser", None)
+    ]
+    assert unexpanded == []
+
+
+@pytest.mark.parametrize(("command", "parameter"), list(path_parameters()))
+def test_a_path_is_expanded_and_a_url_refused(
+    command: str, parameter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x").touch()
+    (tmp_path / "x y").touch()
+    assert _parsed(command, parameter, "~/x") == tmp_path / "x"
+    assert _parsed(command, parameter, f"file://{tmp_path}/x%20y") == tmp_path / "x y"
+    with pytest.raises(Exception, match="s3://lake/x is a URL, and can't be used here; give a path on this machine"):
+        _parsed(command, parameter, "s3://lake/x")
+
+
+def _parsed(command: str, parameter: str, value: str) -> Path:
+    """The value as the command gets it; the command itself is not run."""
+    parsed = COMMANDS[command]
+    arguments = []
+    for each in parsed.params:
+        given = value if each.name == parameter else "1"
+        if each.name == parameter or each.required:
+            arguments += [given] if each.param_type_name == "argument" else [each.opts[0], given]
+    values = parsed.make_context(command, arguments).params
+    settings = SETTINGS.get(command)
+    fields = {field: values[field] for field in getattr(settings, "__dataclass_fields__", ()) if field in values}
+    found = getattr(settings(**fields), parameter) if parameter in fields else values[parameter]
+    assert isinstance(found, Path)
+    return found
+
+
+def test_no_folder_is_made_for_a_home_or_a_url(tmp_path: Path) -> None:
+    np.save(tmp_path / "in.npy", np.ones((2, 3), np.float32))
+    (tmp_path / "run.toml").write_text('backbone = "none"\ndata = "train=$HOME/in.npy"\nout = "~/store"\n')
+    work, home = tmp_path / "work", {"HOME": str(tmp_path)}
+    work.mkdir()
+    done = run("extract", "--config", "~/run.toml", env=home, cwd=work)
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path}/store/manifest.json\n"), done.stderr
+    refused = run("extract", "--config", "~/run.toml", "--out", "s3://lake/store", env=home, cwd=work)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "--out s3://lake/store is a URL" in refused.stderr
+    assert list(work.iterdir()) == []
