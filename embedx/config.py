@@ -201,8 +201,8 @@ class ExtractConfig:
                 f"--checkpoint and --weights {self.weights} both name the weights; give one of them",
             ),
             (
-                self.checkpoint is not None and not self.checkpoint.is_file(),
-                f"--checkpoint {self.checkpoint}: there is no such file",
+                self.checkpoint is not None and not self.checkpoint.exists(),
+                f"--checkpoint {self.checkpoint}: there is no such file or folder",
             ),
             (
                 self.checkpoint is None and self.checkpoint_key is not None,

@@ -79,7 +79,7 @@ def _weights_are_same(config: ExtractConfig, manifest: Manifest) -> bool:
             with file.open("rb") as content:
                 digest = hashlib.file_digest(content, "sha256").hexdigest()
             return manifest.recipe.weights_sha256 == digest
-    return ":" not in config.backbone
+    return config.checkpoint is None and ":" not in config.backbone
 
 
 def _versions_are_same(manifest: Manifest) -> bool:

@@ -133,5 +133,7 @@ def test_a_backbone_s_layers_need_no_weights() -> None:
     assert listed["encoder.layers.encoder_layer_11"] == (197, 768)
     smaller = describe_layers(BackboneOptions(backbone="resnet18", image_size=64))
     assert smaller["layer4"] == (512, 2, 2)
-    with pytest.raises(ConfigError, match="vit_b_16 does not take images of 160x160"):
-        describe_layers(BackboneOptions(backbone="vit_b_16", image_size=160))
+    other = describe_layers(BackboneOptions(backbone="vit_b_16", image_size=160))
+    assert other["encoder.layers.encoder_layer_11"] == (101, 768)
+    with pytest.raises(ConfigError, match="vit_b_16 does not take images of 100x100"):
+        describe_layers(BackboneOptions(backbone="vit_b_16", image_size=100))

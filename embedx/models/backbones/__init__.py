@@ -88,7 +88,7 @@ def describe_layers(options: BackboneOptions) -> dict[str, tuple[int, ...]]:
     size = options.image_size or (own.crop if own else architecture.image_size)
     if size is None:
         raise ConfigError(f"the size of the images that {options.backbone} takes is unknown; give --image-size")
-    model = architecture.outline().to(architecture.outline_device)
+    model = _outline(architecture, size).to(architecture.outline_device)
 
     def shapes(batch: int) -> dict[str, tuple[int, ...]]:
         return layer_shapes(model, _blank_images(architecture, batch, size, torch.float32))
@@ -113,8 +113,9 @@ def _check_has_layers(architecture: Architecture) -> None:
 def _with_shapes(spec: BackboneSpec, size: int) -> BackboneSpec:
     """Completes a description by running the backbone's outline on blank images."""
     architecture = spec.architecture
-    model = architecture.outline()
+    model = _outline(architecture, size)
     ConfigError.check(layer_faults(model, architecture.name, spec.layers))
+    architecture.note_positions(model)
     embedder = _embedder(model, spec).to(architecture.outline_device)
     written = None
 
@@ -132,6 +133,15 @@ def _with_shapes(spec: BackboneSpec, size: int) -> BackboneSpec:
 
     shapes = _try_batches(architecture, row_shapes, size)
     return dataclasses.replace(spec, shapes=shapes, bytes_written=written)
+
+
+def _outline(architecture: Architecture, size: int) -> nn.Module:
+    """Builds the outline; raises a ConfigError if the backbone can't be built for images of this size."""
+    try:
+        return architecture.outline()
+    except (AssertionError, ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"{architecture.name} does not take images of {size}x{size}: {reason}") from error
 
 
 def _blank_images(architecture: Architecture, batch: int, size: int, dtype: torch.dtype) -> Tensor:

@@ -10,10 +10,11 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from embedx.models.weights.find import Weights, WeightsOptions
 from embedx.models.weights.matching import CheckpointMatch, fill
+from embedx.models.weights.position import is_position, position_change
 from embedx.models.weights.read import read_state_dict
 from embedx.recipe import Preprocessing
 from embedx.values import Precision
@@ -52,6 +53,8 @@ class Architecture(ABC):
     """True for a program, whose parts can't be reached, so that it has no layers."""
     match: CheckpointMatch | None = None
     """The way in which a checkpoint was matched, once it is loaded."""
+    fills = True
+    """True if the weights are set by `fill`, and not by a library that has its own way."""
     libraries: tuple[str, ...] = ()
     """The packages besides torchvision that build it; a store's environment records their versions."""
 
@@ -92,8 +95,21 @@ class Architecture(ABC):
                 return self.build()[0]
         with self.building():
             model, removed = self.build()
-        self.match = fill(model, read_state_dict(path), source=path, heads=removed, key=self.weights.key)
+        state = read_state_dict(path)
+        self.match = fill(model, state, source=path, heads=removed, key=self.weights.key, translate=self.translate)
         return model
+
+    def translate(self, model: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor] | None:
+        """Translates a checkpoint's tensors to the model's names and shapes; None if nothing is known of them."""
+        return None
+
+    def note_positions(self, outline: nn.Module) -> None:
+        """Notes the position embeddings that are to be resampled in the weights' entry of the recipe."""
+        path = self.weights.path
+        wanted = [tensor.shape for name, tensor in outline.state_dict().items() if is_position(name)]
+        if path is not None and wanted and self.fills:
+            changes = position_change(read_state_dict(path), wanted[0])
+            self.weights = dataclasses.replace(self.weights, positions=changes)
 
 
 class BackboneKind(NamedTuple):

@@ -6,6 +6,8 @@ models such as CLIP), `pooler_output`, and `last_hidden_state`: tokens or a map,
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,12 +46,18 @@ class ImageFeatures(nn.Module):
         self._non_persistent_buffers_set = model._non_persistent_buffers_set
         self.training = model.training
         self._features = getattr(model, "get_image_features", model.forward)
+        config: Any = getattr(model, "config", None)
+        self._size = getattr(getattr(config, "vision_config", config), "image_size", None)
+        self._interpolates = "interpolate_pos_encoding" in inspect.signature(self._features).parameters
         self._name = type(model).__name__
 
     def forward(self, images: Tensor) -> Tensor:
         """Computes the features [B, D], tokens [B, T, D] or a map [B, C, H, W] of normalised images [B, 3, H, W]."""
         try:
-            outputs: Mapping[str, Any] = self._features(pixel_values=images, return_dict=True)
+            options = (
+                {"interpolate_pos_encoding": True} if self._interpolates and images.shape[-1] != self._size else {}
+            )
+            outputs: Mapping[str, Any] = self._features(pixel_values=images, return_dict=True, **options)
         except TypeError as error:
             raise ConfigError(f"{self._name} needs more than images: {error}") from error
         if "mask" in outputs:
@@ -71,6 +79,7 @@ class HuggingFaceBackbone(Architecture):
 
     def __init__(self, name: str, weights: Weights, folder: Path, files: Sequence[Path]) -> None:
         super().__init__(name, weights, preprocessing_of(folder))
+        self.fills = weights.name == "checkpoint"
         self._config = _config(name, folder)
         self._files = files
         # Weights of classifiers lack the pooler, and transformers would make up a random one.
@@ -81,9 +90,15 @@ class HuggingFaceBackbone(Architecture):
         return self._features(self._create()), ()
 
     def load(self) -> nn.Module:
-        """Builds the model with its weights. transformers matches them, as it knows the tensors' former names."""
+        """Builds the model with its weights; transformers matches its own, as it knows the tensors' former names."""
         if self.weights.path is None:
             return super().load()
+        if self.fills:
+            with contextlib.suppress(CheckpointError):  # such as for former names, which transformers knows
+                return super().load()
+        return self._load_own()
+
+    def _load_own(self) -> nn.Module:
         state: dict[str, Tensor] = {}
         for file in self._files:
             state |= read_state_dict(file)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from embedx.errors import CheckpointError, ConfigError, unknown
 from embedx.models.backbones import hub
@@ -33,6 +33,7 @@ class TimmBackbone(Architecture):
 
     def __init__(self, name: str, weights: Weights, registered: Any, image_size: int | None) -> None:
         super().__init__(name, weights, _preprocessing(name, registered))
+        self.fills = weights.name == "checkpoint"
         self._registered = registered
         self._options = {"img_size": image_size} if image_size and registered.fixed_input_size else {}
 
@@ -54,11 +55,11 @@ class TimmBackbone(Architecture):
 
     def load(self) -> nn.Module:
         """Builds the model with its weights; timm reads its own, and fits them to the image size."""
-        if self.weights.path is None or self.weights.name == "checkpoint":
+        if self.weights.path is None or self.fills:
             return super().load()
         source = {"file": str(self.weights.path), "custom_load": False}
         try:
-            with torch.random.fork_rng(devices=[]), _missing_tensors() as missing:
+            with torch.random.fork_rng(devices=[]), _loading() as (_, missing):
                 model = self._create(pretrained=True, pretrained_cfg_overlay=source)
         except Exception as error:  # timm has no errors of its own, and what it reads may be damaged
             message = f"{self.weights.path}: timm can't load it as {self.weights.name} ({error})"
@@ -67,6 +68,27 @@ class TimmBackbone(Architecture):
             message = f"{self.weights.path}: is not {self.weights.name}; it lacks {len(lacking)} tensors of the model"
             raise CheckpointError(f"{message}, such as {lacking[0]}; remove the file, and it is fetched again")
         return model
+
+    def translate(self, model: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor] | None:
+        """Translates by timm's own filter for this model, which knows the originals' names and its own former ones."""
+        try:
+            with torch.random.fork_rng(devices=[]), _loading() as (states, _):
+                if any("/" in name for name in state):
+                    return self._of_arrays()
+                self._create(pretrained=True, pretrained_cfg_overlay={"state_dict": dict(state)})
+        except Exception:  # noqa: BLE001  (the filters expect their own originals, and raise anything on others)
+            pass
+        return states[-1] if states else None
+
+    def _of_arrays(self) -> Mapping[str, Tensor] | None:
+        """Reads a file of JAX's arrays by timm's own function for this model; None if that leaves tensors unset."""
+        model = self._create()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(math.nan)
+        model.load_pretrained(str(self.weights.path))  # type: ignore[operator]
+        unset = any(parameter.isnan().any() for parameter in model.parameters())
+        return None if unset else model.state_dict()
 
     def _create(self, **options: Any) -> nn.Module:
         import timm
@@ -161,18 +183,21 @@ def _preprocessing(backbone: str, registered: Any) -> Preprocessing:
 
 
 @contextlib.contextmanager
-def _missing_tensors() -> Iterator[set[str]]:
-    """Collects the names of tensors that state dicts lack; timm would leave those at random values."""
-    load, missing = nn.Module.load_state_dict, set()
+def _loading() -> Iterator[tuple[list[Mapping[str, Tensor]], set[str]]]:
+    """Collects the state dicts that are given to models, and the names that they lack: timm leaves those random."""
+    load = nn.Module.load_state_dict
+    states: list[Mapping[str, Tensor]] = []
+    missing: set[str] = set()
 
-    def load_and_note(self: nn.Module, *args: Any, **options: Any) -> Any:
-        result = load(self, *args, **options)
+    def load_and_note(self: nn.Module, state: Mapping[str, Tensor], *args: Any, **options: Any) -> Any:
+        states.append(state)
+        result = load(self, state, *args, **options)
         missing.update(result.missing_keys)
         return result
 
-    nn.Module.load_state_dict = load_and_note  # type: ignore[method-assign]
+    nn.Module.load_state_dict = load_and_note  # type: ignore[method-assign,assignment]
     try:
-        yield missing
+        yield states, missing
     finally:
         nn.Module.load_state_dict = load  # type: ignore[method-assign]
 

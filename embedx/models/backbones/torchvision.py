@@ -15,7 +15,7 @@ from torchvision.models import WeightsEnum
 
 from embedx.errors import ConfigError, unknown
 from embedx.models.backbones.base import Architecture, BackboneKind, BackboneOptions
-from embedx.models.weights.find import find_weights
+from embedx.models.weights.find import Weights, find_weights
 from embedx.recipe import Preprocessing
 
 AUXILIARY = ("AuxLogits", "aux1", "aux2")
@@ -29,14 +29,19 @@ BUILD_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 class TorchvisionBackbone(Architecture):
-    """A classification model of torchvision."""
+    """A classification model of torchvision, built for an image size if the model is for one size only."""
 
-    preprocessing: Preprocessing
+    def __init__(self, name: str, weights: Weights, preprocessing: Preprocessing, image_size: int | None) -> None:
+        super().__init__(name, weights, preprocessing)
+        self._size = image_size or preprocessing.crop
 
     def build(self) -> tuple[nn.Module, tuple[str, ...]]:
         """Builds the model without its classifier."""
-        vision_transformer = self.name.startswith("vit_")
-        options = {"image_size": self.preprocessing.crop} if vision_transformer else BUILD_OPTIONS.get(self.name, {})
+        options: dict[str, Any] = BUILD_OPTIONS.get(self.name, {})
+        if self.name.startswith("vit_"):
+            options = {"image_size": self._size}
+        elif self.name.startswith("maxvit_"):
+            options = {"input_size": (self._size, self._size)}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # GoogLeNet's and Inception's, on their initialisation
             model: nn.Module = models.get_model(self.name, weights=None, **options)
@@ -72,7 +77,7 @@ def find(options: BackboneOptions, download: bool) -> TorchvisionBackbone:
     """Finds a model by its name."""
     check_name(options.backbone)
     weights, member = find_weights(options, download=download)
-    return TorchvisionBackbone(options.backbone, weights, preset(member))
+    return TorchvisionBackbone(options.backbone, weights, preset(member), options.image_size)
 
 
 def preset(weights: WeightsEnum) -> Preprocessing:

@@ -20,7 +20,7 @@ from torchvision.models import WeightsEnum
 from embedx import sample
 from embedx.config import ExtractConfig
 from embedx.errors import CheckpointError, ConfigError, unknown
-from embedx.models.weights.read import is_index, shard_files
+from embedx.models.weights.read import checkpoint_files, locate
 from embedx.names import NO_BACKBONE
 
 DOWNLOAD_TIMEOUT = 10.0
@@ -52,12 +52,14 @@ class Weights:
     name: str
     """The full name of torchvision's weights, `checkpoint`, `sample`, `random`, or `none` without a backbone."""
     path: Path | None = None
-    """The file; None for random weights, and for a file that has not been downloaded."""
+    """The file, index or folder; None for random weights, and for a file that has not been downloaded."""
     sha256: str | None = None
     """The sha256 of the file, or of the sha256s, one a line, of a sharded checkpoint's index and its shards by name."""
     seed: int = 0
     key: str | None = None
     """The sub-tree of the checkpoint that holds the weights, where one was chosen."""
+    positions: str | None = None
+    """The change of the grid of position embeddings, as `24x24 to 14x14`, where they are resampled."""
 
     def to_json(self) -> dict[str, str | int]:
         """Returns the recipe's entry."""
@@ -65,8 +67,9 @@ class Weights:
             return {"name": self.name, "seed": self.seed}
         if self.name == NO_BACKBONE:
             return {"name": self.name}
-        key = {} if self.key is None else {"key": self.key}
-        return {"name": self.name, "sha256": self.sha256 or "not in the cache", **key}
+        further = {"key": self.key, "position_embeddings": self.positions}
+        stated = {name: value for name, value in further.items() if value is not None}
+        return {"name": self.name, "sha256": self.sha256 or "not in the cache", **stated}
 
 
 def given_weights(options: WeightsOptions) -> Weights | None:
@@ -76,7 +79,8 @@ def given_weights(options: WeightsOptions) -> Weights | None:
         CheckpointError: If the checkpoint can't be read.
     """
     if options.checkpoint is not None:
-        return dataclasses.replace(weights_of_file("checkpoint", options.checkpoint), key=options.checkpoint_key)
+        path = locate(options.checkpoint)
+        return dataclasses.replace(weights_of_file("checkpoint", path), key=options.checkpoint_key)
     return Weights("random", seed=options.seed) if options.weights == "random" else None
 
 
@@ -105,14 +109,15 @@ def find_weights(options: WeightsOptions, *, download: bool) -> tuple[Weights, W
 
 
 def weights_of_file(name: str, path: Path) -> Weights:
-    """Returns the weights that a file, or the index of a sharded checkpoint, holds.
+    """Returns the weights that a file, the index of a sharded checkpoint, or a folder holds.
 
     Raises:
-        CheckpointError: If the file can't be read.
+        CheckpointError: If a file can't be read.
     """
-    if not is_index(path):
-        return Weights(name, path, sha256_of([path]))
-    lines = (f"{sha256_of([file])}\n" for file in (path, *sorted(set(shard_files(path).values()))))
+    first, *others = checkpoint_files(path)
+    if not others:
+        return Weights(name, path, sha256_of([first]))
+    lines = (f"{sha256_of([file])}\n" for file in (first, *others))
     return Weights(name, path, hashlib.sha256("".join(lines).encode()).hexdigest())
 
 

@@ -76,7 +76,7 @@ def test_rows_are_those_of_torchvision_s_own_body(tmp_path: Path, backbone: str)
 
 
 def test_weights_of_another_model_do_not_fit(tmp_path: Path) -> None:
-    torch.save(whole("lraspp_mobilenet_v3_large").state_dict(), tmp_path / "weights.pth")
+    torch.save(models.squeezenet1_1().state_dict(), tmp_path / "weights.pth")
     backbone = "fasterrcnn_mobilenet_v3_large_320_fpn"
     with pytest.raises(CheckpointError, match="none of the backbone's tensors"):
         describe(backbone, weights="DEFAULT", checkpoint=tmp_path / "weights.pth").load()

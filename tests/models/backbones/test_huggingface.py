@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm.layers
 import torch
 import transformers
 from PIL import Image
@@ -244,10 +245,39 @@ def test_models_without_an_embedding_of_images_are_a_fault(settings: Any, messag
         describe(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["vit", "clip"])
+def test_another_image_size_interpolates_the_position_embeddings(tmp_path: Path, name: str) -> None:
+    settings, processor, output = MODELS[name]
+    model: Any = save(tmp_path, settings, processor)
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    spec = describe(tmp_path, image_size=64)
+    assert spec.preprocessing is not None
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.preprocessing.mean, spec.preprocessing.std))
+    normalised = (images / 255 - mean) / std
+    with torch.inference_mode():
+        run = model.get_image_features if output == "get_image_features" else model
+        expected = run(pixel_values=normalised, interpolate_pos_encoding=True).pooler_output
+        torch.testing.assert_close(spec.load()(images)["embeddings"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_checkpoint_with_a_prefix_and_another_image_size_is_fitted(tmp_path: Path) -> None:
+    larger = transformers.ViTConfig(**TRANSFORMER, image_size=64, patch_size=8)
+    state = save(tmp_path / "larger", larger).state_dict()
+    torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "last.pth")
+    save(tmp_path / "small", VIT)
+    spec = describe(tmp_path / "small", checkpoint=tmp_path / "last.pth")
+    assert spec.architecture.weights.to_json()["position_embeddings"] == "8x8 to 4x4"
+    own = spec.load().backbone.state_dict()
+    name = "embeddings.position_embeddings"
+    expected = timm.layers.resample_abs_pos_embed(state[name], [4, 4])
+    torch.testing.assert_close(own[name], expected)
+    assert all(torch.equal(own[key], value) for key, value in state.items() if key != name)
+
+
 def test_an_image_size_that_the_model_does_not_take_is_a_fault(tmp_path: Path) -> None:
     save(tmp_path, VIT)
-    with pytest.raises(ConfigError, match="does not take images of 64x64: "):
-        describe(tmp_path, image_size=64)
+    with pytest.raises(ConfigError, match="does not take images of 4x4: "):
+        describe(tmp_path, image_size=4)
 
 
 def test_code_that_comes_with_a_model_is_never_run(tmp_path: Path) -> None:

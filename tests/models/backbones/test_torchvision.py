@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm.layers
 import torch
 from torch import nn
 from torchvision import models
@@ -149,10 +150,32 @@ def test_unknown_layers_are_reported_at_once_with_the_nearest() -> None:
 
 
 def test_an_image_size_that_the_backbone_does_not_take_is_a_fault() -> None:
-    with pytest.raises(ConfigError, match=r"vit_b_16 does not take images of 160x160: .*Expected 224 but got 160"):
-        describe("vit_b_16", image_size=160)
+    with pytest.raises(ConfigError, match=r"vit_b_16 does not take images of 100x100: Input shape indivisible by"):
+        describe("vit_b_16", image_size=100)
     with pytest.raises(ConfigError, match="inception_v3 does not take images of 32x32"):
         describe("inception_v3", image_size=32)
+
+
+def test_a_vision_transformer_is_built_for_the_image_size_and_its_positions_resampled(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        own = models.vit_b_32().state_dict()
+    state = {name: torch.zeros(()).expand(tensor.shape) for name, tensor in own.items()}  # a small file
+    name = "encoder.pos_embedding"
+    state[name] = torch.randn(own[name].shape)
+    torch.save({"model": state}, tmp_path / "weights.pth")
+    spec = describe("vit_b_32", weights="DEFAULT", checkpoint=tmp_path / "weights.pth", image_size=64)
+    assert spec.architecture.weights.to_json()["position_embeddings"] == "7x7 to 2x2"
+    with torch.random.fork_rng(devices=[]):
+        loaded = spec.load().backbone.state_dict()[name]
+    assert torch.equal(loaded, timm.layers.resample_abs_pos_embed(state[name], [2, 2]))
+    plain = describe("vit_b_32", weights="DEFAULT", checkpoint=tmp_path / "weights.pth")
+    assert "position_embeddings" not in plain.architecture.weights.to_json()
+
+
+def test_a_maxvit_is_built_for_the_image_size() -> None:
+    assert describe("maxvit_t", weights="random", image_size=448).shapes == {"embeddings": (512,)}
+    with pytest.raises(ConfigError, match=r"maxvit_t does not take images of 64x64: .*not divisible by partition"):
+        describe("maxvit_t", image_size=64)
 
 
 @pytest.mark.parametrize(("backbone", "layer"), [("resnet18", "fc"), ("mobilenet_v3_small", "classifier")])

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torchvision import models
 
 from embedx.errors import CheckpointError
-from embedx.models.weights.matching import CheckpointMatch, fill, listed, match_tensors
+from embedx.models.weights.matching import CheckpointMatch, fill, match_tensors
+from embedx.models.weights.misfit import listed
 
 SOURCE = Path("weights.pth")
 PARTS = st.sampled_from(["module", "backbone", "encoder", "model", "_orig_mod", "encoder_q", "teacher", "conv1", "0"])
@@ -64,7 +65,7 @@ def test_one_tensor_that_is_missing_or_of_another_shape_is_named(prefix: str, na
     assert f"{len(WANTED) - 1} of its {len(WANTED)} tensors match\n" in message
     assert (f"under the prefix {prefix!r} " in message) == (prefix != "")
     fault = f"missing: {name}" if missing else f"of another shape: {name} [9, 9] instead of {list(removed.shape)}"
-    assert f"  1 {fault}\ngive the --backbone that it is a checkpoint of" in message
+    assert f"  1 {fault}\n" in message and "give the --backbone that it is a checkpoint of" in message
 
 
 @settings(max_examples=30)
