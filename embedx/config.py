@@ -171,6 +171,7 @@ class ExtractConfig:
     drop_split: tuple[str, ...] = setting((), help="Split to drop from the store by --update; repeatable.")
     retry_rejected: bool = setting(False, help="Try the rejected inputs again.")
     on_error: OnError = setting("reject", help="Reject an unreadable input and go on, or fail at once.")
+    allow_nonfinite: bool = setting(False, help="Store rows with NaN or infinity, instead of rejecting their inputs.")
     timeout: float = setting(300.0, help="Seconds allowed to read and decode an input, before it is rejected.")
     max_errors: int = setting(0, help="Number of rejected inputs above which the exit code is 3.", lowest=0)
     seed: int = setting(0, help="Random seed of --weights random.")

@@ -1,11 +1,13 @@
-"""Counts rejected inputs."""
+"""Counts rejected inputs, and says it at once where none of a batch gives a finite row."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 from torch import nn
 
+from embedx.callbacks.finite_rows import NotFinite
 from embedx.engine.callback import Callback
 from embedx.engine.state import Batch, Metrics, Outputs, TrainerState
 from embedx.errors import InputError
@@ -17,16 +19,24 @@ class RejectedInputs(Callback):
 
     Args:
         on_error: The reaction to a rejected input: `reject` goes on, `fail` ends the run.
+        say: The way to tell the user something at once; None tells nothing.
     """
 
-    def __init__(self, on_error: OnError = "reject") -> None:
+    def __init__(self, on_error: OnError = "reject", say: Callable[[str], None] | None = None) -> None:
         super().__init__()
         self.on_error = on_error
+        self.say = say
         self.counts: Counter[int] = Counter()
+        """The rejected inputs by dataloader, without the rows that are not finite."""
+        self.rows = 0
+        self.not_finite = 0
+        self._has_said = False
 
     def on_test_epoch_start(self, trainer_state: TrainerState, model: nn.Module) -> None:
         """Resets the counts."""
         self.counts.clear()
+        self.rows = self.not_finite = 0
+        self._has_said = False
 
     def on_test_batch_end(
         self,
@@ -48,6 +58,29 @@ class RejectedInputs(Callback):
                 if self.on_error == "fail":
                     raise InputError(f"{key}: {reason}; repair or remove it, or go on without it by --on-error reject")
 
+    def add_rows(self, rows: int, found: list[NotFinite]) -> None:
+        """Counts a batch's computed rows, and those of them that are not finite.
+
+        The first batch without a finite row is told, unless most rows before it were: the weights may be broken, or the
+        type too narrow. The run goes on, as the inputs after it may be sound.
+
+        Raises:
+            InputError: If there is one and `on_error` is `fail`; it names the input and the reason.
+        """
+        self.rows += rows
+        self.not_finite += len(found)
+        if found and self.on_error == "fail":
+            raise InputError(
+                f"{found[0].key}: {found[0].reason}; {found[0].cause.value}, go on without it by --on-error reject, or "
+                "store it as it is by --allow-nonfinite"
+            )
+        if 0 < rows == len(found) and 2 * self.not_finite > self.rows and self.say and not self._has_said:
+            self._has_said = True
+            self.say(
+                f"none of {'the first ' if rows == self.rows else ''}{rows:,} rows is finite ({found[0].key}: "
+                f"{found[0].reason}): {found[0].cause.value}; the run goes on and rejects such inputs"
+            )
+
     def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> Metrics:
         """Returns the count."""
-        return {"rejected": self.counts.total()}
+        return {"rejected": self.counts.total() + self.not_finite}

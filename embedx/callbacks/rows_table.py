@@ -67,6 +67,14 @@ def rows_table(batch: Batch, split: str, group_key: str | None) -> pa.Table:
     return table
 
 
+def reject(rows: pa.Table, reasons: Mapping[int, str]) -> pa.Table:
+    """Returns the table with these rows rejected, each for the reason that stands under its position."""
+    for name, new in (("status", dict.fromkeys(reasons, REJECTED)), ("reason", reasons)):
+        values = [new.get(row, value) for row, value in enumerate(rows[name].to_pylist())]
+        rows = rows.set_column(rows.schema.get_field_index(name), rows.schema.field(name), [values])
+    return rows
+
+
 def _array(values: Any) -> pa.Array:
     """Makes an Arrow array of a metadata field, which torch's default collation may have made a tensor."""
     return pa.array(values.tolist() if isinstance(values, Tensor) else values)

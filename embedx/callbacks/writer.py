@@ -12,6 +12,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from embedx.callbacks.finite_rows import FiniteCheck
 from embedx.callbacks.pending_outputs import PendingOutputs, copier_for
 from embedx.callbacks.rows_table import rows_table
 from embedx.engine.callback import Callback
@@ -20,7 +21,7 @@ from embedx.engine.loop import evaluation_mode, unpad
 from embedx.engine.state import Batch, Metrics, Outputs, Stopwatch, TrainerState
 from embedx.errors import ConfigError
 from embedx.names import EMBEDDINGS, INDEX, RESERVED_SPLITS, TARGETS
-from embedx.store.format.contents import PlanTerms, StoredRecipe
+from embedx.store.format.contents import PlanTerms, StoredRecipe, StoredSettings
 from embedx.store.format.layout import Unit
 from embedx.store.format.manifest import Manifest
 from embedx.store.format.shards import form
@@ -36,7 +37,8 @@ class EmbeddingsWriter(Callback):
     """Writes embeddings to a store, in a separate process, so that the forward pass never waits for a disk.
 
     The batch must have `index` [n] int64, rising within a dataloader, and `keys`. It may have `paths`, `offsets`,
-    `targets`, `metadata`, `reasons`, `bytes`, `mtime_ns` and `sha256`. A row with a reason is rejected.
+    `targets`, `metadata`, `reasons`, `bytes`, `mtime_ns` and `sha256`. A row with a reason is rejected, and so is one
+    that is not finite, or that isn't in the stored type.
 
     Args:
         output_dir: The store's folder.
@@ -51,6 +53,8 @@ class EmbeddingsWriter(Callback):
         recipe: The recipe to record for these embeddings, as plain JSON values.
         session: The store, begun and later closed by the caller; `output_dir`, `overwrite`, `recipe` and
             `rows_per_unit` are then taken from it.
+        allow_nonfinite: True stores rows with NaN or infinity as they are.
+        finite_check: The check of the rows, unless they are allowed to be anything.
         test_connector: The places of `embeddings` and of the batch's entries, where they are not the usual ones.
 
     Raises:
@@ -69,6 +73,8 @@ class EmbeddingsWriter(Callback):
         rows_per_unit: int | None = None,
         recipe: Mapping[str, Any] | None = None,
         session: StoreSession | None = None,
+        allow_nonfinite: bool = False,
+        finite_check: FiniteCheck = FiniteCheck(),  # noqa: B008  (it is frozen)
         test_connector: CallbackConnector | None = None,
     ) -> None:
         super().__init__(test_connector=test_connector)
@@ -80,6 +86,8 @@ class EmbeddingsWriter(Callback):
         self.dtype = dtype
         self.rows_per_unit = rows_per_unit
         self.recipe = dict(recipe or {})
+        self.allow_nonfinite = allow_nonfinite
+        self._finite_check = None if allow_nonfinite else finite_check
         self._session = session
         self._owns_session = session is None
         self._process: WriterProcess | None = None
@@ -98,7 +106,11 @@ class EmbeddingsWriter(Callback):
         if self._session is None:
             self._session = StoreSession.begin(
                 self.output_dir,
-                Manifest(StoredRecipe.from_json(self.recipe), PlanTerms(self.group_key, self.rows_per_unit)),
+                Manifest(
+                    StoredRecipe.from_json(self.recipe),
+                    PlanTerms(self.group_key, self.rows_per_unit),
+                    settings=StoredSettings(allow_nonfinite=self.allow_nonfinite or None),
+                ),
                 mode="overwrite" if self.overwrite else "create",
             )
         self._last_index.clear()
@@ -144,14 +156,16 @@ class EmbeddingsWriter(Callback):
             batch = {**batch, **inputs}
         split = self._split_name(trainer_state, dataloader_idx)
         rows = rows_table(batch, split, self.group_key)
-        tensors = _stored(outputs, len(rows), self.dtype)
+        checked = _checked(outputs, len(rows))
+        tensors = _stored(checked, self.dtype)
         self._check_order(split, batch["index"])
         self._check_forms(tensors)
         if len(rows) == 0:
             return
         if self._pending is None:
             self._pending = PendingOutputs(copier_for(tensors[EMBEDDINGS].device))
-        self._pending.add(rows, tensors)
+        check = self._finite_check
+        self._pending.add(rows, tensors if check is None else check.with_largest(checked, tensors))
         lengths = trainer_state["num_test_batches"]
         is_last = lengths is not None and lengths[dataloader_idx] == batch_idx + 1
         trainer_state["stopwatch"].lap("callbacks")
@@ -231,6 +245,8 @@ class EmbeddingsWriter(Callback):
         session = self._session_begun
         for rows, tensors in complete:
             watch.lap("forward")
+            if self._finite_check is not None:
+                rows = self._finite_check.judged(rows, tensors)
             if session.manifest.plan.rows_per_unit is None:
                 row_bytes = sum(tensor[:1].nbytes for tensor in tensors.values())
                 session.set_rows_per_unit(rows_per_unit_of(_SHARD_SIZE, row_bytes, len(rows)))
@@ -252,12 +268,9 @@ def _units(rows: pa.Table, rows_per_unit: int) -> Iterator[tuple[Unit, int, int]
         yield Unit(split, unit), start, start + units.count(unit)
 
 
-def _stored(outputs: Any, count: int, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """Returns the tensors to store, `embeddings` [n, D] and one entry per extra layer, still on their device.
-
-    Tensors of integers keep their type, as a float might not hold their values.
-    """
-    outputs = outputs if isinstance(outputs, Mapping) else {EMBEDDINGS: outputs}
+def _checked(given: Any, count: int) -> Mapping[str, Tensor]:
+    """Returns the outputs by name, which are fit to be stored: `embeddings` [n, D] and one entry per extra layer."""
+    outputs: Mapping[str, Tensor] = given if isinstance(given, Mapping) else {EMBEDDINGS: given}
     if EMBEDDINGS not in outputs:
         raise ConfigError(f"the outputs have no {EMBEDDINGS!r}, but {', '.join(outputs)}; give a test_connector")
     if reserved := sorted({INDEX, TARGETS}.intersection(outputs)):
@@ -269,6 +282,14 @@ def _stored(outputs: Any, count: int, dtype: torch.dtype | None) -> dict[str, Te
             raise ConfigError(f"the output {name!r} has shape {list(tensor.shape)}: there is nothing in its rows")
     if outputs[EMBEDDINGS].ndim < 2:
         raise ConfigError(f"the embeddings have shape {list(outputs[EMBEDDINGS].shape)}; give [n, D]")
+    return outputs
+
+
+def _stored(outputs: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Returns the outputs in the stored type, still on their device.
+
+    Tensors of integers keep their type, as a float might not hold their values.
+    """
     return {
         name: tensor.detach().to(dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype)
         for name, tensor in outputs.items()

@@ -54,7 +54,7 @@ def command(
         raise ConfigError("--seed, --device, --tolerance and --trust are for recomputing rows; give --recompute N too")
     if tolerance is not None and not 0 <= tolerance < math.inf:
         raise ConfigError(f"--tolerance is {tolerance:g}; give a number of at least 0, such as 1e-4")
-    from embedx.store.reading.verify import NOT_COMPLETE, verify
+    from embedx.store.reading.verify import NOT_COMPLETE, NOT_FINITE, verify
 
     faults = []
     for fault in verify(path):
@@ -74,6 +74,11 @@ def command(
         _judge(path, found)
     if faults == [NOT_COMPLETE]:
         raise StoreError(f"{path} has no damage, but the run that writes it has not finished")
+    if faults and all(NOT_FINITE in fault for fault in faults):
+        raise StoreError(
+            f"{path} has no damage, but rows that are not finite, as they were computed; `embedx extract --overwrite` "
+            "rejects their inputs, each with its reason, and with --allow-nonfinite stores them as sound"
+        )
     if faults:
         raise StoreError(
             f"{path} has {count_text(len(faults), 'fault')}; remove the damaged shards and index tables, and run the "

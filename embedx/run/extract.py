@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from rich.console import Console
@@ -142,8 +144,9 @@ def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], heart
         if job.device.type == "cpu":
             keep_large_blocks()
         model = _model(job, session, heartbeat.console)
+    rejected = RejectedInputs(job.config.on_error, partial(heartbeat.console.print, style="bold yellow", markup=False))
     callbacks: list[Callback] = [
-        RejectedInputs(job.config.on_error),
+        rejected,
         Throughput(),
         EmbeddingsWriter(  # last, as it stores the others' metrics
             job.config.out,
@@ -151,6 +154,8 @@ def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], heart
             group_key=job.config.group_key,
             dtype=getattr(torch, job.config.dtype),
             session=session,
+            allow_nonfinite=job.config.allow_nonfinite,
+            finite_check=dataclasses.replace(job.finite_check, tell=rejected.add_rows),
         ),
     ]
     job.run(model, loaders, heartbeat, callbacks)

@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from embedx.callbacks.finite_rows import FiniteCheck
 from embedx.callbacks.progress import ProgressBar
 from embedx.config import ExtractConfig
 from embedx.data.decoding.batch_rows import Decoder, DenseDecoder
@@ -86,6 +87,12 @@ class Job:
     def rows_per_unit(self) -> int:
         """The number of rows in a unit, so that its shard has about `--shard-size` bytes."""
         return rows_per_unit(self.config.shard_size, self.row_bytes, self.batch_size)
+
+    @property
+    def finite_check(self) -> FiniteCheck:
+        """The check of computed rows."""
+        origin = "the forward pass" if self.spec.preprocessing is not None else "the input"
+        return FiniteCheck(origin, unit_length=self.spec.normalize)
 
     @cached_property
     def recipe(self) -> Recipe:

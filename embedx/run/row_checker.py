@@ -114,7 +114,9 @@ def _plan(split: str, rows: pa.Table, reader: LocationReader) -> SplitPlan:
 def _differences(computed: Tensor, stored: Tensor) -> Tensor:
     """Returns [N] float64: each row's largest difference, relative to the stored row's largest absolute value."""
     a, b = (rows.reshape(len(rows), -1).double() for rows in (computed, stored))
-    difference, largest = (a - b).abs().amax(dim=1), b.abs().amax(dim=1)
+    same = (a == b) | (a.isnan() & b.isnan())
+    difference = torch.where(same, 0.0, (a - b).abs()).amax(dim=1)
+    largest = torch.where(b.isfinite(), b.abs(), 0.0).amax(dim=1)
     relative = torch.where(difference == 0, 0.0, difference / largest)
     return relative.nan_to_num(nan=math.inf, posinf=math.inf)
 

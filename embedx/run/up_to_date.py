@@ -20,7 +20,7 @@ from embedx.store.format.manifest import Manifest
 from embedx.store.writing.session import StoreSession
 
 _WITHOUT_EFFECT = dict.fromkeys(
-    ("workers", "threads", "on_error", "timeout", "max_pixels", "max_errors", "update", "data")
+    ("workers", "threads", "on_error", "timeout", "max_pixels", "max_errors", "update", "data", "allow_nonfinite")
 )
 """The settings that change nothing in a complete store of the same inputs."""
 

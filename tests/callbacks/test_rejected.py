@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from embedx.callbacks.finite_rows import Cause, NotFinite
 from embedx.callbacks.rejected import RejectedInputs
 from embedx.engine import loop
 from embedx.errors import InputError
@@ -62,3 +63,20 @@ def test_fail_ends_the_run_at_the_first_one_naming_input_and_reason() -> None:
     assert callback.counts.total() == 1
     assert caught.value.exit_code == 1
     assert "--on-error reject" in str(caught.value)
+
+
+def test_rows_that_are_not_finite_count_and_a_batch_of_nothing_else_is_told_once() -> None:
+    said: list[str] = []
+    callback = RejectedInputs(say=said.append)
+    bad = [NotFinite(f"image-{row}", Cause.FORWARD, "NaN came") for row in range(4)]
+    for rows, found in ((4, bad[:1]), (1, bad[:1])):  # most rows so far are finite
+        callback.add_rows(rows, found)
+    assert said == [] and callback.on_test_epoch_end({}, Echo()) == {"rejected": 2}
+    for _ in range(2):
+        callback.add_rows(4, bad)
+    assert len(said) == 1 and said[0].startswith("none of 4 rows is finite (image-0: NaN came): check the weights")
+    callback.on_test_epoch_start({}, Echo())
+    callback.add_rows(4, bad)
+    assert len(said) == 2 and said[1].startswith("none of the first 4 rows is finite")
+    with pytest.raises(InputError, match=r"image-0: NaN came; check the weights.*or store it as it is by --allow-nonf"):
+        RejectedInputs("fail").add_rows(4, bad)

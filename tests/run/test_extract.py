@@ -24,6 +24,7 @@ from embedx.errors import ConfigError, InputError, StoreMismatchError
 from embedx.heartbeat import Heartbeat
 from embedx.run.extract import extract
 from embedx.run.prepare import prepare
+from embedx.run.recompute import recompute
 from embedx.store.reading.verify import verify
 from tests.runs import digests
 
@@ -271,3 +272,70 @@ def test_every_fault_is_reported_at_once_and_nothing_is_written(tmp_path: Path, 
     for part in ("--batch-size is 0", "did you mean resnet50?", "there is no folder", "none of auto, cpu"):
         assert part in text
     assert not (tmp_path / "store").exists()
+
+
+NOT_FINITE = """
+import torch
+
+class Big(torch.nn.Module):
+    preprocessing = dict(resize=(16, 16), crop=16, interpolation="bilinear", mean=(0.0,) * 3, std=(1.0,) * 3)
+
+    def forward(self, images):
+        return images.flatten(1) * 1e6
+
+def build():
+    return Big()
+"""
+
+
+def test_rows_beyond_the_stored_type_are_rejected_told_and_taken_on_demand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows between them stay the same bytes. Black images are zeros, white ones a million."""
+    for number, value in enumerate((0, 255, 0, 255)):
+        Image.new("RGB", (16, 16), (value,) * 3).save(tmp_path / f"{number}.png")
+    (tmp_path / "too_big.py").write_text(NOT_FINITE)
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = {"backbone": "too_big:build", "weights": "DEFAULT", "data": (str(tmp_path),), "dtype": "float16"}
+    out = tmp_path / "out"
+    heard = io.StringIO()
+    with Heartbeat(Console(file=heard, width=1000)) as heartbeat:
+        summary = extract(config(out, **settings | {"batch_size": 2}), heartbeat)
+    assert (summary.rows, summary.rejected) == (2, 2)
+    assert "rows is finite" not in heard.getvalue()
+    reasons = embedx.open(out).index("all")["reason"].to_pylist()
+    beyond = (
+        "beyond float16, which ends at 65504: the largest value of 'embeddings' is 1e+06 (stored as float32 it fits)"
+    )
+    assert reasons == [None, beyond, None, beyond]
+    assert list(verify(out)) == [] and embedx.open(out).load("all").embeddings.max() == 0
+    assert extract(config(out, **settings | {"batch_size": 2})).up_to_date
+    with pytest.raises(InputError, match=r"1\.png: beyond float16.*--dtype float32 holds larger numbers"):
+        extract(config(tmp_path / "failing", **settings, on_error="fail"))
+
+    taken = extract(config(out, **settings | {"batch_size": 2}, allow_nonfinite=True, retry_rejected=True))
+    assert (taken.rows, taken.rejected) == (4, 0)
+    embeddings = embedx.open(out).load("all").embeddings
+    assert np.isinf(embeddings[[1, 3]]).all() and (embeddings[[0, 2]] == 0).all()
+    assert list(verify(out)) == []
+    found = recompute(out, 4, trust=True)
+    assert (found.rows, found.largest_difference, found.faults) == (4, 0.0, [])
+    assert extract(config(out, **settings | {"batch_size": 2})).up_to_date
+
+
+def test_features_that_are_not_finite_are_rejected_and_a_batch_of_them_is_told_at_once(tmp_path: Path) -> None:
+    features = torch.arange(40.0).reshape(10, 4)
+    features[:5, 1] = torch.nan
+    features[7] = 0
+    np.save(tmp_path / "features.npy", features.numpy())
+    settings = {"backbone": "none", "data": (str(tmp_path / "features.npy"),), "weights": "DEFAULT"}
+    heard = io.StringIO()
+    with Heartbeat(Console(file=heard, width=1000)) as heartbeat:
+        extract(config(tmp_path / "out", **settings | {"batch_size": 4}, normalize=True), heartbeat)
+    assert heard.getvalue().count("none of the first 4 rows is finite (") == 1
+    rows = embedx.open(tmp_path / "out").index("all")
+    assert [row["index"] for row in rows.to_pylist() if row["status"] == "rejected"] == [0, 1, 2, 3, 4, 7]
+    assert rows["reason"][0].as_py() == "the input gave NaN: 4 of 4 values of 'embeddings' are not finite"
+    assert "no unit length" in rows["reason"][7].as_py()
+    kept = torch.nn.functional.normalize(features[[5, 6, 8, 9]]).numpy()
+    assert np.array_equal(embedx.open(tmp_path / "out").load("all").embeddings, kept)

@@ -152,6 +152,8 @@ class StoredSettings(ManifestPart):
     """The column that `--target-column` named."""
     working_directory: str | None = None
     """The folder in which the settings' relative paths begin."""
+    allow_nonfinite: bool | None = None
+    """True if this or a later run stored rows with NaN or infinity."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -23,6 +23,8 @@ from embedx.store.reading.reader import Store
 
 NOT_COMPLETE = f"{layout.MANIFEST}: the store is not complete; run the same `embedx extract` again"
 """The fault of a store whose run was interrupted; nothing else has to be wrong with it."""
+NOT_FINITE = "have NaN or infinity"
+"""The words of each fault that is none of the files: the rows were computed so, and not allowed to be."""
 
 
 def verify(path: str | Path) -> Iterator[str]:
@@ -156,7 +158,10 @@ def _check_shard(
         if header != ShardHeader(FORMAT, unit.split, entry.group, unit.unit, store.manifest.fingerprint):
             yield f"{entry.path}: its header says {header}"
         for name in shard.keys():  # noqa: SIM118  (not a mapping)
-            yield from _check_tensor(entry, name, shard.get_tensor(name), rows, forms)
+            tensor = shard.get_tensor(name)
+            yield from _check_tensor(entry, name, tensor, rows, forms)
+            if tensor.is_floating_point() and not store.manifest.settings.allow_nonfinite:
+                yield from _check_finite(entry, name, tensor, rows)
         if store.manifest.plan.grouped and set(rows["group"].to_pylist()) - {entry.group}:
             yield f"{entry.path}: not all of its rows are of group {entry.group!r}"
         if not _same_identities(rows.sort_by("row"), shard.get_tensor(INDEX)):
@@ -166,17 +171,20 @@ def _check_shard(
 def _check_tensor(
     entry: ShardEntry, name: str, tensor: Tensor, rows: pa.Table, forms: dict[str, tuple[str, str]]
 ) -> Iterator[str]:
-    """Checks that a tensor has the form that it has in other shards, the number of rows, and only finite ones."""
+    """Checks that a tensor has the form that it has in other shards, and the number of rows."""
     usual, first = forms.setdefault(name, (form(tensor), entry.path))
     if form(tensor) != usual:
         yield f"{entry.path}: {name!r} is {form(tensor)}, but {usual} in {first}"
     if len(tensor) != entry.rows or len(rows) != entry.rows:
         yield f"{entry.path}: {name!r} has {len(tensor)} rows, the index table {len(rows)}"
-    elif tensor.is_floating_point():
-        bad = (~tensor.isfinite()).reshape(len(tensor), -1).any(dim=1).nonzero().flatten().tolist()
-        if bad:
-            key = rows.filter(pc.equal(rows["row"], bad[0]))["key"].to_pylist()
-            yield f"{entry.path}: {len(bad)} rows of {name!r} have NaN or infinity, first row {bad[0]} {key}"
+
+
+def _check_finite(entry: ShardEntry, name: str, tensor: Tensor, rows: pa.Table) -> Iterator[str]:
+    """Counts the rows of a tensor that are not finite, and names the first."""
+    bad = (~tensor.isfinite()).reshape(len(tensor), -1).any(dim=1).nonzero().flatten().tolist()
+    if bad:
+        key = rows.filter(pc.equal(rows["row"], bad[0]))["key"].to_pylist()
+        yield f"{entry.path}: {len(bad)} rows of {name!r} {NOT_FINITE}, first row {bad[0]} {key}"
 
 
 def _same_identities(rows: pa.Table, index: Tensor) -> bool:

@@ -51,6 +51,7 @@ class StoreSession:
         self.staying: dict[Unit, StayingRows] = {}
         """The rows that stay, by the unit that is still to be written."""
         self._environment = manifest.environment
+        self._allows_nonfinite = manifest.settings.allow_nonfinite
         self._before: Manifest | None = None
         """The manifest of the store that was there when this session began, unless it is replaced."""
         self._began = False
@@ -266,13 +267,16 @@ class StoreSession:
             self.manifest = self._with_environment(before)
 
     def _with_environment(self, before: Manifest) -> Manifest:
-        """Returns the manifest with which a run goes on, which names this run's environment too."""
+        """Returns the manifest with which a run goes on, with this run's environment and the rows that it allows."""
         now = self._environment
         self.changes = list(leaves_that_differ("", before.environment.to_json(), now.to_json()))
         later = before.later_environments
         if self.changes and now not in later:
             later = [*later, now]
-        return dataclasses.replace(before, later_environments=later)
+        settings = before.settings
+        if self._allows_nonfinite and not settings.allow_nonfinite:
+            settings = settings.replacing(allow_nonfinite=True)
+        return dataclasses.replace(before, later_environments=later, settings=settings)
 
     def _take_stock(self, planned: Mapping[Place, int] | None = None) -> None:
         """Finds the units that are whole; if some are missing, declares the store unfinished and removes all others.

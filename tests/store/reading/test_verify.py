@@ -3,6 +3,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -203,6 +205,13 @@ def test_rows_that_are_nan_are_named(tmp_path: Path) -> None:
     session.close()
     found = faults(tmp_path / "store")
     assert "NaN" in found and "key-5" in found
+    command = [sys.executable, "-m", "embedx", "verify", str(tmp_path / "store")]
+    stderr = subprocess.run(command, capture_output=True, text=True).stderr
+    assert "no damage, but rows that are not finite" in stderr and "remove the damaged" not in stderr
+    was = Manifest.read(tmp_path / "store")
+    settings = dataclasses.replace(was.settings, allow_nonfinite=True)
+    dataclasses.replace(was, settings=settings).write(tmp_path / "store")
+    assert faults(tmp_path / "store") == ""
 
 
 def test_units_that_do_not_go_together_are_found(tmp_path: Path) -> None:
