@@ -44,8 +44,8 @@ def setting(default: Any = dataclasses.MISSING, *, help: str, short: str = "", *
         default: The value without the option; a setting without a default must be given.
         help: The option's help, which ends with the default where the value itself does not tell it.
         short: The option's short form, such as `-b`.
-        **extra: Further facts: `flag`, `parser`, `metavar`, `shown` (the default in words), `lowest` (the smallest
-            valid number) and `path` (the function of `embedx.values` that
+        **extra: Further facts: `flag`, `parser`, `metavar`, `shown` (the default in words), `lowest` and
+            `highest` (the valid numbers), and `path` (the function of `embedx.values` that
             expands it).
     """
     return dataclasses.field(default=default, metadata={"help": help, "short": short, **extra})
@@ -157,7 +157,10 @@ class ExtractConfig:
     exif: bool = setting(True, help="Rotate images as their EXIF orientation says.", flag="--exif/--no-exif")
     decoder: DecoderName = setting("cpu", help="Device that decodes JPEGs; part of the recipe. cuda relieves the CPU.")
     max_pixels: int = setting(
-        MAX_PIXELS, help="Pixels above which an image, as it is or once resized, is rejected undecoded.", lowest=1
+        MAX_PIXELS,
+        help="Pixels above which an image, as it is or once resized, is rejected undecoded.",
+        lowest=1,
+        highest=2**63 - 1,
     )
     shard_size: int = setting(
         128 * 1024**2, help="Approximate size of a shard.", parser=parse_size, metavar="SIZE", shown="128MiB"
@@ -173,8 +176,10 @@ class ExtractConfig:
     on_error: OnError = setting("reject", help="Reject an unreadable input and go on, or fail at once.")
     allow_nonfinite: bool = setting(False, help="Store rows with NaN or infinity, instead of rejecting their inputs.")
     timeout: float = setting(300.0, help="Seconds allowed to read and decode an input, before it is rejected.")
-    max_errors: int = setting(0, help="Number of rejected inputs above which the exit code is 3.", lowest=0)
-    seed: int = setting(0, help="Random seed of --weights random.")
+    max_errors: int = setting(
+        0, help="Number of rejected inputs above which the exit code is 3.", lowest=0, highest=2**63 - 1
+    )
+    seed: int = setting(0, help="Random seed of --weights random.", lowest=-(2**63), highest=2**63 - 1)
 
     def __post_init__(self) -> None:
         """Takes one text where several may be given, as the command line does, and expands paths."""
@@ -193,10 +198,6 @@ class ExtractConfig:
             (self.overwrite and self.retry_rejected, again.format("--retry-rejected")),
             (self.drop_split and not self.update, "--drop-split changes a store that is there; give --update too"),
             (not 0 < self.timeout < 1e6, f"--timeout is {self.timeout:g}; give seconds above 0 and below 1e6"),
-            (
-                self.batch_size != "auto" and self.batch_size >= 2**31,
-                "--batch-size is 2^31 or more; give a smaller one",
-            ),
             (
                 self.checkpoint is not None and self.weights != "DEFAULT",
                 f"--checkpoint and --weights {self.weights} both name the weights; give one of them",
@@ -223,7 +224,7 @@ class ExtractConfig:
             ),
             (len(set(self.layer)) < len(self.layer), f"--layer names a layer twice: {', '.join(self.layer)}"),
         ]
-        return [*_too_low(self), *(message for wrong, message in checks if wrong), *_output_faults(self.out)]
+        return [*_out_of_range(self), *(message for wrong, message in checks if wrong), *_output_faults(self.out)]
 
     def validate(self) -> None:
         """Raises one ConfigError that names every fault of the settings."""
@@ -256,12 +257,14 @@ def _channels_text(values: Sequence[float]) -> str:
     return ",".join(f"{value:g}" for value in values)
 
 
-def _too_low(config: ExtractConfig) -> list[str]:
+def _out_of_range(config: ExtractConfig) -> list[str]:
     faults = []
     for field in dataclasses.fields(config):
         value, lowest = getattr(config, field.name), field.metadata.get("lowest")
-        if lowest is not None and value not in (None, "auto") and value < lowest:
-            faults.append(f"--{field.name.replace('_', '-')} is {value}; give a whole number of at least {lowest}")
+        highest = field.metadata.get("highest", 2**31 - 1)
+        if lowest is not None and value not in (None, "auto") and not lowest <= value <= highest:
+            bound = f"at least {lowest}" if value < lowest else f"at most {highest}"
+            faults.append(f"--{field.name.replace('_', '-')} is {value:.10g}; give a whole number of {bound}")
     return faults
 
 

@@ -128,6 +128,7 @@ def test_a_fingerprint_does_not_depend_on_the_order_of_keys() -> None:
     assert fingerprint({"b": 1, "a": 2}) == fingerprint({"a": 2, "b": 1}) != fingerprint({"a": 2, "b": 2})
 
 
-def test_a_batch_size_beyond_all_machines_is_a_fault(tmp_path: Path) -> None:
-    config = ExtractConfig(backbone="resnet18", out=tmp_path, batch_size=2**63)
-    assert config.faults() == ["--batch-size is 2^31 or more; give a smaller one"]
+@pytest.mark.parametrize("name", ["batch_size", "workers", "threads", "image_size", "crop"])
+def test_numbers_beyond_all_machines_are_faults(tmp_path: Path, name: str) -> None:
+    (fault,) = ExtractConfig(backbone="resnet18", out=tmp_path, **{name: 10**40}).faults()
+    assert fault == f"--{name.replace('_', '-')} is 1e+40; give a whole number of at most 2147483647"

@@ -10,6 +10,7 @@ import typer
 from rich.text import Text
 
 from embedx.cli import backbones, compare, extract, info, layers, probe, verify
+from embedx.cli.foreign_errors import words_for
 from embedx.cli.output import STDERR, data_alone_on_stdout
 from embedx.errors import EmbedxError
 
@@ -44,11 +45,11 @@ def run() -> int:
         _report(": ".join(str(part) for part in (error.strerror or error, error.filename) if part), error)
         return 1
     except Exception as error:  # noqa: BLE001  (the boundary)
-        _report(
+        own_fault = (
             f"a fault of embedx itself: {type(error).__name__}: {error}\n"
-            "run the command again with --debug, and report the traceback",
-            error,
+            "run the command again with --debug, and report the traceback"
         )
+        _report(words_for(error) or own_fault, error)
         return 1
     return 0
 

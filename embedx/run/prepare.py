@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from embedx.config import ExtractConfig
+from embedx.data.decoding.batch_rows import batch_bytes
 from embedx.data.decoding.features import features_shape
 from embedx.data.decoding.nvjpeg import try_to_decode
 from embedx.data.plan import Plan
@@ -27,7 +28,8 @@ from embedx.run.kept_splits import with_kept_splits
 from embedx.store.format.contents import StoredRecipe
 from embedx.store.format.layout import index_files
 from embedx.store.format.manifest import Manifest, existing_store
-from embedx.system.machine import cores
+from embedx.system.machine import cores, physical_memory
+from embedx.values import size_text
 
 DEFAULT_THREADS = torch.get_num_threads()
 """The number of threads that torch chooses by itself, read before any run sets another."""
@@ -68,7 +70,13 @@ def prepare(
     wanted = (begun.runtime or "auto") if config.runtime == "auto" else config.runtime
     names = runtimes.candidates(wanted, device, spec.bytes_written, sum(map(len, inputs.splits.values())))
     if batch_size is not None:
-        return Job(config, inputs, spec, device, precision, batch_size, names, store)
+        job = Job(config, inputs, spec, device, precision, batch_size, names, store)
+        if (size := batch_bytes(job.decoder, batch_size)) > (memory := physical_memory()):
+            raise ConfigError(
+                f"--batch-size {batch_size}: the inputs of a batch take {size_text(size)}, and this machine has "
+                f"{size_text(memory)} of memory; give a smaller one"
+            )
+        return job
     largest = Job(config, inputs, spec, device, precision, LARGEST_BATCH[device.type], names, store)
     images = largest.decoder.empty(largest.batch_size).zero_()
     fitting = EagerRuntime(spec.load(), device, precision).fitting_batch_size(images)

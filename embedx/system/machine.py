@@ -26,6 +26,20 @@ def allow_files(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
+def free_shared_memory() -> int | None:
+    """Returns the bytes that are free in the file system of shared memory; None where there is no such thing."""
+    try:
+        there = os.statvfs("/dev/shm")
+    except OSError:
+        return None
+    return there.f_bavail * there.f_frsize
+
+
+def physical_memory() -> int:
+    """Returns the bytes of the machine's memory, used or not."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def cores() -> int:
     """Returns the number of cores that this process may use, by affinity and container limits, rounded up."""
     from loky import cpu_count  # type: ignore[import-untyped]

@@ -7,11 +7,16 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
+from collections.abc import Iterator
 from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Final
+
+_LONGEST_TEMPORARY_FOLDER = 60
+"""The bytes of a folder's path; a socket's whole path has at most 108 on Linux, and 104 on macOS."""
 
 START_METHOD: Final = "forkserver"
 """The start method of children, which fork from a server that has imported torch, and done nothing else.
@@ -31,9 +36,22 @@ def start_fork_server() -> None:
     _start_tracker()  # first, as its start unblocks the signals that it has blocked for itself
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
-        forkserver.ensure_running()
+        with _short_temporary_folder():
+            forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _short_temporary_folder() -> Iterator[None]:
+    """Has multiprocessing keep its sockets in the system's own folder if TMPDIR's path is too long for their names."""
+    before = tempfile.tempdir
+    if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_TEMPORARY_FOLDER:
+        tempfile.tempdir = "/tmp"
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def _start_tracker() -> None:

@@ -38,6 +38,13 @@ class Decoder(Protocol):
         ...
 
 
+def batch_bytes(decoder: Decoder, batch_size: int) -> int:
+    """Returns the bytes of a batch's tensors, as far as they are known before a batch is decoded."""
+    with torch.device("meta"):
+        entries = decoder.new_buffer(batch_size).to_batch(0).values()
+    return sum(entry.nbytes for entry in entries if isinstance(entry, Tensor))
+
+
 class DenseDecoder(ABC):
     """Decodes inputs into rows of one tensor, which passes to the parent process without a copy."""
 

@@ -19,10 +19,10 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from embedx.data.decoding.batch_rows import Decoder
+from embedx.data.decoding.batch_rows import Decoder, batch_bytes
 from embedx.data.loading.batches import Batches, UnitBatches
 from embedx.data.loading.isolation import NO_END, InHand, find_fatal
-from embedx.data.loading.torch_workers import PREFETCH_BATCHES, TorchWorkers, WorkerLostError
+from embedx.data.loading.torch_workers import TorchWorkers, WorkerCounts, WorkerLostError
 from embedx.data.plan import SplitPlan
 from embedx.data.sources.base import as_text
 from embedx.errors import LoaderError
@@ -41,6 +41,9 @@ class SplitLoader:
             run, and a hanging one stalls it.
         pin_memory: Whether batches come in pinned memory, from which CUDA copies asynchronously.
         timeout: The seconds after which a worker gives up an input, which is then rejected.
+
+    Raises:
+        LoaderError: If the machine's shared memory has no room for batches of this size.
     """
 
     def __init__(
@@ -59,7 +62,8 @@ class SplitLoader:
         self._has_targets = plan.table["target"].null_count < len(plan)
         self._batches = UnitBatches(plan, units, batch_size)
         self._dataset = Batches(plan.reader, decoder, batch_size, timeout)
-        self._workers = min(workers, len(self._batches))
+        workers = min(workers, len(self._batches))
+        self._workers, self._prefetch = WorkerCounts.fitting(workers, batch_bytes(decoder, batch_size), batch_size)
         self._pin_memory = pin_memory
         self._started: TorchWorkers | None = None
         if workers:
@@ -105,7 +109,14 @@ class SplitLoader:
     def _start_at(self, first: int) -> TorchWorkers:
         self._dataset.in_hand = InHand(self._workers)
         data, batches = self._dataset, self._batches.starting_at(first)
-        return TorchWorkers(data, batches, data.in_hand, timeout=data.timeout, pin_memory=self._pin_memory)
+        return TorchWorkers(
+            data,
+            batches,
+            data.in_hand,
+            prefetch=self._prefetch,
+            timeout=data.timeout,
+            pin_memory=self._pin_memory,
+        )
 
     def _find_fatal(self, workers: TorchWorkers, delivered: int) -> dict[int, str]:
         """Returns the rows that ended their worker, or that it is stuck in, each with the reason.
@@ -115,7 +126,7 @@ class SplitLoader:
         stuck, suspects = workers.rows_in_hand()
         fatal = dict.fromkeys(stuck, NO_END)
         under_way = self._batches.starting_at(delivered)
-        for batch in islice(under_way, self._workers * PREFETCH_BATCHES):
+        for batch in islice(under_way, self._workers * self._prefetch):
             if suspects.intersection(order.row for order in batch):
                 orders = [order for order in batch if order.row not in fatal.keys() | self._dataset.fatal.keys()]
                 found = find_fatal(self._dataset, orders, self._dataset.timeout)

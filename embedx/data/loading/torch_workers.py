@@ -15,15 +15,20 @@ import time
 import warnings
 from collections.abc import Iterator
 from multiprocessing import connection, reduction
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from embedx.data.loading.isolation import InHand, become_decoding_process
+from embedx.errors import LoaderError
+from embedx.system.machine import free_shared_memory
 from embedx.system.processes import START_METHOD, abandon
+from embedx.values import size_text
 
-PREFETCH_BATCHES = 4
-"""The number of batches that each worker decodes ahead of the forward pass."""
+_PREFETCH_BATCHES = 4
+"""The number of batches that each worker decodes ahead of the forward pass, where shared memory has room for them."""
+_BATCHES_IN_USE = 2
+"""The number of batches that the loop has in hand, beside those that wait."""
 _POLL_SECONDS = 1.0
 """The seconds without a batch after which the workers are examined."""
 _IDLE_SECONDS = 300.0
@@ -42,17 +47,52 @@ class WorkerLostError(Exception):
     """A worker ended before its batch was done, or does not come back from an input."""
 
 
+class WorkerCounts(NamedTuple):
+    """The numbers of workers and of batches that fit into shared memory, through which batches come."""
+
+    workers: int
+    prefetch: int
+    """The number of batches that each worker decodes ahead."""
+
+    @classmethod
+    def fitting(cls, workers: int, batch_bytes: int, batch_size: int) -> Self:
+        """Returns at most so many workers; half of what is free is left to the workers of the next split.
+
+        Raises:
+            LoaderError: If there is no room for even one batch ahead.
+        """
+        free = free_shared_memory()
+        if not workers or not batch_bytes or free is None:
+            return cls(workers, _PREFETCH_BATCHES)
+        room = (free // batch_bytes - _BATCHES_IN_USE + 1) // 2
+        if room < 1:
+            raise LoaderError(
+                f"shared memory (/dev/shm) has {size_text(free)} free, and each batch of {batch_size} takes "
+                f"{size_text(batch_bytes)} there; give a container more (docker run --shm-size=1g), a smaller "
+                "--batch-size, or --workers 0"
+            )
+        return cls(min(workers, room), max(1, min(_PREFETCH_BATCHES, room // workers)))
+
+
 class TorchWorkers:
     """Iterates once over the batches that worker processes load; they start at once and end with this object.
 
     Args:
         dataset: The dataset whose `__getitems__` loads a batch; picklable.
         in_hand: The record of the inputs in hand, and the number of workers; with 0 this process loads the batches.
+        prefetch: The number of batches that each worker decodes ahead.
         timeout: The seconds that one input may take.
     """
 
     def __init__(
-        self, dataset: Dataset[Any], batches: Sampler[Any], in_hand: InHand, *, timeout: float, pin_memory: bool
+        self,
+        dataset: Dataset[Any],
+        batches: Sampler[Any],
+        in_hand: InHand,
+        *,
+        prefetch: int,
+        timeout: float,
+        pin_memory: bool,
     ) -> None:
         self._in_hand = in_hand
         self._timeout = timeout
@@ -65,7 +105,7 @@ class TorchWorkers:
                 batch_sampler=batches,
                 collate_fn=_as_is,
                 num_workers=workers,
-                prefetch_factor=PREFETCH_BATCHES if workers else None,
+                prefetch_factor=prefetch if workers else None,
                 multiprocessing_context=START_METHOD if workers else None,
                 worker_init_fn=_start_worker if workers else None,
                 pin_memory=pin_memory,

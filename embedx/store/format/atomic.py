@@ -12,6 +12,9 @@ from typing import BinaryIO
 
 from embedx.store.format.layout import TEMPORARY_SUFFIX
 
+_NO_SUCH_OPERATION = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
+"""The error numbers by which a file system says that it has not got an operation at all."""
+
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Writes one file as `write_all` does."""
@@ -123,14 +126,20 @@ def _sync_file_system(path: Path) -> bool:
         return False
     with _open_folder(path) as descriptor:
         if syncfs(descriptor) != 0:
+            if ctypes.get_errno() in _NO_SUCH_OPERATION:
+                return False
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
     return True
 
 
 def sync_folder(path: str | Path) -> None:
-    """Syncs the entries of a folder."""
+    """Syncs the entries of a folder, where its file system can: some network and user-space ones can't."""
     with _open_folder(path) as descriptor, _named(path):
-        os.fsync(descriptor)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in _NO_SUCH_OPERATION:
+                raise
 
 
 @contextlib.contextmanager

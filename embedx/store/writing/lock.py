@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from pathlib import Path
 
-from embedx.errors import StoreLockedError, output_error
+from embedx.errors import ConfigError, StoreLockedError, output_error
 from embedx.names import LOCK
 from embedx.store.format.layout import MANIFEST
 
+_NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL})
+"""The error numbers by which a file system says that it has no locks of a kind."""
+
 
 class StoreLock:
-    """An exclusive `flock` on a file in the store; the system releases it when its process ends in any way.
+    """An exclusive lock on a file in the store; the system releases it when its process ends in any way.
 
     Args:
         root: The store's folder, which must exist.
@@ -28,6 +32,14 @@ class StoreLock:
         try:
             self._descriptor = self._take()
         except OSError as error:
+            if error.errno in _NO_LOCKS:
+                if not os.path.lexists(root / MANIFEST):
+                    self.path.unlink(missing_ok=True)
+                raise ConfigError(
+                    f"--out {root}: the file system there has no locks ({error.strerror}), which keep two runs from "
+                    "writing one store; mount it with them (NFS: with a lock daemon, or local_lock=all), or choose a "
+                    "folder elsewhere"
+                ) from error
             is_store = os.path.lexists(root / MANIFEST)
             raise output_error(root, "can't be locked", error, is_store=is_store) from error
 
@@ -41,7 +53,7 @@ class StoreLock:
         while True:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(descriptor)
                 if self._is_in_place(descriptor):
                     os.ftruncate(descriptor, 0)
                     os.pwrite(descriptor, f"{os.getpid()} on {os.uname().nodename}\n".encode(), 0)
@@ -63,3 +75,18 @@ class StoreLock:
             return os.path.samestat(os.fstat(descriptor), os.stat(self.path))
         except FileNotFoundError:
             return False
+
+
+def _lock(descriptor: int) -> None:
+    """Locks a file by flock, or where its file system has none, by the locks of POSIX."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as refusal:
+            if refusal.errno == errno.EACCES:  # as some systems say that another process holds it
+                raise BlockingIOError from refusal
+            raise

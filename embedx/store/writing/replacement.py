@@ -33,15 +33,41 @@ def check_replaceable(out: Path) -> None:
             f"--out {out} is, or holds, the working directory, which would be removed, as another folder replaces it; "
             f"run this from another folder, such as {out.parent}"
         )
+    try:
+        _try_to_move(out)
+    except OSError as error:
+        raise ConfigError(
+            f"--out {out} can't be renamed ({error.strerror}), so that no other folder can take its place: it is of a "
+            "lower layer of an overlay, such as a container's image; copy it into a volume, and go on with the copy"
+        ) from error
 
 
 def _is_mount_point(folder: Path) -> bool:
-    with contextlib.suppress(OSError):  # os.path.ismount() sees no bind mounts within a file system
+    # os.path.ismount() sees no bind mounts within a file system
+    return folder in _mounts() or os.path.ismount(folder)
+
+
+def _try_to_move(out: Path) -> None:
+    """Moves a folder aside and back where that may fail, so that it fails now and not after all the work.
+
+    An overlay moves no folder of its lower layers. If this is ended between the two steps, `recover` moves it back.
+    """
+    mounts = _mounts()
+    kind = next((mounts[folder] for folder in (out, *out.parents) if folder in mounts), "")
+    if kind == "overlay" and out.exists():
+        out.rename(_set_aside(out))
+        _set_aside(out).rename(out)
+
+
+def _mounts() -> dict[Path, str]:
+    """Returns the mount points, with the types of their file systems; none where the system does not tell them."""
+    mounts = {}
+    with contextlib.suppress(OSError):
         for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
-            place = re.sub(rb"\\([0-7]{3})", lambda code: bytes([int(code[1], 8)]), line.split()[4])
-            if place == os.fsencode(folder):
-                return True
-    return os.path.ismount(folder)
+            place, _, facts = line.partition(b" - ")
+            name = re.sub(rb"\\([0-7]{3})", lambda code: bytes([int(code[1], 8)]), place.split()[4])
+            mounts[Path(os.fsdecode(name))] = facts.split()[0].decode()
+    return mounts
 
 
 def take_place(new: Path, out: Path) -> None:
