@@ -27,13 +27,13 @@ _KINDS = (
     _Kind(
         "RuntimeError|BatchError",
         r"unable to allocate shared memory|unable to mmap|insufficient shared memory",
-        "shared memory (/dev/shm) is full; give a container more (docker run --shm-size=1g), fewer --workers, or "
+        "shared memory (/dev/shm) is full; give the container more (Docker's shm-size), fewer --workers, or "
         "--workers 0" + _AGAIN,
     ),
     _Kind(
         "RuntimeError|BlockingIOError",
         r"can't start new thread|Resource temporarily unavailable",
-        "the system allows no more threads and processes (ulimit -u, or a container's --pids-limit); raise that, or "
+        "the system allows no more threads and processes (ulimit -u, or a container's limit of pids); raise that, or "
         "give fewer --workers and --threads" + _AGAIN,
     ),
     _Kind("MemoryError|ArrowMemoryError", "", _NO_MEMORY),

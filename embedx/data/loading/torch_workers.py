@@ -68,7 +68,7 @@ class WorkerCounts(NamedTuple):
         if room < 1:
             raise LoaderError(
                 f"shared memory (/dev/shm) has {size_text(free)} free, and each batch of {batch_size} takes "
-                f"{size_text(batch_bytes)} there; give a container more (docker run --shm-size=1g), a smaller "
+                f"{size_text(batch_bytes)} there; give the container more (Docker's shm-size), a smaller "
                 "--batch-size, or --workers 0"
             )
         return cls(min(workers, room), max(1, min(_PREFETCH_BATCHES, room // workers)))
@@ -90,7 +90,7 @@ class TorchWorkers:
         batches: Sampler[Any],
         in_hand: InHand,
         *,
-        prefetch: int,
+        prefetch: int = _PREFETCH_BATCHES,
         timeout: float,
         pin_memory: bool,
     ) -> None:
