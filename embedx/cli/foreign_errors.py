@@ -33,7 +33,7 @@ _KINDS = (
     _Kind(
         "RuntimeError|BlockingIOError",
         r"can't start new thread|Resource temporarily unavailable",
-        "the system allows no more threads and processes (ulimit -u, or a container's limit of pids); raise that, or "
+        "the system allows no more threads and processes (the user's limit, or the container's); raise that, or "
         "give fewer --workers and --threads" + _AGAIN,
     ),
     _Kind("MemoryError|ArrowMemoryError", "", _NO_MEMORY),
