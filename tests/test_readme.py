@@ -149,6 +149,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     csv.write_csv(pa.table({"id": range(len(names)), "file": names, "species": species}), folder / "images.csv")
     embedded = [{"bytes": image.read_bytes(), "path": name} for image, name in zip(images, names, strict=True)]
     parquet.write_table(pa.table({"image": embedded, "label": species}), folder / "images.parquet")
+    (folder / "parts").mkdir()
+    for number in range(2):
+        half = pa.table({"image": embedded[number::2], "label": species[number::2]})
+        parquet.write_table(half, folder / "parts" / f"train-{number:05d}-of-00002.parquet")
     for number, split in enumerate(("train", "val")):
         with tarfile.open(folder / f"shard-{number:06d}.tar", "w") as archive:
             archive.add(folder / "photos" / split, split)

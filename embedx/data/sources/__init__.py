@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Self
 
 from embedx.data.reading.files import FileReader, RejectedInputError, check_urls
-from embedx.data.sources import dataset, folder, stdin, table, tar
+from embedx.data.sources import dataset, folder, stdin, tables, tar
 from embedx.data.sources import feature_files as features
 from embedx.data.sources.base import Reader, Source
 from embedx.data.sources.joined import join
 from embedx.data.sources.kinds import SourceKind, SourceOptions
+from embedx.data.sources.patterns import first_file
 from embedx.errors import ConfigError
 from embedx.names import RESERVED_SPLITS
 from embedx.values import expand_path
 
-_KINDS = (stdin.KIND, dataset.KIND, table.KIND, tar.KIND, features.KIND, folder.KIND)
+_KINDS = (stdin.KIND, dataset.KIND, tables.KIND, tar.KIND, features.KIND, folder.KIND)
 """The kinds of source in the order in which they are tried; the folder is last, because any text can name one."""
 
 
@@ -40,7 +41,7 @@ def parse_data(specs: Sequence[str], options: SourceOptions | None = None) -> di
         except ConfigError as error:
             faults += error.faults
             continue
-        kind = _kind_of(location)
+        kind = _kind_of(first_file(location))
         if kind.once and kind in used:
             faults.append(f"--data {spec}: {location} can be read only once; give it to one split")
             continue
@@ -59,8 +60,12 @@ def parse_data(specs: Sequence[str], options: SourceOptions | None = None) -> di
             elif not split or split.lower() in RESERVED_SPLITS:
                 faults.append(f"--data {spec}: a split can't be named {split!r}; choose another name")
             parts.setdefault(split, []).append((location, source))
-    ConfigError.check(faults + _unused_options(options, used))
-    return {split: join(split, sources, LocationReader(options)) for split, sources in parts.items()}
+    read = frozenset[str]().union(
+        *(kind.options for kind in used), *(source.options for some in parts.values() for _, source in some)
+    )
+    ConfigError.check(faults + _unused_options(options, read))
+    reader = LocationReader(options)
+    return {split: join(split, sources, reader, _advice(sources[-1][0])) for split, sources in parts.items()}
 
 
 class LocationReader:
@@ -98,10 +103,17 @@ def _kind_of(location: str) -> SourceKind:
     return next(kind for kind in _KINDS if kind.matches(location))
 
 
-def _unused_options(options: SourceOptions, used: set[SourceKind]) -> list[str]:
+def _advice(location: str) -> str:
+    return (
+        f"give each of its sources a split of its own, as in NAME={location}, or, of folders, the folder above them, "
+        "so that keys begin with the folders' names, or, of tables, a column of unique names by --key-column"
+    )
+
+
+def _unused_options(options: SourceOptions, read: Set[str]) -> list[str]:
     faults = []
     for name in sorted(frozenset[str]().union(*(kind.options for kind in _KINDS))):
-        if getattr(options, name) != getattr(SourceOptions(), name) and not any(name in kind.options for kind in used):
+        if getattr(options, name) != getattr(SourceOptions(), name) and name not in read:
             plurals = " and ".join(kind.plural for kind in _KINDS if name in kind.options)
             faults.append(f"--{name.replace('_', '-')} is for {plurals}, and no source is of that kind")
     return faults
@@ -114,7 +126,7 @@ def _parse_spec(spec: str) -> tuple[str | None, str]:
         ConfigError: If there is no source, it can't be expanded, or it is a URL whose scheme can't be read.
     """
     name, equals, location = spec.partition("=")
-    named = equals and not re.search("[/:?]", name) and not os.path.exists(spec)
+    named = equals and not re.search("[/:?]", name) and not os.path.exists(first_file(spec))
     if not (location if named else spec):
         raise ConfigError(f"--data {spec!r} names no source; give NAME=SOURCE, such as a folder")
     try:

@@ -65,6 +65,8 @@ class Source:
     Raises a ConfigError if there are no samples, or they can't be listed."""
     advice: str = "make them unique"
     """The way out where keys occur more than once, for a message."""
+    options: frozenset[str] = frozenset()
+    """The fields of SourceOptions that it was read by, where its kind does not tell."""
 
 
 def samples_table(columns: Mapping[str, Any], target: pa.DataType) -> pa.Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from fnmatch import fnmatch
 from functools import partial
 from itertools import groupby, islice
 from operator import attrgetter
@@ -17,6 +18,9 @@ import pyarrow as pa
 from embedx.data.reading.files import FileReader, is_url
 from embedx.data.sources.base import SINGLE_SPLIT, TARGET, Source, as_text, samples_table, sizes_and_times
 from embedx.data.sources.kinds import SUFFIXES, Content, SourceKind, SourceOptions
+from embedx.data.sources.table_file import TABLE_SUFFIXES
+from embedx.data.sources.table_parts import check_lake, parts_of_folder
+from embedx.data.sources.tables import open_parts
 from embedx.errors import ConfigError
 from embedx.names import LOCK
 
@@ -26,7 +30,10 @@ if TYPE_CHECKING:
 SPLIT_FOLDERS = frozenset({"train", "val", "valid", "validation", "test"})
 T = TypeVar("T")
 _METADATA = ("class", "parent")
-_ENCODED = {content: tuple(map(os.fsencode, suffixes)) for content, suffixes in SUFFIXES.items()}
+_TABLES = "tables"
+_ENCODED = {
+    content: tuple(map(os.fsencode, suffixes)) for content, suffixes in [*SUFFIXES.items(), (_TABLES, TABLE_SUFFIXES)]
+}
 
 _LookUp = Callable[[pa.ChunkedArray], tuple[pa.ChunkedArray, pa.ChunkedArray]]
 """A function that returns the sizes and times of paths."""
@@ -73,7 +80,8 @@ def _scan(location: str, content: Content, slices: Iterable[_FolderSlice], look_
     tables = [_table(some, look_up) for some in _in_chunks(slices)]
     if not tables:
         named = " ".join(sorted(SUFFIXES[content]))
-        raise ConfigError(f"no {content} in {location}; looked for files named {named}")
+        others = " ".join(sorted(suffix for suffix in TABLE_SUFFIXES if not suffix.endswith(".gz")))
+        raise ConfigError(f"no {content} in {location}; looked for files named {named}, and for tables named {others}")
     return pa.concat_tables(tables)
 
 
@@ -96,7 +104,7 @@ def _table(slices: list[_FolderSlice], look_up: _LookUp) -> pa.Table:
 
 
 def _walk(
-    folder: bytes, content: Content, ancestors: tuple[tuple[int, int], ...] = (), below: tuple[bytes, ...] = ()
+    folder: bytes, content: str, ancestors: tuple[tuple[int, int], ...] = (), below: tuple[bytes, ...] = ()
 ) -> Iterator[_FolderSlice]:
     """Yields the inputs, sorted by the parts of their path below the folder."""
     try:
@@ -119,7 +127,7 @@ def _walk(
                 yield _FolderSlice(below, [entry.name for entry in some], [entry.path for entry in some])
 
 
-def _remote_slices(urls: Mapping[bytes, ListedFile], content: Content) -> Iterator[_FolderSlice]:
+def _remote_slices(urls: Mapping[bytes, ListedFile], content: str) -> Iterator[_FolderSlice]:
     found = sorted((tuple(os.fsencode(file.path).split(b"/")), url) for url, file in urls.items())
     for folder, listed in groupby(found, key=lambda each: each[0][:-1]):
         if any(name.startswith(b".") for name in folder):
@@ -143,14 +151,27 @@ def open_folder(name: str | None, location: str, options: SourceOptions) -> Mapp
         ConfigError: If there is no such folder, or it can't be listed.
     """
     if is_url(location):
-        return _open_remote(name, location, options.content)
+        return _open_remote(name, location, options)
     path = Path(location)
     _check_folder(location, path)
+    walk = partial(_walk, os.fsencode(path.absolute()))
+    if not any(walk(options.content)) and (parts := parts_of_folder(location, _tables(walk(_TABLES)))):
+        check_lake(location, lambda pattern: any(path.glob(pattern)))
+        return open_parts(name, location, parts, options)
     splits = {name: path} if name is not None else {split: path / split for split in _splits_below(path)}
     return {split: folder_source(folder, options.content) for split, folder in (splits or {SINGLE_SPLIT: path}).items()}
 
 
-def _open_remote(name: str | None, url: str, content: Content) -> Mapping[str, Source]:
+def _tables(slices: Iterable[_FolderSlice]) -> list[tuple[str, str]]:
+    """Returns the locations of tables and their paths below the folder."""
+    return [
+        (os.fsdecode(path), os.fsdecode(name))
+        for part in slices
+        for path, name in zip(part.paths, _joined(part), strict=True)
+    ]
+
+
+def _open_remote(name: str | None, url: str, options: SourceOptions) -> Mapping[str, Source]:
     from embedx.system import remote
 
     try:
@@ -159,6 +180,11 @@ def _open_remote(name: str | None, url: str, content: Content) -> Mapping[str, S
         raise ConfigError(
             f"--data {url}: can't be listed ({error.strerror}); check its name and your access to it"
         ) from error
+    slices = partial(_remote_slices, {os.fsencode(file.url): file for file in files})
+    if not any(slices(options.content)) and (tables := parts_of_folder(url, _tables(slices(_TABLES)))):
+        check_lake(url, lambda pattern: any(fnmatch(file.path, pattern) for file in files))
+        return open_parts(name, url, tables, options)
+    content = options.content
     parts = [file.path.split("/") for file in files]
     splits = _splits(
         {first for first, *rest in parts if rest and not first.startswith(".")}, [p[0] for p in parts if len(p) == 1]
@@ -201,7 +227,7 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
         return False
 
 
-def _is_input(name: bytes, content: Content) -> bool:
+def _is_input(name: bytes, content: str) -> bool:
     return name.lower().endswith(_ENCODED[content]) and not name.startswith(b".")
 
 

@@ -11,7 +11,7 @@ from embedx.data.sources.base import TARGET, Reader, Source
 from embedx.errors import ConfigError
 
 
-def join(split: str, parts: Sequence[tuple[str, Source]], reader: Reader) -> Source:
+def join(split: str, parts: Sequence[tuple[str, Source]], reader: Reader, advice: str) -> Source:
     """Joins the sources of a split, each given with its location, in this order.
 
     Metadata: the columns of all of them, null in the rows of a source that lacks one.
@@ -20,16 +20,13 @@ def join(split: str, parts: Sequence[tuple[str, Source]], reader: Reader) -> Sou
         split: The split's name.
         parts: The locations and sources.
         reader: A reader of the inputs of them all.
+        advice: The way out where keys occur more than once.
     """
     if len(parts) == 1:
         return parts[0][1]
-    last, _ = parts[-1]
-    advice = (
-        f"give each of its sources a split of its own, as in NAME={last}, or, of folders, the folder above them, "
-        f"so that keys begin with the folders' names, or, of tables, a column of unique names by --key-column"
-    )
     metadata = dict.fromkeys(name for _, source in parts for name in source.metadata)
-    return Source(tuple(metadata), reader, partial(_scan, split, parts), advice)
+    options = frozenset[str]().union(*(source.options for _, source in parts))
+    return Source(tuple(metadata), reader, partial(_scan, split, parts), advice, options)
 
 
 def _scan(split: str, parts: Sequence[tuple[str, Source]]) -> pa.Table:

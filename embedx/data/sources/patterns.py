@@ -1,4 +1,4 @@
-"""Patterns that name several files: `shard-{000000..000009}.tar`, `{a,b}.npy`, `features/*.npy`."""
+"""Patterns that name several files: `shard-{000000..000009}.tar`, `{a,b}.npy`, `parts/**/*.parquet`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from embedx.errors import ConfigError
 
 _BRACES = re.compile(r"\{([^{}]*,[^{}]*|\d+\.\.\d+)\}")
 
+_WILDCARDS = r"[*\[]"
+"""The wildcards of URLs, in which `?` begins the query."""
 _MOST_FILES = 100_000
 
 
@@ -25,6 +27,27 @@ def expand_braces(pattern: str) -> Iterator[str]:
     for choice in _choices(braces[1]):
         for rest in expand_braces(pattern[braces.end() :]):
             yield pattern[: braces.start()] + choice + rest
+
+
+def is_pattern(location: str) -> bool:
+    """Tells whether a location has braces or wildcards, and is no file or folder of that very name."""
+    magic = _BRACES.search(location) or re.search(_WILDCARDS if is_url(location) else r"[*?\[]", plain_name(location))
+    return magic is not None and not os.path.exists(location)
+
+
+def first_file(location: str) -> str:
+    """Returns the first file that a pattern names, as far as its kind tells, or else the location itself."""
+    if not is_pattern(location):
+        return location
+    first = next(expand_braces(location))
+    kind_is_open = not re.fullmatch(r"\.\w+", os.path.splitext(plain_name(first))[1])
+    return next(iter(_matches(first)), first) if kind_is_open else first
+
+
+def fixed_folder(pattern: str) -> str:
+    """Returns the folder of a pattern's files, as far down as its parts have neither braces nor wildcards."""
+    fixed = re.split(r"[*\[{]" if is_url(pattern) else r"[*?\[{]", pattern, maxsplit=1)[0]
+    return os.path.dirname(fixed)
 
 
 def find_files(location: str) -> list[str]:
@@ -40,7 +63,7 @@ def find_files(location: str) -> list[str]:
         matches = _matches(pattern)
         if not matches:
             one = "such file" if pattern == location else f"file {pattern}"
-            raise ConfigError(f"--data {location}: there is no {one}")
+            raise ConfigError(f"--data {location}: there is no {one}; check the names of the folder and of the files")
         if twice := found.keys() & matches:
             raise ConfigError(f"--data {location}: {min(twice)} is named twice; name it once")
         found |= dict.fromkeys(matches)
@@ -52,8 +75,8 @@ def find_files(location: str) -> list[str]:
 def _matches(pattern: str) -> list[str]:
     """Returns the files of a pattern without braces; a URL without wildcards is not looked up."""
     if not is_url(pattern):
-        return [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern))
-    if not re.search(r"[*\[]", plain_name(pattern)):
+        return [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern, recursive=True))
+    if not re.search(_WILDCARDS, plain_name(pattern)):
         return [pattern]
     from embedx.system import remote
 

@@ -13,91 +13,60 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from embedx.data.reading.files import FileReader, RejectedInputError, absolute, check_urls, is_url, plain_name
-from embedx.data.sources.base import COMMON_SCHEMA, SINGLE_SPLIT, TARGET, Reader, Source, repeated, sizes_and_times
-from embedx.data.sources.kinds import TARGET_COLUMNS, SourceKind, SourceOptions, as_target, target_column
-from embedx.data.sources.table_file import TableFile, open_table_file, table_format
+from embedx.data.reading.files import FileReader, RejectedInputError, check_urls, is_url
+from embedx.data.sources.base import COMMON_SCHEMA, TARGET, Reader, Source, as_text, repeated, sizes_and_times
+from embedx.data.sources.kinds import TARGET_COLUMNS, SourceOptions, as_target, target_column
+from embedx.data.sources.root import Root
+from embedx.data.sources.table_file import TableFile, open_table_file
+from embedx.data.sources.table_parts import Part
 from embedx.errors import ConfigError
 from embedx.names import RESERVED_COLUMNS
 
 _PATH_COLUMNS = ("path", "image", "file", "filename")
 _ODD = r"^/|://|\x00|(^|/)\.{0,2}(/|$)"
 """The paths that are absolute, URLs, or have empty, `.` or `..` parts."""
+OPTIONS = frozenset({"path_column", "key_column", "target_column", "split_column", "root"})
+"""The fields of SourceOptions that tables are read by."""
+UNIQUE = "choose a column of unique names by --key-column"
+"""The advice where keys occur more than once."""
 _CHUNK = 1 << 16
 """The number of rows that are Python objects at a time."""
 
 
-class Root:
-    """The folder, by path or URL, in which relative paths begin; if closed, paths that lead out of it are refused.
-
-    They are judged by their text; links are not resolved.
-    """
-
-    def __init__(self, folder: str, *, closed: bool) -> None:
-        self.folder = _normal(absolute(folder))
-        self.closed = closed
-
-    @classmethod
-    def of(cls, location: str, root: str | None) -> Root:
-        """Takes the folder given as `--root`, or else the folder of the table.
-
-        Raises:
-            ConfigError: If there is no such folder.
-        """
-        if root is None:
-            return cls(os.path.dirname(plain_name(location)), closed=False)
-        check_urls([root])
-        if not is_url(root) and not os.path.isdir(root):
-            raise ConfigError(f"--root {root}: there is no such folder; give the one that the table's paths begin in")
-        return cls(root, closed=True)
-
-    def locate(self, path: str) -> str:
-        """Returns the absolute path, or URL, of a path in a table.
-
-        Raises:
-            ValueError: If it leads out of a closed root, or has a NUL byte.
-        """
-        if "\0" in path:
-            raise ValueError(f"{path!r} has a NUL byte, as no path has")
-        whole = path if path.startswith("/") or is_url(path) else f"{self.folder.rstrip('/')}/{path}"
-        if not self.closed:
-            # No server takes `..` in a URL for the folder above.
-            return _normal(whole) if is_url(self.folder) and not is_url(path) and ".." in path.split("/") else whole
-        whole = _normal(whole)
-        if not _normal(plain_name(whole)).startswith(plain_name(self.folder).rstrip("/") + "/"):
-            raise ValueError(f"{path!r} leads out of --root {self.folder}")
-        return whole
-
-
 class EmbeddedReader:
-    """Reads images embedded in a column of Parquet files, or the files that it names instead of bytes; picklable.
+    """Reads images embedded in a column of Parquet files, or the files that tables name instead; picklable.
 
     It keeps the row group read last; no file stays open.
     """
 
-    def __init__(self, column: str, root: Root) -> None:
-        self.column = column
-        self.root = root
+    def __init__(self, options: SourceOptions) -> None:
+        self.options = options
         self._location = ""
+        self._column = ""
+        self._root: Root | None = None
         self._metadata: Any = None
         self._starts: list[int] = []
         self._group: int | None = None
         self._images: Any = None
 
-    def __reduce__(self) -> tuple[type[Self], tuple[str, Root]]:
-        return type(self), (self.column, self.root)
+    def __reduce__(self) -> tuple[type[Self], tuple[SourceOptions]]:
+        return type(self), (self.options,)
 
     def read(self, path: bytes, offset: int | None, size: int | None) -> bytes:
-        """Returns the bytes of the image in row `offset`.
+        """Returns the bytes of the image in row `offset`, or of the file if that is None.
 
         Raises:
             RejectedInputError: If they can't be read, or the row has no image.
         """
+        if offset is None:
+            return FileReader().read(path)
         try:
-            image = self._image(os.fsdecode(path), offset or 0)
+            image = self._image(os.fsdecode(path), offset)
             if image.get("bytes") is not None:
                 return bytes(image["bytes"])
-            elsewhere = self.root.locate(image["path"]) if image.get("path") else None
+            elsewhere = self._root.locate(image["path"]) if self._root and image.get("path") else None
+        except ConfigError as error:
+            raise RejectedInputError(str(error)) from error
         except (OSError, EOFError, zlib.error, pa.ArrowException, IndexError, ValueError) as error:
             raise RejectedInputError(f"can't be read: {error}") from error
         if elsewhere is None:
@@ -107,15 +76,17 @@ class EmbeddedReader:
     def _image(self, location: str, row: int) -> dict[str, Any]:
         """Returns the struct of a row: its `bytes`, and its `path` if it has one; empty for null."""
         if location != self._location:
-            with open_table_file(location) as file:
-                self._metadata = pq.read_metadata(file)
+            table = TableFile(location)
+            self._metadata = table.read_metadata()
+            self._column = str(_path_column(self._metadata.schema.to_arrow_schema().names, table, self.options))
+            self._root = Root.of(location, self.options.root)
             sizes = [self._metadata.row_group(number).num_rows for number in range(self._metadata.num_row_groups)]
             self._starts = list(accumulate(sizes, initial=0))
             self._location, self._group = location, None
         group = bisect_right(self._starts, row) - 1
         if group != self._group:
             with open_table_file(location) as file, pq.ParquetFile(file, metadata=self._metadata) as parquet:
-                self._images = parquet.read_row_group(group, columns=[self.column], use_threads=False)[self.column]
+                self._images = parquet.read_row_group(group, columns=[self._column], use_threads=False)[self._column]
             self._group = group
         image: dict[str, Any] | None = self._images[row - self._starts[group]].as_py()
         return image or {}
@@ -134,44 +105,54 @@ class _Roles(NamedTuple):
         return [name for name in (self.path, self.key, self.split) if name is not None]
 
 
-def open_table(name: str | None, location: str, options: SourceOptions) -> Mapping[str, Source]:
-    """Opens a table as one source per value of the split column, or as a single one without that column.
+def open_part(part: Part, options: SourceOptions) -> Mapping[str | None, Source]:
+    """Opens one file as a source per value of the split column, or as one named None without that column.
 
     The key is the value of the key column, or else the path as written in the table. For an embedded image it is the
-    path beside its bytes if every row has a different one, or else the row's number. Metadata: all columns but those
-    of the path, the key and the split.
+    path beside its bytes if every row has a different one, or else the row's number. The keys of one file of several
+    begin with its name, where they are of embedded images, or its folder, where they are relative paths. Metadata: all
+    columns but those of the path, the key and the split. A file of several has no sources if it has no rows.
 
     Raises:
         ConfigError: If the table can't be read, lacks a column or is empty, or a row lacks a value that it needs.
     """
-    location = absolute(location)
-    root = Root.of(location, options.root)
-    file = TableFile(location)
+    root = Root.of(part.location, options.root)
+    file = TableFile(part.location, part.partitions)
     table = file.read()
+    if part.name and len(table) == 0:
+        return {}
+    if not table.column_names:
+        raise ConfigError(f"--data {part.location}: the table is empty")
     roles = _roles(file, table, options)
     if any(not pa.types.is_string(table[column].type) for column in roles.texts()):
-        table = _with_text(file.read(roles.texts()), location, roles)
+        table = _with_text(file.read(roles.texts()), part.location, roles)
     embedded = roles.path in file.embedded
     ConfigError.check(
         [
-            f"--data {location}: {file.place(rows[0])} has no value in the column {column!r} ({len(rows)} in all); "
-            "fill it in, or leave the row out"
+            f"--data {part.location}: {file.place(rows[0])} has no value in the column {column!r} ({len(rows)} in all);"
+            " fill it in, or leave the row out"
             for column in roles.texts()
             if not (embedded and column == roles.path) and (rows := _rows_without(table[column]))
         ]
     )
     samples = _samples(file, table, roles, root, embedded=embedded)
-    reader = EmbeddedReader(roles.path, root) if embedded else FileReader()
+    if part.name and roles.key is None:
+        samples = samples.set_column(0, "key", _keys_of_part(samples["key"], part, root, embedded=embedded))
+    reader = EmbeddedReader(options) if embedded else FileReader()
     if roles.split is None:
-        return {name or SINGLE_SPLIT: _source(samples, reader)}
+        return {None: _source(samples, reader)}
     splits = pc.unique(table[roles.split]).to_pylist()
-    if name is not None and name not in splits:
-        raise ConfigError(f"--data {name}={location}: {roles.split!r} names no such split; it has {', '.join(splits)}")
-    return {
-        split: _source(samples.filter(pc.equal(table[roles.split], split)), reader)
-        for split in splits
-        if name in (None, split)
-    }
+    return {split: _source(samples.filter(pc.equal(table[roles.split], split)), reader) for split in splits}
+
+
+def _keys_of_part(keys: pa.ChunkedArray, part: Part, root: Root, *, embedded: bool) -> pa.ChunkedArray:
+    """Returns the keys with a prefix that tells the file from others, or its folder from other folders."""
+    prefix = part.name if embedded else os.path.dirname(part.name)
+    if not prefix or (root.closed and not embedded):
+        return keys
+    text = as_text(os.fsencode(prefix))
+    whole = pc.binary_join_element_wise(pa.repeat(text, len(keys)), keys.cast(pa.string()), "/")
+    return whole if embedded else pc.if_else(pc.match_substring_regex(keys, "^/|://"), keys, whole)
 
 
 def _roles(file: TableFile, table: pa.Table, options: SourceOptions) -> _Roles:
@@ -202,17 +183,6 @@ def _path_column(names: Sequence[str], file: TableFile, options: SourceOptions) 
     return options.path_column or next(iter(candidates), None)
 
 
-def embedded_reader(location: str, options: SourceOptions) -> EmbeddedReader:
-    """Returns a reader of the images in a Parquet file, whose column is chosen as `open_table` does.
-
-    Raises:
-        ConfigError: If the file can't be read, or the folder given as `--root` is gone.
-    """
-    file = TableFile(location)
-    column = _path_column(file.read_names(), file, options)
-    return EmbeddedReader(str(column), Root.of(location, options.root))
-
-
 def _with_text(table: pa.Table, location: str, roles: _Roles) -> pa.Table:
     for column in roles.texts():
         try:
@@ -234,7 +204,9 @@ def _rows_without(column: pa.ChunkedArray) -> list[int]:
 
 def _source(samples: pa.Table, reader: Reader) -> Source:
     """Returns the source of samples, whose sizes and times are still to be looked up."""
-    return Source(tuple(samples.column_names[len(COMMON_SCHEMA) + 1 :]), reader, lambda: _scan(samples))
+    return Source(
+        tuple(samples.column_names[len(COMMON_SCHEMA) + 1 :]), reader, lambda: _scan(samples), UNIQUE, OPTIONS
+    )
 
 
 def _scan(samples: pa.Table) -> pa.Table:
@@ -281,18 +253,3 @@ def _located(file: TableFile, paths: pa.ChunkedArray, root: Root) -> pa.ChunkedA
         located.append(pc.replace_with_mask(joined, odd, pa.array(whole, pa.string())).cast(pa.binary()))
         start += len(chunk)
     return pa.chunked_array(located, pa.binary())
-
-
-def _normal(location: str) -> str:
-    """Removes `.`, `..` and doubled slashes."""
-    begin = location.index("://") + 3 if is_url(location) else 0
-    return location[:begin] + os.path.normpath(location[begin:])
-
-
-KIND = SourceKind(
-    lambda location: table_format(location) is not None and not os.path.isdir(location),
-    open_table,
-    plural="tables",
-    options=frozenset({"path_column", "key_column", "target_column", "split_column", "root"}),
-    reader=embedded_reader,
-)

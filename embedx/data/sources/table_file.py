@@ -9,7 +9,7 @@ import gzip
 import io
 import re
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -23,6 +23,8 @@ from embedx.errors import ConfigError
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _FORMATS = (*_DELIMITERS, ".jsonl", ".parquet")
+TABLE_SUFFIXES = frozenset(f"{suffix}{packed}" for suffix in _FORMATS for packed in ("", ".gz"))
+"""The suffixes of tables' files, in lower case."""
 _LARGEST_BLOCK = 2**31 - 1
 
 
@@ -41,8 +43,10 @@ class TableFile:
         ConfigError: If it can't be read, or is text in another encoding than UTF-8.
     """
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, partitions: Mapping[str, str | int | None] | None = None) -> None:
         self.location = location
+        self.partitions = partitions or {}
+        """The further columns, each of one value, that the names of the file's folders give."""
         self.embedded: frozenset[str] = frozenset()
         """The names of the columns of embedded images."""
         self._format = table_format(location)
@@ -54,9 +58,18 @@ class TableFile:
         Raises:
             ConfigError: If it is malformed; the message names the line.
         """
+        own = [name for name in text if name not in self.partitions]
         if self._format == ".parquet":
-            return self._read_parquet()
-        return self._read_jsonl(text) if self._format == ".jsonl" else self._read_csv(text)
+            table = self._read_parquet()
+        elif not self._text.strip():
+            table = pa.table({})
+        else:
+            table = self._read_jsonl(own) if self._format == ".jsonl" else self._read_csv(own)
+        for name, value in self.partitions.items():
+            if name not in table.column_names:
+                column = pa.nulls(len(table)) if value is None else pa.repeat(value, len(table))
+                table = table.append_column(name, column)
+        return table
 
     def place(self, row: int) -> str:
         """Returns the place of a row for a message: the line on which it begins, or its number counting from 0."""
@@ -83,8 +96,6 @@ class TableFile:
         except UnicodeDecodeError as error:
             line = data.count(b"\n", 0, error.start) + 1
             raise self._fault(f"line {line} is not UTF-8 text; convert the table") from error
-        if not data.strip():
-            raise self._fault("the table is empty")
         return data.removeprefix(codecs.BOM_UTF8)
 
     def _read_csv(self, text: Collection[str]) -> pa.Table:
@@ -134,14 +145,14 @@ class TableFile:
     def _json_lines(self) -> Iterator[int]:
         return (number for number, line in enumerate(self._text.split(b"\n"), 1) if line.strip())
 
-    def read_names(self) -> list[str]:
-        """Reads the names of a Parquet file's columns, and which of them hold images.
+    def read_metadata(self) -> pq.FileMetaData:
+        """Reads the metadata of a Parquet file, and which of its columns hold images.
 
         Raises:
             ConfigError: If it is malformed.
         """
-        with self._parquet() as (_, names):
-            return names
+        with self._parquet() as (parquet, _):
+            return parquet.metadata
 
     @contextlib.contextmanager
     def _parquet(self) -> Iterator[tuple[pq.ParquetFile, list[str]]]:

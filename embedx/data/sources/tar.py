@@ -21,7 +21,7 @@ from embedx.data.sources.tar_index import TarIndex
 from embedx.errors import ConfigError
 from embedx.names import RESERVED_COLUMNS
 
-_NAME = re.compile(r"\.(tar(\.\w+)?|t[gbx]z2?|tzst)\}?$", re.IGNORECASE)
+_NAME = re.compile(r"\.(tar(\.\w+)?|t[gbx]z2?|tzst)$", re.IGNORECASE)
 _CONNECTIONS = 8
 """The number of remote tars that are indexed at a time."""
 _TAKEN = RESERVED_COLUMNS.union(COMMON_SCHEMA.names)

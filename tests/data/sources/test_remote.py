@@ -96,6 +96,27 @@ def faults(location: str, **options: Any) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize("location", ["s3://lake/repo/", "s3://lake/repo/**/*.parquet"])
+def test_a_table_of_several_files_behind_urls_is_read_as_on_disk(
+    s3: Any, tmp_path: Path, images: Path, names: list[str], location: str
+) -> None:
+    for number, name in enumerate(names):
+        file = tmp_path / "repo" / f"year={2020 + number % 2}" / f"{'test' if number % 3 else 'train'}-{number}.parquet"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        row = {"bytes": (images / name).read_bytes(), "path": name}
+        pq.write_table(pa.table({"image": [row], "number": [number]}), file)
+    (tmp_path / "repo" / "_metadata.parquet").touch()
+    upload(s3, "lake", tmp_path / "repo", "repo/")
+    here = build_plan(parse_data([str(tmp_path / "repo")]), "year").splits
+    there = build_plan(parse_data([location]), "year").splits
+    assert list(there) == list(here) == ["test", "train"]
+    for split, plan in there.items():
+        columns = ["key", "offset", "group", "target", "year", "number"]
+        assert plan.table.select(columns).equals(here[split].table.select(columns))
+        for place in plan.table.select(["path", "offset", "size", "number"]).to_pylist():
+            assert plan.reader.read(*list(place.values())[:3]) == (images / names[place["number"]]).read_bytes()
+
+
 def put(client: Any, key: str, content: bytes | str) -> str:
     client.put_object(Bucket="lake", Key=key, Body=content)
     return f"s3://lake/{key}"

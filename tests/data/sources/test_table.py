@@ -26,7 +26,8 @@ from embedx.data.sources import parse_data
 from embedx.data.sources import table as table_module
 from embedx.data.sources.base import COMMON_SCHEMA, Source
 from embedx.data.sources.kinds import SourceOptions
-from embedx.data.sources.table import EmbeddedReader, Root
+from embedx.data.sources.root import Root
+from embedx.data.sources.table import EmbeddedReader
 from embedx.errors import ConfigError
 from embedx.run.extract import extract
 from embedx.store.reading.verify import verify
@@ -287,7 +288,7 @@ def test_rows_without_bytes_name_a_file_or_are_rejected(tmp_path: Path, images: 
         with pytest.raises(RejectedInputError, match="neither bytes nor a path"):
             reader.read(bytes(table), row, None)
     with pytest.raises(RejectedInputError, match="leads out of --root"):
-        EmbeddedReader("image", Root(str(tmp_path), closed=True)).read(bytes(table), 4, None)
+        EmbeddedReader(SourceOptions(root=str(tmp_path))).read(bytes(table), 4, None)
     with pytest.raises(RejectedInputError, match="can't be read"):
         reader.read(bytes(table), 5, None)
     with pytest.raises(RejectedInputError, match="No such file"):
