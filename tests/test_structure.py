@@ -19,12 +19,13 @@ PACKAGE = Path(embedx.__file__).parent
 MODULES = {path.relative_to(PACKAGE.parent).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__"): path
            for path in sorted(PACKAGE.rglob("*.py"))}  # fmt: skip
 
-GROUND = {"errors", "names", "values", "sample"}
+GROUND = {"errors", "names", "values", "arrow", "sample"}
 MIDDLE = GROUND | {"recipe", "config", "heartbeat", "system"}
 MIDDLE_ROOMS = {"data", "models", "store"}
 MAY_IMPORT = {
     "errors": set(),
     "names": set(),
+    "arrow": set(),
     "sample": set(),
     "values": {"errors"},
     "recipe": GROUND,

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from embedx.arrow import spell
 from embedx.engine.state import Batch
 from embedx.errors import ConfigError
 from embedx.names import RESERVED_COLUMNS
@@ -50,7 +50,7 @@ def rows_table(batch: Batch, split: str, group_key: str | None) -> pa.Table:
         "key": batch["keys"],
         "path": batch.get("paths", nothing),
         "offset": batch.get("offsets", nothing),
-        "group": pc.cast(_array(metadata[group_key]), pa.string()) if group_key is not None else nothing,
+        "group": spell(pa.chunked_array([_array(metadata[group_key])])) if group_key is not None else nothing,
         "target": _targets(batch, count),
         "status": [OK if reason is None else REJECTED for reason in reasons],
         "reason": reasons,

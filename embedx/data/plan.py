@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from embedx.arrow import replaced, spell, unify
 from embedx.data.reading.files import FileReader
 from embedx.data.sources.base import COMMON_SCHEMA, TARGET, Reader, Source, as_text, repeated
+from embedx.data.sources.written import WRITTEN, written_text
 from embedx.errors import ConfigError, unknown
 from embedx.names import RESERVED_COLUMNS
 
@@ -90,6 +92,8 @@ class Plan:
     classes: list[str]
     """The class names; a class's position is its target. Empty where the sources give numbers, or no targets."""
     group_key: str | None
+    notices: tuple[str, ...] = ()
+    """How the sources were read, where the user may not expect it."""
 
     def to_json(self, rows_per_unit: int) -> dict[str, Any]:
         """Returns the plan's entry in the manifest."""
@@ -131,12 +135,55 @@ def build_plan(sources: Mapping[str, Source], group_key: str | None) -> Plan:
         faults += _unstorable(tables[split].select(source.metadata), split, group_key)
         faults += _repeated_keys(tables[split], split, source.advice)
     ConfigError.check(faults)
-    named = [table for table in tables.values() if pa.types.is_string(table[TARGET].type)]
-    classes = sorted({name for table in named for name in pc.unique(table[TARGET]).to_pylist() if name is not None})
-    if classes and (numbered := [split for split, table in tables.items() if pa.types.is_integer(table[TARGET].type)]):
-        raise ConfigError(f"targets are numbers in split {numbered[0]!r}, and names such as {classes[0]!r} in another")
+    tables = _of_one_type(tables, {name for source in sources.values() for name in source.metadata}, group_key)
+    tables, classes = _with_class_names(tables)
     splits = {split: _plan_split(split, source, tables[split], classes, group_key) for split, source in sources.items()}
-    return Plan(splits, classes, group_key)
+    notices = dict.fromkeys(notice for source in sources.values() for notice in source.notices)
+    return Plan(splits, classes, group_key, tuple(notices))
+
+
+def _of_one_type(tables: Mapping[str, pa.Table], names: Iterable[str], group_key: str | None) -> dict[str, pa.Table]:
+    """Makes columns of metadata text, as it is written: the groups', and those without a common type over all splits.
+
+    Groups keep a guessed type if that spells them as they are written.
+    """
+    splits = dict(tables)
+    for split, table in tables.items():
+        for name in names:
+            is_text = name == group_key or (name in table.column_names and pa.types.is_string(table[name].type))
+            if is_text and name + WRITTEN in table.column_names:
+                splits[split] = replaced(splits[split], name, written_text(table, name))
+    return dict(zip(splits, unify(list(splits.values()), sorted(names), written_text), strict=True))
+
+
+def _with_class_names(tables: Mapping[str, pa.Table]) -> tuple[dict[str, pa.Table], list[str]]:
+    """Returns the tables with targets that are names in all splits or in none, and the sorted names.
+
+    Numbers are names if some are written as no number is, such as `007`, or if all are names in other splits.
+
+    Raises:
+        ConfigError: If targets are names in one split, and numbers in another.
+    """
+    found = dict(tables)
+    numbered = [split for split, table in found.items() if pa.types.is_integer(table[TARGET].type)]
+    texts = {split: written_text(found[split], TARGET) for split in numbered}
+    if not any(TARGET + WRITTEN in found[split].column_names for split in numbered):
+        names = _names(table[TARGET] for split, table in found.items() if split not in numbered)
+        for split in numbered if names else ():
+            if not names.issuperset(_names([texts[split]])):
+                raise ConfigError(
+                    f"targets are numbers in split {split!r}, and names such as {min(names)!r} in another"
+                )
+        texts = texts if names else {}
+    for split, text in texts.items():
+        found[split] = replaced(found[split], TARGET, text)
+    return found, sorted(_names(table[TARGET] for table in found.values()))
+
+
+def _names(targets: Iterable[pa.ChunkedArray]) -> set[str]:
+    """Returns the class names in the columns of targets that are names."""
+    texts = (pc.unique(column).to_pylist() for column in targets if pa.types.is_string(column.type))
+    return {name for column in texts for name in column if name is not None}
 
 
 def _repeated_keys(table: pa.Table, split: str, advice: str) -> list[str]:
@@ -150,22 +197,20 @@ def _repeated_keys(table: pa.Table, split: str, advice: str) -> list[str]:
 
 
 def _unstorable(metadata: pa.Table, split: str, group_key: str | None) -> list[str]:
-    """Returns a message per column of metadata that Parquet can't store, and for a group key that can't become text."""
+    """Returns a message per column of metadata that Parquet can't store, and for a group key that is no plain value."""
     faults = []
     for field in metadata.schema:
         try:
             pq.write_table(
                 pa.table([metadata[field.name].slice(0, 0)], schema=pa.schema([field])), pa.MockOutputStream()
             )
-        except pa.ArrowException as error:
-            faults.append(f"split {split!r}: the column {field.name!r} can't be stored: {error}")
-        if field.name == group_key:
-            try:
-                metadata[field.name].cast(pa.string())
-            except pa.ArrowException:
-                faults.append(
-                    f"--group-key {group_key}: split {split!r} has values of type {field.type}; give plain ones"
-                )
+        except pa.ArrowException:
+            faults.append(
+                f"split {split!r}: the column {field.name!r} is {field.type}, which an index table can't hold; make it "
+                "text, or leave it out"
+            )
+        if field.name == group_key and pa.types.is_nested(field.type):
+            faults.append(f"--group-key {group_key}: split {split!r} has values of type {field.type}; give plain ones")
     return faults
 
 
@@ -175,7 +220,7 @@ def _plan_split(
     target = table[TARGET]
     if pa.types.is_string(target.type):
         target = pc.index_in(target, pa.array(classes, pa.string()))
-    group = table[group_key].cast(pa.string()) if group_key else pa.nulls(len(table), pa.string())
+    group = spell(table[group_key]) if group_key else pa.nulls(len(table), pa.string())
     table = table.drop(TARGET).append_column("group", group).append_column(TARGET, target.cast(pa.int64()))
     order = pc.sort_indices(table, sort_keys=[("group", "ascending")]) if group_key else None
     table = table.take(order) if order is not None else table

@@ -62,11 +62,15 @@ class Source:
     scan: Callable[[], pa.Table]
     """Lists the samples in source order: the columns of COMMON_SCHEMA, `target`, then the metadata.
 
+    The columns of `written.WRITTEN` stand behind them.
+
     Raises a ConfigError if there are no samples, or they can't be listed."""
     advice: str = "make them unique"
     """The way out where keys occur more than once, for a message."""
     options: frozenset[str] = frozenset()
     """The fields of SourceOptions that it was read by, where its kind does not tell."""
+    notices: tuple[str, ...] = ()
+    """How the source was read, where the user may not expect it."""
 
 
 def samples_table(columns: Mapping[str, Any], target: pa.DataType) -> pa.Table:

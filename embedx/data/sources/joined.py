@@ -7,6 +7,7 @@ from functools import partial
 
 import pyarrow as pa
 
+from embedx.arrow import spell
 from embedx.data.sources.base import TARGET, Reader, Source
 from embedx.errors import ConfigError
 
@@ -26,7 +27,8 @@ def join(split: str, parts: Sequence[tuple[str, Source]], reader: Reader, advice
         return parts[0][1]
     metadata = dict.fromkeys(name for _, source in parts for name in source.metadata)
     options = frozenset[str]().union(*(source.options for _, source in parts))
-    return Source(tuple(metadata), reader, partial(_scan, split, parts), advice, options)
+    notices = dict.fromkeys(notice for _, source in parts for notice in source.notices)
+    return Source(tuple(metadata), reader, partial(_scan, split, parts), advice, options, tuple(notices))
 
 
 def _scan(split: str, parts: Sequence[tuple[str, Source]]) -> pa.Table:
@@ -73,7 +75,9 @@ def _of_one_type(columns: Sequence[pa.ChunkedArray | pa.Array], *, or_text: bool
     except pa.ArrowException:
         if not or_text:
             raise
-    return _cast(columns, pa.string())
+    return [
+        chunk for column in columns for chunk in spell(pa.chunked_array(getattr(column, "chunks", [column]))).chunks
+    ]
 
 
 def _cast(columns: Sequence[pa.ChunkedArray | pa.Array], kind: pa.DataType) -> list[pa.Array]:

@@ -1,4 +1,4 @@
-"""The terms in which a kind of source describes itself: its options, its suffixes, its target columns.
+"""The terms in which a kind of source describes itself: its options, its suffixes.
 
 To add a kind of source: write a module in this folder that ends in `KIND = SourceKind(…)`, and add that to the list of
 kinds in `embedx/data/sources/__init__.py`.
@@ -10,11 +10,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple, Self
 
-import pyarrow as pa
-
 from embedx.config import ExtractConfig
 from embedx.data.sources.base import Reader, Source
-from embedx.errors import ConfigError
 from embedx.names import NO_BACKBONE
 
 Content = Literal["images", "features"]
@@ -28,9 +25,6 @@ SUFFIXES: dict[Content, frozenset[str]] = {
 }
 """The suffixes of files, in lower case, by the content of the files."""
 
-TARGET_COLUMNS = ("target", "label")
-"""The columns that are tried for the target, in this order, where `--target-column` names none."""
-
 
 @dataclasses.dataclass(frozen=True)
 class SourceOptions:
@@ -40,6 +34,7 @@ class SourceOptions:
     key_column: str | None = None
     target_column: str | None = None
     split_column: str | None = None
+    group_key: str | None = None
     root: str | None = None
     null: bool = False
     content: Content = "images"
@@ -77,29 +72,3 @@ class SourceKind(NamedTuple):
     """Returns the reader of inputs that lie in a file of this kind, without listing them; None for whole files.
 
     Raises a ConfigError if the location, as it stands in an index table, can't be read any more."""
-
-
-def as_target(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    """Returns class names as strings and numbers as int64, or None for a column of any other type."""
-    kind = column.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return column.cast(pa.string())
-    if pa.types.is_integer(kind) or pa.types.is_null(kind):
-        try:
-            return column.cast(pa.int64())
-        except pa.ArrowInvalid:  # beyond 63 bits
-            return None
-    return None
-
-
-def target_column(location: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Returns the target column of this name as `as_target` does.
-
-    Raises:
-        ConfigError: If the column is of another type.
-    """
-    if (target := as_target(column)) is None:
-        raise ConfigError(
-            f"--data {location}: --target-column {name!r} is {column.type}; give one of class names or whole numbers"
-        )
-    return target

@@ -13,12 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from embedx.arrow import replaced
 from embedx.data.reading.files import FileReader, RejectedInputError, check_urls, is_url
 from embedx.data.sources.base import COMMON_SCHEMA, TARGET, Reader, Source, as_text, repeated, sizes_and_times
-from embedx.data.sources.kinds import TARGET_COLUMNS, SourceOptions, as_target, target_column
+from embedx.data.sources.kinds import SourceOptions
 from embedx.data.sources.root import Root
 from embedx.data.sources.table_file import TableFile, open_table_file
 from embedx.data.sources.table_parts import Part
+from embedx.data.sources.targets import TARGET_COLUMNS, Target, find_target
+from embedx.data.sources.written import WRITTEN, as_written
 from embedx.errors import ConfigError
 from embedx.names import RESERVED_COLUMNS
 
@@ -97,7 +100,6 @@ class _Roles(NamedTuple):
 
     path: str
     key: str | None
-    target: str | None
     split: str | None
 
     def texts(self) -> list[str]:
@@ -118,14 +120,14 @@ def open_part(part: Part, options: SourceOptions) -> Mapping[str | None, Source]
     """
     root = Root.of(part.location, options.root)
     file = TableFile(part.location, part.partitions)
-    table = file.read()
+    named = (options.path_column, options.key_column, options.split_column, options.target_column, options.group_key)
+    table = file.read([*filter(None, named), *_PATH_COLUMNS, *TARGET_COLUMNS])
     if part.name and len(table) == 0:
         return {}
     if not table.column_names:
         raise ConfigError(f"--data {part.location}: the table is empty")
     roles = _roles(file, table, options)
-    if any(not pa.types.is_string(table[column].type) for column in roles.texts()):
-        table = _with_text(file.read(roles.texts()), part.location, roles)
+    table = _with_text(file, table, roles)
     embedded = roles.path in file.embedded
     ConfigError.check(
         [
@@ -135,14 +137,20 @@ def open_part(part: Part, options: SourceOptions) -> Mapping[str | None, Source]
             if not (embedded and column == roles.path) and (rows := _rows_without(table[column]))
         ]
     )
-    samples = _samples(file, table, roles, root, embedded=embedded)
+    columns = dict(zip(table.column_names, table.columns, strict=True))
+    target = find_target(part.location, columns, file.written, given=options.target_column)
+    if target.has_names and target.name in file.written:
+        table = replaced(table, str(target.name), as_written(table[target.name], file.written.pop(str(target.name))))
+    samples = _samples(file, table, roles, target, root, embedded=embedded)
     if part.name and roles.key is None:
         samples = samples.set_column(0, "key", _keys_of_part(samples["key"], part, root, embedded=embedded))
     reader = EmbeddedReader(options) if embedded else FileReader()
     if roles.split is None:
-        return {None: _source(samples, reader)}
+        return {None: _source(samples, reader, target.notices)}
     splits = pc.unique(table[roles.split]).to_pylist()
-    return {split: _source(samples.filter(pc.equal(table[roles.split], split)), reader) for split in splits}
+    return {
+        split: _source(samples.filter(pc.equal(table[roles.split], split)), reader, target.notices) for split in splits
+    }
 
 
 def _keys_of_part(keys: pa.ChunkedArray, part: Part, root: Root, *, embedded: bool) -> pa.ChunkedArray:
@@ -168,13 +176,7 @@ def _roles(file: TableFile, table: pa.Table, options: SourceOptions) -> _Roles:
     if len(table) == 0:
         faults.append("the table has no rows")
     ConfigError.check([f"--data {file.location}: {fault}" for fault in faults])
-    targets = [name for name in TARGET_COLUMNS if name in names and as_target(table[name]) is not None]
-    return _Roles(
-        str(path),
-        options.key_column,
-        options.target_column or next(iter(targets), None),
-        options.split_column,
-    )
+    return _Roles(str(path), options.key_column, options.split_column)
 
 
 def _path_column(names: Sequence[str], file: TableFile, options: SourceOptions) -> str | None:
@@ -183,16 +185,12 @@ def _path_column(names: Sequence[str], file: TableFile, options: SourceOptions) 
     return options.path_column or next(iter(candidates), None)
 
 
-def _with_text(table: pa.Table, location: str, roles: _Roles) -> pa.Table:
+def _with_text(file: TableFile, table: pa.Table, roles: _Roles) -> pa.Table:
     for column in roles.texts():
-        try:
-            text = table[column].cast(pa.string())
-        except pa.ArrowException as error:
-            kind = table[column].type
-            raise ConfigError(
-                f"--data {location}: the column {column!r} is {kind}, and can't be read as text"
-            ) from error
-        table = table.set_column(table.column_names.index(column), column, text)
+        kind = table[column].type
+        if pa.types.is_nested(kind):
+            raise ConfigError(f"--data {file.location}: the column {column!r} is {kind}, and can't be read as text")
+        table = replaced(table, column, as_written(table[column], file.written.get(column)))
     return table
 
 
@@ -202,11 +200,10 @@ def _rows_without(column: pa.ChunkedArray) -> list[int]:
     return rows
 
 
-def _source(samples: pa.Table, reader: Reader) -> Source:
+def _source(samples: pa.Table, reader: Reader, notices: tuple[str, ...]) -> Source:
     """Returns the source of samples, whose sizes and times are still to be looked up."""
-    return Source(
-        tuple(samples.column_names[len(COMMON_SCHEMA) + 1 :]), reader, lambda: _scan(samples), UNIQUE, OPTIONS
-    )
+    names = [name for name in samples.column_names[len(COMMON_SCHEMA) + 1 :] if not name.endswith(WRITTEN)]
+    return Source(tuple(names), reader, lambda: _scan(samples), UNIQUE, OPTIONS, notices)
 
 
 def _scan(samples: pa.Table) -> pa.Table:
@@ -215,7 +212,9 @@ def _scan(samples: pa.Table) -> pa.Table:
     return samples.set_column(3, "size", sizes).set_column(4, "mtime_ns", times)
 
 
-def _samples(file: TableFile, table: pa.Table, roles: _Roles, root: Root, *, embedded: bool) -> pa.Table:
+def _samples(
+    file: TableFile, table: pa.Table, roles: _Roles, target: Target, root: Root, *, embedded: bool
+) -> pa.Table:
     """Returns the table of a source, without sizes and times."""
     count = len(table)
     if embedded:
@@ -225,15 +224,16 @@ def _samples(file: TableFile, table: pa.Table, roles: _Roles, root: Root, *, emb
     key = table[roles.key or roles.path]
     if roles.key is None and embedded and (_rows_without(key) or repeated(key)):
         key = pa.array([f"row-{row:07d}" for row in range(count)])
-    target = (
-        pa.nulls(count) if roles.target is None else target_column(file.location, roles.target, table[roles.target])
-    )
     # A target is metadata too, so that inputs can be grouped by the names of classes.
-    used = {*roles.texts(), *({roles.target} & RESERVED_COLUMNS)}
+    used = {*roles.texts(), *({target.name} & RESERVED_COLUMNS)}
     metadata = table.drop([name for name in table.column_names if name in used])
     nothing = pa.nulls(count, pa.int64())
-    columns = [key, paths, offsets, nothing, nothing, target, *metadata.columns]
-    return pa.table(columns, names=[*COMMON_SCHEMA.names, TARGET, *metadata.column_names])
+    columns = [key, paths, offsets, nothing, nothing, target.column, *metadata.columns]
+    samples = pa.table(columns, names=[*COMMON_SCHEMA.names, TARGET, *metadata.column_names])
+    for name, texts in {**file.written, TARGET: target.written}.items():
+        if name in (TARGET, *metadata.column_names) and texts is not None:
+            samples = samples.append_column(name + WRITTEN, texts)
+    return samples
 
 
 def _located(file: TableFile, paths: pa.ChunkedArray, root: Root) -> pa.ChunkedArray:

@@ -15,17 +15,18 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet as pq
 
+from embedx.arrow import plain
 from embedx.data.reading.files import open_file, plain_name
+from embedx.data.sources.json_lines import parse_json_lines
+from embedx.data.sources.written import differing
 from embedx.errors import ConfigError
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _FORMATS = (*_DELIMITERS, ".jsonl", ".parquet")
 TABLE_SUFFIXES = frozenset(f"{suffix}{packed}" for suffix in _FORMATS for packed in ("", ".gz"))
 """The suffixes of tables' files, in lower case."""
-_LARGEST_BLOCK = 2**31 - 1
 
 
 def table_format(location: str) -> str | None:
@@ -49,22 +50,27 @@ class TableFile:
         """The further columns, each of one value, that the names of the file's folders give."""
         self.embedded: frozenset[str] = frozenset()
         """The names of the columns of embedded images."""
+        self.written: dict[str, pa.ChunkedArray] = {}
+        """The texts that columns of guessed types have in the file, where they differ (see `written.WRITTEN`)."""
         self._format = table_format(location)
         self._text = b"" if self._format == ".parquet" else self._read_text()
 
-    def read(self, text: Collection[str] = ()) -> pa.Table:
-        """Reads the table; types are inferred where the file has none, except that `text` columns stay as written.
+    def read(self, names: Collection[str] = ()) -> pa.Table:
+        """Reads the table; types are guessed where the file has none.
+
+        Args:
+            names: The columns whose texts are wanted as they are `written`, where that takes time to find out.
 
         Raises:
             ConfigError: If it is malformed; the message names the line.
         """
-        own = [name for name in text if name not in self.partitions]
         if self._format == ".parquet":
             table = self._read_parquet()
         elif not self._text.strip():
             table = pa.table({})
         else:
-            table = self._read_jsonl(own) if self._format == ".jsonl" else self._read_csv(own)
+            table = self._read_jsonl(names) if self._format == ".jsonl" else self._read_csv()
+        table = plain(table)
         for name, value in self.partitions.items():
             if name not in table.column_names:
                 column = pa.nulls(len(table)) if value is None else pa.repeat(value, len(table))
@@ -98,17 +104,24 @@ class TableFile:
             raise self._fault(f"line {line} is not UTF-8 text; convert the table") from error
         return data.removeprefix(codecs.BOM_UTF8)
 
-    def _read_csv(self, text: Collection[str]) -> pa.Table:
+    def _read_csv(self) -> pa.Table:
         try:
-            table = pa.csv.read_csv(
-                pa.BufferReader(self._text),
-                parse_options=pa.csv.ParseOptions(delimiter=_DELIMITERS[str(self._format)], newlines_in_values=True),
-                convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(text, pa.string())),
-            )
+            table = self._parse_csv(pa.csv.ConvertOptions())
+            names = table.column_names
+            guessed = [
+                one.name for one in table.schema if not pa.types.is_string(one.type) and names.count(one.name) == 1
+            ]
+            as_text = pa.csv.ConvertOptions(include_columns=guessed, column_types=dict.fromkeys(guessed, pa.string()))
+            texts = dict(zip(guessed, self._parse_csv(as_text).columns, strict=True)) if guessed else {}
         except pa.ArrowInvalid as error:
             raise self._fault(self._csv_fault() or error) from error
-        columns = [pc.if_else(pc.equal(c, ""), None, c) if pa.types.is_string(c.type) else c for c in table.columns]
-        return pa.table(columns, names=table.column_names)
+        self.written = differing(texts, table)
+        columns = [_without_blanks(column) for column in table.columns]
+        return pa.table(columns, names=names)
+
+    def _parse_csv(self, options: pa.csv.ConvertOptions) -> pa.Table:
+        parse = pa.csv.ParseOptions(delimiter=_DELIMITERS[str(self._format)], newlines_in_values=True)
+        return pa.csv.read_csv(pa.BufferReader(self._text), parse_options=parse, convert_options=options)
 
     def _csv_fault(self) -> str | None:
         (_, header), *rows = self._csv_rows()
@@ -129,18 +142,14 @@ class TableFile:
         except csv.Error:  # a cell longer than the module allows, as after a quote that nothing closes
             yield begin, []
 
-    def _read_jsonl(self, text: Collection[str]) -> pa.Table:
-        table = self._parse_jsonl(())
-        dates = [name for name in text if pa.types.is_timestamp(table[name].type)]  # written as strings in the file
-        return self._parse_jsonl(dates) if dates else table
-
-    def _parse_jsonl(self, text: Collection[str]) -> pa.Table:
+    def _read_jsonl(self, names: Collection[str]) -> pa.Table:
         try:
-            return parse_json_lines(self._text, text)
+            table, self.written = parse_json_lines(self._text, names)
         except pa.ArrowInvalid as error:
             reason, _, row = str(error).removeprefix("JSON parse error: ").partition(" in row ")
             place = f"{self.place(int(row))}: " if re.fullmatch(r"\d+", row) else ""
             raise self._fault(f"{place}{reason}") from error
+        return table
 
     def _json_lines(self) -> Iterator[int]:
         return (number for number, line in enumerate(self._text.split(b"\n"), 1) if line.strip())
@@ -173,27 +182,12 @@ class TableFile:
         columns = {}
         for name in names:
             if name not in self.embedded:
-                columns[name] = _without_dictionary(table[name])
+                columns[name] = table[name]
             elif name in table.column_names:
                 columns[name] = pc.struct_field(table[name], "path").cast(pa.string())
             else:
                 columns[name] = pa.nulls(len(table), pa.string())
         return pa.table(columns)
-
-
-def parse_json_lines(content: bytes, text: Collection[str] = ()) -> pa.Table:
-    """Parses JSON objects, one a line in UTF-8, into a table; the values of `text` columns are taken as strings.
-
-    Raises:
-        pa.ArrowInvalid: If a line is malformed; the message ends in the number of the row.
-    """
-    options = pa.json.ParseOptions(explicit_schema=pa.schema([(name, pa.string()) for name in text]))
-    try:
-        return pa.json.read_json(pa.BufferReader(content), parse_options=options)
-    except pa.ArrowInvalid:
-        # Parsed again as one block, because pyarrow counts rows within a block.
-        whole = pa.json.ReadOptions(block_size=min(len(content) + 1, _LARGEST_BLOCK), use_threads=False)
-        return pa.json.read_json(pa.BufferReader(content), read_options=whole, parse_options=options)
 
 
 def open_table_file(location: str) -> BinaryIO:
@@ -216,5 +210,5 @@ def _holds_images(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(content) or pa.types.is_large_binary(content))
 
 
-def _without_dictionary(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+def _without_blanks(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.if_else(pc.equal(column, ""), None, column) if pa.types.is_string(column.type) else column

@@ -6,24 +6,29 @@ import json
 import os
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from embedx.arrow import plain
 from embedx.data.reading.files import FileReader, RejectedInputError, absolute, is_url, open_file, plain_name
 from embedx.data.sources.base import COMMON_SCHEMA, SINGLE_SPLIT, TARGET, Source, as_text, samples_table, size_and_time
-from embedx.data.sources.kinds import TARGET_COLUMNS, SourceKind, SourceOptions, as_target, target_column
+from embedx.data.sources.json_lines import parse_json_lines
+from embedx.data.sources.kinds import SourceKind, SourceOptions
 from embedx.data.sources.patterns import find_files, short_names
-from embedx.data.sources.table_file import parse_json_lines
 from embedx.data.sources.tar_index import TarIndex
+from embedx.data.sources.targets import TARGET_COLUMNS, find_target
+from embedx.data.sources.written import WRITTEN, as_written, differing
 from embedx.errors import ConfigError
 from embedx.names import RESERVED_COLUMNS
 
 _NAME = re.compile(r"\.(tar(\.\w+)?|t[gbx]z2?|tzst)$", re.IGNORECASE)
 _CONNECTIONS = 8
 """The number of remote tars that are indexed at a time."""
+_USUAL = ("cls", *TARGET_COLUMNS)
+"""The columns that are tried for the target, where `--target-column` names none."""
 _TAKEN = RESERVED_COLUMNS.union(COMMON_SCHEMA.names)
 """The names that no metadata may have; an entry of a `.json` with such a name gets the prefix `json.`."""
 
@@ -70,8 +75,8 @@ def open_tars(name: str | None, location: str, options: SourceOptions) -> Mappin
     if samples["offset"].null_count == len(samples):
         named = " ".join(sorted(options.suffixes))
         raise ConfigError(f"--data {location}: no {options.content} in it; looked for members named {named}")
-    samples, metadata = _with_columns(location, samples, options.target_column)
-    return {name or SINGLE_SPLIT: Source(metadata, TarReader(), lambda: samples)}
+    samples, metadata, notices = _with_columns(location, samples, options)
+    return {name or SINGLE_SPLIT: Source(metadata, TarReader(), lambda: samples, notices=notices)}
 
 
 def _scan(path: str, tar: str, suffixes: frozenset[str]) -> pa.Table:
@@ -98,55 +103,68 @@ def _scan(path: str, tar: str, suffixes: frozenset[str]) -> pa.Table:
     return samples_table(columns, pa.null())
 
 
-def _with_columns(location: str, samples: pa.Table, given_target: str | None) -> tuple[pa.Table, tuple[str, ...]]:
-    """Turns the contents of members into the target and columns of metadata, whose names it returns too."""
+def _with_columns(
+    location: str, samples: pa.Table, options: SourceOptions
+) -> tuple[pa.Table, tuple[str, ...], tuple[str, ...]]:
+    """Turns the contents of members into the target and metadata; returns the metadata's names and notices too."""
     metadata = {"tar": samples["tar"], "parent": samples["parent"]}
+    written: dict[str, pa.ChunkedArray] = {}
     for name in ("cls", "txt"):
         if samples[name].null_count < len(samples):
-            metadata[name] = _numbers_if_all_are(samples[name]) if name == "cls" else samples[name]
-    entries = _entries(samples)
+            metadata[name] = samples[name]
+    if "cls" in metadata and (numbers := _as_numbers(samples["cls"])) is not None:
+        metadata["cls"] = numbers
+        written |= differing({"cls": samples["cls"]}, pa.table({"cls": numbers}))
+    entries, written_entries = _entries(samples, [*filter(None, (options.target_column, options.group_key)), *_USUAL])
     for name, column in entries.items():
-        while name in metadata or name in _TAKEN:
-            name = f"json.{name}"
-        metadata[name] = column
+        stored = name
+        while stored in metadata or stored in _TAKEN:
+            stored = f"json.{stored}"
+        metadata[stored] = column
+        if name in written_entries:
+            written[stored] = written_entries[name]
     candidates = {**entries, **metadata}
-    if given_target is not None and given_target not in candidates:
+    given = options.target_column
+    if given is not None and given not in candidates:
         names = ", ".join(candidates)
-        raise ConfigError(f"--data {location}: there is no --target-column {given_target!r}; its columns are {names}")
-    tried = ("cls", *TARGET_COLUMNS)
-    usable = (name for name in tried if name in candidates and as_target(candidates[name]) is not None)
-    chosen = given_target or next(usable, None)
-    columns = {name: samples[name] for name in (*COMMON_SCHEMA.names, TARGET)} | metadata
-    if chosen is not None:
-        columns[TARGET] = target_column(location, chosen, candidates[chosen])
-    return pa.table(columns), tuple(metadata)
+        raise ConfigError(f"--data {location}: there is no --target-column {given!r}; its columns are {names}")
+    target = find_target(location, candidates, {**written_entries, **written}, _USUAL, given)
+    if target.has_names and (texts := written.pop(str(target.name), None)) is not None:
+        metadata[str(target.name)] = as_written(metadata[str(target.name)], texts)
+    columns = {name: samples[name] for name in COMMON_SCHEMA.names} | {TARGET: target.column} | metadata
+    if target.written is not None:
+        written[TARGET] = target.written
+    columns |= {name + WRITTEN: texts for name, texts in written.items()}
+    return pa.table(columns), tuple(metadata), target.notices
 
 
-def _numbers_if_all_are(texts: pa.ChunkedArray) -> pa.ChunkedArray:
-    return texts.cast(pa.int64()) if pc.all(pc.match_substring_regex(texts, r"^-?\d{1,18}$")).as_py() else texts
+def _as_numbers(texts: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    return texts.cast(pa.int64()) if pc.all(pc.match_substring_regex(texts, r"^-?\d{1,18}$")).as_py() else None
 
 
-def _entries(samples: pa.Table) -> dict[str, pa.ChunkedArray]:
-    """Returns a column per entry of the samples' `.json` objects, typed as JSON lines are."""
+def _entries(samples: pa.Table, names: Sequence[str]) -> tuple[dict[str, pa.ChunkedArray], dict[str, pa.ChunkedArray]]:
+    """Returns a column per entry of the samples' `.json` objects, read as JSON lines are."""
     if samples["json"].null_count == len(samples):
-        return {}
+        return {}, {}
     keys = samples["key"]
-    lines = bytearray()
-    for row, content in enumerate(samples["json"]):
+    lines = []
+    for row, content in enumerate(samples["json"].to_pylist()):
         try:
-            entries = json.loads(content.as_py() or "{}")
+            content = re.sub(r"(?<!\\)((?:\\\\)*)\\(?=x[0-9a-f]{2})", r"\1\\\\", content or "{}")  # no escape of JSON
+            entries = json.loads(content)
         except ValueError as error:
             raise ConfigError(f"{keys[row]}: its .json can't be read ({error}); correct it") from error
         if not isinstance(entries, dict):
             raise ConfigError(f'{keys[row]}: its .json holds no object; give one, such as {{"label": 3}}')
-        lines += json.dumps(entries).encode() + b"\n"
+        lines.append(re.sub(r"[\r\n]", " ", content))  # as they are written, on one line each
     try:
-        table = parse_json_lines(bytes(lines))
+        table, written = parse_json_lines("\n".join(lines).encode(), names)
     except pa.ArrowInvalid as error:
         reason, _, number = str(error).removeprefix("JSON parse error: ").partition(" in row ")
         place = f"{keys[int(number)]}: its .json: " if number.isdigit() else "its .json members: "
         raise ConfigError(f"{place}{reason}; correct it") from error
-    return dict(zip(table.column_names, table.columns, strict=True))
+    table = plain(table)
+    return dict(zip(table.column_names, table.columns, strict=True)), written
 
 
 KIND = SourceKind(

@@ -48,7 +48,9 @@ class TarIndex:
         self._faults: list[str] = []
         self.images: list[Image | None] = []
         self.texts: dict[str, list[str | None]] = {extension: [] for extension in TEXTS}
-        """The stripped contents of the members in TEXTS, per extension; None where there is none."""
+        """The stripped contents of the members in TEXTS, per extension; None where there is none.
+
+        Bytes that are not UTF-8 are `\\xNN` there, as in files' names."""
         self._add_members()
         for row, second in self._seconds.items():
             if (first := self.images[row]) is not None:
@@ -105,10 +107,8 @@ class TarIndex:
             self._faults.append(f"{name!r} is the second .{extension} of its sample; take one out")
         else:
             self._file.seek(member.offset_data)
-            try:
-                self.texts[extension][row] = self._file.read(member.size).decode().strip() or None
-            except UnicodeDecodeError:
-                self._faults.append(f"{name!r} is not UTF-8 text; convert it")
+            text = self._file.read(member.size).decode("utf-8-sig", "backslashreplace").strip() or None
+            self.texts[extension][row] = text
 
     def _add_image(self, row: int, image: Image) -> None:
         old = self.images[row]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from embedx.arrow import concat
 from embedx.errors import StoreError, unknown
 from embedx.names import EMBEDDINGS
 from embedx.store.format import layout
@@ -255,7 +256,7 @@ def _group_of(shard: ShardEntry) -> Group:
 def concat_rows(tables: list[pa.Table]) -> pa.Table:
     """Joins the rows of index tables; raises a StoreError if their columns do not fit together."""
     try:
-        return pa.concat_tables(tables or [INDEX_SCHEMA.empty_table()], promote_options="permissive")
+        return concat(tables or [INDEX_SCHEMA.empty_table()])
     except pa.ArrowException as error:
         raise StoreError(f"the index tables' columns do not fit together ({error})") from error
 

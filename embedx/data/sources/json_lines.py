@@ -1,0 +1,86 @@
+"""JSON objects, one a line, as a table: typed where the values of a column have one type, and text where they don't."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.json
+
+from embedx.data.sources.written import differing
+
+_LARGEST_BLOCK = 2**31 - 1
+_AS_WRITTEN = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=str)
+
+
+def parse_json_lines(content: bytes, names: Collection[str] = ()) -> tuple[pa.Table, dict[str, pa.ChunkedArray]]:
+    """Parses JSON objects, one a line in UTF-8, into a table.
+
+    A column whose values have no common type is text: strings as they are, all else as JSON.
+
+    Args:
+        content: The bytes of all lines.
+        names: The columns whose fractions are wanted as they are written, such as `2.50`.
+
+    Returns:
+        The table, and the texts that values have in the lines, by column, where they differ (see `written.WRITTEN`).
+
+    Raises:
+        pa.ArrowInvalid: If a line is malformed; the message ends in the number of the row.
+    """
+    try:
+        table = _read(content)
+    except pa.ArrowInvalid as error:
+        table = _with_mixed_as_text(content, error)
+    times = [field.name for field in table.schema if pa.types.is_timestamp(field.type)]  # strings in the file
+    texts = dict(zip(times, _read(content, times).select(times).columns, strict=True)) if times else {}
+    for name in names:
+        if name in table.column_names and pa.types.is_floating(table[name].type):
+            texts[name] = pa.chunked_array([_texts(content, name)])
+    return table, differing(texts, table)
+
+
+def _read(content: bytes, strings: Collection[str] = ()) -> pa.Table:
+    """Reads all columns, or these columns of strings alone."""
+    schema = pa.schema([(name, pa.string()) for name in strings])
+    options = pa.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore" if strings else "infer")
+    try:
+        return pa.json.read_json(pa.BufferReader(content), parse_options=options)
+    except pa.ArrowInvalid:
+        # Parsed again as one block, because pyarrow counts rows within a block.
+        whole = pa.json.ReadOptions(block_size=min(len(content) + 1, _LARGEST_BLOCK), use_threads=False)
+        return pa.json.read_json(pa.BufferReader(content), read_options=whole, parse_options=options)
+
+
+def _with_mixed_as_text(content: bytes, error: pa.ArrowInvalid) -> pa.Table:
+    """Reads column by column what can't be read at once; raises the error if lines are no JSON objects."""
+    try:
+        rows = [json.loads(line) for line in _lines(content)]
+    except (ValueError, RecursionError):
+        raise error from None
+    if not all(isinstance(row, dict) for row in rows):
+        raise error
+    columns = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = "".join(json.dumps({name: row.get(name)}) + "\n" for row in rows)
+        try:
+            columns[name] = _read(values.encode())[name]
+        except (pa.ArrowInvalid, RecursionError):
+            columns[name] = pa.chunked_array([_texts(content, name)])
+    return pa.table(columns)
+
+
+def _texts(content: bytes, name: str) -> pa.Array:
+    texts = []
+    for line in _lines(content):
+        value: Any = _AS_WRITTEN.decode(line.decode()).get(name)
+        if value is not None and not isinstance(value, str):
+            value = json.dumps(json.loads(line)[name], ensure_ascii=False)
+        texts.append(value)
+    return pa.array(texts, pa.string())
+
+
+def _lines(content: bytes) -> Iterator[bytes]:
+    return (line for line in content.split(b"\n") if line.strip())
