@@ -5,6 +5,9 @@ Shapes: B images, C channels, D embedding dimension, T tokens.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -27,15 +30,25 @@ class Embedder(nn.Module):
         preprocessing: The preprocessing whose mean and std normalise the images; None if the inputs are not images.
         pool: The way in which maps and tokens become vectors.
         normalize: Whether vectors are scaled to unit L2 length.
+        channels: The dimension of the channels of each map whose shape leaves it open, by name.
     """
 
-    def __init__(self, backbone: nn.Module, preprocessing: Preprocessing | None, *, pool: str, normalize: bool) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        preprocessing: Preprocessing | None,
+        *,
+        pool: str,
+        normalize: bool,
+        channels: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
         super().__init__()
         self.mean: Tensor
         self.std: Tensor
         self.backbone = backbone
         self.pool = pool
         self.normalize = normalize
+        self.channels = dict(channels)
         self.of_images = preprocessing is not None
         if preprocessing is not None:
             # In units of the uint8 values, which saves the step that scales them to [0, 1].
@@ -52,6 +65,10 @@ class Embedder(nn.Module):
             `embeddings` [B, D] first, then one entry per extra layer: [B, D], or unpooled. They are pooled and scaled
             in float32, whatever the backbone's precision, as sums in half precision lose bits or overflow.
         """
+        return self.pooled(self.features(images))
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """Computes what the backbone gives of images, `embeddings` first, then the layers; `forward` pools it."""
         inputs = (images - self.mean) / self.std if self.of_images else images
         features = self.backbone(inputs.to(_input_dtype(self.backbone)))
         if isinstance(features, Tensor):
@@ -59,10 +76,17 @@ class Embedder(nn.Module):
         for name, value in features.items():
             if not isinstance(value, Tensor):
                 raise ConfigError(f"--layer {name} gives a {type(value).__name__}, no tensor; give a layer near it")
-        names = sorted(features, key=EMBEDDINGS.__ne__)
-        pooled = {name: pool_features(features[name].float(), self.pool) for name in names}
-        if self.normalize:
-            return {name: functional.normalize(value, dim=channel_dim(value)) for name, value in pooled.items()}
+        return {name: features[name] for name in sorted(features, key=EMBEDDINGS.__ne__)}
+
+    def pooled(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Pools and scales what `features` gave."""
+        pooled = {}
+        for name, value in features.items():
+            channels = self.channels.get(name)
+            pooled[name] = pool_features(value.float(), self.pool, channels)
+            if self.normalize:
+                dim = channel_dim(pooled[name], channels if pooled[name].ndim == 4 else None)
+                pooled[name] = functional.normalize(pooled[name], dim=dim)
         return pooled
 
 
@@ -73,12 +97,13 @@ def _input_dtype(backbone: nn.Module) -> torch.dtype:
     return next((parameter.dtype for parameter in backbone.parameters()), torch.float32)
 
 
-def pool_features(features: Tensor, how: str) -> Tensor:
+def pool_features(features: Tensor, how: str, channels: int | None = None) -> Tensor:
     """Pools a map or tokens into one vector per image.
 
     Args:
         features: The features [B, D], [B, T, D] with the class token first, [B, C, H, W] or [B, H, W, C], with H = W.
         how: One of `avg`, `max`, `gem` (generalised mean, p = 3), `cls` (the first token), or `none`.
+        channels: The dimension of a map's channels; None if the shape shows it.
 
     Returns:
         The vectors [B, D]; `features` unchanged if they are vectors already, or for `none`.
@@ -92,7 +117,7 @@ def pool_features(features: Tensor, how: str) -> Tensor:
         if features.ndim != 3:
             raise ConfigError("--pool cls needs tokens, but the layer gives a map; give avg, max or gem")
         return features[:, 0]
-    channels = channel_dim(features)
+    channels = channel_dim(features, channels)
     dims = [dim for dim in range(1, features.ndim) if dim != channels]
     if how == "max":
         return features.amax(dims)
@@ -101,23 +126,35 @@ def pool_features(features: Tensor, how: str) -> Tensor:
     return features.mean(dims)
 
 
-def channel_dim(features: Tensor) -> int:
-    """Finds the dimension of the channels: the last one for vectors and tokens, the odd one out for a square map.
-
-    Some models hold their maps as [B, H, W, C]. As images are square, the shape shows which dimension it is.
+def channel_dim(features: Tensor, known: int | None = None) -> int:
+    """Returns the dimension of the channels: the known one, or the one that the shape shows.
 
     Raises:
-        ConfigError: If the shape leaves it open.
+        ConfigError: If it is not known, and the shape leaves it open.
     """
-    if features.ndim in (2, 3):
-        return features.ndim - 1
-    if features.ndim == 4:
-        _, first, second, third = features.shape
-        if second == third != first:
-            return 1
-        if first == second != third:
-            return 3
+    dim = shown_channel_dim(features.shape) if known is None else known
+    if dim is not None:
+        return dim
     raise ConfigError(
         f"the channels of a layer of shape {list(features.shape)} could be more than one of its dimensions; "
         "give --pool none and leave --normalize out"
     )
+
+
+def shown_channel_dim(shape: Sequence[int]) -> int | None:
+    """Finds the channels' dimension in a shape: the last one for vectors and tokens, the odd one out for a square map.
+
+    Some models hold their maps as [B, H, W, C]. Images are square; so the shape leaves it open only where there are as
+    many channels as rows.
+    """
+    if len(shape) in (2, 3):
+        return len(shape) - 1
+    if len(shape) == 4 and len({*shape[1:]}) == 2:
+        return next((dim for dim in (1, 3) if shape[1:].count(shape[dim]) == 1), None)
+    return None
+
+
+def constant_dim(shape: Sequence[int], other: Sequence[int]) -> int | None:
+    """Finds the channels of a map: the one dimension besides the batch that images of another size leave alone."""
+    same = [dim for dim in range(1, len(shape)) if shape[dim] == other[dim]] if len(shape) == len(other) else []
+    return same[0] if len(same) == 1 else None

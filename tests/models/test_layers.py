@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
+from embedx.config import ExtractConfig
 from embedx.errors import ConfigError
-from embedx.models.backbones import describe_layers
+from embedx.models.backbones import describe_backbone, describe_layers
 from embedx.models.backbones.base import BackboneOptions
 from embedx.models.layers import HookedLayers, TracedLayers, layer_faults, layer_shapes, with_layers
 from embedx.names import EMBEDDINGS
@@ -137,3 +139,39 @@ def test_a_backbone_s_layers_need_no_weights() -> None:
     assert other["encoder.layers.encoder_layer_11"] == (101, 768)
     with pytest.raises(ConfigError, match="vit_b_16 does not take images of 100x100"):
         describe_layers(BackboneOptions(backbone="vit_b_16", image_size=100))
+
+
+FIRST, LAST = 1, 3
+"""The dimension of the channels in [B, C, H, W] and in [B, H, W, C]."""
+
+
+@pytest.mark.parametrize(
+    ("backbone", "layer", "channels", "where", "sizes"),
+    [
+        ("resnet18", "layer1", 64, FIRST, (64, 256)),
+        ("resnet18", "layer3", 256, FIRST, (64, 4096)),
+        ("convnext_tiny", "features.1.0.block.2", 96, LAST, (64, 384)),
+        ("swin_t", "features.1", 96, LAST, (64, 384)),
+        ("mobilenet_v3_small", "features.0", 16, FIRST, (64, 32)),
+        ("timm:swin_tiny_patch4_window7_224", "layers.0", 96, LAST, (384,)),
+    ],
+)
+def test_where_channels_stand_is_known_also_where_there_are_as_many_rows(
+    backbone: str, layer: str, channels: int, where: int, sizes: tuple[int, ...]
+) -> None:
+    """By shapes alone; at the second size a map is a cube, whose shape shows nothing."""
+    for size in sizes:
+        options: dict[str, Any] = {"backbone": backbone, "out": Path("s"), "weights": "random", "image_size": size}
+        spec = describe_backbone(ExtractConfig(layer=(layer,), pool="max", **options))
+        assert spec.shapes[layer] == (channels,)
+    assert spec.channels == {layer: where}
+
+
+def test_a_cube_is_pooled_over_its_rows_and_columns(resnet: nn.Module) -> None:
+    config = ExtractConfig(backbone="resnet18", out=Path("s"), weights="random", layer=("layer1",), image_size=256)
+    images = torch.randint(0, 256, (1, 3, 256, 256), dtype=torch.uint8)
+    embedder = describe_backbone(config).load()
+    with torch.no_grad():
+        maps = embedder.features(images)["layer1"]
+        assert maps.shape == (1, 64, 64, 64)
+        torch.testing.assert_close(embedder(images)["layer1"], maps.mean((2, 3)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
@@ -15,7 +15,7 @@ from embedx.errors import ConfigError
 from embedx.models.backbones import dense, factory, huggingface, program, quantized, timm, torchvision
 from embedx.models.backbones.base import Architecture, BackboneKind, BackboneOptions, last_line
 from embedx.models.bytes_written import BytesWritten
-from embedx.models.embedder import Embedder
+from embedx.models.embedder import Embedder, constant_dim, shown_channel_dim
 from embedx.models.layers import layer_faults, layer_shapes, with_layers
 from embedx.models.preprocessing import PreprocessingOptions, resolve_preprocessing
 from embedx.recipe import Preprocessing
@@ -42,6 +42,8 @@ class BackboneSpec:
     """The shape of one input where the inputs are features, (D,) or (T, D); () for images."""
     bytes_written: float | None = None
     """The bytes that the forward pass writes per image, see `BytesWritten`; None for programs and features."""
+    channels: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """The dimension of the channels of each map whose shape leaves it open, by the tensor's name."""
 
     def load(self) -> Embedder:
         """Builds the backbone with its weights, on the CPU, in evaluation mode.
@@ -118,12 +120,15 @@ def _with_shapes(spec: BackboneSpec, size: int) -> BackboneSpec:
     architecture.note_positions(model)
     embedder = _embedder(model, spec).to(architecture.outline_device)
     written = None
+    channels: dict[str, int] = {}
 
     def row_shapes(batch: int) -> dict[str, tuple[int, ...]]:
-        nonlocal written
+        nonlocal written, channels
         images = _blank_images(architecture, batch, size, torch.uint8)
         with contextlib.nullcontext() if architecture.is_program else BytesWritten() as counter:
-            outputs = embedder(images)
+            features = embedder.features(images)
+            channels = embedder.channels = _channels(spec, features, size)
+            outputs = embedder.pooled(features)
         written = counter.total / batch if counter is not None else None
         for rows in {len(output) for output in outputs.values()} - {batch}:
             raise ValueError(
@@ -132,7 +137,23 @@ def _with_shapes(spec: BackboneSpec, size: int) -> BackboneSpec:
         return {name: tuple(output.shape[1:]) for name, output in outputs.items()}
 
     shapes = _try_batches(architecture, row_shapes, size)
-    return dataclasses.replace(spec, shapes=shapes, bytes_written=written)
+    return dataclasses.replace(spec, shapes=shapes, bytes_written=written, channels=channels)
+
+
+def _channels(spec: BackboneSpec, features: Mapping[str, Tensor], size: int) -> dict[str, int]:
+    """Finds the channels of maps with as many channels as rows: images of twice the size change all but these."""
+    unclear = {name: value for name, value in features.items() if shown_channel_dim(value.shape) is None}
+    if not unclear or (spec.pool == "none" and not spec.normalize):
+        return {}
+    architecture = spec.architecture.for_size(2 * size)
+    try:
+        embedder = _embedder(architecture.outline(), spec).to(architecture.outline_device)
+        images = _blank_images(architecture, len(next(iter(unclear.values()))), 2 * size, torch.uint8)
+        larger = embedder.features(images)
+    except Exception:  # noqa: BLE001  (anyone's code, which may take no other size)
+        return {}
+    found = {name: constant_dim(value.shape, larger[name].shape) for name, value in unclear.items()}
+    return {name: dim for name, dim in found.items() if dim is not None}
 
 
 def _outline(architecture: Architecture, size: int) -> nn.Module:
@@ -170,4 +191,6 @@ def _try_batches(architecture: Architecture, run: Callable[[int], dict[str, T]],
 
 def _embedder(model: nn.Module, spec: BackboneSpec) -> Embedder:
     features = with_layers(model, spec.layers)
-    return Embedder(features, spec.preprocessing, pool=spec.pool, normalize=spec.normalize).eval()
+    return Embedder(
+        features, spec.preprocessing, pool=spec.pool, normalize=spec.normalize, channels=spec.channels
+    ).eval()

@@ -7,7 +7,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +77,10 @@ class Architecture(ABC):
         """Builds the module to read names and shapes from; its parameters, at least, are on `outline_device`."""
         with self.building():
             return self.build()[0]
+
+    def for_size(self, image_size: int) -> Self:
+        """Returns the same backbone for images of another size; itself, unless it is built for one size."""
+        return self
 
     def building(self) -> contextlib.AbstractContextManager[None]:
         """Returns the context to build in if the weights don't matter, or are set afterwards."""

@@ -7,10 +7,11 @@ that timm itself does not pool.
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,12 @@ class TimmBackbone(Architecture):
         self.fills = weights.name == "checkpoint"
         self._registered = registered
         self._options = {"img_size": image_size} if image_size and registered.fixed_input_size else {}
+
+    def for_size(self, image_size: int) -> Self:
+        """Returns the same model, to be built for another size."""
+        other = copy.copy(self)
+        other._options = {"img_size": image_size} if self._registered.fixed_input_size else {}
+        return other
 
     def build(self) -> tuple[nn.Module, tuple[str, ...]]:
         """Builds the model without its classifier."""

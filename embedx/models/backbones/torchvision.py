@@ -5,9 +5,10 @@ They return the features [B, D] that are the classifier's input.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from types import UnionType
-from typing import Any
+from typing import Any, Self
 
 from torch import nn
 from torchvision import models
@@ -34,6 +35,12 @@ class TorchvisionBackbone(Architecture):
     def __init__(self, name: str, weights: Weights, preprocessing: Preprocessing, image_size: int | None) -> None:
         super().__init__(name, weights, preprocessing)
         self._size = image_size or preprocessing.crop
+
+    def for_size(self, image_size: int) -> Self:
+        """Returns the same model, to be built for another size."""
+        other = copy.copy(self)
+        other._size = image_size
+        return other
 
     def build(self) -> tuple[nn.Module, tuple[str, ...]]:
         """Builds the model without its classifier."""
