@@ -117,3 +117,22 @@ def test_a_store_of_an_overlay_s_lower_layer_is_refused_before_the_work(tmp_path
             done = run(*FEW, "--out", merged / "store", "--overwrite")
             assert done.returncode == 2 and "it is of a lower layer of an overlay" in done.stderr, done.stderr
             assert {path.name for path in merged.iterdir()} == {"store"}
+
+
+def test_few_threads_are_told_before_the_work(tmp_path: Path) -> None:
+    if os.getuid() != 0 or not shutil.which("setpriv"):
+        pytest.skip("only root can become another user here")
+    tmp_path.chmod(0o777)
+    files = "+dac_override,+dac_read_search"  # another user's limit counts, and this one's files are still read
+    user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", f"--inh-caps={files}"]
+    limited = [*user, f"--ambient-caps={files}", "sh", "-c", 'ulimit -u 18 && exec "$@"', "sh"]
+    done = subprocess.run(
+        [*limited, *EMBEDX, *FEW, "--out", str(tmp_path / "store")],
+        capture_output=True,
+        text=True,
+        env=os.environ | OFFLINE | {"HOME": str(tmp_path)},
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 1 and "error: the system allows no more threads and processes" in done.stderr, done.stderr
+    assert done.stderr.count("error:") == 1

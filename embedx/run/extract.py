@@ -31,13 +31,18 @@ from embedx.run.summary import Summary
 from embedx.run.update import Layout, lay_out
 from embedx.store.format.layout import MANIFEST, Unit
 from embedx.store.writing.session import StoreSession
-from embedx.system.machine import allow_files, keep_large_blocks
+from embedx.system.machine import allow_files, check_threads, keep_large_blocks
 from embedx.values import size_text
 
 _FILES = 48
 """The files that a run has open besides its batches."""
 _FILES_PER_WORKER = 12
 """The files that a worker's four batches under way have open: one for each tensor."""
+
+_THREADS = 8
+"""The threads and processes that a run starts besides its workers."""
+_THREADS_PER_WORKER = 4
+"""A worker's process, and its threads."""
 
 
 def extract(config: ExtractConfig, heartbeat: Heartbeat = SILENT, plan: Plan | None = None) -> Summary:
@@ -137,6 +142,7 @@ def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], heart
     """Embeds the loaders' inputs and finishes the store."""
     _warn_of_space(job, session, loaders, heartbeat.console)
     allow_files(_FILES + _FILES_PER_WORKER * job.workers)
+    check_threads(_THREADS + _THREADS_PER_WORKER * job.workers)
     model: nn.Module = nn.Identity()  # where rows only move there are no batches
     if loaders:
         heartbeat.say("loading the backbone")

@@ -7,6 +7,7 @@ import ctypes
 import errno
 import os
 import resource
+import threading
 
 
 def allow_files(count: int) -> None:
@@ -24,6 +25,24 @@ def allow_files(count: int) -> None:
         raise OSError(errno.EMFILE, f"{os.strerror(errno.EMFILE)}: {advice}")
     with contextlib.suppress(OSError, ValueError):  # macOS states a limit that it does not grant
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def check_threads(count: int) -> None:
+    """Checks that the system allows so many further threads and processes, by starting as many threads for a moment.
+
+    Raises:
+        OSError: If it does not, as processes that need more would end one by one, or hang.
+    """
+    end = threading.Event()
+    threads = [threading.Thread(target=end.wait, daemon=True) for _ in range(count)]
+    try:
+        for thread in threads:
+            thread.start()
+    except RuntimeError as error:
+        advice = f"this run may need {count} more; raise the user's or the container's limit, or give fewer --workers"
+        raise OSError(errno.EAGAIN, f"the system allows no more threads and processes: {advice}") from error
+    finally:
+        end.set()
 
 
 def free_shared_memory() -> int | None:
