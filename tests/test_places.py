@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -119,18 +122,25 @@ def test_a_store_of_an_overlay_s_lower_layer_is_refused_before_the_work(tmp_path
             assert {path.name for path in merged.iterdir()} == {"store"}
 
 
-def test_few_threads_are_told_before_the_work(tmp_path: Path) -> None:
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that everybody reaches; pytest's own are for their owner alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o777)
+        yield Path(folder)
+
+
+def test_few_threads_are_told_before_the_work(open_folder: Path) -> None:
     if os.getuid() != 0 or not shutil.which("setpriv"):
         pytest.skip("only root can become another user here")
-    tmp_path.chmod(0o777)
     files = "+dac_override,+dac_read_search"  # another user's limit counts, and this one's files are still read
     user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", f"--inh-caps={files}"]
-    limited = [*user, f"--ambient-caps={files}", "sh", "-c", 'ulimit -u 18 && exec "$@"', "sh"]
     done = subprocess.run(
-        [*limited, *EMBEDX, *FEW, "--out", str(tmp_path / "store")],
+        [*user, f"--ambient-caps={files}", *EMBEDX, *FEW, "--out", str(open_folder / "store")],
         capture_output=True,
         text=True,
-        env=os.environ | OFFLINE | {"HOME": str(tmp_path)},
+        env=os.environ | OFFLINE | {"HOME": str(open_folder)},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NPROC, (18, 18)),
         timeout=110,
         check=False,
     )
