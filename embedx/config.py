@@ -86,6 +86,15 @@ class ExtractConfig:
     root: str | None = setting(
         None, help="Folder or URL where a table's relative paths start. Default: its own.", path=expand_path
     )
+    include: tuple[str, ...] = setting(
+        (),
+        metavar="GLOB",
+        help="Take only files of folders and tars that match, as in .gitignore: *.png, 2024/**/thumb_?.jpg, cats/; "
+        "endings in any case; repeatable.",
+    )
+    exclude: tuple[str, ...] = setting(
+        (), metavar="GLOB", help="Leave out files and folders of folders and tars that match; repeatable."
+    )
     null: bool = setting(False, help="Paths on stdin end in NUL, as from `find -print0`.", short="-0")
     weights: str = setting(
         "DEFAULT", help="Weights: DEFAULT (pretrained), a torchvision weights name, random, or sample (bundled)."

@@ -20,9 +20,9 @@ from embedx.data.decoding.images import ImageDecoder, decode
 from embedx.data.loading.loaders import SplitLoader
 from embedx.data.plan import build_plan
 from embedx.data.reading.files import RejectedInputError
-from embedx.data.sources.folder import folder_source
 from embedx.recipe import Preprocessing
 from scripts.fuzz import TARGETS
+from tests.folders import folder_source
 from tests.runs import SEED, run
 
 PHOTOGRAPH = Path(skimage.__file__).parent / "data/astronaut.png"

@@ -56,7 +56,7 @@ def command(
         import_torchvision()
         from embedx.run.prepare import prepare
 
-        description = prepare(config, download=False).describe()
+        description = prepare(config, download=False, heartbeat=Heartbeat(STDERR)).describe()
         print_json(description) if as_json else _print_plan(description)
         return
     signals.advice = "; the same command goes on from what is committed"
@@ -94,7 +94,7 @@ def _run(config: ExtractConfig, heartbeat: Heartbeat) -> Summary:
             from embedx.run.up_to_date import look_for_work
 
             heartbeat.say("listing the inputs")
-            summary, plan = look_for_work(config)
+            summary, plan = look_for_work(config, heartbeat)
             if summary is not None:
                 return summary
         heartbeat.say("starting")

@@ -206,8 +206,6 @@ def _notices(job: Job, console: Console) -> None:
     if not (job.config.data or job.config.drop_split):
         total = sum(len(split) for split in job.plan.splits.values())
         console.print(f"no --data given: using the bundled sample of {total} images", style="yellow")
-    for notice in job.plan.notices:
-        console.print(notice, style="yellow", markup=False, soft_wrap=True)
     if job.config.batch_size == "auto":
         console.print(f"--batch-size auto: {job.batch_size}", markup=False)
     if job.precision == "bf16" and not has_bf16(job.device):

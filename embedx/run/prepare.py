@@ -56,7 +56,7 @@ def prepare(
             check_decoder(config, device)
     heartbeat.say("listing the inputs")
     with _collected(faults):
-        named = plan or list_inputs(config)
+        named = plan or list_inputs(config, heartbeat)
         inputs = named if config.overwrite else _with_kept_splits(named, config, store)
         shape = input_shape(config, named if named.splits else inputs)
     heartbeat.say("preparing the backbone")

@@ -11,6 +11,7 @@ from pathlib import Path
 from embedx.config import ExtractConfig
 from embedx.data.plan import Plan
 from embedx.errors import StoreError
+from embedx.heartbeat import SILENT, Heartbeat
 from embedx.recipe import canonical_json
 from embedx.run.inputs import list_inputs
 from embedx.run.summary import Summary
@@ -25,7 +26,7 @@ _WITHOUT_EFFECT = dict.fromkeys(
 """The settings that change nothing in a complete store of the same inputs."""
 
 
-def look_for_work(config: ExtractConfig) -> tuple[Summary | None, Plan | None]:
+def look_for_work(config: ExtractConfig, heartbeat: Heartbeat = SILENT) -> tuple[Summary | None, Plan | None]:
     """Checks that the store is complete and that settings, versions, weights and inputs are the same as then.
 
     Returns:
@@ -45,7 +46,7 @@ def look_for_work(config: ExtractConfig) -> tuple[Summary | None, Plan | None]:
         return None, None
     if not (manifest.complete and _was_made_with(config, manifest)):
         return None, None
-    plan = list_inputs(config)
+    plan = list_inputs(config, heartbeat)
     terms = PlanTerms.from_json(plan.to_json(manifest.plan.rows_per_unit or 1))
     kept = {name: stored for name, stored in manifest.plan.splits.items() if name not in plan.splits}
     terms = dataclasses.replace(terms, splits={**terms.splits, **kept})

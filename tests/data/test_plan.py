@@ -13,10 +13,10 @@ from torchvision.datasets import ImageFolder
 from embedx.data.plan import PLAN_COLUMNS, Plan, SplitPlan, build_plan
 from embedx.data.reading.files import FileReader
 from embedx.data.sources.base import COMMON_SCHEMA, Source
-from embedx.data.sources.folder import folder_source
 from embedx.errors import ConfigError
 from embedx.names import RESERVED_COLUMNS
 from embedx.store.format.index import PLACE_SCHEMA, ROW_SCHEMA
+from tests.folders import folder_source
 
 SCHEMA = pa.schema([*COMMON_SCHEMA, ("target", pa.string()), ("class", pa.string())])
 texts = st.text(st.characters(codec="utf-8"), max_size=4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -69,8 +69,8 @@ class Source:
     """The way out where keys occur more than once, for a message."""
     options: frozenset[str] = frozenset()
     """The fields of SourceOptions that it was read by, where its kind does not tell."""
-    notices: tuple[str, ...] = ()
-    """How the source was read, where the user may not expect it."""
+    notices: Sequence[str] = ()
+    """How the source was read, where the user may not expect it; complete once `scan` has returned."""
 
 
 def samples_table(columns: Mapping[str, Any], target: pa.DataType) -> pa.Table:

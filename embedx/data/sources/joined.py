@@ -27,11 +27,11 @@ def join(split: str, parts: Sequence[tuple[str, Source]], reader: Reader, advice
         return parts[0][1]
     metadata = dict.fromkeys(name for _, source in parts for name in source.metadata)
     options = frozenset[str]().union(*(source.options for _, source in parts))
-    notices = dict.fromkeys(notice for _, source in parts for notice in source.notices)
-    return Source(tuple(metadata), reader, partial(_scan, split, parts), advice, options, tuple(notices))
+    notices: list[str] = []
+    return Source(tuple(metadata), reader, partial(_scan, split, parts, notices), advice, options, notices)
 
 
-def _scan(split: str, parts: Sequence[tuple[str, Source]]) -> pa.Table:
+def _scan(split: str, parts: Sequence[tuple[str, Source]], notices: list[str]) -> pa.Table:
     tables, faults = [], []
     for location, source in parts:
         try:
@@ -39,6 +39,7 @@ def _scan(split: str, parts: Sequence[tuple[str, Source]]) -> pa.Table:
         except ConfigError as error:
             faults += error.faults
     ConfigError.check(faults)
+    notices[:] = dict.fromkeys(notice for _, source in parts for notice in source.notices)
     return concatenate(f"split {split!r}", tables)
 
 

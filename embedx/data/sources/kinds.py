@@ -36,6 +36,8 @@ class SourceOptions:
     split_column: str | None = None
     group_key: str | None = None
     root: str | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
     null: bool = False
     content: Content = "images"
     """The content of the inputs: images for a backbone, or features that need none."""

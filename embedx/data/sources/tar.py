@@ -18,6 +18,7 @@ from embedx.data.sources.base import COMMON_SCHEMA, SINGLE_SPLIT, TARGET, Source
 from embedx.data.sources.json_lines import parse_json_lines
 from embedx.data.sources.kinds import SourceKind, SourceOptions
 from embedx.data.sources.patterns import find_files, short_names
+from embedx.data.sources.selection import LeftOut, Selection
 from embedx.data.sources.tar_index import TarIndex
 from embedx.data.sources.targets import TARGET_COLUMNS, find_target
 from embedx.data.sources.written import WRITTEN, as_written, differing
@@ -59,10 +60,11 @@ def open_tars(name: str | None, location: str, options: SourceOptions) -> Mappin
     """
     paths = [absolute(path) for path in find_files(location)]
     faults: list[str] = []
+    selection, left_out = Selection(options), LeftOut()
 
     def attempt(path: str, tar: str) -> pa.Table | None:
         try:
-            return _scan(path, tar, options.suffixes)
+            return _scan(path, tar, selection, left_out)
         except ConfigError as error:
             faults.extend(error.faults)
             return None
@@ -73,17 +75,22 @@ def open_tars(name: str | None, location: str, options: SourceOptions) -> Mappin
     ConfigError.check(sorted(faults))
     samples = pa.concat_tables(tables)
     if samples["offset"].null_count == len(samples):
-        named = " ".join(sorted(options.suffixes))
+        named = " ".join(sorted(selection.suffixes))
         raise ConfigError(f"--data {location}: no {options.content} in it; looked for members named {named}")
     samples, metadata, notices = _with_columns(location, samples, options)
+    if text := left_out.describe():
+        notices = (*notices, f"--data {location}: left out: {text}")
     return {name or SINGLE_SPLIT: Source(metadata, TarReader(), lambda: samples, notices=notices)}
 
 
-def _scan(path: str, tar: str, suffixes: frozenset[str]) -> pa.Table:
-    """Lists one tar's samples, with the columns `tar` and `parent`, and those of `TarIndex.texts`."""
+def _scan(path: str, tar: str, selection: Selection, left_out: LeftOut) -> pa.Table:
+    """Lists one tar's samples whose image, or else name, the patterns let in.
+
+    Columns besides the common ones: `tar`, `parent`, and those of `TarIndex.texts`.
+    """
     try:
         with open_file(path, in_parts=True) as file:
-            index = TarIndex(file, suffixes)
+            index = TarIndex(file, selection.suffixes)
     except OSError as error:
         raise ConfigError(f"{path} can't be read ({error.strerror or error})") from error
     except ConfigError as error:
@@ -100,7 +107,9 @@ def _scan(path: str, tar: str, suffixes: frozenset[str]) -> pa.Table:
         "parent": [posixpath.dirname(base) or None for base in bases],
         **index.texts,
     }
-    return samples_table(columns, pa.null())
+    members = [image.name if image else base for image, base in zip(index.images, index.bases, strict=True)]
+    taken = [selection.takes_member(member, left_out) for member in members]
+    return samples_table(columns, pa.null()).filter(pa.array(taken, pa.bool_()))
 
 
 def _with_columns(
@@ -171,6 +180,6 @@ KIND = SourceKind(
     lambda location: _NAME.search(plain_name(location)) is not None and not os.path.isdir(location),
     open_tars,
     plural="tars",
-    options=frozenset({"target_column"}),
+    options=frozenset({"target_column", "include", "exclude"}),
     reader=lambda location, options: TarReader(),
 )

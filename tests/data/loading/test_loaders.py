@@ -27,11 +27,11 @@ from embedx.data.loading.batches import Batches, UnitBatches
 from embedx.data.loading.loaders import SplitLoader
 from embedx.data.plan import SplitPlan, build_plan
 from embedx.data.reading.files import FileReader
-from embedx.data.sources.folder import folder_source
 from embedx.engine.connectors import DataConnector
 from embedx.engine.loop import run_test
 from embedx.errors import InputError, LoaderError
 from embedx.recipe import Preprocessing
+from tests.folders import folder_source
 
 STEPS = Preprocessing(resize=36, crop=32, interpolation="bilinear", mean=(0, 0, 0), std=(1, 1, 1))
 DECODER = ImageDecoder(STEPS)

@@ -8,17 +8,8 @@ import pytest
 
 from embedx.data.sources import parse_data
 from embedx.data.sources.base import COMMON_SCHEMA
-from embedx.data.sources.folder import folder_source
 from embedx.errors import ConfigError
-from embedx.store.writing.lock import StoreLock
-
-
-def touch(root: Path, *names: str) -> Path:
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(name.encode("utf-8", "surrogateescape"))
-    return root
+from tests.folders import folder_source, touch
 
 
 def column(root: Path, name: str = "key") -> list[Any]:
@@ -76,7 +67,7 @@ def test_a_listing_in_many_pieces_is_the_same(tmp_path: Path, monkeypatch: pytes
     keys = whole["key"].to_pylist()
     assert len(keys) == 44 and keys == sorted(keys, key=lambda key: key.split("/"))
     for rows in (1, 2, 5):
-        monkeypatch.setattr("embedx.data.sources.folder._CHUNK", rows)
+        monkeypatch.setattr("embedx.data.sources.folder_files.CHUNK", rows)
         pieces = folder_source(root).scan()
         assert pieces.equals(whole) and pieces["key"].num_chunks > 1
 
@@ -185,21 +176,6 @@ def test_sub_folders_named_as_splits_are_the_splits(tmp_path: Path) -> None:
     assert list(sources) == ["train", "val"]
     assert sources["val"].scan()["key"].to_pylist() == ["cat/a.jpg"]
     assert sources["val"].scan()["class"].to_pylist() == ["cat"]
-
-
-@pytest.mark.parametrize("besides", ["dog/a.jpg", "b.jpg", "Train/c.jpg"])
-def test_anything_else_beside_the_split_folders_makes_it_one_split(tmp_path: Path, besides: str) -> None:
-    touch(tmp_path, "train/a.jpg", "val/b.jpg", besides)
-    assert list(parse_data([str(tmp_path)])) == ["all"]
-    assert len(column(tmp_path)) == 3
-
-
-def test_a_store_beside_the_split_folders_counts_as_nothing(tmp_path: Path) -> None:
-    touch(tmp_path, "train/1.jpg", "val/1.jpg")
-    (tmp_path / "store").mkdir()
-    assert list(parse_data([str(tmp_path)])) == ["all"]
-    StoreLock(tmp_path / "store").release()
-    assert list(parse_data([str(tmp_path)])) == ["train", "val"]
 
 
 def test_a_name_makes_one_split_of_a_folder_whatever_its_sub_folders(tmp_path: Path) -> None:
