@@ -47,7 +47,7 @@ def test_splits_are_read_from_names_and_it_is_said_once_a_run(embedx, photos: Pa
     first = embedx(*command)
     assert (first.code, first.stdout) == (0, f"{out}/manifest.json\n") and first.stderr.count(notice) == 1
     assert keys(out) == {"Train": ["cat/0", "dog/0.png"], "Val": ["cat/0.jpg", "dog/0.png"]}
-    assert Store.open(out).manifest.plan.classes == ["cat", "dog"]
+    assert Store.open(out).manifest.plan.classes == ("cat", "dog")
     again = embedx(*command)  # the store is below the source now
     assert "up to date: 4 rows" in again.stderr and again.stderr.count(notice) == 1
     assert embedx(*command, "--quiet").stderr == ""

@@ -59,7 +59,7 @@ class _Listing:
     """The listing of a source, which accounts for what it leaves out of all splits together.
 
     Args:
-        location: The source.
+        location: The source as `--data` names it.
         selection: The choice of inputs.
         structure: The way in which its splits were read, in words.
         beside: The account of what is left out beside the splits.

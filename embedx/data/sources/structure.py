@@ -62,7 +62,7 @@ def read_structure(location: str, folder: Folder, left_out: LeftOut) -> Structur
 
     Args:
         location: The source, for the notice.
-        folder: Its folder.
+        folder: The folder of the source.
         left_out: The account to which it is added what is left out beside the splits.
     """
     return _read(location, folder, left_out, ())
