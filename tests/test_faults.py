@@ -6,6 +6,7 @@ Every run is a real one, on the sample's images, in units of four rows that are 
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import signal
 import statistics
@@ -113,6 +114,21 @@ def test_a_run_that_is_struck_again_and_again_is_finished_with_the_same_bytes(
             assert_visible_units_are_whole(out)
             assert before + 2 <= len(index_files(out)) < UNITS
     assert digests(out) == undisturbed and list(verify(out)) == []
+
+
+def test_a_run_that_is_suspended_for_longer_than_the_timeout_rejects_nothing(
+    tmp_path: Path, arguments: list[str], undisturbed: dict[str, str]
+) -> None:
+    """As by a laptop that sleeps, or by `kill -STOP` of the whole group."""
+    out = tmp_path / "store"
+    process = start(*arguments, "--timeout", "2", "--out", out, start_new_session=True)
+    wait_for_units(out, 2, process)
+    os.killpg(process.pid, signal.SIGSTOP)
+    time.sleep(5)
+    os.killpg(process.pid, signal.SIGCONT)
+    _, stderr = process.communicate(timeout=100)
+    assert process.returncode == 0 and "144 rows, 0 rejected" in stderr
+    assert digests(out) == undisturbed
 
 
 @pytest.mark.soak

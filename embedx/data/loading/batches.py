@@ -13,7 +13,7 @@ import pyarrow as pa
 from torch.utils.data import Dataset, Sampler
 
 from embedx.data.decoding.batch_rows import BatchBuffer, Decoder
-from embedx.data.loading.isolation import InHand, time_limit
+from embedx.data.loading.isolation import InHand
 from embedx.data.loading.torch_workers import is_out_of_memory
 from embedx.data.plan import SplitPlan
 from embedx.data.reading.files import RejectedInputError
@@ -35,15 +35,13 @@ class Order(NamedTuple):
 class Batches(Dataset[dict[str, Any]]):
     """Loads whole batches of one split: `__getitems__(orders)` reads and decodes the inputs of one.
 
-    It holds nothing of the plan, because each worker gets a copy of it. A process that loads an input for longer than
-    the timeout, in seconds, is ended.
+    It holds nothing of the plan, because each worker gets a copy of it.
     """
 
-    def __init__(self, reader: Reader, decoder: Decoder, batch_size: int, timeout: float) -> None:
+    def __init__(self, reader: Reader, decoder: Decoder, batch_size: int) -> None:
         self.reader = reader
         self.decoder = decoder
         self.batch_size = batch_size
-        self.timeout = timeout
         self.fatal: dict[int, str] = {}
         """The rows that end the process which loads them, each with the reason; they are rejected unread."""
         self.in_hand = InHand(0)
@@ -72,7 +70,7 @@ class Batches(Dataset[dict[str, Any]]):
         try:
             if order.row in self.fatal:
                 raise RejectedInputError(self.fatal[order.row])
-            with self.in_hand.hold(order.row), time_limit(self.timeout):
+            with self.in_hand.hold(order.row):
                 data = self.reader.read(order.path, order.offset, order.size)
                 size, digest = len(data), hashlib.sha256(data).hexdigest()
                 buffer.decode_into(row, data)

@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from multiprocessing import connection
@@ -20,6 +21,8 @@ from embedx.system.processes import START_METHOD, abandon, tie_to_parent
 NO_END = "no end within --timeout"
 _GRACE = 5.0
 """The grace period, in seconds, after the timeout before a worker counts as unkillable."""
+_TICK = 0.25
+"""The longest time, in seconds, between two looks at what is in hand."""
 
 
 class Held(NamedTuple):
@@ -27,16 +30,16 @@ class Held(NamedTuple):
 
     pid: int
     row: int
-    since: float
-    """The time at which it was taken up, by time.monotonic()."""
+    seconds: float
+    """The time that the worker has spent on it, without the time in which it was suspended."""
 
     def is_overdue(self, timeout: float) -> bool:
-        """Tells whether the time limit should have ended the worker long ago."""
-        return time.monotonic() - self.since > timeout + _GRACE
+        """Tells whether the worker should have been ended long ago."""
+        return self.seconds > timeout + _GRACE
 
-    def is_stuck(self, exitcode: int | None, timeout: float) -> bool:
-        """Tells whether the time limit ended the worker, whose exit code is given, or should have and could not."""
-        return exitcode == -signal.SIGALRM or (exitcode is None and self.is_overdue(timeout))
+    def is_stuck(self, timeout: float) -> bool:
+        """Tells whether the time limit ended the worker, or should have and could not."""
+        return self.seconds > timeout
 
 
 class InHand:
@@ -46,6 +49,7 @@ class InHand:
         self.workers = workers
         self._slots = torch.zeros(workers, 3, dtype=torch.float64)  # pid, row, since; 0 for a worker without an input
         self._slots.share_memory_()  # type: ignore[no-untyped-call]
+        self._spent: dict[tuple[float, ...], float] = {}  # seconds of each slot's content; known to the parent alone
 
     @contextlib.contextmanager
     def hold(self, row: int) -> Iterator[None]:
@@ -63,24 +67,56 @@ class InHand:
 
     def now(self) -> list[Held]:
         """Lists the inputs that are in hand now."""
-        return [Held(int(pid), int(row), since) for pid, row, since in self._slots.tolist() if since]
+        spent = self._spent
+        return [Held(int(slot[0]), int(slot[1]), spent.get(slot, 0.0)) for slot in self._contents()]
+
+    def add(self, seconds: float) -> None:
+        """Adds time to all that is in hand, except where the worker has ended or is suspended."""
+        before = self._spent
+        self._spent = {
+            slot: before[slot] + (seconds if _is_running(int(slot[0])) else 0) if slot in before else 0.0
+            for slot in self._contents()
+        }
+
+    def _contents(self) -> list[tuple[float, ...]]:
+        return [tuple(slot) for slot in self._slots.tolist() if slot[2]]
 
 
-@contextlib.contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Ends this process by SIGALRM if the context lasts longer; does nothing in a process without a parent.
-
-    The system sends the signal, so neither a blocked read nor an endless loop in a decoder can prevent it. A read that
-    waits for a file system's own process, such as FUSE's, can: the parent then has to give up on its child.
-    """
-    if multiprocessing.parent_process() is None:
-        yield
-        return
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+def _is_running(pid: int) -> bool:
+    """Tells whether a process has neither ended nor been suspended; True where the system does not tell."""
     try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "TtZX"
+    except OSError:
+        return not os.path.exists("/proc/self/stat")
+
+
+class RunningTime:
+    """A clock that stands still while this process is suspended: it counts ticks, and a late one counts as two."""
+
+    def __init__(self, timeout: float) -> None:
+        self.tick = max(0.01, min(_TICK, timeout / 4))
+        self._last = time.monotonic()
+
+    def lap(self) -> float:
+        """Returns the seconds since the last lap, at most two ticks."""
+        now = time.monotonic()
+        gap, self._last = now - self._last, now
+        return min(gap, 2 * self.tick)
+
+
+def end_late_workers(in_hand: InHand, timeout: float, stop: threading.Event) -> None:
+    """Kills each worker that has had an input in hand for longer than the timeout, until it is told to stop.
+
+    A decoder's endless loop and a blocked read can't prevent it, and a suspension of all processes costs no worker its
+    input. A worker that waits for a file system's own process, such as FUSE's, lives on: its parent has to give it up.
+    """
+    clock = RunningTime(timeout)
+    while not stop.wait(clock.tick):
+        in_hand.add(clock.lap())
+        for held in in_hand.now():
+            if held.is_stuck(timeout):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(held.pid, signal.SIGKILL)
 
 
 def become_decoding_process(name: str) -> None:
@@ -108,18 +144,23 @@ def find_fatal(dataset: Any, orders: Sequence[Any], timeout: float) -> dict[int,
 
 
 def _load_one_by_one(dataset: Any, orders: Sequence[Any], timeout: float) -> tuple[int, int | None]:
-    """Returns the position of the last input begun, and the exit code of the process that loaded them."""
+    """Returns the position of the last input begun, and the exit code of the process; None if its time was over."""
     context = multiprocessing.get_context(START_METHOD)
     progress, child_progress = context.Pipe(duplex=False)
     process = context.Process(target=_probe, args=(dataset, orders, child_progress), daemon=True)
     process.start()
     child_progress.close()
     begun = progress.recv()  # without a limit: it takes as long as the process takes to start
+    clock, spent = RunningTime(timeout), 0.0
     with contextlib.suppress(EOFError):
-        while progress.poll(timeout + _GRACE):
-            begun = progress.recv()
+        while spent <= timeout:
+            if progress.poll(clock.tick):
+                begun, spent = progress.recv(), 0.0
+                clock.lap()
+            elif _is_running(process.pid or 0):
+                spent += clock.lap()
         abandon(process)
-        return begun, -signal.SIGALRM
+        return begun, None
     process.join()
     return begun, process.exitcode
 
@@ -132,8 +173,8 @@ def _probe(dataset: Any, orders: Sequence[Any], progress: connection.Connection)
 
 
 def _reason(exitcode: int | None) -> str:
-    if exitcode == -signal.SIGALRM:
+    if exitcode is None:
         return NO_END
-    if exitcode is not None and exitcode < 0:
+    if exitcode < 0:
         return f"decoder crashed: {signal.Signals(-exitcode).name}"
     return f"decoder ended its process with exit code {exitcode}"

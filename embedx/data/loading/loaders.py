@@ -61,7 +61,8 @@ class SplitLoader:
         self._plan = plan
         self._has_targets = plan.table["target"].null_count < len(plan)
         self._batches = UnitBatches(plan, units, batch_size)
-        self._dataset = Batches(plan.reader, decoder, batch_size, timeout)
+        self._dataset = Batches(plan.reader, decoder, batch_size)
+        self._timeout = timeout
         workers = min(workers, len(self._batches))
         self._workers, self._prefetch = WorkerCounts.fitting(workers, batch_bytes(decoder, batch_size), batch_size)
         self._pin_memory = pin_memory
@@ -114,7 +115,7 @@ class SplitLoader:
             batches,
             data.in_hand,
             prefetch=self._prefetch,
-            timeout=data.timeout,
+            timeout=self._timeout,
             pin_memory=self._pin_memory,
         )
 
@@ -129,7 +130,7 @@ class SplitLoader:
         for batch in islice(under_way, self._workers * self._prefetch):
             if suspects.intersection(order.row for order in batch):
                 orders = [order for order in batch if order.row not in fatal.keys() | self._dataset.fatal.keys()]
-                found = find_fatal(self._dataset, orders, self._dataset.timeout)
+                found = find_fatal(self._dataset, orders, self._timeout)
                 fatal |= {orders[position].row: reason for position, reason in found.items()}
         return fatal
 

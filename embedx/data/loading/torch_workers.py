@@ -11,15 +11,17 @@ import atexit
 import multiprocessing
 import os
 import re
+import threading
 import time
 import warnings
+import weakref
 from collections.abc import Iterator
 from multiprocessing import connection, reduction
 from typing import Any, NamedTuple, Self
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from embedx.data.loading.isolation import InHand, become_decoding_process
+from embedx.data.loading.isolation import InHand, become_decoding_process, end_late_workers
 from embedx.errors import LoaderError
 from embedx.system.machine import free_shared_memory
 from embedx.system.processes import START_METHOD, abandon
@@ -115,6 +117,11 @@ class TorchWorkers:
         self._processes = {process.pid: process for process in set(multiprocessing.active_children()) - others}
         for process in self._processes.values():
             atexit.register(abandon, process)
+        if workers:
+            over = threading.Event()
+            weakref.finalize(self, over.set)
+            watch = threading.Thread(target=end_late_workers, args=(in_hand, timeout, over), daemon=True)
+            watch.start()
 
     def __iter__(self) -> Self:
         return self
@@ -126,8 +133,9 @@ class TorchWorkers:
             WorkerLostError: If a worker ended, or an input takes longer than the timeout.
             BatchError: If loading the batch raised one of the errors that DataLoader itself raises.
         """
-        asked = time.monotonic()
+        polls = 0  # as a clock would go on while this process is suspended
         while True:
+            polls += 1
             polled = time.monotonic()
             try:
                 return next(self._iterator)
@@ -135,7 +143,7 @@ class TorchWorkers:
                 if not self._processes:
                     raise
                 timed_out = isinstance(error, RuntimeError) and time.monotonic() - polled > 0.9 * _POLL_SECONDS
-                if self._any_ended(0 if timed_out else _POLL_SECONDS) or (timed_out and not self._may_wait(asked)):
+                if self._any_ended(0 if timed_out else _POLL_SECONDS) or (timed_out and not self._may_wait(polls)):
                     raise WorkerLostError(repr(error)) from error
                 if not timed_out:
                     raise
@@ -146,7 +154,7 @@ class TorchWorkers:
         stuck, suspects = set(), set()
         for held in self._in_hand.now():
             process = self._processes[held.pid]
-            if held.is_stuck(process.exitcode, self._timeout):
+            if held.is_stuck(self._timeout):
                 stuck.add(held.row)
             elif process.exitcode is not None:
                 suspects.add(held.row)
@@ -156,11 +164,11 @@ class TorchWorkers:
         """Waits at most so many seconds for the end of a worker; tells whether one has ended."""
         return bool(connection.wait([process.sentinel for process in self._processes.values()], seconds))
 
-    def _may_wait(self, asked: float) -> bool:
-        """Tells whether a batch that was asked for at this time can still be expected, though none came for a while."""
+    def _may_wait(self, polls: int) -> bool:
+        """Tells whether a batch can still be expected, though so many times in a row none came in time."""
         held = self._in_hand.now()
         if not held:  # the workers are still starting, or the thread that receives batches has died
-            return time.monotonic() - asked < _IDLE_SECONDS
+            return polls * _POLL_SECONDS < _IDLE_SECONDS
         return not any(one.is_overdue(self._timeout) for one in held)
 
 

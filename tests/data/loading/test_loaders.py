@@ -191,7 +191,7 @@ def test_without_classes_there_are_no_targets(folder: Path, tmp_path: Path) -> N
 def test_one_input_is_a_batch_too_and_workers_get_no_plan(folder: Path) -> None:
     plan = plan_of(folder)
     (order,) = next(iter(UnitBatches(plan, [[2]], 1)))
-    dataset = Batches(plan.reader, DECODER, batch_size=4, timeout=300)
+    dataset = Batches(plan.reader, DECODER, batch_size=4)
     batch = dataset[order]
     assert batch["plan_rows"] == [2] and batch["reasons"] == [None]
     assert batch["images"].shape == (4, 3, 32, 32)
