@@ -156,11 +156,19 @@ class ExtractConfig:
     crop: int | None = setting(
         None, help="Side of the centred square to cut out after resizing. Default: the weights'.", lowest=1
     )
+    crop_pct: float | None = setting(
+        None, help="Share of the resized shorter side that is kept by the crop: resizes to crop / share, as timm does."
+    )
+    crop_first: bool = setting(
+        False, help="Cut out the centred square, of the crop's share of the shorter side, before resizing (TensorFlow)."
+    )
     mean: tuple[float, float, float] | None = setting(
-        None, help="Mean per channel, in [0, 1], to subtract. Default: the weights'.", **_CHANNELS
+        None,
+        help="Mean per channel, or one for all, in [0, 1], as 127/255. Default: the weights'.",
+        **_CHANNELS,
     )
     std: tuple[float, float, float] | None = setting(
-        None, help="Standard deviation per channel, to divide by. Default: the weights'.", **_CHANNELS
+        None, help="Standard deviation per channel, or one for all, to divide by. Default: the weights'.", **_CHANNELS
     )
     interpolation: Interpolation | None = setting(None, help="Interpolation of resizing. Default: the weights'.")
     exif: bool = setting(True, help="Rotate images as their EXIF orientation says.", flag="--exif/--no-exif")
@@ -222,6 +230,14 @@ class ExtractConfig:
             (
                 self.image_size is not None and self.crop is not None,
                 "--image-size and --crop both set the size of the backbone's input; give one of them",
+            ),
+            (
+                self.resize is not None and self.crop_pct is not None,
+                "--resize and --crop-pct both set the size that images are resized to; give one of them",
+            ),
+            (
+                self.crop_pct is not None and not 0 < self.crop_pct <= 1,
+                f"--crop-pct is {self.crop_pct}; give a share above 0, and at most 1, such as 0.875",
             ),
             (
                 not all(0 <= value <= 1 for value in mean),

@@ -162,7 +162,10 @@ def unknown(kind: str, name: str, valid: Iterable[str], *, hint: str = "") -> st
     """Returns the message for a name that is not among the valid ones, with the nearest of these."""
     valid = sorted(valid)
     nearest = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    if nearest:
+    longer = [each for each in valid if name and each.startswith(name)]
+    if len(longer) > 1:
+        advice = f"names that begin so: {', '.join(longer[:8])}{', …' if len(longer) > 8 else ''}"
+    elif nearest:
         advice = f"did you mean {nearest[0]}?"
     elif len(valid) <= 12:
         advice = f"valid: {', '.join(valid) or 'none'}"

@@ -28,6 +28,8 @@ class Preprocessing:
     """The standard deviation of R, G and B, by which the difference is divided."""
     exif: bool = True
     """True if the EXIF orientation is applied first."""
+    crop_first: float | None = None
+    """The share of the shorter side that a centred square has which is cut out before resizing; None without one."""
 
     def with_image_size(self, size: int | None) -> Preprocessing:
         """Returns the same steps for another input size: `crop` becomes `size`, and `resize` is scaled along."""
@@ -63,6 +65,8 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         """Returns the recipe as plain JSON values, as the manifest holds it; a `cpu` decoder is left out."""
         values = dataclasses.asdict(self)
+        if self.preprocessing is not None and self.preprocessing.crop_first is None:
+            del values["preprocessing"]["crop_first"]
         if self.decoder == "cpu":
             del values["decoder"]
         return cast(dict[str, Any], json.loads(json.dumps(values)))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 from urllib.parse import unquote_to_bytes
 
 from embedx.errors import ConfigError
@@ -157,23 +157,36 @@ def parse_resize(value: str | int | Sequence[int]) -> int | tuple[int, int]:
         match = re.fullmatch(r"(\d+)(?:x(\d+))?", str(value).strip())
         sides = [int(side) for side in match.groups() if side] if match else []
     else:
-        sides = list(value)
+        is_sides = isinstance(value, Sequence) and all(isinstance(side, SupportsIndex) for side in value)
+        sides = [*value] if is_sides else []
     if not 1 <= len(sides) <= 2 or min(sides) < 1:
         raise ValueError(f"{value!r} is not a size; write 232 for the shorter side, or 240x320 for height and width")
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
-def parse_channels(value: str | Sequence[float]) -> tuple[float, float, float]:
-    """Reads three numbers, one each for red, green and blue, such as `0.485,0.456,0.406`.
+def parse_channels(value: str | float | Sequence[str | float]) -> tuple[float, float, float]:
+    """Reads three numbers, one each for red, green and blue, such as `0.485,0.456,0.406`, or one for all of them.
+
+    Each may be a fraction such as `127/255`.
 
     Raises:
-        ValueError: If the value is not three numbers.
+        ValueError: If the value is neither three numbers nor one.
     """
+    one = value if isinstance(value, Iterable) else [value]
     try:
-        red, green, blue = (float(part) for part in (value.split(",") if isinstance(value, str) else value))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{value!r} is not three numbers; write them like 0.485,0.456,0.406") from error
+        numbers = [_number(part) for part in (one.split(",") if isinstance(one, str) else one)]
+    except (ValueError, TypeError, ZeroDivisionError):
+        numbers = []
+    if len(numbers) not in (1, 3):
+        raise ValueError(f"{value!r} is not three numbers; write them like 0.485,0.456,0.406, or one for all: 127/255")
+    red, green, blue = numbers * (3 // len(numbers))
     return red, green, blue
+
+
+def _number(text: str | float) -> float:
+    """Reads a number or a fraction of two."""
+    above, slash, below = text.partition("/") if isinstance(text, str) else (text, "", "")
+    return float(above) / float(below) if slash else float(above)
 
 
 def rows_per_unit(shard_size: int, row_bytes: int, batch_size: int) -> int:

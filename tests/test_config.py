@@ -35,7 +35,7 @@ def test_what_is_resized_to_is_read(value: Any, read: Any) -> None:
     assert parse_resize(value) == read
 
 
-@pytest.mark.parametrize("value", ["", "0", "x240", "240x", "240x320x3", "-1", [], [1, 2, 3], [0, 2]])
+@pytest.mark.parametrize("value", ["", "0", "x240", "240x", "240x320x3", "-1", [], [1, 2, 3], [0, 2], [16.5, 3], 16.5])
 def test_what_can_not_be_resized_to_is_refused(value: Any) -> None:
     with pytest.raises(ValueError, match="write 232 for the shorter side, or 240x320"):
         parse_resize(value)
@@ -46,7 +46,14 @@ def test_three_numbers_are_read(value: Any) -> None:
     assert parse_channels(value) == (0.5, 0.25, 0.0)
 
 
-@pytest.mark.parametrize("value", ["", "0.5", "1,2", "1,2,3,4", "a,b,c", [1, 2], 0.5])
+@pytest.mark.parametrize("value", ["0.5", 0.5, "127.5/255", [0.5], ["1/2"], "1/2, 0.5,127.5/255", ["1/2", 0.5, 0.5]])
+def test_one_number_is_that_of_all_channels_and_may_be_a_fraction(value: Any) -> None:
+    assert parse_channels(value) == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    "value", ["", "1,2", "1,2,3,4", "a,b,c", [1, 2], "1/0", "/2", "1/", "1/2/3", "127 255", [], [None], None, {}]
+)
 def test_what_are_not_three_numbers_is_refused(value: Any) -> None:
     with pytest.raises(ValueError, match="is not three numbers; write them like"):
         parse_channels(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Self
 
 from embedx.config import ExtractConfig
@@ -19,6 +20,8 @@ class PreprocessingOptions:
     image_size: int | None = None
     resize: int | tuple[int, int] | None = None
     crop: int | None = None
+    crop_pct: float | None = None
+    crop_first: bool = False
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     interpolation: Interpolation | None = None
@@ -52,6 +55,8 @@ def resolve_preprocessing(
         if (value := getattr(options, name)) is not None
     }
     steps = dataclasses.replace(own.with_image_size(options.image_size), **given)
+    if options.crop_pct is not None:
+        steps = dataclasses.replace(steps, resize=_enlarged(steps, options.crop_pct))
     shorter = steps.resize if isinstance(steps.resize, int) else min(steps.resize)
     faults = []
     if shorter < steps.crop:
@@ -65,7 +70,16 @@ def resolve_preprocessing(
             f"give --image-size {fixed_size}"
         )
     ConfigError.check(faults)
+    if options.crop_first:
+        share = options.crop_pct or steps.crop / shorter
+        steps = dataclasses.replace(steps, resize=steps.crop, crop_first=share)
     return steps
+
+
+def _enlarged(steps: Preprocessing, share: float) -> int | tuple[int, int]:
+    """Returns the size to resize to so that the crop is a share of it, as timm rounds it."""
+    side = math.floor(steps.crop / share)
+    return side if isinstance(steps.resize, int) else (side, side)
 
 
 def _given_alone(options: PreprocessingOptions, fixed_size: int | None) -> Preprocessing:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import pytest
+import timm.data
 
 from embedx.errors import ConfigError
 from embedx.models.preprocessing import PreprocessingOptions, resolve_preprocessing
@@ -53,6 +54,27 @@ def test_a_backbone_that_takes_one_size_alone_gives_it() -> None:
     assert resolve_preprocessing(None, settings(**told), fixed_size=96).crop == 96
     with pytest.raises(ConfigError, match="mine takes images of 96x96, not 64x64; give --image-size 96"):
         resolve_preprocessing(None, settings(image_size=64, **told), fixed_size=96)
+
+
+@pytest.mark.parametrize("share", [0.875, 0.9, 0.95, 1.0, 0.3])
+@pytest.mark.parametrize("size", [224, 256, 331])
+def test_the_crop_s_share_gives_timm_s_size_to_resize_to(share: float, size: int) -> None:
+    resized, cropped, *_ = timm.data.create_transform((3, size, size), crop_pct=share).transforms
+    steps = resolve_preprocessing(OWN, settings(image_size=size, crop_pct=share))
+    assert (steps.resize, steps.crop) == (resized.size, cropped.size[0]) and steps.crop_first is None
+    squashed = resolve_preprocessing(
+        dataclasses.replace(OWN, resize=(232, 232)), settings(image_size=size, crop_pct=share)
+    )
+    resized = timm.data.create_transform((3, size, size), crop_pct=share, crop_mode="squash").transforms[0]
+    assert squashed.resize == tuple(resized.size)
+
+
+@pytest.mark.parametrize(
+    ("given", "share"), [({}, 224 / 232), ({"crop_pct": 0.875}, 0.875), ({"resize": 256}, 224 / 256)]
+)
+def test_cropping_first_resizes_the_crop_s_share_to_its_size(given: dict[str, Any], share: float) -> None:
+    steps = resolve_preprocessing(OWN, settings(crop_first=True, **given))
+    assert steps == dataclasses.replace(OWN, resize=224, crop=224, crop_first=share)
 
 
 @pytest.mark.parametrize("given", [{"resize": 200}, {"resize": (300, 200)}, {"crop": 300}])

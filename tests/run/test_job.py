@@ -45,6 +45,13 @@ def test_only_images_are_decoded_on_the_device_and_only_if_asked_for(tmp_path: P
         assert isinstance(job.transfer(), DecodeOnDevice if there else CopyToDevice)
 
 
+def test_cropping_first_is_part_of_the_recipe_and_leaves_no_trace_without(tmp_path: Path) -> None:
+    usual = prepare(ExtractConfig(**SETTINGS, out=tmp_path)).recipe.to_json()["preprocessing"]
+    assert "crop_first" not in usual
+    first = prepare(ExtractConfig(**SETTINGS, out=tmp_path, crop_first=True, crop_pct=0.5)).recipe.to_json()
+    assert first["preprocessing"] == {**usual, "resize": usual["crop"], "crop_first": 0.5}
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_images_can_only_be_decoded_where_the_model_runs(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--decoder cuda decodes where the model runs, and that is the cpu"):

@@ -135,7 +135,8 @@ def _too_many(width: int, height: int, allowed: int) -> str:
 
 def _is_drafted(image: Image.Image, steps: Preprocessing) -> bool:
     needed = steps.resize
-    return image.format == "JPEG" and isinstance(needed, int) and min(image.size) >= _DRAFTED_FROM * needed
+    is_far_larger = isinstance(needed, int) and min(image.size) >= _DRAFTED_FROM * needed
+    return image.format == "JPEG" and is_far_larger and steps.crop_first is None
 
 
 def _decode_draft(image: Image.Image, steps: Preprocessing, *, exif: bool) -> Tensor | None:
@@ -215,6 +216,8 @@ def preprocess(pixels: Tensor, steps: Preprocessing, *, max_pixels: int = MAX_PI
     Raises:
         RejectedInputError: If the image is so elongated that it would have more than `max_pixels` once resized.
     """
+    if steps.crop_first is not None:
+        pixels = _central_square(pixels, steps.crop_first)
     height, width = pixels.shape[-2:]
     new_height, new_width = _resized(height, width, steps, max_pixels)
     if (new_height, new_width) != (height, width):
@@ -245,6 +248,16 @@ def resize(pixels: Tensor, height: int, width: int, interpolation: str) -> Tenso
         one if native else one.float(), (height, width), mode=interpolation, antialias=True
     ).squeeze(0)
     return resized if native else resized.round_().clamp_(0, 255).to(torch.uint8)  # as bicubic overshoots
+
+
+def _central_square(pixels: Tensor, share: float) -> Tensor:
+    """Returns the centred square [3, S, S] whose side is a share of the shorter one.
+
+    Rounded as `_decode_and_center_crop` in the preprocessing of TensorFlow's EfficientNet does it.
+    """
+    height, width = pixels.shape[-2:]
+    side = max(1, int(share * min(height, width)))
+    return pixels.narrow(1, (height - side + 1) // 2, side).narrow(2, (width - side + 1) // 2, side)
 
 
 def _center_crop(pixels: Tensor, size: int) -> Tensor:

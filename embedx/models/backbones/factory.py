@@ -2,20 +2,21 @@
 
 The factory returns an nn.Module from normalised images [B, 3, H, W] to features; of several tensors `main_tensor`
 takes one. Its weights are those that the module comes with, or a checkpoint's. Its preprocessing is the module's
-attribute `preprocessing`, if there is one: a dict of resize, crop, interpolation, mean and std.
+attribute `preprocessing`, if there is one: a dict of crop, mean and std, and where they matter of resize and
+interpolation.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import importlib
 import inspect
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +26,9 @@ from embedx.models.backbones.base import Architecture, BackboneKind, BackboneOpt
 from embedx.models.outputs import main_tensor
 from embedx.models.weights.find import Weights, given_weights
 from embedx.recipe import Preprocessing
-from embedx.values import parse_channels, parse_resize
+from embedx.values import Interpolation, parse_channels, parse_resize
 
 _NAME = re.compile(r"[\w.]+:\w+")
-_STEPS = {field.name for field in dataclasses.fields(Preprocessing)} - {"exif"}
 
 
 class FactoryBackbone(Architecture):
@@ -116,25 +116,63 @@ def _call(name: str, factory: Callable[..., Any], arguments: Mapping[str, Any], 
 
 
 def _preprocessing(name: str, module: nn.Module) -> Preprocessing | None:
+    """Reads the steps that a module declares; a ConfigError names every fault in them."""
     steps = getattr(module, "preprocessing", None)
     if steps is None:
         return None
-    is_complete = isinstance(steps, Mapping) and steps.keys() == _STEPS
-    if not is_complete or steps["interpolation"] not in ("bilinear", "bicubic"):
-        raise ConfigError(
-            f"--backbone {name}: its attribute `preprocessing` is {steps!r}; "
-            f"give a dict of {', '.join(sorted(_STEPS))}, the interpolation bilinear or bicubic"
-        )
-    try:
-        return Preprocessing(
-            resize=parse_resize(steps["resize"]),
-            crop=int(steps["crop"]),
-            interpolation=steps["interpolation"],
-            mean=parse_channels(steps["mean"]),
-            std=parse_channels(steps["std"]),
-        )
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"--backbone {name}: its attribute `preprocessing`: {error}") from error
+    attribute = f"--backbone {name}: its attribute `preprocessing`"
+    if not isinstance(steps, Mapping):
+        raise ConfigError(f"{attribute} is a {type(steps).__name__}; give a dict of {', '.join(_STEPS)}")
+    missing = [step for step in ("crop", "mean", "std") if step not in steps]
+    faults = [f"{attribute} lacks {step!r}; it needs crop, mean and std" for step in missing]
+    values: dict[str, Any] = {"interpolation": "bilinear"}
+    for step, value in steps.items():
+        if step not in _STEPS:
+            faults.append(f"{attribute}: {unknown('step', str(step), _STEPS)}")
+            continue
+        try:
+            values[step] = _STEPS[step](value)
+        except (ValueError, TypeError, OverflowError) as error:
+            faults.append(f"{attribute}: {step}: {error}")
+    ConfigError.check(faults)
+    return Preprocessing(**{"resize": values["crop"], **values})
+
+
+def _crop(value: Any) -> int:
+    side = parse_resize(value)
+    if isinstance(side, tuple) and side[0] != side[1]:
+        raise ValueError(f"{value!r} is no square; embedx gives square images")
+    return side[0] if isinstance(side, tuple) else side
+
+
+def _interpolation(value: Any) -> Interpolation:
+    if value not in (known := get_args(Interpolation)):
+        raise ValueError(f"{value!r} is none of {', '.join(known)}")
+    return cast(Interpolation, value)
+
+
+def _mean(value: Any) -> tuple[float, float, float]:
+    numbers = parse_channels(value)
+    if not all(0 <= number <= 1 for number in numbers):
+        raise ValueError(f"{value!r} is not from 0 to 1; divide numbers of 0 to 255 by 255")
+    return numbers
+
+
+def _std(value: Any) -> tuple[float, float, float]:
+    numbers = parse_channels(value)
+    if not all(0 < number < math.inf for number in numbers):
+        raise ValueError(f"{value!r} is not above 0")
+    return numbers
+
+
+_STEPS: dict[str, Callable[[Any], Any]] = {
+    "resize": parse_resize,
+    "crop": _crop,
+    "interpolation": _interpolation,
+    "mean": _mean,
+    "std": _std,
+}
+"""The steps that a module may declare, each with the function that reads its value."""
 
 
 def _sha256(state: Mapping[str, Tensor]) -> str:

@@ -16,6 +16,7 @@ from torchvision.models import WeightsEnum
 
 from embedx.errors import ConfigError, unknown
 from embedx.models.backbones.base import Architecture, BackboneKind, BackboneOptions
+from embedx.models.backbones.suggestion import suggestion
 from embedx.models.weights.find import Weights, find_weights
 from embedx.recipe import Preprocessing
 
@@ -77,6 +78,8 @@ def weights_names(backbone: str) -> list[str]:
 def check_name(name: str) -> None:
     """Raises a ConfigError, with the nearest name, if torchvision has no model of this name."""
     if name not in (names := backbone_names()):
+        if (next_step := suggestion(name)) is not None:
+            raise ConfigError(f"unknown backbone {name!r}; {next_step}")
         raise ConfigError(unknown("backbone", name, names, hint="(`embedx backbones` lists them)"))
 
 

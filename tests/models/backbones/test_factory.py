@@ -3,15 +3,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import embedx
 from embedx.config import ExtractConfig
 from embedx.errors import CheckpointError, ConfigError
 from embedx.models.backbones import BackboneSpec, describe_backbone, describe_layers
 from embedx.models.backbones.base import BackboneOptions
-from embedx.models.backbones.factory import KIND
+from embedx.models.backbones.factory import KIND, _preprocessing
+from embedx.recipe import Preprocessing
 from embedx.run.extract import extract
 from tests.models.backbones.programs import HALVES, SIZE, STEPS, small
 
@@ -109,7 +112,7 @@ def test_layers_are_its_modules(factory: str) -> None:
         (f"{MODULE}:build", {"weights": "random"}, "--weights random: the weights of .* are the factory's"),
         (f"{MODULE}:text", {}, r"the factory returned a str, no nn\.Module"),
         (f"{MODULE}:failing", {}, r"the factory raised LookupError: no such thing .--debug shows where"),
-        (f"{MODULE}:ill_told", {}, "its attribute `preprocessing` is .* give a dict of crop, interpolation, mean"),
+        (f"{MODULE}:ill_told", {}, "its attribute `preprocessing` lacks 'crop'; it needs crop, mean and std"),
         (f"{MODULE}:build", {"image_size": 40}, "does not take images of 40x40: shape"),
         ("resnet18", {"backbone_arg": ("a=1",), "weights": "random"}, "--backbone-arg is for backbones given as"),
     ],
@@ -132,3 +135,52 @@ def test_code_of_the_current_folder_is_found(tmp_path: Path, monkeypatch: pytest
     store = embedx.open(tmp_path / "store")
     assert store.recipe["backbone_args"] == {"width": 5, "name": "plain text"}
     assert store.load("val").embeddings.shape[1] == 5
+
+
+def told(steps: Any) -> Preprocessing | None:
+    """The preprocessing that is read of a module with this attribute."""
+    module = nn.Identity()
+    module.preprocessing = steps
+    return _preprocessing("mine:build", module)
+
+
+FULL = {"resize": (16, 16), "crop": 16, "interpolation": "bilinear", "mean": (0.0,) * 3, "std": (1.0,) * 3}
+
+
+@pytest.mark.parametrize(
+    ("steps", "read"),
+    [
+        (FULL, Preprocessing((16, 16), 16, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))),
+        ({"crop": 8, "mean": 0.5, "std": "1/2"}, Preprocessing(8, 8, "bilinear", (0.5,) * 3, (0.5,) * 3)),
+        (
+            {**FULL, "crop": (16, 16), "mean": torch.zeros(3), "std": np.ones(3), "interpolation": "bicubic"},
+            Preprocessing((16, 16), 16, "bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+        ),
+    ],
+)
+def test_a_module_declares_its_preprocessing(steps: Any, read: Preprocessing) -> None:
+    assert told(steps) == read
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"interpolation": "nearest"}, "interpolation: 'nearest' is none of bilinear, bicubic"),
+        ({"mean": (124, 116, 104)}, "mean: (124, 116, 104) is not from 0 to 1; divide numbers of 0 to 255 by 255"),
+        ({"mean": (0.5, 0.5)}, "mean: (0.5, 0.5) is not three numbers"),
+        ({"std": (1, 1, 0)}, "std: (1, 1, 0) is not above 0"),
+        ({"crop": (16, 8)}, "crop: (16, 8) is no square; embedx gives square images"),
+        ({"crop": 16.5}, "crop: 16.5 is not a size"),
+        ({"resize": "large"}, "resize: 'large' is not a size"),
+        ({"resise": 3}, "unknown step 'resise'; did you mean resize?"),
+    ],
+)
+def test_each_fault_of_a_declared_preprocessing_is_named(change: dict[str, Any], fault: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        told(FULL | change)
+    assert caught.value.faults[0].startswith(f"--backbone mine:build: its attribute `preprocessing`: {fault}")
+    with pytest.raises(ConfigError) as caught:
+        told({"crop": 0, "mean": "x", **change})
+    assert len(caught.value.faults) >= 3
+    with pytest.raises(ConfigError, match="is a list; give a dict of resize, crop, interpolation, mean, std"):
+        told([224])
