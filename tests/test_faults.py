@@ -82,7 +82,7 @@ def interrupt(process) -> None:
 
 MAIN = (kill_main, -signal.SIGKILL, "")
 WRITER = (kill_writer, 1, "killed by SIGKILL")
-INTERRUPT = (interrupt, 130, "interrupted; the same command goes on from what is committed")
+INTERRUPT = (interrupt, 130, "interrupted; the same command goes on from what is kept")
 LOADER = (kill_loader, 0, "144 rows, 0 rejected")  # another takes its place
 
 

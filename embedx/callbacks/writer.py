@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -94,6 +95,8 @@ class EmbeddingsWriter(Callback):
         self._pending: PendingOutputs[pa.Table] | None = None
         self._last_index: dict[str, int] = {}
         self._forms: dict[str, str] = {}
+        self.rows_saved: int | None = None
+        """The number of rows that an interrupted run has brought to disk; None if it isn't known."""
         if rows_per_unit is not None and rows_per_unit < 1:
             raise ConfigError(f"rows_per_unit is {rows_per_unit}; give a whole number of at least 1, or None")
 
@@ -180,8 +183,8 @@ class EmbeddingsWriter(Callback):
         """
         if self._pending is not None:
             self._hand_over(self._pending.complete(wait_for_all=True), Stopwatch())
-        for staying in self._session_begun.staying.values():  # units in which nothing had to be computed
-            self._process_started({}).put_staying(staying)
+        for unit in self._session_begun.earlier.units:  # in which nothing had to be computed
+            self._put_earlier(self._process_started({}), unit)
         if self._process is not None:
             self._process.close()
             self._process = None
@@ -191,8 +194,16 @@ class EmbeddingsWriter(Callback):
         return {"rows": sum(split.rows for split in totals.values())}
 
     def on_exception(self, trainer_state: TrainerState, error: BaseException) -> None:
-        """Ends the writer process; the unit that it was gathering is dropped."""
-        if self._process is not None:
+        """Ends the writer process, which journals the unit under way unless the run can't succeed as it is."""
+        if self._process is None:
+            return
+        try:
+            if self._session_begun.terms.journal_seconds is not None and not isinstance(error, ConfigError):
+                with contextlib.suppress(Exception):  # the run has failed already, by the error that is told
+                    if self._pending is not None:
+                        self._hand_over(self._pending.complete(wait_for_all=True), Stopwatch())
+                    self.rows_saved = self._process.save()
+        finally:
             self._process.abort()
             self._process = None
 
@@ -212,7 +223,13 @@ class EmbeddingsWriter(Callback):
         """Returns the writer process; starts it with the first batch, whose size tells how much memory to share."""
         if self._process is None:
             self._process = WriterProcess(self._session_begun.terms, first)
+            for unit in self._session_begun.earlier.whole:
+                self._put_earlier(self._process, unit)
         return self._process
+
+    def _put_earlier(self, process: WriterProcess, unit: Unit) -> None:
+        for rows in self._session_begun.earlier.take(unit):
+            process.put_earlier(rows)
 
     def _split_name(self, trainer_state: TrainerState, dataloader_idx: int) -> str:
         names = self.dataloader_idx_map
@@ -252,8 +269,7 @@ class EmbeddingsWriter(Callback):
                 session.set_rows_per_unit(rows_per_unit_of(_SHARD_SIZE, row_bytes, len(rows)))
             process = self._process_started(tensors)
             for unit, start, stop in _units(rows, session.terms.rows_per_unit):
-                if (staying := session.staying.pop(unit, None)) is not None:
-                    process.put_staying(staying)
+                self._put_earlier(process, unit)
                 process.put(UnitBatch(unit, tensors, rows).part(start, stop))
             watch.lap("writer_wait")
         watch.lap("forward")

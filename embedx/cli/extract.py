@@ -59,7 +59,7 @@ def command(
         description = prepare(config, download=False, heartbeat=Heartbeat(STDERR)).describe()
         print_json(description) if as_json else _print_plan(description)
         return
-    signals.advice = "; the same command goes on from what is committed"
+    signals.advice = "; the same command goes on from what is kept"
     heartbeat = Heartbeat(STDERR)
     title = shlex.join(["extract", "--backbone", config.backbone, "--out", str(config.out.absolute())])
     with heartbeat.frame(f"embedx {version('embedx')} {title}"):

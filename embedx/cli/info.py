@@ -35,6 +35,8 @@ def command(
 
 def _description(store: Store) -> dict[str, Any]:
     """Returns the manifest's facts, with each split's totals and groups as they are on disk."""
+    from embedx.store.reading.kept import count_kept
+
     manifest = store.manifest
     splits: dict[str, dict[str, Any]] = {}
     groups: dict[str, Counter[str | None]] = {}
@@ -46,11 +48,13 @@ def _description(store: Store) -> dict[str, Any]:
             split["bytes"] += shard.bytes
             if manifest.plan.grouped:
                 groups.setdefault(unit.split, Counter())[shard.group] += shard.rows
+    planned = sum(split.inputs for split in manifest.plan.splits.values())
     for name, split in splits.items():
         split["groups"] = [{"group": group, "rows": rows} for group, rows in groups.get(name, Counter()).items()]
     return {
         "path": str(store.path),
         "complete": manifest.complete,
+        "kept": None if manifest.complete or not planned else {"inputs": count_kept(store), "of": planned},
         "fingerprint": manifest.fingerprint,
         "recipe": manifest.recipe.to_json(),
         "group_key": manifest.plan.group_key,
@@ -66,7 +70,7 @@ def _print_summary(description: dict[str, Any]) -> None:
     named = weights.values() if isinstance(weights, dict) else [weights] if weights else []
     facts = {
         "store": description["path"],
-        "complete": "yes" if description["complete"] else "no: run the same command again to finish it",
+        "complete": "yes" if description["complete"] else _unfinished_text(description["kept"]),
         "backbone": recipe.get("backbone", "not stated"),
         "weights": " ".join(str(value)[:32] for value in named) or "not stated",
         "numbers": " ".join(str(recipe[name]) for name in ("precision", "dtype", "device") if name in recipe),
@@ -80,6 +84,11 @@ def _print_summary(description: dict[str, Any]) -> None:
         for group in split["groups"]:
             table.add_row("", group_text(group["group"]), "", str(group["rows"]), "", "")
     STDOUT.print(table)
+
+
+def _unfinished_text(kept: dict[str, int] | None) -> str:
+    progress = f", {kept['inputs']} of {kept['of']}" if kept is not None else ""
+    return f"no{progress}: run the same command again to finish it"
 
 
 def _print_rejected(store: Store, *, as_json: bool) -> None:

@@ -164,7 +164,7 @@ def compare(
     matches, contents = {}, {}
     unclaimed, movable = np.ones((2, len(stored)), bool)
     for name, split in plan.splits.items():
-        slot = _same_keys(split, stored)
+        slot = same_keys(split, stored)
         metadata = _metadata_differ(split, units, stored, slot)
         verdicts = np.where(slot < 0, missing, Verdict.UNCHANGED).astype(np.int8)
         verdicts[(slot >= 0) & places_differ(split, stored, slot)] = Verdict.MOVED
@@ -225,7 +225,7 @@ def _read(split: SplitPlan, chosen: Flags, sha256_of: Digests) -> dict[int, str 
     return dict(zip(rows, sha256_of(split, rows), strict=True))
 
 
-def _same_keys(split: SplitPlan, stored: pa.Table) -> Positions:
+def same_keys(split: SplitPlan, stored: pa.Table) -> Positions:
     """Returns [N], the stored row that has an input's key in this split."""
     own = np.flatnonzero(pc.equal(stored["split"], split.name).to_numpy())
     place = pc.index_in(split.table["key"], value_set=stored["key"].take(pa.array(own)).combine_chunks())

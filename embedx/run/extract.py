@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
 import time
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from embedx.run.changes import compare
 from embedx.run.job import Job
 from embedx.run.prepare import prepare
 from embedx.run.summary import Summary
+from embedx.run.take_up import take_up
 from embedx.run.update import Layout, lay_out
 from embedx.store.format.layout import MANIFEST, Unit
 from embedx.store.writing.session import StoreSession
@@ -75,10 +77,13 @@ def extract(config: ExtractConfig, heartbeat: Heartbeat = SILENT, plan: Plan | N
         if kept and job.store is not None and not session.goes_on_with(job.store):
             raise StoreError(f"another run has changed {config.out} meanwhile; run the same command again")
         update = _update(job, session, console)
-        loaders = _loaders(job, session, update)
+        loaders = _loaders(job, session, update, console)
         for name, then, now in session.changes if loaders else ():
             console.print(f"the store was begun with {name} {then}, and goes on with {now}", markup=False)
         up_to_date = session.is_finished and not loaders
+        there, total = _progress(job, loaders)
+        if session.goes_on and not up_to_date:
+            console.print(f"goes on: {there:,} of {total:,} rows are there", markup=False)
         if not up_to_date:
             _run(job, session, loaders, heartbeat)
     except ConfigError:
@@ -151,20 +156,27 @@ def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], heart
             keep_large_blocks()
         model = _model(job, session, heartbeat.console)
     rejected = RejectedInputs(job.config.on_error, partial(heartbeat.console.print, style="bold yellow", markup=False))
-    callbacks: list[Callback] = [
-        rejected,
-        Throughput(),
-        EmbeddingsWriter(  # last, as it stores the others' metrics
-            job.config.out,
-            dataloader_idx_map=dict(enumerate(loaders)),
-            group_key=job.config.group_key,
-            dtype=getattr(torch, job.config.dtype),
-            session=session,
-            allow_nonfinite=job.config.allow_nonfinite,
-            finite_check=dataclasses.replace(job.finite_check, tell=rejected.add_rows),
-        ),
-    ]
-    job.run(model, loaders, heartbeat, callbacks)
+    writer = EmbeddingsWriter(
+        job.config.out,
+        dataloader_idx_map=dict(enumerate(loaders)),
+        group_key=job.config.group_key,
+        dtype=getattr(torch, job.config.dtype),
+        session=session,
+        allow_nonfinite=job.config.allow_nonfinite,
+        finite_check=dataclasses.replace(job.finite_check, tell=rejected.add_rows),
+    )
+    try:
+        job.run(model, loaders, heartbeat, [rejected, Throughput(), writer])  # which stores the others' metrics
+    finally:
+        if writer.rows_saved is not None:  # after an error
+            there, total = _progress(job, loaders)
+            heartbeat.console.print(f"{there + writer.rows_saved:,} of {total:,} rows are kept", markup=False)
+
+
+def _progress(job: Job, loaders: dict[str, SplitLoader]) -> tuple[int, int]:
+    """Returns the number of rows that need not be computed, and that of all."""
+    total = sum(map(len, job.plan.splits.values()))
+    return total - sum(loader.inputs for loader in loaders.values()), total
 
 
 def _model(job: Job, session: StoreSession, console: Console) -> Runtime:
@@ -186,19 +198,32 @@ def _warn_of_space(job: Job, session: StoreSession, loaders: dict[str, SplitLoad
         console.print(text, style="bold yellow", markup=False, soft_wrap=True)
 
 
-def _loaders(job: Job, session: StoreSession, update: Layout | None) -> dict[str, SplitLoader]:
-    """Makes a loader of the inputs to be computed for each split that has any."""
-    missing: dict[str, list[Sequence[int]]] = {}
+def _loaders(job: Job, session: StoreSession, update: Layout | None, console: Console) -> dict[str, SplitLoader]:
+    """Makes a loader of the inputs to be computed for each split that has any; hands the session those of journals."""
     plan = job.plan if update is None else update.plan
+    again = job.config.retry_rejected and session.root == session.out  # beside it, a run has tried them again already
+    missing = take_up(session, plan, _missing(job, session, plan, update), console, retry_rejected=again)
+    runs: dict[str, list[Sequence[int]]] = {}
+    for unit, rows in missing.items():
+        runs.setdefault(unit.split, []).append(rows)
+    if update is not None:  # one run over all units, as many units may lack only a few rows
+        runs = {name: [list(itertools.chain.from_iterable(units))] for name, units in runs.items()}
+    loaded = {name: [rows for rows in units if len(rows)] for name, units in runs.items()}
+    return {name: job.loader(plan.splits[name], units) for name, units in loaded.items() if units}
+
+
+def _missing(job: Job, session: StoreSession, plan: Plan, update: Layout | None) -> dict[Unit, Sequence[int]]:
+    """Returns the inputs to be computed, as rows of the plan, by their unit."""
+    missing: dict[Unit, Sequence[int]] = {}
     for name, split in plan.splits.items():
-        if update is None:
-            units = enumerate(split.unit_rows(job.rows_per_unit))
-            missing[name] = [rows for number, rows in units if not session.is_committed(Unit(name, number))]
-        else:  # one run over all units, as many units may lack only a few rows
+        units: dict[int, list[int]] = {}
+        if update is not None:
             numbers = split.index(update.computed[name]) // job.rows_per_unit
-            pairs = zip(update.computed[name], numbers.tolist(), strict=True)
-            missing[name] = [[row for row, number in pairs if not session.is_committed(Unit(name, number))]]
-    return {name: job.loader(plan.splits[name], runs) for name, runs in missing.items() if any(runs)}
+            for row, number in zip(update.computed[name], numbers.tolist(), strict=True):
+                units.setdefault(number, []).append(row)
+        parts = enumerate(split.unit_rows(job.rows_per_unit)) if update is None else units.items()
+        missing |= {Unit(name, number): rows for number, rows in parts}
+    return {unit: rows for unit, rows in missing.items() if not session.is_committed(unit)}
 
 
 def _notices(job: Job, console: Console) -> None:

@@ -62,7 +62,7 @@ def lay_out(changes: Changes, rows_per_unit: int) -> Layout:
         positions[order] = np.repeat(numbers * rows_per_unit - starts, counts) + np.arange(len(split))
         layout.plan.splits[name] = dataclasses.replace(split, positions=positions)
         layout.computed[name] = order[source_row[order] < 0].tolist()
-        rows = _index_rows(layout.plan.splits[name], changes.stored, source_row).take(pa.array(order))
+        rows = index_rows(layout.plan.splits[name], changes.stored, source_row).take(pa.array(order))
         has_source = pa.array(source_row[order] >= 0)
         for number, start, count in zip(numbers.tolist(), starts.tolist(), counts.tolist(), strict=True):
             unit_rows = rows.slice(start, count)
@@ -106,7 +106,7 @@ def _have_same(names: Sequence[str], stored: pa.Table, rows: pa.Table) -> bool:
     return bool(stored.select(names).equals(rows.select(names)))
 
 
-def _index_rows(split: SplitPlan, stored: pa.Table, source_row: Positions) -> pa.Table:
+def index_rows(split: SplitPlan, stored: pa.Table, source_row: Positions) -> pa.Table:
     """Returns the index rows [N] in the plan's order; the columns that reading fills are null for inputs to compute."""
     own = split.table
     old = stored.select([*("status", "reason", "bytes", "sha256"), *PLACE_SCHEMA.names]).take(

@@ -5,6 +5,7 @@ out/
   index/train-00007.parquet              unit 7 of split train
   train/shard-00007.safetensors          its shard, without a group key
   train/cat/shard-00007.safetensors      its shard of group cat, with one
+  .train-00007.journal.embedx-tmp        its rows so far, while it is under way and takes long
 
 Names of splits and groups are percent-encoded, see `folder_name` and `GroupFolders`.
 """
@@ -31,6 +32,7 @@ _LONGEST = 200
 _DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9]) *(\..*)?", re.IGNORECASE)
 _UNIT = r"(?P<unit>[0-9]{5}|[1-9][0-9]{5,17})"
 _INDEX_NAME = re.compile(rf"(?P<split>[ -~]+)-{_UNIT}\.parquet")
+_JOURNAL_NAME = re.compile(rf"\.(?P<split>[ -~]+)-{_UNIT}\.journal{re.escape(TEMPORARY_SUFFIX)}")
 _SHARD_NAME = re.compile(rf"shard-{_UNIT}\.safetensors")
 
 
@@ -52,6 +54,8 @@ class StoreTerms(NamedTuple):
     rows_per_unit: int
     base: Path | None = None
     """The store that this one will replace, from which it takes the rows that stay; None if there is none."""
+    journal_seconds: float | None = None
+    """The age of a row at which it is written to its unit's journal; None if there are no journals."""
 
 
 def folder_name(name: str | None) -> str:
@@ -103,6 +107,11 @@ def shard_path(unit: Unit, group_folder: str | None) -> str:
     return f"{folder}/shard-{unit.number:05d}.safetensors"
 
 
+def journal_path(unit: Unit) -> str:
+    """Returns the path of the unit's journal in the store."""
+    return f".{folder_name(unit.split)}-{unit.number:05d}.journal{TEMPORARY_SUFFIX}"
+
+
 def can_be_shard(path: str, unit: Unit, group: str | None) -> bool:
     """Tells whether a shard of the unit and group can have this path in a store, grouped or not."""
     folder = folder_name(group)
@@ -123,16 +132,26 @@ def is_index_path(path: str) -> bool:
 
 def index_files(root: Path) -> dict[tuple[str, int], Path]:
     """Returns the index tables of the committed units by (folder name of the split, unit number), in that order."""
+    return _unit_files(Path(path_inside(root, INDEX)), _INDEX_NAME)
+
+
+def journal_files(root: Path) -> dict[tuple[str, int], Path]:
+    """Returns the journals of units by (folder name of the split, unit number), in that order."""
+    return _unit_files(root, _JOURNAL_NAME)
+
+
+def _unit_files(folder: Path, pattern: re.Pattern[str]) -> dict[tuple[str, int], Path]:
+    """Returns the files whose names have this pattern, by the `split` and the `unit` in the name."""
     found = {}
     try:
-        for entry in os.scandir(path_inside(root, INDEX)):
-            match = _INDEX_NAME.fullmatch(entry.name)
+        for entry in os.scandir(folder):
+            match = pattern.fullmatch(entry.name)
             if match and not entry.is_dir(follow_symlinks=False):
-                found[match["split"], int(match["unit"])] = root / INDEX / entry.name
+                found[match["split"], int(match["unit"])] = folder / entry.name
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
-        raise StoreError(f"{root / INDEX}: can't be read ({error.strerror})") from error
+        raise StoreError(f"{folder}: can't be read ({error.strerror})") from error
     return dict(sorted(found.items()))
 
 

@@ -2,20 +2,25 @@
 
 Parent:  put(batch) ── tensors in a ring of shared memory, identities in a bounded queue ──▶ child: gathers them,
                        and commits each unit when the next one begins
+                       and journals the unit under way where it takes long
          close()    ── sentinel ──▶ child: commits the last unit, reports, exits with 0
-         abort()    ── the queue's feeder is cancelled, the child ended; the unit under way is dropped
+         save()     ── sentinel ──▶ child: journals the unit under way, reports, exits with 0
+         abort()    ── the queue's feeder is cancelled, the child killed; the unit under way is as in its journal
 
-The report comes on a pipe of its own: `None` when all is written, else the error's text and traceback. `close()`
-believes only a report of success *and* an exit code of 0.
+The report comes on a pipe of its own: the number of rows when all is written, else the error's text and traceback.
+`close()` believes only a report of success *and* an exit code of 0.
 """
 
 from __future__ import annotations
 
 import contextlib
+import enum
+import math
 import multiprocessing
 import pickle
 import queue
 import signal
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing import connection
@@ -28,7 +33,7 @@ from torch import Tensor
 from embedx.errors import StoreError, WriterError
 from embedx.store.format.layout import StoreTerms, Unit
 from embedx.store.writing.ring import SlotRing, TensorPlace, bytes_needed
-from embedx.store.writing.unit_rows import StayingRows, UnitBatch
+from embedx.store.writing.unit_rows import EarlierRows, UnitBatch
 from embedx.store.writing.units import UnitBuffer
 from embedx.system.machine import return_large_blocks
 from embedx.system.processes import START_METHOD, start_fork_server, tie_to_parent
@@ -36,6 +41,8 @@ from embedx.system.processes import START_METHOD, start_fork_server, tie_to_pare
 _QUEUE_LENGTH = 8
 """The number of batches that may wait; then `put` waits, so that a slow disk costs time and not memory."""
 _POLL_SECONDS = 0.2
+_SAVE_SECONDS = 30.0
+"""The time that an interrupted run waits for its journal; at a signal the command ends sooner."""
 _ABORT_SECONDS = 2.0
 _LONGEST_SUMMARY = 2000
 
@@ -46,6 +53,16 @@ class _Item(NamedTuple):
     unit: Unit
     places: dict[str, TensorPlace]
     rows: pa.Table
+    computed_at: float
+
+
+class _End(enum.Enum):
+    """The last item in the queue."""
+
+    COMMIT = "commit"
+    """Commits the unit under way."""
+    SAVE = "save"
+    """Journals the unit under way, which another run will continue."""
 
 
 class _Failure(NamedTuple):
@@ -96,8 +113,8 @@ class WriterProcess:
         """The child's process id."""
         return self._process.pid
 
-    def put_staying(self, rows: StayingRows) -> None:
-        """Hands over the rows of a unit that stay, as `put` does a batch."""
+    def put_earlier(self, rows: EarlierRows) -> None:
+        """Hands over rows of a unit that need not be computed, as `put` does a batch."""
         self._send(pickle.dumps(rows))
 
     def put(self, batch: UnitBatch) -> None:
@@ -112,7 +129,7 @@ class WriterProcess:
         """
         if bytes_needed(batch.tensors) <= self._ring.slot_bytes:
             places = self._ring.write(self._items, batch.tensors)
-            self._send(pickle.dumps(_Item(batch.unit, places, batch.rows)))
+            self._send(pickle.dumps(_Item(batch.unit, places, batch.rows, time.monotonic())))
             self._items += 1
         elif (half := len(batch.rows) // 2) > 0:
             self.put(batch.part(0, half))
@@ -129,26 +146,44 @@ class WriterProcess:
         Raises:
             WriterError: If anything that was put is not committed.
         """
-        self._send(None)
-        # The report is received first, as the child can't end while the pipe is full of it.
-        connection.wait([self._report, self._process.sentinel])
-        success = self._receive()
-        self._process.join()
-        if not success or self._process.exitcode != 0:
-            raise self._gone()
-        self._queue.close()
+        self._send(pickle.dumps(_End.COMMIT))
+        self._end()
+
+    def save(self) -> int:
+        """Waits until the process has journalled the unit under way and ended.
+
+        Returns:
+            The number of rows of batches that it has brought to disk.
+
+        Raises:
+            WriterError: If anything that was put is not on disk, or not in time.
+        """
+        deadline = time.monotonic() + _SAVE_SECONDS
+        self._send(pickle.dumps(_End.SAVE), deadline)
+        return self._end(deadline)
 
     def abort(self) -> None:
-        """Ends the process without committing the current unit. Safe to call at any time."""
+        """Ends the process without bringing the current unit to disk. Safe to call at any time."""
         self._queue.cancel_join_thread()
         self._queue.close()
-        for stop in (self._process.terminate, self._process.kill):
-            if self._process.is_alive():
-                stop()
-                self._process.join(_ABORT_SECONDS)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join(_ABORT_SECONDS)
 
-    def _send(self, item: bytes | None) -> None:
-        while True:
+    def _end(self, deadline: float = math.inf) -> int:
+        """Waits for the end of the process; returns the number of rows that it reports."""
+        # The report is received first, as the child can't end while the pipe is full of it.
+        left = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
+        connection.wait([self._report, self._process.sentinel], left)
+        rows = self._receive()
+        self._process.join(left)
+        if rows is None or self._process.exitcode != 0:
+            raise self._gone()
+        self._queue.close()
+        return rows
+
+    def _send(self, item: bytes, deadline: float = math.inf) -> None:
+        while time.monotonic() < deadline:
             self._check()
             with contextlib.suppress(queue.Full):
                 return self._queue.put(item, timeout=_POLL_SECONDS)
@@ -160,19 +195,19 @@ class WriterProcess:
         if not alive:
             raise self._gone()
 
-    def _receive(self) -> bool:
-        """Takes the report, if it is there; returns True if it tells of success, and raises the error that it tells."""
+    def _receive(self) -> int | None:
+        """Takes the report, if it is there, and returns its number of rows; raises the error that it tells."""
         if not self._report.poll():
-            return False
+            return None
         try:
-            report: _Failure | None = self._report.recv()
+            report: _Failure | int = self._report.recv()
         except EOFError:  # the child died before it had sent all of it
-            return False
-        if report is None:
-            return True
+            return None
+        if isinstance(report, int):
+            return report
         error = WriterError(
-            f"the writer process failed: {report.summary}; the units that it committed stay, and once the cause is "
-            "gone, running again writes the rest"
+            f"the writer process failed: {report.summary}; what it brought to disk stays, and once the cause is gone, "
+            "running again writes the rest"
         )
         error.add_note(f"in the writer process:\n{report.traceback}")
         raise error
@@ -181,7 +216,7 @@ class WriterProcess:
         code = self._process.exitcode or 0
         cause = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         return WriterError(
-            f"the writer process {cause} before all was written; the units that it committed stay, and running again "
+            f"the writer process {cause} before all was written; what it brought to disk stays, and running again "
             "writes the rest"
         )
 
@@ -195,27 +230,46 @@ def _run(
 ) -> None:
     """Runs in the child: writes the units, and reports success or the error."""
     tie_to_parent("embedx-writer")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one that goes to all of a run's processes lets this one finish
     return_large_blocks()
     pa.set_memory_pool(pa.system_memory_pool())  # arrow's own would keep what it has had
     torch.set_num_threads(1)
     try:
-        _write_units(items, ring, buffer_factory(terms))
+        rows = _write_units(items, ring, buffer_factory(terms))
     except BaseException as error:  # noqa: BLE001  (the parent must hear of any error)
         # Texts always pass through the pipe; the error itself may not be picklable.
         report.send(_Failure.of(error))
         raise SystemExit(1) from None
-    report.send(None)
+    report.send(rows)
 
 
-def _write_units(items: Any, ring: SlotRing, buffer: UnitBuffer) -> None:
-    while (pickled := items.get()) is not None:
-        item: _Item | StayingRows = pickle.loads(pickled)
+def _write_units(items: Any, ring: SlotRing, buffer: UnitBuffer) -> int:
+    """Writes what is put until the last item; returns the number of rows of batches."""
+    count = 0
+    while (item := _next_item(items, buffer)) is not _End.COMMIT:
+        if item is _End.SAVE:
+            buffer.save()
+            return count
         if buffer.unit not in (None, item.unit):
             buffer.commit()
         if isinstance(item, _Item):
             tensors = {name: ring.read(place) for name, place in item.places.items()}
-            buffer.add(UnitBatch(item.unit, tensors, item.rows))
+            buffer.add(UnitBatch(item.unit, tensors, item.rows, item.computed_at))
+            count += len(item.rows)
         else:
             buffer.add(item)
     if buffer.unit is not None:
         buffer.commit()
+    return count
+
+
+def _next_item(items: Any, buffer: UnitBuffer) -> _Item | EarlierRows | _End:
+    """Waits for the next item, and saves the buffer's rows whenever they are old enough."""
+    while True:
+        left = buffer.seconds_left
+        if left is not None and left <= 0:
+            buffer.save()
+            continue
+        with contextlib.suppress(queue.Empty):
+            item: _Item | EarlierRows | _End = pickle.loads(items.get(timeout=left))
+            return item

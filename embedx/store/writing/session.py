@@ -1,7 +1,8 @@
 """One run's hold of a store: it locks the store, finds what is missing, removes what is half, declares it complete.
 
 begin:   refuse a folder that is no store → lock → choose by the two manifests (see `session_choice`):
-         create, resume   find the units that are whole → manifest with `complete: false` → remove all others
+         create, resume,
+         renew            find the units that are whole → manifest with `complete: false` → remove all others
          replace          the same in a folder beside the store
          compare          nothing yet: the caller compares the inputs, and then calls `resume`, if they are the same
                           after all, or `update`, which works in a folder beside the store and links what stays there
@@ -31,9 +32,10 @@ from embedx.store.format.manifest import Manifest, existing_store
 from embedx.store.writing import stock
 from embedx.store.writing.lock import StoreLock
 from embedx.store.writing.replacement import check_replaceable, finish_removal, recover, remove_store, take_place
-from embedx.store.writing.session_choice import Choice, Mode, can_continue, choose, same_names
+from embedx.store.writing.session_choice import Choice, Holding, Mode, can_continue, choose, same_names
 from embedx.store.writing.stock import Place, place_of, whole_units
-from embedx.store.writing.unit_rows import StayingRows
+from embedx.store.writing.unit_journal import JOURNAL_SECONDS
+from embedx.store.writing.unit_rows import EarlierUnits, StayingRows
 
 
 class StoreSession:
@@ -48,8 +50,8 @@ class StoreSession:
         """The changes of the environment since the store was begun: (name, then, now)."""
         self.needs_comparison = False
         """True if the plan does not tell what is missing, so that `resume` or `update` has to be called."""
-        self.staying: dict[Unit, StayingRows] = {}
-        """The rows that stay, by the unit that is still to be written."""
+        self.earlier = EarlierUnits()
+        """The rows that need not be computed, of units that are still to be written."""
         self._environment = manifest.environment
         self._allows_nonfinite = manifest.settings.allow_nonfinite
         self._before: Manifest | None = None
@@ -60,6 +62,8 @@ class StoreSession:
         """The folders that this session has made, parents first."""
         self._locks = contextlib.ExitStack()
         self._committed: set[Place] = set()
+        self._found = False
+        """True if some of the units were there when this session began."""
 
     @classmethod
     def begin(cls, out: Path, manifest: Manifest, mode: Mode) -> Self:
@@ -97,12 +101,18 @@ class StoreSession:
         if plan.rows_per_unit is None:
             raise RuntimeError("set_rows_per_unit() has not been called")
         base = self.out if self.root != self.out else None
-        return StoreTerms(self.root, self.manifest.fingerprint, plan.grouped, plan.rows_per_unit, base)
+        seconds = JOURNAL_SECONDS if plan.splits else None  # no later run could tell whose rows a journal has
+        return StoreTerms(self.root, self.manifest.fingerprint, plan.grouped, plan.rows_per_unit, base, seconds)
 
     @property
     def is_finished(self) -> bool:
         """True if the store stands complete in its place."""
         return self.manifest.complete and self.root == self.out
+
+    @property
+    def goes_on(self) -> bool:
+        """True if an earlier run has brought rows to disk that this one need not compute."""
+        return self._found or bool(self.earlier.journalled)
 
     def is_committed(self, unit: Unit) -> bool:
         """Tells whether the unit was committed when this session began, or was linked by it."""
@@ -175,7 +185,7 @@ class StoreSession:
             missing = {unit: rows for unit, rows in linked.items() if not self.is_committed(unit)}
             stock.link_units(missing, self.out, self.root)
             self._committed.update(map(place_of, missing))
-        self.staying = {unit: rows for unit, rows in staying.items() if not self.is_committed(unit)}
+        self.earlier.staying = {unit: rows for unit, rows in staying.items() if not self.is_committed(unit)}
 
     def set_rows_per_unit(self, rows: int) -> None:
         """States the size of the units, where it was not known when the store was begun."""
@@ -183,7 +193,7 @@ class StoreSession:
 
     def set_recipe(self, recipe: StoredRecipe) -> None:
         """States another recipe, where it turns out that the run can't follow the first one."""
-        if self._committed or self.staying:
+        if self._committed or self.earlier.units:
             raise StoreMismatchError(f"{self.out} has units of another recipe; replace it with --overwrite")
         self._write_manifest(recipe=recipe)
 
@@ -201,11 +211,11 @@ class StoreSession:
         return self.manifest
 
     def discard(self) -> None:
-        """Takes back what this session has made, unless a unit was committed."""
-        if layout.index_files(self.root):
+        """Takes back what this session has made, unless it has brought rows to disk."""
+        if layout.index_files(self.root) or layout.journal_files(self.root):
             return
         if self._began and self.root.is_dir():
-            stock.remove_others(self.root, set())
+            stock.remove_others(self.root, set(), set())
             (self.root / layout.MANIFEST).unlink(missing_ok=True)
             (self.root / LOCK).unlink(missing_ok=True)
         for folder in reversed(self._made):
@@ -236,22 +246,20 @@ class StoreSession:
         before = existing_store(self.out)  # this time for good, as no other run changes it now
         self._began = before is None
         kept = before if mode != "overwrite" else None  # a store that is replaced may be damaged
-        has_units = kept is not None and bool(layout.index_files(self.out))
-        is_whole = kept is not None and bool(kept.updates) and self._is_whole(kept)
-        choice = choose(self.out, mode, before, self.manifest, has_units=has_units, is_whole=is_whole)
+        holding = Holding() if kept is None else stock.holding(self.out, kept)
+        choice = choose(self.out, mode, before, self.manifest, holding)
         if choice is Choice.REPLACE:
             self._stage()
-        elif before is not None and choice in (Choice.RESUME, Choice.COMPARE):
-            self._before = self._with_environment(before)
+        elif before is not None and choice is not Choice.CREATE:
+            self._before = before = self._with_environment(before)
             self.needs_comparison = choice is Choice.COMPARE
-        if choice is Choice.RESUME and self._before is not None:
-            self.manifest = self._before
+            if choice is Choice.RESUME:
+                self.manifest = before
+            elif choice is Choice.RENEW:
+                now = self.manifest
+                self.manifest = dataclasses.replace(before, plan=now.plan, settings=now.settings)
         if not self.needs_comparison:
             self._take_stock()
-
-    def _is_whole(self, before: Manifest) -> bool:
-        """Tells whether the store at `out` is complete, and has the units that its manifest names."""
-        return before.complete and {layout.index_path(unit) for unit in self.whole_units()} == set(before.index)
 
     def _stage(self) -> None:
         """Goes on in a folder beside the store; a store of other terms that is there is removed."""
@@ -288,7 +296,8 @@ class StoreSession:
         whole = whole_units(self.root, self.manifest.fingerprint)
         found = {place for place, entry in whole.items() if planned.get(place, entry.inputs) == entry.inputs}
         self._committed = found
+        self._found = bool(found)
         if self.manifest.complete and found == layout.index_files(self.root).keys() and found >= planned.keys():
             return
         self._write_manifest(complete=False, totals={}, index={}, timings={})
-        stock.remove_others(self.root, found)
+        stock.remove_others(self.root, found, planned.keys())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from embedx.errors import StoreMismatchError
 from embedx.store.format.contents import PlanTerms
@@ -21,13 +21,26 @@ class Choice(enum.Enum):
     """Begins a store: nothing is there that has to be kept."""
     RESUME = "resume"
     """Goes on with the store that is there; its plan tells which units are missing."""
+    RENEW = "renew"
+    """Begins the store anew in its place, as no unit is committed; the rows of its journals are compared one by one."""
     REPLACE = "replace"
     """Writes another store beside the one that is there, which takes its place once complete."""
     COMPARE = "compare"
     """Compares the inputs with those in the store, as the plan does not tell which of them are missing."""
 
 
-def choose(out: Path, mode: Mode, before: Manifest | None, now: Manifest, *, has_units: bool, is_whole: bool) -> Choice:
+class Holding(NamedTuple):
+    """The rows that the store at the output folder has on disk."""
+
+    units: bool = False
+    """True if it has an index table."""
+    journals: bool = False
+    """True if it has the journal of a unit."""
+    is_whole: bool = False
+    """True if it is complete and has all units that its manifest names."""
+
+
+def choose(out: Path, mode: Mode, before: Manifest | None, now: Manifest, holding: Holding) -> Choice:
     """Chooses what a run does at the output folder.
 
     Args:
@@ -35,8 +48,7 @@ def choose(out: Path, mode: Mode, before: Manifest | None, now: Manifest, *, has
         mode: The wish of the caller.
         before: The manifest of the store that is there; None if there is none.
         now: The manifest of the run.
-        has_units: True if the store that is there has an index table.
-        is_whole: True if that store is complete and has all units that its manifest names.
+        holding: The rows that the store that is there has on disk.
 
     Raises:
         StoreMismatchError: If the store that is there must be kept, and does not go with the mode or the manifest.
@@ -45,7 +57,8 @@ def choose(out: Path, mode: Mode, before: Manifest | None, now: Manifest, *, has
         return Choice.CREATE
     if mode == "overwrite":
         return Choice.REPLACE
-    if not (before.complete or has_units):
+    has_units = before.complete or holding.units
+    if not (has_units or holding.journals):
         return Choice.CREATE
     if mode == "create":
         raise StoreMismatchError(f"{out} is a store already; choose another folder, or overwrite it")
@@ -54,8 +67,10 @@ def choose(out: Path, mode: Mode, before: Manifest | None, now: Manifest, *, has
             f"{out} holds a store of another recipe or plan (then → now):\n  " + "\n  ".join(differing) + "\nchoose "
             "another folder, give the settings with which it was begun, or replace the store with --overwrite"
         )
+    if not has_units:
+        return Choice.RENEW
     same_inputs = (before.plan.splits, before.plan.classes) == (now.plan.splits, now.plan.classes)
-    return Choice.RESUME if same_inputs and (is_whole or not before.updates) else Choice.COMPARE
+    return Choice.RESUME if same_inputs and (holding.is_whole or not before.updates) else Choice.COMPARE
 
 
 def can_continue(before: Manifest, now: Manifest) -> bool:

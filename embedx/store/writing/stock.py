@@ -18,6 +18,7 @@ from embedx.store.format.layout import Unit
 from embedx.store.format.manifest import Manifest
 from embedx.store.format.no_follow import regular_file
 from embedx.store.writing.replacement import our_shards, remove_empty_folders
+from embedx.store.writing.session_choice import Holding
 
 _MEANWHILE = "something may have removed files during the run; run the same command again to write what is missing"
 
@@ -38,6 +39,16 @@ def whole_units(root: Path, recipe: str) -> dict[Place, UnitEntry]:
     """
     found = {place: _whole_entry(root, table, recipe) for place, table in layout.index_files(root).items()}
     return {place: entry for place, entry in found.items() if entry is not None}
+
+
+def holding(root: Path, manifest: Manifest) -> Holding:
+    """Looks up what the store at `root`, which has this manifest, has on disk."""
+    tables = layout.index_files(root)
+    is_whole = manifest.complete and bool(manifest.updates)  # else it is not asked for
+    if is_whole:
+        whole = whole_units(root, manifest.fingerprint).values()
+        is_whole = {layout.index_path(Unit(entry.split, entry.unit)) for entry in whole} == set(manifest.index)
+    return Holding(bool(tables), bool(layout.journal_files(root)), is_whole)
 
 
 def _whole_entry(root: Path, index_table: Path, recipe: str) -> UnitEntry | None:
@@ -84,12 +95,16 @@ def add_up(root: Path, manifest: Manifest, out: Path) -> tuple[dict[str, SplitTo
     return totals, index
 
 
-def remove_others(root: Path, committed: Set[Place]) -> None:
-    """Removes temporary files, and the index tables and shards of units that are not committed."""
+def remove_others(root: Path, committed: Set[Place], planned: Set[Place]) -> None:
+    """Removes temporary files, and the index tables and shards of units that are not committed.
+
+    The journals of those that are planned stay.
+    """
     for place, table in layout.index_files(root).items():
         if place not in committed:
             table.unlink()
     kept = {path for *place, path in layout.shard_files(root) if tuple(place) in committed}
+    kept.update(path for place, path in layout.journal_files(root).items() if place in planned - committed)
     for path in [*layout.temporary_files(root), *our_shards(root)]:
         if path not in kept:
             path.unlink()

@@ -1,11 +1,14 @@
-"""The items that the writer process is given: rows that were computed, and rows that an update keeps.
+"""The items that the writer process is given: rows that were computed, now or by an earlier run, or stay in an update.
 
 Shapes: n rows of one unit, D embedding dimension, T tokens.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Self
+import dataclasses
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Self, TypeAlias
 
 import pyarrow as pa
 
@@ -24,6 +27,8 @@ class UnitBatch(NamedTuple):
     """`embeddings` [n, D] or [n, T, D], and one tensor [n, ...] per extra layer."""
     rows: pa.Table
     """The identities of the n inputs, in the columns of `index.ROW_SCHEMA` and then the source's own."""
+    computed_at: float = math.inf
+    """The monotonic time at which the rows were handed over; they are journalled once they are old."""
 
     def part(self, start: int, stop: int) -> UnitBatch:
         """Returns the rows from `start` up to `stop`."""
@@ -44,3 +49,44 @@ class StayingRows(NamedTuple):
     def of(cls, unit: Unit, table: pa.Table) -> Self:
         """Makes them from a table [n] with the columns of an index table."""
         return cls(unit, table.drop_columns(PLACE_SCHEMA.names), table.select(PLACE_SCHEMA.names))
+
+
+class JournalledRows(NamedTuple):
+    """The rows of one unit that an earlier run has computed and journalled, and not committed."""
+
+    unit: Unit
+    rows: pa.Table
+    """The identities of the n inputs as they are now, in the same columns as those of a UnitBatch."""
+    journal: Path
+    """The journal that has their tensors."""
+    places: pa.Table
+    """The places of the n rows: `row` counts those of all of the journal's records."""
+
+    @classmethod
+    def of(cls, unit: Unit, journal: Path, table: pa.Table) -> Self:
+        """Makes them from a table [n] with the columns of an index table."""
+        return cls(unit, table.drop_columns(PLACE_SCHEMA.names), journal, table.select(PLACE_SCHEMA.names))
+
+
+EarlierRows: TypeAlias = StayingRows | JournalledRows
+"""The rows of one unit that need not be computed."""
+
+
+@dataclasses.dataclass
+class EarlierUnits:
+    """The rows that need not be computed, by the unit that is still to be written."""
+
+    staying: dict[Unit, StayingRows] = dataclasses.field(default_factory=dict)
+    journalled: dict[Unit, list[JournalledRows]] = dataclasses.field(default_factory=dict)
+    whole: list[Unit] = dataclasses.field(default_factory=list)
+    """The units that had been journalled to their end, and only have to be committed; they are the first to be."""
+
+    @property
+    def units(self) -> list[Unit]:
+        """All units of which there are rows, in the order in which they are written where nothing is computed."""
+        return list(dict.fromkeys([*self.whole, *self.journalled, *self.staying]))
+
+    def take(self, unit: Unit) -> list[EarlierRows]:
+        """Takes the rows of a unit; a second time there are none."""
+        staying = self.staying.pop(unit, None)
+        return [*([] if staying is None else [staying]), *self.journalled.pop(unit, ())]

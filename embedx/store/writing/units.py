@@ -1,8 +1,13 @@
-"""Rows of one unit, gathered batch by batch and then committed: its shards first, its index table last."""
+"""Rows of one unit, gathered batch by batch and then committed: its shards first, its index table last.
+
+Rows of a unit that takes long go to its journal in the meantime.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import math
+import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,11 +23,13 @@ from embedx.errors import StoreError
 from embedx.names import INDEX, TARGETS
 from embedx.store.format.atomic import write_all
 from embedx.store.format.index import OK, UnitEntry, in_order, read_entry, write_index
+from embedx.store.format.journal import records
 from embedx.store.format.layout import GroupFolders, StoreTerms, Unit, folder_name, index_files, shard_path
 from embedx.store.format.no_follow import path_inside
-from embedx.store.format.shards import FORMAT, UNKNOWN_TARGET, ShardEntry, ShardHeader, encode_shard
+from embedx.store.format.shards import FORMAT, UNKNOWN_TARGET, ShardEntry, ShardHeader, encode_shard, form
 from embedx.store.reading.stored_rows import StoredRows
-from embedx.store.writing.unit_rows import StayingRows, UnitBatch
+from embedx.store.writing.unit_journal import UnitJournal
+from embedx.store.writing.unit_rows import EarlierRows, JournalledRows, StayingRows, UnitBatch
 
 Numbers: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 """[n], int64"""
@@ -43,6 +50,11 @@ class UnitBuffer:
         self._rows: list[pa.Table] = []
         self._tensors: dict[str, Tensor] = {}
         self._count = 0
+        self._journal: UnitJournal | None = None
+        self._saved = 0
+        """The number of the tables in `_rows` that need not go to the journal any more."""
+        self._unsaved_since = math.inf
+        """The time at which the first of the others was computed."""
         self._folders: dict[str, GroupFolders] = {}
 
     @cached_property
@@ -56,8 +68,8 @@ class UnitBuffer:
                 units.append(read_entry(path))
         return StoredRows(self.terms.base, units)
 
-    def add(self, batch: UnitBatch | StayingRows) -> None:
-        """Copies a batch's rows behind those already there, all of one unit.
+    def add(self, batch: UnitBatch | EarlierRows) -> None:
+        """Copies a batch's rows behind those already there, all of one unit; kept rows come before computed ones.
 
         Raises:
             StoreError: If the tensors' names, shapes or lengths do not go with the rows before.
@@ -66,12 +78,35 @@ class UnitBuffer:
         end = self._count + len(batch.rows)
         if end > self.terms.rows_per_unit:
             raise StoreError(f"{self.unit} has more than its {self.terms.rows_per_unit} rows")
-        if isinstance(batch, StayingRows):
-            self._copy_staying(batch.places)
-        else:
+        if isinstance(batch, UnitBatch):
             self._copy(batch, end)
+            self._unsaved_since = min(self._unsaved_since, batch.computed_at)
+        else:
+            self._copy_staying(batch.places) if isinstance(batch, StayingRows) else self._copy_journalled(batch)
+            self._saved += 1
         self._rows.append(batch.rows)
         self._count = end
+
+    @property
+    def seconds_left(self) -> float | None:
+        """The seconds until rows have to be journalled; None as long as there are none."""
+        if self.terms.journal_seconds is None or not math.isfinite(self._unsaved_since):
+            return None
+        return self._unsaved_since + self.terms.journal_seconds - time.monotonic()
+
+    def save(self) -> None:
+        """Brings the rows so far to disk: commits the unit if it is full, and journals them otherwise."""
+        if self.unit is None or self.terms.journal_seconds is None or len(self._rows) == self._saved:
+            return
+        if self._count == self.terms.rows_per_unit:
+            self.commit()
+            return
+        self._journal = self._journal or UnitJournal(self.terms, self.unit)
+        rows = pa.concat_tables(self._rows[self._saved :], promote_options="default").combine_chunks()
+        start = self._count - len(rows)
+        self._journal.append({name: tensor[start : self._count] for name, tensor in self._tensors.items()}, rows)
+        self._saved = len(self._rows)
+        self._unsaved_since = math.inf
 
     def _copy_staying(self, places: pa.Table) -> None:
         embedded = pc.is_valid(places["shard"])
@@ -80,6 +115,22 @@ class UnitBuffer:
         for name in self._base.names if len(places) else ():
             tensor = self._base.gather(name, places)
             self._allocate(name, tensor)[positions] = tensor
+
+    def _copy_journalled(self, batch: JournalledRows) -> None:
+        places = torch.tensor(_numbers(batch.places["row"]))
+        left = len(places)
+        start = end = 0
+        for record in records(batch.journal, batch.unit, self.terms.recipe):
+            mine = (places >= start) & (places < start + len(record.rows))
+            for name, tensor in record.load().items():
+                self._allocate(name, tensor)[self._count + mine.nonzero().flatten()] = tensor[places[mine] - start]
+            start, end, left = start + len(record.rows), record.end, left - int(mine.sum())
+            if not left:
+                break
+        if left:
+            raise StoreError(f"{batch.journal}: {left} rows are gone; something else has written to it during the run")
+        if batch.journal.parent == self.terms.root:  # and not the store that this one will replace
+            self._journal = UnitJournal(self.terms, batch.unit, end)
 
     def _allocate(self, name: str, like: Tensor) -> Tensor:
         """Returns the memory for a unit's tensor of this name."""
@@ -99,6 +150,8 @@ class UnitBuffer:
                     f"{self.unit}: {name!r} of a batch of {len(batch.rows)} rows has shape {list(tensor.shape)}, not "
                     f"{expected}"
                 )
+            if form(tensor) != (before := form(self._tensors[name])):
+                raise StoreError(f"{self.unit}: {name!r} is {form(tensor)}, but {before} in the rows before")
             self._tensors[name][self._count : end] = tensor
 
     def commit(self) -> UnitEntry:
@@ -114,8 +167,11 @@ class UnitBuffer:
         rejected = len(rows) - written
         entry = UnitEntry(unit.split, unit.number, self.terms.recipe, len(rows), written, rejected, tuple(shards))
         write_index(self.terms.root, _with_places(rows, shards, groups), entry)
-        self.unit = None
-        self._count = 0
+        if self.terms.journal_seconds is not None:
+            (self._journal or UnitJournal(self.terms, unit)).remove()
+        self.unit = self._journal = None
+        self._count = self._saved = 0
+        self._unsaved_since = math.inf
         return entry
 
     def _take_rows(self) -> tuple[pa.Table, Numbers | None]:

@@ -8,7 +8,7 @@ import pytest
 from embedx.errors import StoreMismatchError
 from embedx.store.format.contents import SplitTerms
 from embedx.store.format.manifest import Manifest
-from embedx.store.writing.session_choice import Choice, Mode, can_continue, choose, same_names
+from embedx.store.writing.session_choice import Choice, Holding, Mode, can_continue, choose, same_names
 from tests.store.builders import manifest
 
 OUT = Path("store")
@@ -51,7 +51,7 @@ def with_inputs(before: Manifest, inputs: int, *, classes: tuple[str, ...] | Non
 def test_the_manifests_and_the_mode_tell_what_is_done(
     before: Manifest | None, mode: Mode, has_units: bool, is_whole: bool, expected: Choice
 ) -> None:
-    assert choose(OUT, mode, before, NOW, has_units=has_units, is_whole=is_whole) is expected
+    assert choose(OUT, mode, before, NOW, Holding(has_units, is_whole=is_whole)) is expected
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_the_manifests_and_the_mode_tell_what_is_done(
 )
 def test_a_store_that_must_be_kept_is_refused(before: Manifest, mode: Mode, told: str) -> None:
     with pytest.raises(StoreMismatchError, match=told):
-        choose(OUT, mode, before, NOW, has_units=True, is_whole=True)
+        choose(OUT, mode, before, NOW, Holding(True, is_whole=True))
 
 
 def test_what_lies_beside_the_store_is_continued_if_all_of_it_is_the_same() -> None:
