@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from embedx.errors import StoreError
@@ -72,7 +73,7 @@ def encode_record(unit: Unit, recipe: str, tensors: Mapping[str, Tensor], rows: 
         The bytes, in parts.
     """
     header = ShardHeader(FORMAT, unit.split, None, unit.number, recipe)
-    named = {**tensors, INDEX: rows["index"].to_numpy()}
+    named = {**tensors, INDEX: np.array(rows["index"].to_pylist(), np.int64)}  # to_numpy() would import pandas
     _, parts = encode_shard("", named, header)
     rows = rows.replace_schema_metadata({_METADATA_KEY: canonical_json(header._asdict())})
     sink = pa.BufferOutputStream()
