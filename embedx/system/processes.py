@@ -32,9 +32,10 @@ def start_fork_server() -> None:
     """
     multiprocessing.set_forkserver_preload(["embedx.run.preload"])
     # The server ignores SIGINT once it has imported; until then a Ctrl-C, which goes to all of a terminal's processes,
-    # would end it with a traceback. A signal blocked here stays blocked in the server, and reaches this process later.
+    # would end it with a traceback, and a SIGTERM that goes to all of them would end it, and the exit codes of its
+    # children be lost. A signal blocked here stays blocked in the server, and reaches this process later.
     _start_tracker()  # first, as its start unblocks the signals that it has blocked for itself
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
     try:
         with _short_temporary_folder():
             forkserver.ensure_running()
@@ -87,6 +88,7 @@ def tie_to_parent(name: str) -> None:
     by a rename, whole or not at all.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # which the fork server has blocked
     with contextlib.suppress(OSError):
         Path("/proc/self/comm").write_text(name)
     parent = multiprocessing.parent_process()

@@ -229,8 +229,8 @@ def _run(
     buffer_factory: Callable[..., UnitBuffer],
 ) -> None:
     """Runs in the child: writes the units, and reports success or the error."""
-    tie_to_parent("embedx-writer")
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one that goes to all of a run's processes lets this one finish
+    tie_to_parent("embedx-writer")
     return_large_blocks()
     pa.set_memory_pool(pa.system_memory_pool())  # arrow's own would keep what it has had
     torch.set_num_threads(1)
