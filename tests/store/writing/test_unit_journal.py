@@ -152,7 +152,7 @@ def test_a_killed_writer_loses_no_row_that_is_old_and_the_next_run_takes_the_oth
     writer.put(unit_batch(3, 5))
     wait_for_rows(root, 5, recipe)
     os.kill(writer.pid, signal.SIGKILL)
-    with pytest.raises(WriterError, match="killed by SIGKILL.*what it brought to disk stays"):
+    with pytest.raises(WriterError, match=r"killed by SIGKILL.*what it brought to disk stays"):
         writer.close()
     session.close()
     assert [fault for fault in verify(root) if "not complete" not in fault] == []
