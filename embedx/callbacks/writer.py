@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,20 @@ from torch import Tensor, nn
 from embedx.callbacks.finite_rows import FiniteCheck
 from embedx.callbacks.pending_outputs import PendingOutputs, copier_for
 from embedx.callbacks.rows_table import rows_table
+from embedx.callbacks.writable_outputs import checked_outputs, in_stored_type
 from embedx.engine.callback import Callback
 from embedx.engine.connectors import CallbackConnector
 from embedx.engine.loop import evaluation_mode, unpad
 from embedx.engine.state import Batch, Metrics, Outputs, Stopwatch, TrainerState
 from embedx.errors import ConfigError
-from embedx.names import EMBEDDINGS, INDEX, RESERVED_SPLITS, TARGETS
+from embedx.names import EMBEDDINGS, RESERVED_SPLITS
 from embedx.store.format.contents import PlanTerms, StoredRecipe, StoredSettings
 from embedx.store.format.layout import Unit
 from embedx.store.format.manifest import Manifest
 from embedx.store.format.shards import form
 from embedx.store.writing.process import WriterProcess
 from embedx.store.writing.session import StoreSession
-from embedx.store.writing.unit_rows import UnitBatch
+from embedx.store.writing.unit_rows import UnitBatch, cut_into_units
 from embedx.values import rows_per_unit as rows_per_unit_of
 
 _SHARD_SIZE = 128 * 1024**2
@@ -159,8 +160,8 @@ class EmbeddingsWriter(Callback):
             batch = {**batch, **inputs}
         split = self._split_name(trainer_state, dataloader_idx)
         rows = rows_table(batch, split, self.group_key)
-        checked = _checked(outputs, len(rows))
-        tensors = _stored(checked, self.dtype)
+        checked = checked_outputs(outputs, len(rows))
+        tensors = in_stored_type(checked, self.dtype)
         self._check_order(split, batch["index"])
         self._check_forms(tensors)
         if len(rows) == 0:
@@ -181,8 +182,7 @@ class EmbeddingsWriter(Callback):
             WriterError: If anything could not be written.
             StoreError: If the store does not have every input exactly once.
         """
-        if self._pending is not None:
-            self._hand_over(self._pending.complete(wait_for_all=True), Stopwatch())
+        self._hand_over_all()
         for unit in self._session_begun.earlier.units:  # in which nothing had to be computed
             self._put_earlier(self._process_started({}), unit)
         if self._process is not None:
@@ -199,9 +199,10 @@ class EmbeddingsWriter(Callback):
             return
         try:
             if self._session_begun.terms.journal_seconds is not None and not isinstance(error, ConfigError):
-                with contextlib.suppress(Exception):  # the run has failed already, by the error that is told
-                    if self._pending is not None:
-                        self._hand_over(self._pending.complete(wait_for_all=True), Stopwatch())
+                # The run has failed already, by the error that is told.
+                with contextlib.suppress(Exception):
+                    self._hand_over_all()
+                with contextlib.suppress(Exception):
                     self.rows_saved = self._process.save()
         finally:
             self._process.abort()
@@ -257,6 +258,10 @@ class EmbeddingsWriter(Callback):
         if forms != self._forms:
             raise ConfigError(f"a batch's outputs are {forms}, but the first batch's {self._forms}; give all one form")
 
+    def _hand_over_all(self) -> None:
+        if self._pending is not None:
+            self._hand_over(self._pending.complete(wait_for_all=True), Stopwatch())
+
     def _hand_over(self, complete: Iterable[tuple[pa.Table, dict[str, Tensor]]], watch: Stopwatch) -> None:
         """Puts outputs into the writer process's queue, and books the waiting for the device and for that process."""
         session = self._session_begun
@@ -268,45 +273,8 @@ class EmbeddingsWriter(Callback):
                 row_bytes = sum(tensor[:1].nbytes for tensor in tensors.values())
                 session.set_rows_per_unit(rows_per_unit_of(_SHARD_SIZE, row_bytes, len(rows)))
             process = self._process_started(tensors)
-            for unit, start, stop in _units(rows, session.terms.rows_per_unit):
+            for unit, start, stop in cut_into_units(rows, session.terms.rows_per_unit):
                 self._put_earlier(process, unit)
                 process.put(UnitBatch(unit, tensors, rows).part(start, stop))
             watch.lap("writer_wait")
         watch.lap("forward")
-
-
-def _units(rows: pa.Table, rows_per_unit: int) -> Iterator[tuple[Unit, int, int]]:
-    """Cuts a batch's rows where one unit ends and the next begins: (unit, first position, position behind)."""
-    split = rows["split"][0].as_py()
-    units = [index // rows_per_unit for index in rows["index"].to_pylist()]
-    for unit in dict.fromkeys(units):
-        start = units.index(unit)
-        yield Unit(split, unit), start, start + units.count(unit)
-
-
-def _checked(given: Any, count: int) -> Mapping[str, Tensor]:
-    """Returns the outputs by name, which are fit to be stored: `embeddings` [n, D] and one entry per extra layer."""
-    outputs: Mapping[str, Tensor] = given if isinstance(given, Mapping) else {EMBEDDINGS: given}
-    if EMBEDDINGS not in outputs:
-        raise ConfigError(f"the outputs have no {EMBEDDINGS!r}, but {', '.join(outputs)}; give a test_connector")
-    if reserved := sorted({INDEX, TARGETS}.intersection(outputs)):
-        raise ConfigError(f"an output can't be named {', '.join(reserved)}: shards have tensors of that name")
-    for name, tensor in outputs.items():
-        if len(tensor) != count:
-            raise ConfigError(f"the output {name!r} has {len(tensor)} rows for {count} inputs")
-        if 0 in tensor.shape[1:]:
-            raise ConfigError(f"the output {name!r} has shape {list(tensor.shape)}: there is nothing in its rows")
-    if outputs[EMBEDDINGS].ndim < 2:
-        raise ConfigError(f"the embeddings have shape {list(outputs[EMBEDDINGS].shape)}; give [n, D]")
-    return outputs
-
-
-def _stored(outputs: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """Returns the outputs in the stored type, still on their device.
-
-    Tensors of integers keep their type, as a float might not hold their values.
-    """
-    return {
-        name: tensor.detach().to(dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype)
-        for name, tensor in outputs.items()
-    }

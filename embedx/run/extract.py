@@ -20,7 +20,6 @@ from embedx.config import ExtractConfig
 from embedx.data.decoding.batch_rows import NoDecoder
 from embedx.data.loading.loaders import SplitLoader
 from embedx.data.plan import Plan, SplitPlan
-from embedx.engine.callback import Callback
 from embedx.errors import ConfigError, StoreError, StoreMismatchError
 from embedx.heartbeat import SILENT, Heartbeat
 from embedx.models.device import has_bf16

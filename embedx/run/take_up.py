@@ -65,6 +65,7 @@ def take_up(
             if is_kept.any():
                 session.earlier.journalled.setdefault(unit, []).append(JournalledRows.of(unit, journal, found))
                 left[unit] = [row for row, kept in zip(rows, is_kept.tolist(), strict=True) if not kept]
+                session.goes_on = True
         if not len(left[unit]):
             session.earlier.whole.append(unit)
     return left

@@ -73,8 +73,8 @@ def encode_record(unit: Unit, recipe: str, tensors: Mapping[str, Tensor], rows: 
         The bytes, in parts.
     """
     header = ShardHeader(FORMAT, unit.split, None, unit.number, recipe)
-    named = {**tensors, INDEX: np.array(rows["index"].to_pylist(), np.int64)}  # to_numpy() would import pandas
-    _, parts = encode_shard("", named, header)
+    index = np.array(rows["index"].to_pylist(), np.int64)  # to_numpy() would import pandas
+    _, parts = encode_shard("", {**tensors, INDEX: index}, header)
     rows = rows.replace_schema_metadata({_METADATA_KEY: canonical_json(header._asdict())})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, rows.schema) as stream:

@@ -62,8 +62,8 @@ class StoreSession:
         """The folders that this session has made, parents first."""
         self._locks = contextlib.ExitStack()
         self._committed: set[Place] = set()
-        self._found = False
-        """True if some of the units were there when this session began."""
+        self.goes_on = False
+        """True if an earlier run has brought rows to disk that this one need not compute."""
 
     @classmethod
     def begin(cls, out: Path, manifest: Manifest, mode: Mode) -> Self:
@@ -108,11 +108,6 @@ class StoreSession:
     def is_finished(self) -> bool:
         """True if the store stands complete in its place."""
         return self.manifest.complete and self.root == self.out
-
-    @property
-    def goes_on(self) -> bool:
-        """True if an earlier run has brought rows to disk that this one need not compute."""
-        return self._found or bool(self.earlier.journalled)
 
     def is_committed(self, unit: Unit) -> bool:
         """Tells whether the unit was committed when this session began, or was linked by it."""
@@ -296,7 +291,7 @@ class StoreSession:
         whole = whole_units(self.root, self.manifest.fingerprint)
         found = {place for place, entry in whole.items() if planned.get(place, entry.inputs) == entry.inputs}
         self._committed = found
-        self._found = bool(found)
+        self.goes_on = bool(found)
         if self.manifest.complete and found == layout.index_files(self.root).keys() and found >= planned.keys():
             return
         self._write_manifest(complete=False, totals={}, index={}, timings={})

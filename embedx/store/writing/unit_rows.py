@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self, TypeAlias
 
@@ -90,3 +91,12 @@ class EarlierUnits:
         """Takes the rows of a unit; a second time there are none."""
         staying = self.staying.pop(unit, None)
         return [*([] if staying is None else [staying]), *self.journalled.pop(unit, ())]
+
+
+def cut_into_units(rows: pa.Table, rows_per_unit: int) -> Iterator[tuple[Unit, int, int]]:
+    """Cuts a batch's rows where one unit ends and the next begins: (unit, first position, position behind)."""
+    split = rows["split"][0].as_py()
+    units = [index // rows_per_unit for index in rows["index"].to_pylist()]
+    for unit in dict.fromkeys(units):
+        start = units.index(unit)
+        yield Unit(split, unit), start, start + units.count(unit)
