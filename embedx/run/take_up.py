@@ -39,7 +39,7 @@ def take_up(
 
     Args:
         session: The session, which knows the journals.
-        plan: The inputs.
+        plan: The inputs of the run.
         missing: The rows of the plan that are to be computed, by their unit.
         console: The console for notices.
         retry_rejected: True if rejected rows are computed again.

@@ -6,14 +6,17 @@ import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
-from torch import Tensor
 
 from embedx.store.format.atomic import sync_folder
 from embedx.store.format.journal import encode_record
 from embedx.store.format.layout import StoreTerms, Unit, journal_path
 from embedx.store.format.no_follow import path_inside
+
+if TYPE_CHECKING:  # a store that is up to date is recognised without torch
+    from torch import Tensor
 
 JOURNAL_SECONDS = 25.0
 """The age at which rows go to the journal. With the time that they wait for the writer, and that of writing them, at
