@@ -73,9 +73,12 @@ def _report(config: ExtractConfig, summary: Summary, *, as_json: bool, profile: 
         STDERR.print(f"kept as they are: split {split} ({rows})", markup=False, soft_wrap=True)
     if profile and not summary.up_to_date:
         _print_profile(summary)
-    if os.path.lexists(replacement := staging_folder(config.out.resolve())):
+    from embedx.store.writing.replacement import leftovers
+
+    out = config.out.resolve()
+    for folder in filter(os.path.lexists, (staging_folder(out), *leftovers(out))):
         STDERR.print(
-            f"an interrupted --overwrite or --update left {replacement}; run that command again to continue it, or "
+            f"an interrupted --overwrite or --update left {folder}; run that command again to continue it, or "
             "delete the folder",
             soft_wrap=True,
         )

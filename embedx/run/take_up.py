@@ -1,4 +1,6 @@
-"""Takes up the rows that an interrupted run has computed and journalled, so that only the others are computed.
+"""Takes up the rows that interrupted runs have computed, so that only the others are computed.
+
+They are in the journals of units, and in stores that updates of other inputs have left behind.
 
 A row is taken by its key, if its input is of the size and time that it had then.
 """
@@ -9,6 +11,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
@@ -17,14 +20,19 @@ from embedx.data.plan import Plan, SplitPlan
 from embedx.errors import StoreError
 from embedx.run.changes import same_keys
 from embedx.run.columns import may_have_changed
-from embedx.run.metadata import Flags
+from embedx.run.metadata import Flags, Positions
 from embedx.run.update import index_rows
-from embedx.store.format.index import OK, PLACE_SCHEMA, REJECTED
+from embedx.store.format.index import INDEX_SCHEMA, OK, PLACE_SCHEMA, REJECTED, read_index
 from embedx.store.format.journal import records
-from embedx.store.format.layout import Unit, journal_files
+from embedx.store.format.layout import Unit, index_files, journal_files
+from embedx.store.writing.replacement import leftovers
 from embedx.store.writing.session import StoreSession
-from embedx.store.writing.stock import place_of
-from embedx.store.writing.unit_rows import JournalledRows
+from embedx.store.writing.stock import place_of, whole_units
+from embedx.store.writing.unit_rows import JournalledRows, StayingRows
+
+_STORE = "store"
+"""The column with the folder of a row's store."""
+_NO_ROWS = pa.schema([*INDEX_SCHEMA, (_STORE, pa.string())]).empty_table()
 
 
 def take_up(
@@ -35,7 +43,7 @@ def take_up(
     *,
     retry_rejected: bool,
 ) -> dict[Unit, Sequence[int]]:
-    """Hands the rows of units' journals to the session.
+    """Hands the rows that need not be computed to the session.
 
     Args:
         session: The session, which knows the journals.
@@ -53,22 +61,74 @@ def take_up(
     if session.manifest.updates and session.root != session.out:
         stores.append(session.out)  # the update of a store that was not finished
     journals = [journal_files(root) for root in stores]
-    for unit in missing if any(journals) else ():
+    aside = _set_aside(session)
+    slots = {name: _unchanged(split, aside) for name, split in plan.splits.items()} if len(aside) else {}
+    for unit in missing if any(journals) or slots else ():
         for journal in (files[place_of(unit)] for files in journals if place_of(unit) in files):
             stored = _read(journal, unit, session.manifest.fingerprint, console)
             if stored is None or not len(left[unit]):
                 continue
             split, rows = plan.splits[unit.split], left[unit]
-            table = split.table.take(pa.array(rows, pa.int64()))
-            part = dataclasses.replace(split, table=table, positions=split.index(rows))
-            found, is_kept = _matching(part, stored.filter(pc.is_in(stored["status"], pa.array(statuses))))
+            found, is_kept = _matching(
+                _part(split, rows), stored.filter(pc.is_in(stored["status"], pa.array(statuses)))
+            )
             if is_kept.any():
-                session.earlier.journalled.setdefault(unit, []).append(JournalledRows.of(unit, journal, found))
+                session.earlier.computed.setdefault(unit, []).append(JournalledRows.of(unit, journal, found))
                 left[unit] = [row for row, kept in zip(rows, is_kept.tolist(), strict=True) if not kept]
                 session.goes_on = True
+        if len(left[unit]) and slots:
+            _take_from_stores(session, plan.splits[unit.split], unit, left, aside, slots[unit.split])
         if not len(left[unit]):
             session.earlier.whole.append(unit)
     return left
+
+
+def _set_aside(session: StoreSession) -> pa.Table:
+    """Returns the embedded rows of the stores that interrupted updates have left, the last first, and each's store."""
+    tables = [_NO_ROWS]
+    for folder in reversed(leftovers(session.out) if session.manifest.updates and session.root != session.out else []):
+        for place, entry in whole_units(folder, session.manifest.fingerprint).items():
+            rows = read_index(index_files(folder)[place], INDEX_SCHEMA.names)
+            tables.append(rows.append_column(_STORE, pa.array([str(folder)] * entry.inputs)))
+    stored = pa.concat_tables(tables)
+    return stored.filter(pc.equal(stored["status"], OK))
+
+
+def _take_from_stores(
+    session: StoreSession,
+    split: SplitPlan,
+    unit: Unit,
+    left: dict[Unit, Sequence[int]],
+    aside: pa.Table,
+    slot: Positions,
+) -> None:
+    """Hands a unit's rows in stores that were set aside to the session, and takes them out of `left`.
+
+    `slot` [N] is the row of `aside` for each input of the split; -1 for none.
+    """
+    rows = left[unit]
+    slot = slot[np.asarray(rows, np.int64)]
+    is_kept = slot >= 0
+    found = index_rows(_part(split, rows), aside, slot).filter(pa.array(is_kept))
+    stores = aside[_STORE].take(pa.array(slot[is_kept]))
+    for store in pc.unique(stores).to_pylist():
+        own = StayingRows.of(unit, found.filter(pc.equal(stores, store)), Path(store))
+        session.earlier.computed.setdefault(unit, []).append(own)
+        session.goes_on = True
+    left[unit] = [row for row, kept in zip(rows, is_kept.tolist(), strict=True) if not kept]
+
+
+def _part(split: SplitPlan, rows: Sequence[int]) -> SplitPlan:
+    """Returns these rows of a split."""
+    table = split.table.take(pa.array(rows, pa.int64()))
+    return dataclasses.replace(split, table=table, positions=split.index(rows))
+
+
+def _unchanged(split: SplitPlan, stored: pa.Table) -> Positions:
+    """Returns [N], the stored row of an input's key, if it is of the size and time that it had then; otherwise -1."""
+    slot = same_keys(split, stored)
+    slot[(slot >= 0) & may_have_changed(split, stored, slot)] = -1
+    return slot
 
 
 def _read(journal: Path, unit: Unit, recipe: str, console: Console) -> pa.Table | None:
@@ -91,7 +151,6 @@ def _read(journal: Path, unit: Unit, recipe: str, console: Console) -> pa.Table 
 
 def _matching(part: SplitPlan, stored: pa.Table) -> tuple[pa.Table, Flags]:
     """Returns the index rows of those inputs that the journal has unchanged, and which of the inputs they are."""
-    slot = same_keys(part, stored)
-    slot[(slot >= 0) & may_have_changed(part, stored, slot)] = -1
+    slot = _unchanged(part, stored)
     is_kept = slot >= 0
     return index_rows(part, stored, slot).filter(pa.array(is_kept)), is_kept

@@ -8,6 +8,7 @@ import random
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 import embedx
@@ -255,3 +256,35 @@ def test_what_an_interrupted_update_left_is_used_or_removed(tmp_path: Path) -> N
     (staging / "manifest.json").unlink()  # as where the old store's removal was interrupted
     assert extract(config(root, out)).up_to_date
     assert not staging.exists() and list(verify(out)) == []
+
+
+def test_what_an_interrupted_update_has_computed_is_taken_up_by_one_of_other_inputs(tmp_path: Path) -> None:
+    root, out, staging = folder(tmp_path / "images", 60), tmp_path / "store", tmp_path / ".store.embedx-new"
+    extract(config(root, out))
+    shutil.copytree(out, tmp_path / "old")
+    for number in range(40):
+        draw(root / f"train/class-1/new-{number}.ppm", 50_000 + number)
+    extract(config(root, out, update=True))
+    out.rename(staging)
+    (tmp_path / "old").rename(out)
+    table = staging / "index/train-00003.parquet"  # the update was interrupted before it
+    lost = sum("new-" in key for key in pq.read_table(table)["key"].to_pylist())
+    table.unlink()
+    draw(root / "train/class-1/new-1.ppm", 60_000)
+    draw(root / "val/class-0/new.ppm", 60_001)
+    summary = extract(config(root, out, update=True))
+    assert changes(summary) == {"new": 41, "unchanged": 60} and summary.timings["inputs"] in (lost + 1, lost + 2)
+    assert_as_if_made_anew(root, out, tmp_path / "fresh")
+    assert 0 < lost < 38
+
+
+def test_what_an_interrupted_run_of_another_recipe_has_computed_is_not_removed(tmp_path: Path) -> None:
+    root, out = folder(tmp_path / "images", 8), tmp_path / "store"
+    extract(config(root, out))
+    extract(config(root, tmp_path / ".store.embedx-new", normalize=True))  # as an interrupted --overwrite leaves it
+    draw(root / "val/class-0/new.ppm", 999)
+    with pytest.raises(
+        StoreMismatchError, match=r"left units of another recipe in .*embedx-new; run that command again"
+    ):
+        extract(config(root, out, update=True))
+    assert list(verify(tmp_path / ".store.embedx-new")) == []

@@ -2,22 +2,27 @@
 
 The new store is written to a folder beside the old one. Once it is complete the two folders exchange their names in one
 step. Then the files that embedx wrote to the old store are removed, and all others move into the new one.
+
+A new store that an interrupted update has begun, of other inputs than those of now, is set aside. The next update takes
+from it what it need not compute.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import glob
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from embedx.errors import ConfigError, StoreError
+from embedx.errors import ConfigError, StoreError, StoreMismatchError
 from embedx.names import LOCK
 from embedx.store.format import layout
 from embedx.store.format.atomic import sync_folder
 from embedx.store.format.index import read_entry
+from embedx.store.format.manifest import Manifest
 from embedx.store.format.shards import open_shard, read_header
 
 
@@ -71,7 +76,12 @@ def _mounts() -> dict[Path, str]:
 
 
 def take_place(new: Path, out: Path) -> None:
-    """Puts a complete new store in the old one's place, and removes the files that embedx wrote to the old one."""
+    """Puts a complete new store in the old one's place, and removes the files that embedx wrote to the old one.
+
+    What interrupted updates have left is removed first, as the new store has all that it could give.
+    """
+    for folder in leftovers(out):
+        remove_store(folder)
     old = new
     if not _exchange(new, out):
         # The file system can't exchange two names; between these two renames only `old` is readable.
@@ -80,6 +90,38 @@ def take_place(new: Path, out: Path) -> None:
         new.rename(out)
     sync_folder(out.parent)
     remove_store(old, rescue_to=out)
+
+
+def leftovers(out: Path) -> list[Path]:
+    """Returns the folders of the stores that were set aside, in order."""
+    prefix = f".{out.name}.embedx-left-"
+    found = (path for path in out.parent.glob(f"{glob.escape(prefix)}*") if path.name.removeprefix(prefix).isdecimal())
+    return sorted(found, key=lambda path: int(path.name.removeprefix(prefix)))
+
+
+def make_way(out: Path, before: Manifest, recipe: str | None) -> None:
+    """Sets aside the store that an interrupted run left beside `out`, if it has a unit, and removes it otherwise.
+
+    Args:
+        out: The folder of the store that both runs are to replace.
+        before: The manifest of the store that was left.
+        recipe: The fingerprint of the update that comes in its place; None if all is begun anew.
+
+    Raises:
+        StoreMismatchError: If it has units of another recipe, which the update can't use.
+    """
+    staged = layout.staging_folder(out)
+    if recipe is None or not layout.index_files(staged):
+        remove_store(staged)
+        return
+    if before.fingerprint != recipe:
+        raise StoreMismatchError(
+            f"an interrupted --overwrite has left units of another recipe in {staged}; run that command again to "
+            "finish it, or delete the folder"
+        )
+    number = int(leftovers(out)[-1].name.rpartition("-")[2]) + 1 if leftovers(out) else 1
+    staged.rename(out.parent / f".{out.name}.embedx-left-{number}")
+    sync_folder(out.parent)
 
 
 def recover(out: Path) -> None:

@@ -29,9 +29,8 @@ from embedx.store.format.contents import StoredRecipe
 from embedx.store.format.differences import leaves_that_differ
 from embedx.store.format.layout import StoreTerms, Unit
 from embedx.store.format.manifest import Manifest, existing_store
-from embedx.store.writing import stock
+from embedx.store.writing import replacement, stock
 from embedx.store.writing.lock import StoreLock
-from embedx.store.writing.replacement import check_replaceable, finish_removal, recover, remove_store, take_place
 from embedx.store.writing.session_choice import Choice, Holding, Mode, can_continue, choose, same_names
 from embedx.store.writing.stock import Place, place_of, whole_units
 from embedx.store.writing.unit_journal import JOURNAL_SECONDS
@@ -83,9 +82,9 @@ class StoreSession:
         existing_store(out)  # refuses a stranger's folder before anything is written into it
         session = cls(out.resolve(), manifest)  # through a link, so that it is the folder itself that is replaced
         try:
-            recover(session.out)
+            replacement.recover(session.out)
             session._enter(session.out)
-            finish_removal(session.out)
+            replacement.finish_removal(session.out)
             session._carry_out(mode)
         except BaseException as error:
             if isinstance(error, ConfigError):
@@ -201,7 +200,7 @@ class StoreSession:
         totals, index = stock.add_up(self.root, self.manifest, self.out)
         self._write_manifest(complete=True, totals=totals, index=index, timings=dict(timings))
         if self.root != self.out:
-            take_place(self.root, self.out)
+            replacement.take_place(self.root, self.out)
             self.root = self.out
         return self.manifest
 
@@ -257,12 +256,12 @@ class StoreSession:
             self._take_stock()
 
     def _stage(self) -> None:
-        """Goes on in a folder beside the store; a store of other terms that is there is removed."""
-        check_replaceable(self.out)
+        """Goes on in a folder beside the store; one of other terms that is there makes way (see `make_way`)."""
+        replacement.check_replaceable(self.out)
         self.root = layout.staging_folder(self.out)
         before = existing_store(self.root)
         if before is not None and not can_continue(before, self.manifest):
-            remove_store(self.root)
+            replacement.make_way(self.out, before, None if self._before is None else self.manifest.fingerprint)
             before = None
         self._began = before is None
         self._enter(self.root)

@@ -38,18 +38,20 @@ class UnitBatch(NamedTuple):
 
 
 class StayingRows(NamedTuple):
-    """The rows of one unit that an update takes from the store that it replaces."""
+    """The rows of one unit that an update takes from another store."""
 
     unit: Unit
     rows: pa.Table
     """The identities of the n inputs as they are now, in the same columns as those of a UnitBatch."""
     places: pa.Table
-    """The places of the n embeddings in the old store, in the columns of `index.PLACE_SCHEMA`."""
+    """The places of the n embeddings in the other store, in the columns of `index.PLACE_SCHEMA`."""
+    store: Path | None = None
+    """The folder of the other store; None for that which is replaced."""
 
     @classmethod
-    def of(cls, unit: Unit, table: pa.Table) -> Self:
+    def of(cls, unit: Unit, table: pa.Table, store: Path | None = None) -> Self:
         """Makes them from a table [n] with the columns of an index table."""
-        return cls(unit, table.drop_columns(PLACE_SCHEMA.names), table.select(PLACE_SCHEMA.names))
+        return cls(unit, table.drop_columns(PLACE_SCHEMA.names), table.select(PLACE_SCHEMA.names), store)
 
 
 class JournalledRows(NamedTuple):
@@ -78,19 +80,20 @@ class EarlierUnits:
     """The rows that need not be computed, by the unit that is still to be written."""
 
     staying: dict[Unit, StayingRows] = dataclasses.field(default_factory=dict)
-    journalled: dict[Unit, list[JournalledRows]] = dataclasses.field(default_factory=dict)
+    computed: dict[Unit, list[EarlierRows]] = dataclasses.field(default_factory=dict)
+    """The rows that interrupted runs have computed, in journals and in stores that were set aside."""
     whole: list[Unit] = dataclasses.field(default_factory=list)
     """The units that had been journalled to their end, and only have to be committed; they are the first to be."""
 
     @property
     def units(self) -> list[Unit]:
         """All units of which there are rows, in the order in which they are written where nothing is computed."""
-        return list(dict.fromkeys([*self.whole, *self.journalled, *self.staying]))
+        return list(dict.fromkeys([*self.whole, *self.computed, *self.staying]))
 
     def take(self, unit: Unit) -> list[EarlierRows]:
         """Takes the rows of a unit; a second time there are none."""
         staying = self.staying.pop(unit, None)
-        return [*([] if staying is None else [staying]), *self.journalled.pop(unit, ())]
+        return [*([] if staying is None else [staying]), *self.computed.pop(unit, ())]
 
 
 def cut_into_units(rows: pa.Table, rows_per_unit: int) -> Iterator[tuple[Unit, int, int]]:

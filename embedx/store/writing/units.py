@@ -9,7 +9,6 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -56,17 +55,20 @@ class UnitBuffer:
         self._unsaved_since = math.inf
         """The time at which the first of the others was computed."""
         self._folders: dict[str, GroupFolders] = {}
+        self._stores: dict[Path, StoredRows] = {}
 
-    @cached_property
-    def _base(self) -> StoredRows:
-        """The rows of the store that is replaced."""
-        if self.terms.base is None:
+    def _store(self, folder: Path | None) -> StoredRows:
+        """Returns the rows of the store in this folder; None is the one that is replaced."""
+        folder = folder or self.terms.base
+        if folder is None:
             raise StoreError(f"{self.terms.root} replaces no store that rows could stay from")
-        units = []
-        for path in index_files(self.terms.base).values():
-            with contextlib.suppress(StoreError):  # what is damaged does not stay
-                units.append(read_entry(path))
-        return StoredRows(self.terms.base, units)
+        if folder not in self._stores:
+            units = []
+            for path in index_files(folder).values():
+                with contextlib.suppress(StoreError):  # what is damaged does not stay
+                    units.append(read_entry(path))
+            self._stores[folder] = StoredRows(folder, units)
+        return self._stores[folder]
 
     def add(self, batch: UnitBatch | EarlierRows) -> None:
         """Copies a batch's rows behind those already there, all of one unit; kept rows come before computed ones.
@@ -82,7 +84,7 @@ class UnitBuffer:
             self._copy(batch, end)
             self._unsaved_since = min(self._unsaved_since, batch.computed_at)
         else:
-            self._copy_staying(batch.places) if isinstance(batch, StayingRows) else self._copy_journalled(batch)
+            self._copy_staying(batch) if isinstance(batch, StayingRows) else self._copy_journalled(batch)
             self._saved += 1
         self._rows.append(batch.rows)
         self._count = end
@@ -108,12 +110,12 @@ class UnitBuffer:
         self._saved = len(self._rows)
         self._unsaved_since = math.inf
 
-    def _copy_staying(self, places: pa.Table) -> None:
-        embedded = pc.is_valid(places["shard"])
+    def _copy_staying(self, batch: StayingRows) -> None:
+        embedded = pc.is_valid(batch.places["shard"])
         positions = torch.from_numpy(self._count + _numbers(pc.indices_nonzero(embedded)))
-        places = places.filter(embedded)
-        for name in self._base.names if len(places) else ():
-            tensor = self._base.gather(name, places)
+        places, store = batch.places.filter(embedded), self._store(batch.store)
+        for name in store.names if len(places) else ():
+            tensor = store.gather(name, places)
             self._allocate(name, tensor)[positions] = tensor
 
     def _copy_journalled(self, batch: JournalledRows) -> None:
