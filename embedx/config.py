@@ -10,7 +10,6 @@ import dataclasses
 import json
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, cast
@@ -30,6 +29,7 @@ from embedx.values import (
     expand_path,
     expand_paths,
     local_path,
+    output_faults,
     parse_batch_size,
     parse_channels,
     parse_resize,
@@ -249,7 +249,7 @@ class ExtractConfig:
             ),
             (len(set(self.layer)) < len(self.layer), f"--layer names a layer twice: {', '.join(self.layer)}"),
         ]
-        return [*_out_of_range(self), *(message for wrong, message in checks if wrong), *_output_faults(self.out)]
+        return [*_out_of_range(self), *(message for wrong, message in checks if wrong), *output_faults(self.out)]
 
     def validate(self) -> None:
         """Raises one ConfigError that names every fault of the settings."""
@@ -291,20 +291,3 @@ def _out_of_range(config: ExtractConfig) -> list[str]:
             bound = f"at least {lowest}" if value < lowest else f"at most {highest}"
             faults.append(f"--{field.name.replace('_', '-')} is {value:.10g}; give a whole number of {bound}")
     return faults
-
-
-def _output_faults(out: Path) -> list[str]:
-    if re.search(r"[\0\n\r\ud800-\udfff]", str(out)):  # stdout shows the path, in one line of text
-        return [f"--out {str(out)!r}: has bytes that are no text, or a line end; choose another path"]
-    existing = out.absolute()
-    while not os.path.lexists(existing):
-        existing = existing.parent
-    if not existing.is_dir():
-        return [f"--out {out}: {existing} is not a folder; choose another path"]
-    # Only a folder that is still to be made is judged here: one that is there may be a store that has lost a
-    # permission, and a read-only disk may be mended, so those are errors of the run. So are pseudo file systems, on
-    # which access() means nothing.
-    is_lasting = existing != out.absolute() and not os.statvfs(existing).f_flag & os.ST_RDONLY
-    if is_lasting and not os.access(existing, os.W_OK | os.X_OK):
-        return [f"--out {out}: no permission to write in {existing}; choose another path"]
-    return []

@@ -100,6 +100,24 @@ def expand_paths(config: Any) -> None:
     ConfigError.check(faults)
 
 
+def output_faults(out: Path) -> list[str]:
+    """Returns a message if a store can't be written to this path."""
+    if re.search(r"[\0\n\r\ud800-\udfff]", str(out)):  # stdout shows the path, in one line of text
+        return [f"--out {str(out)!r}: has bytes that are no text, or a line end; choose another path"]
+    existing = out.absolute()
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    if not existing.is_dir():
+        return [f"--out {out}: {existing} is not a folder; choose another path"]
+    # Only a folder that is still to be made is judged here: one that is there may be a store that has lost a
+    # permission, and a read-only disk may be mended, so those are errors of the run. So are pseudo file systems, on
+    # which access() means nothing.
+    is_lasting = existing != out.absolute() and not os.statvfs(existing).f_flag & os.ST_RDONLY
+    if is_lasting and not os.access(existing, os.W_OK | os.X_OK):
+        return [f"--out {out}: no permission to write in {existing}; choose another path"]
+    return []
+
+
 def _path_of_file_url(url: str) -> str:
     rest = url.partition(":")[2]
     host, path = rest[2:].partition("/")[::2] if rest.startswith("//") else ("", rest[1:])
