@@ -37,6 +37,15 @@ def is_url(location: str | bytes) -> bool:
     return _URL.match(location) is not None
 
 
+def mark_of_commit(url: bytes) -> int | None:
+    """Returns a number that stands for the commit in a URL of the Hugging Face hub; None for any other location.
+
+    It takes the place of the time of modification, which the hub does not list: data of another commit are other data.
+    """
+    commit = re.match(rb"hf://[^@]*@([0-9a-f]{40})(/|$)", url)
+    return int(commit[1][:15], 16) if commit else None
+
+
 def expand_path(text: str | Path) -> str:
     """Returns a path with `file://`, `~`, `$NAME` and `${NAME}` resolved, unless a file of that very name exists.
 

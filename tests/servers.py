@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import socket
@@ -134,6 +135,75 @@ class HttpServer:
                 self.end_headers()
                 if self.command == "GET":
                     self.wfile.write(part)
+
+            do_HEAD = do_GET
+
+            def log_message(self, *_: object) -> None:
+                """Says nothing."""
+
+        return Handler
+
+
+class HubServer(HttpServer):
+    """Serves dataset repositories as the Hugging Face hub does, from `folder/OWNER/NAME/COMMIT/…`.
+
+    Args:
+        folder: What it serves.
+        branches: The commits of branches.
+    """
+
+    def __init__(self, folder: Path, branches: dict[str, str]) -> None:
+        super().__init__(folder)
+        self.branches = branches
+        self.gated: set[str] = set()
+        """The repositories to which nobody has access."""
+
+    def answer(self, path: str) -> tuple[int, str, bytes | Path]:
+        """The status, the hub's own name of an error, and the body."""
+        asked = re.fullmatch(r"/(api/)?datasets/([^/]+/[^/]+)/?(revision|tree|resolve)?/?([^/]*)/?(.*)", path)
+        if asked is None or not (self.folder / asked[2]).is_dir():
+            return 404, "RepoNotFound", b""
+        _, repo, verb, revision, below = asked.groups()
+        if repo in self.gated:
+            return 403, "GatedRepo", b""
+        commit = self.branches.get(unquote(revision or "main"), revision)
+        root = self.folder / repo / commit
+        place = root / unquote(below)
+        if not root.is_dir():
+            return 404, "RevisionNotFound", b""
+        if verb in (None, "revision"):
+            return 200, "", json.dumps({"id": repo, "sha": commit}).encode()
+        if not place.exists() or (verb == "resolve" and place.is_dir()):
+            return 404, "EntryNotFound", b""
+        return 200, "", place if verb == "resolve" else self._tree(root, place)
+
+    def _tree(self, root: Path, folder: Path) -> bytes:
+        files = sorted(folder.rglob("*"))
+        return json.dumps(
+            [
+                {"type": "directory" if path.is_dir() else "file", "path": str(path.relative_to(root)), "oid": "0" * 40}
+                | {"size": path.stat().st_size}
+                for path in files
+            ]
+        ).encode()
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer.requests.append((self.command, self.path))
+                status, error, body = outer.answer(urlsplit(self.path).path)
+                data = body.read_bytes() if isinstance(body, Path) else body
+                if status == 200 and (wanted := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))):
+                    status, data = 206, data[int(wanted[1]) : int(wanted[2]) + 1]
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                if error:
+                    self.send_header("X-Error-Code", error)
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(data)
 
             do_HEAD = do_GET
 

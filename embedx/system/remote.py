@@ -21,14 +21,15 @@ from fsspec.core import url_to_fs
 from fsspec.spec import AbstractBufferedFile
 
 from embedx.errors import ConfigError, unknown
+from embedx.values import mark_of_commit
 
 _ATTEMPTS = 4
 _FIRST_DELAY = 0.5
 """The seconds before the second attempt; each further delay is twice as long."""
 _BUFFER = 4 << 20
 """The number of bytes to read ahead in a file that is read piece by piece."""
-_EXTRA = frozenset({"s3", "s3a", "gs", "gcs", "http", "https"})
-"""The schemes whose packages the extra `cloud` installs."""
+_EXTRAS = {**dict.fromkeys(("s3", "s3a", "gs", "gcs", "http", "https"), "cloud"), "hf": "hf"}
+"""The extras that install the packages of schemes."""
 _TIMES = ("LastModified", "updated", "mtime", "modified", "last_modified")
 """The entries in which file systems give the time of a file's last modification."""
 
@@ -59,7 +60,7 @@ def check_schemes(urls: Mapping[str, str]) -> None:
         try:
             fsspec.get_filesystem_class(scheme)
         except ImportError as error:
-            advice = "pip install 'embedx[cloud]'" if scheme in _EXTRA else error
+            advice = f"pip install 'embedx[{_EXTRAS[scheme]}]'" if scheme in _EXTRAS else error
             faults.append(f"{_bare(url)}: {scheme}:// needs a package that is not installed: {advice}")
     ConfigError.check(faults)
 
@@ -101,6 +102,27 @@ def list_files(url: str) -> list[ListedFile]:
 def find(pattern: str) -> list[str]:
     """Returns the files that match a pattern with wildcards, by name; raises an OSError if they can't be listed."""
     return _attempt(pattern, lambda fs, path: sorted(fs.unstrip_protocol(name) for name in fs.glob(path)))
+
+
+def pinned(url: str) -> str:
+    """Returns a URL of the Hugging Face hub with the commit to which its revision leads now; any other as it is.
+
+    Raises:
+        OSError: If there is no such repository or revision, or no access to it.
+    """
+    if not url.lower().startswith("hf://"):
+        return url
+    from huggingface_hub import HfApi
+
+    def step(fs: Any, path: str) -> str:
+        place = fs.resolve_path(path)
+        if not hasattr(place, "repo_id"):  # a bucket, which has no revisions
+            return url
+        commit = HfApi().repo_info(place.repo_id, revision=place.revision, repo_type=place.repo_type).sha
+        kind = path[: path.index(place.repo_id)]
+        return f"hf://{kind}{place.repo_id}@{commit}/{place.path_in_repo}".rstrip("/")
+
+    return _attempt(url, step)
 
 
 class _RemoteFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no types
@@ -179,9 +201,9 @@ def _final(error: BaseException) -> OSError | None:
 def _status(error: BaseException | None) -> int | None:
     """Returns the HTTP status that caused an error, or None."""
     while error is not None:
-        response = getattr(error, "response", None)  # of botocore
+        response = getattr(error, "response", None)  # of botocore, or of the hub
         status = response["ResponseMetadata"].get("HTTPStatusCode") if isinstance(response, dict) else None
-        status = status or getattr(error, "status", None)  # of aiohttp
+        status = status or getattr(response, "status_code", None) or getattr(error, "status", None)  # of aiohttp
         if isinstance(status, int):
             return status
         error = error.__cause__
@@ -194,6 +216,7 @@ def _words(error: BaseException) -> str:
         return f"{status} {getattr(error, 'message', '')}".strip()
     text = getattr(error, "strerror", None) or str(error)
     text = re.sub(r"(\w://[^\s?'\"]*)\?[^\s'\"]*", r"\1", text)
+    text = " ".join(text.split())
     if isinstance(error, OSError) and text:
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -210,7 +233,9 @@ def _files(fs: Any, folder: str) -> Iterator[ListedFile]:
     folder = folder.rstrip("/")
     for name, info in fs.find(folder, detail=True).items():
         below = name.removeprefix(folder).lstrip("/")
-        yield ListedFile(fs.unstrip_protocol(name), below, info.get("size"), _time_ns(info))
+        url = fs.unstrip_protocol(name)
+        time_ns = _time_ns(info)
+        yield ListedFile(url, below, info.get("size"), mark_of_commit(url.encode()) if time_ns is None else time_ns)
 
 
 def _linked(fs: Any, root: str, below: str) -> Iterator[ListedFile]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence, Set
 from typing import Self
 
-from embedx.data.reading.files import FileReader, RejectedInputError, check_urls
+from embedx.data.reading.files import FileReader, RejectedInputError, check_urls, is_url
 from embedx.data.sources import dataset, folder, stdin, tables, tar
 from embedx.data.sources import feature_files as features
 from embedx.data.sources.base import Reader, Source
@@ -134,4 +134,16 @@ def _parse_spec(spec: str) -> tuple[str | None, str]:
     except ValueError as error:
         raise ConfigError(f"--data {error}") from error
     check_urls([location])
-    return name if named else None, location
+    return name if named else None, _pinned(location)
+
+
+def _pinned(location: str) -> str:
+    """Returns a URL with the commit in place of a branch, so that all that is read is of one state of the data."""
+    if not is_url(location):
+        return location
+    from embedx.system import remote
+
+    try:
+        return remote.pinned(location)
+    except OSError as error:
+        raise ConfigError(f"--data {location}: {error.strerror}; check its name and your access to it") from error

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from pyarrow.fs import LocalFileSystem
 
 from embedx.system.machine import cores
+from embedx.values import mark_of_commit
 
 SINGLE_SPLIT = "all"
 """The split of a source that has no name and names none."""
@@ -136,6 +137,9 @@ def _ask(paths: pa.Array) -> tuple[pa.Array, pa.Array]:
         found = [(info.size, info.mtime_ns) for info in LocalFileSystem().get_file_info(names)]
     except (OSError, pa.ArrowInvalid):  # for one of them
         found = [size_and_time(name) for name in names]
+    found = [
+        (size, mark_of_commit(name) if time is None else time) for name, (size, time) in zip(names, found, strict=True)
+    ]
     sizes, times = (pa.array([answer[which] for answer in found], pa.int64()) for which in (0, 1))
     return sizes.take(encoded.indices), times.take(encoded.indices)
 
@@ -143,10 +147,10 @@ def _ask(paths: pa.Array) -> tuple[pa.Array, pa.Array]:
 def size_and_time(path: bytes) -> tuple[int | None, int | None]:
     """Returns a file's size in bytes and modification time in ns; both None for a URL or a file that does not exist.
 
-    Anything but a regular file has no size.
+    Anything but a regular file has no size. The time of a URL with a commit is its `mark_of_commit`.
     """
     try:
         info = LocalFileSystem().get_file_info(path)
     except (OSError, pa.ArrowInvalid):
-        return None, None
-    return info.size, info.mtime_ns
+        return None, mark_of_commit(path)
+    return info.size, info.mtime_ns if info.mtime_ns is not None else mark_of_commit(path)
