@@ -44,7 +44,7 @@ def setting(default: Any = dataclasses.MISSING, *, help: str, short: str = "", *
         default: The value without the option; a setting without a default must be given.
         help: The option's help, which ends with the default where the value itself does not tell it.
         short: The option's short form, such as `-b`.
-        **extra: Further facts: `flag`, `parser`, `metavar`, `shown` (the default in words), `lowest` and
+        **extra: Further facts: `flag`, `positional`, `parser`, `metavar`, `shown` (the default in words), `lowest` and
             `highest` (the valid numbers), and `path` (the function of `embedx.values` that
             expands it).
     """
@@ -71,9 +71,10 @@ class ExtractConfig:
     out: Path = setting(help="Folder to write the store to; it is created if missing.", **LOCAL)
     data: tuple[str, ...] = setting(
         (),
-        help="Inputs, as [NAME=]SOURCE: NAME is the split; SOURCE is a folder, a table, a tar, a feature file, a URL "
-        "of one of these (s3://…), torchvision:NAME, or - for paths on stdin; repeatable. Default: the bundled "
-        "sample images.",
+        positional="[NAME=]SOURCE",
+        help="Inputs, as [NAME=]SOURCE: NAME is the split; SOURCE is a folder, an image, a table, a tar, a feature "
+        "file, a pattern or URL of these (s3://…), torchvision:NAME, or - for paths on stdin; repeatable, and --data "
+        "can be left out. Default: the bundled sample images.",
     )
     path_column: str | None = setting(
         None, help="Table column with the path of each input. Default: the first of path, image, file, filename."

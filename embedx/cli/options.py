@@ -42,18 +42,25 @@ def _with_options(config: type[Any], command: Callable[..., None]) -> Callable[.
         )
         for name, field in settings_of.items()
     ]
+    fields += [_positional(field) for field in settings_of.values() if "positional" in field.metadata]
     others = [
         parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
         for parameter in own.parameters.values()
         if parameter.name != "config"
     ]
 
-    def wrapper(**values: Any) -> None:
+    def wrapper(context: typer.Context, **values: Any) -> None:
+        for name in settings_of:
+            if given := values.pop(f"more_{name}", None):
+                source = context.get_parameter_source(name)
+                flags = values[name] if source is not None and source.name == "COMMANDLINE" else []
+                values[name] = [*flags, *given]
         settings = {name: values.pop(name) for name in settings_of}
         settings = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
         command(config=config(**settings), **values)
 
-    parameters = [*fields, *others]
+    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    parameters = [context, *fields, *others]
     wrapper.__doc__ = command.__doc__
     wrapper.__name__ = command.__name__
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -147,6 +154,13 @@ def _option(field: dataclasses.Field[Any]) -> Any:
     flags = [flag, metadata["short"]] if metadata["short"] else [flag]
     extra = {name: metadata[name] for name in ("parser", "metavar") if name in metadata}
     return typer.Option(*flags, help=metadata["help"], show_default=metadata.get("shown", True), **extra)
+
+
+def _positional(field: dataclasses.Field[Any]) -> inspect.Parameter:
+    """Returns the parameter of a setting's further values that stand without its flag; they win over a file's."""
+    argument = typer.Argument(metavar=field.metadata["positional"], help=f"The same as by --{field.name}.")
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(f"more_{field.name}", kind, annotation=Annotated[list[str] | None, argument], default=None)
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

@@ -62,3 +62,29 @@ def test_what_is_excluded_later_is_a_difference_that_an_update_brings_in(embedx,
     updated = embedx(*command, "--exclude", "dog/", "--update")
     assert updated.code == 0 and "2 gone" in updated.stderr and "the folders __MACOSX, dog and labels" in updated.stderr
     assert keys(tmp_path / "store") == {"Train": ["cat/0"], "Val": ["cat/0.jpg"]}
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_sources_stand_without_their_flag_and_win_over_a_file_s(
+    embedx, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos)
+    Image.new("RGB", (8, 8)).save("-x.png")
+    (tmp_path / "run.toml").write_text('data = ["nowhere"]\n')
+    command = (
+        "extract",
+        *PIXELS,
+        "--out",
+        tmp_path / "store",
+        "--config",
+        tmp_path / "run.toml",
+        "--data",
+        "test=labels",
+    )
+    done = embedx(*command, "Val", "Train/dog/0.png", "--", "train=Train/cat", "-x.png")
+    assert done.code == 0, done.stderr
+    assert keys(tmp_path / "store") == {
+        "test": ["0.png"],
+        "all": ["cat/0.jpg", "dog/0.png", "Train/dog/0.png", "-x.png"],
+        "train": ["0"],
+    }

@@ -8,17 +8,17 @@ from collections.abc import Sequence, Set
 from typing import Self
 
 from embedx.data.reading.files import FileReader, RejectedInputError, check_urls, is_url
-from embedx.data.sources import dataset, folder, stdin, tables, tar
+from embedx.data.sources import dataset, folder, image_files, stdin, tables, tar
 from embedx.data.sources import feature_files as features
 from embedx.data.sources.base import Reader, Source
 from embedx.data.sources.joined import join
 from embedx.data.sources.kinds import SourceKind, SourceOptions
-from embedx.data.sources.patterns import first_file
+from embedx.data.sources.patterns import find_files, first_file, is_pattern
 from embedx.errors import ConfigError
 from embedx.names import RESERVED_SPLITS
 from embedx.values import expand_path
 
-_KINDS = (stdin.KIND, dataset.KIND, tables.KIND, tar.KIND, features.KIND, folder.KIND)
+_KINDS = (stdin.KIND, dataset.KIND, tables.KIND, tar.KIND, features.KIND, image_files.KIND, folder.KIND)
 """The kinds of source in the order in which they are tried; the folder is last, because any text can name one."""
 
 
@@ -35,19 +35,17 @@ def parse_data(specs: Sequence[str], options: SourceOptions | None = None) -> di
     parts: dict[str, list[tuple[str, Source]]] = {}
     faults: list[str] = []
     used: set[SourceKind] = set()
-    for spec in specs:
-        try:
-            name, location = _parse_spec(spec)
-        except ConfigError as error:
-            faults += error.faults
-            continue
-        kind = _kind_of(first_file(location))
+    for name, locations in _gathered(specs, faults):
+        location = locations[0]
+        spec = location if name is None else f"{name}={location}"
+        kind = image_files.KIND if len(locations) > 1 else _kind_of(first_file(location))
         if kind.once and kind in used:
             faults.append(f"--data {spec}: {location} can be read only once; give it to one split")
             continue
         used.add(kind)
         try:
-            named = kind.open(name, location, options)
+            many = kind.open_many
+            named = many(name, locations, options) if many else kind.open(name, location, options)
         except ConfigError as error:
             faults += error.faults
             continue
@@ -97,6 +95,34 @@ class LocationReader:
         if kind.reader is None or (whole and kind is not tar.KIND):  # a tar's sample without an image has no offset
             return FileReader()
         return kind.reader(location, self.options)
+
+
+def _gathered(specs: Sequence[str], faults: list[str]) -> list[tuple[str | None, list[str]]]:
+    """Returns the names of splits and the locations of sources; images named one by one are one source a split.
+
+    A pattern of images or folders stands for what it matches, as if a shell had expanded it.
+    """
+    gathered: list[tuple[str | None, list[str]]] = []
+    images: dict[str | None, list[str]] = {}
+    for spec in specs:
+        try:
+            name, given = _parse_spec(spec)
+            is_expanded = is_pattern(given) and _kind_of(first_file(given)) in (image_files.KIND, folder.KIND)
+            locations = find_files(given) if is_expanded else [given]
+        except ConfigError as error:
+            faults += error.faults
+            continue
+        if "**" in given and is_expanded:  # its folders hold the files that it matches too
+            locations = [location for location in locations if not os.path.isdir(location)]
+        for location in locations:
+            is_image = not os.path.isdir(location) if is_expanded else _kind_of(location) is image_files.KIND
+            if is_image and name in images:
+                images[name].append(location)
+                continue
+            gathered.append((name, [location]))
+            if is_image:
+                images[name] = gathered[-1][1]
+    return gathered
 
 
 def _kind_of(location: str) -> SourceKind:

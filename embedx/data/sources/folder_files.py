@@ -177,30 +177,30 @@ class RemoteFolder:
         self._listed = listed
         self._selection = selection
         self._above = above
+        self._everything = sorted(files)
         stores = {names[:-1] for names, _ in files if names[-1] == _LOCK and len(names) > 1}
+        self._stores = sorted(stores)
         self._files = [
             (names, url)
-            for names, url in sorted(files)
+            for names, url in self._everything
             if not names[-1].startswith(b".") and not any(names[:depth] in stores for depth in range(1, len(names)))
         ]
-        self._stores = sorted(stores)
 
     @classmethod
     def of(cls, files: Iterable[ListedFile], selection: Selection) -> RemoteFolder:
         """Returns the folder that holds the files of a listing."""
         listed = {os.fsencode(file.url): file for file in files}
-        return cls(
-            [(tuple(os.fsencode(file.path).split(b"/")), url) for url, file in listed.items()], listed, selection
-        )
+        paths = {url: tuple(os.fsencode(file.path).split(b"/")) for url, file in listed.items()}
+        return cls([(names, url) for url, names in paths.items()], listed, selection)
 
     def enter(self, name: bytes) -> RemoteFolder:
         """Returns the folder of this name in it."""
-        inside = [(names[1:], url) for names, url in self._files if names[0] == name and len(names) > 1]
+        inside = [(names[1:], url) for names, url in self._everything if names[0] == name and len(names) > 1]
         return RemoteFolder(inside, self._listed, self._selection, (*self._above, name))
 
     def choosing(self, selection: Selection) -> RemoteFolder:
         """Returns the folder with another choice of inputs."""
-        return RemoteFolder(self._files, self._listed, selection, self._above)
+        return RemoteFolder(self._everything, self._listed, selection, self._above)
 
     def has(self, pattern: str) -> bool:
         """Tells whether a file of the whole listing, hidden or not, matches a pattern."""

@@ -7,7 +7,7 @@ kinds in `embedx/data/sources/__init__.py`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, Self
 
 from embedx.config import ExtractConfig
@@ -70,6 +70,8 @@ class SourceKind(NamedTuple):
     """The fields of SourceOptions that only this kind reads; giving one without such a source is a fault."""
     once: bool = False
     """True if only one source of this kind can be read."""
+    open_many: Callable[[str | None, Sequence[str], SourceOptions], Mapping[str, Source]] | None = None
+    """Opens several locations, given for the same split, as one source; None if each is a source of its own."""
     reader: Callable[[str, SourceOptions], Reader] | None = None
     """Returns the reader of inputs that lie in a file of this kind, without listing them; None for whole files.
 

@@ -146,7 +146,9 @@ class Selection:
             left_out.folders[text] = None
         return taken
 
-    def takes_file(self, folder: Sequence[bytes], name: bytes, path: bytes | None, left_out: LeftOut) -> bool:
+    def takes_file(
+        self, folder: Sequence[bytes], name: bytes, path: bytes | None, left_out: LeftOut, *, named: bool = False
+    ) -> bool:
         """Tells whether a file that is not hidden is an input.
 
         Args:
@@ -154,13 +156,14 @@ class Selection:
             name: Its own name.
             path: Its path, for a file without an ending, which is looked into; None for one behind a URL.
             left_out: The account to which it is added if it is none.
+            named: Whether the user named the file, which is then looked into whatever its ending.
         """
         if (self.include or self.exclude) and (option := self._refusal([*folder, name])) is not None:
             left_out.files[f"by {option}"] += 1
             return False
         if name.lower().endswith(self._encoded):
             return True
-        if path is not None and self.content == "images" and b"." not in name and _is_image(path):
+        if path is not None and self.content == "images" and (named or b"." not in name) and _is_image(path):
             return True
         left_out.add_file(name)
         return False

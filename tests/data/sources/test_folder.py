@@ -209,12 +209,6 @@ def test_a_missing_folder_names_the_nearest_one(tmp_path: Path) -> None:
     assert "give a folder of images, or NAME=FOLDER" in fault
 
 
-def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
-    touch(tmp_path, "a.jpg")
-    (fault,) = faults(tmp_path / "a.jpg")
-    assert f"{tmp_path / 'a.jpg'} is a file; give a folder of images" in fault
-
-
 @pytest.mark.parametrize("name", ["index", "INDEX", "Index", "manifest.json", ""])
 def test_names_that_the_store_needs_are_no_splits(tmp_path: Path, name: str) -> None:
     (fault,) = faults(f"{name}={tmp_path}")
@@ -228,19 +222,19 @@ def test_splits_that_differ_in_case_alone_are_refused(tmp_path: Path) -> None:
 
 
 def test_every_fault_is_reported_at_once(tmp_path: Path) -> None:
-    touch(tmp_path, "a/1.jpg", "b/2.jpg", "file.jpg")
+    touch(tmp_path, "a/1.jpg", "b/2.jpg", "file.txt")
     found = faults(
         f"x={tmp_path / 'a'}",
         f"X={tmp_path / 'b'}",
         f"index={tmp_path / 'b'}",
         tmp_path / "missing",
-        tmp_path / "file.jpg",
+        tmp_path / "file.txt",
     )
     assert len(found) == 4
     assert "'x' and 'X' differ in case alone" in found[0]
     assert "'index'" in found[1]
     assert "no folder" in found[2]
-    assert "is a file" in found[3]
+    assert "a file that is none of images, tables" in found[3]
 
 
 @pytest.mark.parametrize("spec", ["x" * 300, "n=" + "x" * 300])

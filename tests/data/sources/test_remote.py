@@ -162,7 +162,7 @@ def test_google_s_storage_gives_the_folder_s_embeddings(
 
 @pytest.mark.parametrize("rows", [1, 2, 1 << 16])
 def test_a_listing_has_the_folder_s_columns(s3: Any, images: Path, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    monkeypatch.setattr("embedx.data.sources.folder._CHUNK", rows)
+    monkeypatch.setattr("embedx.data.sources.folder_files.CHUNK", rows)
     found, local = source("s3://lake/photos/").scan(), source(str(images)).scan()
     assert found.schema == local.schema
     assert found.drop(["path", "mtime_ns"]).equals(local.drop(["path", "mtime_ns"]))
@@ -179,8 +179,25 @@ def test_folders_named_as_splits_are_the_splits(s3: Any, tmp_path: Path) -> None
     ]
     assert list(parse_data(["mine=s3://lake/split"])) == ["mine"]
     assert source("mine=s3://lake/split").scan()["key"].to_pylist() == ["train/cat/a.jpg", "val/cat/b.jpg"]
-    put(s3, "split/d.jpg", "x")
-    assert list(parse_data(["s3://lake/split"])) == ["all"]
+    for key in (
+        "d.jpg",
+        "labels/e.jpg",
+        "__MACOSX/f.jpg",
+        "train/store/.embedx.lock",
+        "train/store/g.jpg",
+        "train/none",
+    ):
+        put(s3, f"split/{key}", "x")
+    plan = build_plan(parse_data(["s3://lake/split"]), None)
+    assert {name: split.table["key"].to_pylist() for name, split in plan.splits.items()} == {
+        "train": ["cat/a.jpg"],
+        "val": ["cat/b.jpg"],
+    }
+    (notice,) = plan.notices
+    assert notice.startswith(
+        "--data s3://lake/split: left out: 1 .txt, 1 beside the splits, 1 without an ending, the fol"
+    )
+    assert notice.endswith("folders __MACOSX, labels and train/store (a store)")
 
 
 @pytest.mark.parametrize("kind", ["remote table, relative paths", "remote table, root", "local table, URLs"])
