@@ -24,7 +24,7 @@ from embedx.data.sources.base import paths_as_text
 from embedx.run.columns import at, labels_differ, may_have_changed, numbers, places_differ, renamed_classes
 from embedx.run.metadata import Flags, MetadataDifferences, Positions, compare_metadata
 from embedx.run.summary import describe_counts
-from embedx.store.format.index import INDEX_SCHEMA, PLACE_SCHEMA, REJECTED, ROW_SCHEMA, read_index
+from embedx.store.format.index import INDEX_SCHEMA, OK, PLACE_SCHEMA, ROW_SCHEMA, read_index
 
 Digests = Callable[[SplitPlan, Sequence[int]], list[str | None]]
 """Reads the inputs of these rows of a split's plan and returns the sha256 of each, None for an unreadable one."""
@@ -145,7 +145,7 @@ def compare(
     *,
     classes: Sequence[str],
     names_differ: bool,
-    retry_rejected: bool,
+    retries: Callable[[str], bool],
 ) -> Changes:
     """Compares a plan with the rows of a store, which its whole units' index tables hold.
 
@@ -155,13 +155,15 @@ def compare(
         sha256_of: The function that reads inputs.
         classes: The names of the store's classes.
         names_differ: False if keys, groups and targets are the same, so that an input that the store lacks is pending.
-        retry_rejected: Whether rejected inputs are to be tried again.
+        retries: The function that tells by its reason whether a rejected input is to be tried again.
     """
     units = [read_index(path) for path in tables]
     stored = pa.concat_tables([_NO_ROWS, *(unit.select(INDEX_SCHEMA.names) for unit in units)])
     renamed = renamed_classes(plan.classes, classes)
     missing = Verdict.NEW if names_differ else Verdict.PENDING
     matches, contents = {}, {}
+    reasons = zip(stored["status"].to_pylist(), stored["reason"].to_pylist(), strict=True)
+    again = np.array([status != OK and retries(reason or "") for status, reason in reasons], bool)
     unclaimed, movable = np.ones((2, len(stored)), bool)
     for name, split in plan.splits.items():
         slot = same_keys(split, stored)
@@ -170,8 +172,8 @@ def compare(
         verdicts[(slot >= 0) & places_differ(split, stored, slot)] = Verdict.MOVED
         verdicts[metadata.rows] = Verdict.WITH_OTHER_METADATA
         verdicts[(slot >= 0) & labels_differ(split, stored, slot, renamed)] = Verdict.RELABELLED
-        if retry_rejected and split.kept is None:
-            verdicts[(slot >= 0) & at(pc.equal(stored["status"], REJECTED).to_numpy(), slot)] = Verdict.RETRIED
+        if split.kept is None:
+            verdicts[(slot >= 0) & at(again, slot)] = Verdict.RETRIED
         contents[name] = _changed(split, stored, slot, sha256_of)
         verdicts[list(contents[name])] = Verdict.CHANGED
         match = SplitMatch(verdicts, slot, np.where(np.isin(verdicts, _STORED), slot, -1), metadata)

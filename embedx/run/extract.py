@@ -18,6 +18,7 @@ from embedx.callbacks.throughput import Throughput
 from embedx.callbacks.writer import EmbeddingsWriter
 from embedx.config import ExtractConfig
 from embedx.data.decoding.batch_rows import NoDecoder
+from embedx.data.loading.circumstances import deserves_another_try
 from embedx.data.loading.loaders import SplitLoader
 from embedx.data.plan import Plan, SplitPlan
 from embedx.errors import ConfigError, StoreError, StoreMismatchError
@@ -31,6 +32,7 @@ from embedx.run.summary import Summary
 from embedx.run.take_up import take_up
 from embedx.run.update import Layout, lay_out
 from embedx.store.format.layout import MANIFEST, Unit
+from embedx.store.writing.replacement import is_replaceable
 from embedx.store.writing.session import StoreSession
 from embedx.system.machine import allow_files, check_threads, keep_large_blocks
 from embedx.values import size_text
@@ -107,7 +109,12 @@ def _ran_on(job: Job, runtime: str) -> dict[str, str | int]:
 def _update(job: Job, session: StoreSession, console: Console) -> Layout | None:
     """Compares the plan with the store's rows and begins an update; None if the store needs none."""
     config = job.config
-    if not session.needs_comparison and not (config.retry_rejected and session.has_rejected):
+    can_replace = is_replaceable(session.out)
+
+    def retries(reason: str) -> bool:
+        return config.retry_rejected or (can_replace and deserves_another_try(reason))
+
+    if not session.needs_comparison and not any(map(retries, session.rejected_reasons)):
         return None
 
     def sha256_of(split: SplitPlan, rows: Sequence[int]) -> list[str | None]:
@@ -123,7 +130,7 @@ def _update(job: Job, session: StoreSession, console: Console) -> Layout | None:
         sha256_of,
         classes=session.classes_before,
         names_differ=not session.inputs_are_the_same,
-        retry_rejected=config.retry_rejected,
+        retries=retries,
     )
     if changes.inputs_differ and not config.update:
         raise StoreMismatchError(
@@ -208,7 +215,9 @@ def _loaders(job: Job, session: StoreSession, update: Layout | None, console: Co
     if update is not None:  # one run over all units, as many units may lack only a few rows
         runs = {name: [list(itertools.chain.from_iterable(units))] for name, units in runs.items()}
     loaded = {name: [rows for rows in units if len(rows)] for name, units in runs.items()}
-    return {name: job.loader(plan.splits[name], units) for name, units in loaded.items() if units}
+    tried = {} if update is None else update.retried
+    parts = {name: units for name, units in loaded.items() if units}
+    return {name: job.loader(plan.splits[name], units, again=tried.get(name, ())) for name, units in parts.items()}
 
 
 def _missing(job: Job, session: StoreSession, plan: Plan, update: Layout | None) -> dict[Unit, Sequence[int]]:

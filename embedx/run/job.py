@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property, partial
 from importlib.metadata import version
 from typing import Any
@@ -136,7 +136,13 @@ class Job:
             StoredSettings.from_json(self.config.to_json()),
         )
 
-    def loader(self, split: SplitPlan, runs: Sequence[Sequence[int]], decoder: Decoder | None = None) -> SplitLoader:
+    def loader(
+        self,
+        split: SplitPlan,
+        runs: Sequence[Sequence[int]],
+        decoder: Decoder | None = None,
+        again: Collection[int] = (),
+    ) -> SplitLoader:
         """Makes a loader of rows of a split's plan, in runs; no batch holds rows of two runs."""
         return SplitLoader(
             split,
@@ -145,6 +151,7 @@ class Job:
             batch_size=self.batch_size,
             workers=self.workers,
             pin_memory=self.device.type == "cuda",
+            again=again,
             timeout=self.config.timeout,
         )
 

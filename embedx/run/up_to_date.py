@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from embedx.config import ExtractConfig
+from embedx.data.loading.circumstances import deserves_another_try
 from embedx.data.plan import Plan
 from embedx.errors import StoreError
 from embedx.heartbeat import SILENT, Heartbeat
@@ -55,7 +56,7 @@ def look_for_work(config: ExtractConfig, heartbeat: Heartbeat = SILENT) -> tuple
         return None, plan
     session = StoreSession.begin(config.out, now, mode="resume")
     session.close()
-    if session.needs_comparison or not session.is_finished:
+    if session.needs_comparison or not session.is_finished or any(map(deserves_another_try, session.rejected_reasons)):
         return None, plan
     seconds = time.perf_counter() - started
     timings = manifest.timings

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from embedx.data.plan import Plan, SplitPlan
 from embedx.data.sources.base import paths_as_text
-from embedx.run.changes import Changes
+from embedx.run.changes import Changes, Verdict
 from embedx.run.columns import at
 from embedx.run.metadata import Positions
 from embedx.store.format.index import INDEX_SCHEMA, PLACE_SCHEMA, ROW_SCHEMA
@@ -36,6 +36,8 @@ class Layout:
     """The number of inputs with each verdict (see Changes)."""
     plan: Plan
     """The plan, with each input's `index` in the updated store."""
+    retried: dict[str, set[int]]
+    """The inputs that are tried again, as rows of the plan, per split."""
     computed: dict[str, list[int]]
     """The inputs to be computed, as rows of the plan, per split."""
     units: dict[Unit, int]
@@ -48,7 +50,7 @@ class Layout:
 
 def lay_out(changes: Changes, rows_per_unit: int) -> Layout:
     """Gives each input of the plan a place."""
-    layout = Layout(changes.counts, dataclasses.replace(changes.plan, splits={}), {}, {}, {}, {})
+    layout = Layout(changes.counts, dataclasses.replace(changes.plan, splits={}), {}, {}, {}, {}, {})
     for name, split in changes.plan.splits.items():
         has_other_metadata = changes.splits[name].metadata.rows
         slot, source_row = changes.splits[name].slot, changes.splits[name].source_row
@@ -61,6 +63,7 @@ def lay_out(changes: Changes, rows_per_unit: int) -> Layout:
         positions = np.empty(len(split), np.int64)
         positions[order] = np.repeat(numbers * rows_per_unit - starts, counts) + np.arange(len(split))
         layout.plan.splits[name] = dataclasses.replace(split, positions=positions)
+        layout.retried[name] = set(changes.splits[name].rows(Verdict.RETRIED).tolist())
         layout.computed[name] = order[source_row[order] < 0].tolist()
         rows = index_rows(layout.plan.splits[name], changes.stored, source_row).take(pa.array(order))
         has_source = pa.array(source_row[order] >= 0)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import random
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -17,6 +19,8 @@ from embedx.errors import ConfigError, StoreMismatchError
 from embedx.run.extract import extract
 from embedx.run.summary import Summary
 from embedx.run.up_to_date import look_for_work
+from embedx.store.format.index import read_entry, read_index, write_index
+from embedx.store.format.manifest import Manifest
 from embedx.store.reading.verify import verify
 from tests.runs import digests
 
@@ -288,3 +292,34 @@ def test_what_an_interrupted_run_of_another_recipe_has_computed_is_not_removed(t
     ):
         extract(config(root, out, update=True))
     assert list(verify(tmp_path / ".store.embedx-new")) == []
+
+
+def test_what_was_rejected_for_time_is_tried_once_more_by_the_next_run_alone(tmp_path: Path) -> None:
+    """The reasons are put into the index here, as of a run that was short of time or memory; the pictures are sound."""
+    root, out = folder(tmp_path / "images", 8), tmp_path / "out"
+    for number in (1, 2, 3):
+        next(root.rglob(f"{number:05d}.ppm")).write_bytes(b"no picture")
+    extract(config(root, out))
+    reasons = {1: "no end within --timeout", 2: "decoder crashed: SIGSEGV (tried twice)", 3: "too large for the memory"}
+    manifest = Manifest.read(out)
+    index = dict(manifest.index)
+    for relative in index:
+        rows, entry = read_index(out / relative), read_entry(out / relative)
+        told = [
+            reason and reasons[int(Path(key).stem)]
+            for key, reason in zip(rows["key"].to_pylist(), rows["reason"].to_pylist(), strict=True)
+        ]
+        at = rows.schema.get_field_index("reason")
+        write_index(out, rows.set_column(at, rows.schema.field("reason"), pa.array(told, pa.string())), entry)
+        index[relative] = hashlib.sha256((out / relative).read_bytes()).hexdigest()
+    dataclasses.replace(manifest, index=index).write(out)
+    assert list(verify(out)) == []
+
+    again = extract(config(root, out))
+    assert changes(again) == {"retried": 1, "unchanged": 7} and (again.rows, again.rejected) == (5, 3)
+    found = {row["key"]: row["reason"] for row in embedx.open(out).index("train").to_pylist() if row["reason"]}
+    assert {Path(key).stem: reason for key, reason in found.items() if not key.endswith("00001.ppm")} == {
+        "00002": reasons[2],
+        "00003": reasons[3],
+    }
+    assert extract(config(root, out)).up_to_date and list(verify(out)) == []

@@ -13,13 +13,12 @@ import pyarrow as pa
 from torch.utils.data import Dataset, Sampler
 
 from embedx.data.decoding.batch_rows import BatchBuffer, Decoder
+from embedx.data.loading.circumstances import NO_MEMORY
 from embedx.data.loading.isolation import InHand
 from embedx.data.loading.torch_workers import is_out_of_memory
 from embedx.data.plan import SplitPlan
 from embedx.data.reading.files import RejectedInputError
 from embedx.data.sources.base import Reader
-
-_NO_MEMORY = "too large for the memory there is"
 
 
 class Order(NamedTuple):
@@ -79,7 +78,7 @@ class Batches(Dataset[dict[str, Any]]):
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            reason = _NO_MEMORY
+            reason = NO_MEMORY
         else:
             return None, size, digest
         buffer.zero(row)

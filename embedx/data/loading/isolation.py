@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import get_worker_info
 
+from embedx.data.loading.circumstances import CRASHED, ENDED, NO_END
 from embedx.system.processes import START_METHOD, abandon, tie_to_parent
 
-NO_END = "no end within --timeout"
 _GRACE = 5.0
 """The grace period, in seconds, after the timeout before a worker counts as unkillable."""
 _TICK = 0.25
@@ -176,5 +176,5 @@ def _reason(exitcode: int | None) -> str:
     if exitcode is None:
         return NO_END
     if exitcode < 0:
-        return f"decoder crashed: {signal.Signals(-exitcode).name}"
-    return f"decoder ended its process with exit code {exitcode}"
+        return f"{CRASHED}{signal.Signals(-exitcode).name}"
+    return f"{ENDED}{exitcode}"

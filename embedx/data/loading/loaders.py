@@ -12,7 +12,7 @@ A batch is a plain dict; B is the batch size, n ≤ B the number of its inputs:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -21,7 +21,8 @@ import torch
 
 from embedx.data.decoding.batch_rows import Decoder, batch_bytes
 from embedx.data.loading.batches import Batches, UnitBatches
-from embedx.data.loading.isolation import NO_END, InHand, find_fatal
+from embedx.data.loading.circumstances import NO_END, tried_twice
+from embedx.data.loading.isolation import InHand, find_fatal
 from embedx.data.loading.torch_workers import TorchWorkers, WorkerCounts, WorkerLostError
 from embedx.data.plan import SplitPlan
 from embedx.data.sources.base import as_text
@@ -40,6 +41,7 @@ class SplitLoader:
         workers: The number of processes that read and decode. 0 decodes in this process: a crashing image ends the
             run, and a hanging one stalls it.
         pin_memory: Whether batches come in pinned memory, from which CUDA copies asynchronously.
+        again: The rows that an earlier run has tried and rejected.
         timeout: The seconds after which a worker gives up an input, which is then rejected.
 
     Raises:
@@ -55,6 +57,7 @@ class SplitLoader:
         batch_size: int,
         workers: int,
         pin_memory: bool = False,
+        again: Collection[int] = (),
         timeout: float = 300.0,
     ) -> None:
         self.inputs = sum(len(unit) for unit in units)
@@ -63,6 +66,7 @@ class SplitLoader:
         self._batches = UnitBatches(plan, units, batch_size)
         self._dataset = Batches(plan.reader, decoder, batch_size)
         self._timeout = timeout
+        self._again = again
         workers = min(workers, len(self._batches))
         self._workers, self._prefetch = WorkerCounts.fitting(workers, batch_bytes(decoder, batch_size), batch_size)
         self._pin_memory = pin_memory
@@ -138,7 +142,9 @@ class SplitLoader:
         """Replaces the entry `plan_rows` of a batch by the entries that the plan has of these rows."""
         rows = batch.pop("plan_rows")
         samples = self._plan.table.take(pa.array(rows, pa.int64()))
+        reasons = zip(rows, batch["reasons"], strict=True)
         batch |= {
+            "reasons": [tried_twice(reason) if row in self._again else reason for row, reason in reasons],
             "index": torch.from_numpy(self._plan.index(rows)),
             "keys": samples["key"].to_pylist(),
             "paths": [as_text(path) for path in samples["path"].to_pylist()],

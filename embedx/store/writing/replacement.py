@@ -47,6 +47,15 @@ def check_replaceable(out: Path) -> None:
         ) from error
 
 
+def is_replaceable(out: Path) -> bool:
+    """Tells whether another folder can take the place of `out`."""
+    try:
+        check_replaceable(out)
+    except ConfigError:
+        return False
+    return True
+
+
 def _is_mount_point(folder: Path) -> bool:
     # os.path.ismount() sees no bind mounts within a file system
     return folder in _mounts() or os.path.ismount(folder)

@@ -27,6 +27,7 @@ from embedx.store.format import layout
 from embedx.store.format.atomic import make_folder
 from embedx.store.format.contents import StoredRecipe
 from embedx.store.format.differences import leaves_that_differ
+from embedx.store.format.index import read_index
 from embedx.store.format.layout import StoreTerms, Unit
 from embedx.store.format.manifest import Manifest, existing_store
 from embedx.store.writing import replacement, stock
@@ -127,9 +128,11 @@ class StoreSession:
         return self._before is not None and bool(self._before.updates)
 
     @property
-    def has_rejected(self) -> bool:
-        """True if the store at `out` has rejected inputs."""
-        return any(entry.rejected for entry in whole_units(self.out, self.manifest.fingerprint).values())
+    def rejected_reasons(self) -> list[str]:
+        """The reasons of the rejected inputs of the store at `out`."""
+        entries = whole_units(self.out, self.manifest.fingerprint).values()
+        tables = [self.out / layout.index_path(Unit(entry.split, entry.unit)) for entry in entries if entry.rejected]
+        return [text for path in tables for text in read_index(path, ["reason"])["reason"].drop_null().to_pylist()]
 
     def whole_units(self) -> dict[Unit, Path]:
         """Returns the units of the store at `out` that are whole, with the paths of their index tables."""

@@ -253,12 +253,15 @@ def test_inputs_that_end_their_worker_or_never_end_are_rejected_and_no_other(fol
     for name, content in contents.items():
         (place / f"{name}.jpg").write_bytes(content)
     plan = plan_of(place)
-    struck = SplitLoader(plan, plan.unit_rows(8), Fatal(STEPS), batch_size=4, workers=workers, timeout=1)
-    batches = list(struck)
+    again = [plan.table["key"].to_pylist().index(f"{name}.jpg") for name in ("cat/0c", "owl/8a")]
+    settings = {"batch_size": 4, "workers": workers, "timeout": 1, "again": again}
+    batches = list(SplitLoader(plan, plan.unit_rows(8), Fatal(STEPS), **settings))
     assert [row for batch in batches for row in batch["index"].tolist()] == list(range(len(plan)))
     reasons = {key: reason for batch in batches for key, reason in zip(batch["keys"], batch["reasons"], strict=True)}
     for name, content in contents.items():
         reason = reasons.pop(f"{name}.jpg")
+        assert reason.endswith(" (tried twice)") == (content in (b"endless", b"SIGABRT"))
+        reason = reason.removesuffix(" (tried twice)")
         if content in (b"endless", b"blocked"):
             assert reason == "no end within --timeout"
         elif content == b"exit":
