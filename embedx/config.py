@@ -28,12 +28,15 @@ from embedx.values import (
     expand_backbone,
     expand_path,
     expand_paths,
+    is_url,
     local_path,
+    out_of_range,
     output_faults,
     parse_batch_size,
     parse_channels,
     parse_resize,
     parse_size,
+    without_credentials,
 )
 
 
@@ -100,8 +103,11 @@ class ExtractConfig:
     weights: str = setting(
         "DEFAULT", help="Weights: DEFAULT (pretrained), a torchvision weights name, random, or sample (bundled)."
     )
-    checkpoint: Path | None = setting(
-        None, help="File to load the backbone's weights from, instead of --weights.", **LOCAL
+    checkpoint: str | None = setting(
+        None,
+        help="File, folder or URL to load the backbone's weights from, instead of --weights.",
+        path=expand_path,
+        metavar="PATH|URL",
     )
     checkpoint_key: str | None = setting(
         None, help="Part of the checkpoint with the weights, as dotted keys (teacher.vit). Default: the part that fits."
@@ -221,7 +227,7 @@ class ExtractConfig:
                 f"--checkpoint and --weights {self.weights} both name the weights; give one of them",
             ),
             (
-                self.checkpoint is not None and not self.checkpoint.exists(),
+                self.checkpoint is not None and not (is_url(self.checkpoint) or Path(self.checkpoint).exists()),
                 f"--checkpoint {self.checkpoint}: there is no such file or folder",
             ),
             (
@@ -250,7 +256,7 @@ class ExtractConfig:
             ),
             (len(set(self.layer)) < len(self.layer), f"--layer names a layer twice: {', '.join(self.layer)}"),
         ]
-        return [*_out_of_range(self), *(message for wrong, message in checks if wrong), *output_faults(self.out)]
+        return [*out_of_range(self), *(message for wrong, message in checks if wrong), *output_faults(self.out)]
 
     def validate(self) -> None:
         """Raises one ConfigError that names every fault of the settings."""
@@ -259,6 +265,7 @@ class ExtractConfig:
     def to_json(self) -> dict[str, Any]:
         """Returns the settings as plain JSON values, with the folder from which their relative paths start."""
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(self).items()}
+        settings["checkpoint"] = self.checkpoint and without_credentials(self.checkpoint)
         return {**cast(dict[str, Any], json.loads(json.dumps(settings))), "working_directory": os.getcwd()}
 
     @classmethod
@@ -281,14 +288,3 @@ class ExtractConfig:
 
 def _channels_text(values: Sequence[float]) -> str:
     return ",".join(f"{value:g}" for value in values)
-
-
-def _out_of_range(config: ExtractConfig) -> list[str]:
-    faults = []
-    for field in dataclasses.fields(config):
-        value, lowest = getattr(config, field.name), field.metadata.get("lowest")
-        highest = field.metadata.get("highest", 2**31 - 1)
-        if lowest is not None and value not in (None, "auto") and not lowest <= value <= highest:
-            bound = f"at least {lowest}" if value < lowest else f"at most {highest}"
-            faults.append(f"--{field.name.replace('_', '-')} is {value:.10g}; give a whole number of {bound}")
-    return faults

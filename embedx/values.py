@@ -46,6 +46,22 @@ def mark_of_commit(url: bytes) -> int | None:
     return int(commit[1][:15], 16) if commit else None
 
 
+def without_credentials(url: str, *, query: bool = False) -> str:
+    """Returns a URL without user and password, and without its query, where signatures stand; a path as it is.
+
+    Args:
+        url: The URL or path.
+        query: True to keep the query.
+    """
+    if not is_url(url):
+        return url
+    scheme, _, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    if scheme.lower() in ("http", "https") and not query:
+        host, path = re.split("[?#]", host)[0], re.split("[?#]", path)[0]
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
 def expand_path(text: str | Path) -> str:
     """Returns a path with `file://`, `~`, `$NAME` and `${NAME}` resolved, unless a file of that very name exists.
 
@@ -107,6 +123,18 @@ def expand_paths(config: Any) -> None:
             except ValueError as error:
                 faults.append(f"--{field.name.replace('_', '-')} {error}")
     ConfigError.check(faults)
+
+
+def out_of_range(config: Any) -> list[str]:
+    """Returns one message for each of a configuration's numbers that is below its lowest or above its highest value."""
+    faults = []
+    for field in dataclasses.fields(config):
+        value, lowest = getattr(config, field.name), field.metadata.get("lowest")
+        highest = field.metadata.get("highest", 2**31 - 1)
+        if lowest is not None and value not in (None, "auto") and not lowest <= value <= highest:
+            bound = f"at least {lowest}" if value < lowest else f"at most {highest}"
+            faults.append(f"--{field.name.replace('_', '-')} is {value:.10g}; give a whole number of {bound}")
+    return faults
 
 
 def output_faults(out: Path) -> list[str]:

@@ -35,7 +35,7 @@ from embedx.store.format.layout import MANIFEST, Unit
 from embedx.store.writing.replacement import is_replaceable
 from embedx.store.writing.session import StoreSession
 from embedx.system.machine import allow_files, check_threads, keep_large_blocks
-from embedx.values import size_text
+from embedx.values import size_text, without_credentials
 
 _FILES = 48
 """The files that a run has open besides its batches."""
@@ -191,7 +191,8 @@ def _model(job: Job, session: StoreSession, console: Console) -> Runtime:
     if model.name != job.runtimes[0]:
         session.set_recipe(session.manifest.recipe.replacing(runtime=model.name))
     if job.config.checkpoint is not None and (match := job.spec.architecture.match) is not None:
-        console.print(f"{job.config.checkpoint}: {match}", markup=False, soft_wrap=True)
+        name = without_credentials(job.config.checkpoint)
+        console.print(f"{name}: {match}", markup=False, soft_wrap=True)
     return model
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
@@ -29,7 +30,7 @@ from embedx.store.format.contents import StoredRecipe
 from embedx.store.format.layout import index_files
 from embedx.store.format.manifest import Manifest, existing_store
 from embedx.system.machine import cores, physical_memory
-from embedx.values import size_text
+from embedx.values import is_url, size_text
 
 DEFAULT_THREADS = torch.get_num_threads()
 """The number of threads that torch chooses by itself, read before any run sets another."""
@@ -61,7 +62,8 @@ def prepare(
         shape = input_shape(config, named if named.splits else inputs)
     heartbeat.say("preparing the backbone")
     with _collected(faults):  # last, as weights are not worth downloading for a run that can't be
-        spec = describe_spec(config, shape, download=download and not faults)
+        notice = partial(heartbeat.console.print, markup=False, soft_wrap=True)
+        spec = describe_spec(config, shape, download=download and not faults, notice=notice)
     ConfigError.check(faults)  # a step that did not set its variable has left a fault
 
     use_machine(device, config.threads)
@@ -96,8 +98,22 @@ def input_shape(config: ExtractConfig, plan: Plan) -> tuple[int, ...]:
     return features_shape(plan) if config.backbone == NO_BACKBONE else ()
 
 
-def describe_spec(config: ExtractConfig, shape: tuple[int, ...], *, download: bool = True) -> BackboneSpec:
-    """Describes the backbone, or with `--backbone none` what is stored of features of this shape."""
+def describe_spec(
+    config: ExtractConfig, shape: tuple[int, ...], *, download: bool = True, notice: Callable[[str], None]
+) -> BackboneSpec:
+    """Describes the backbone, or with `--backbone none` what is stored of features of this shape.
+
+    Args:
+        config: The settings of the run.
+        shape: The shape of one input where the inputs are features.
+        download: Whether weights that are in no cache may be fetched.
+        notice: The function that is told what is fetched from the checkpoint's URL.
+    """
+    if config.checkpoint is not None and is_url(config.checkpoint):
+        from embedx.system.downloads import fetch
+
+        path = fetch(config.checkpoint, notice, download=download)
+        config = dataclasses.replace(config, checkpoint=str(path))
     if config.backbone == NO_BACKBONE:
         return describe_features(config, shape)
     return describe_backbone(config, download=download)

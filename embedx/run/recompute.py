@@ -90,7 +90,7 @@ def recompute(
 
 def _job(config: ExtractConfig, device: torch.device, plan: Plan) -> Job:
     """Determines the run that computes these inputs with the store's settings."""
-    spec = describe_spec(config, input_shape(config, plan))
+    spec = describe_spec(config, input_shape(config, plan), notice=lambda text: None)
     # The CPU has no tf32; fp32 is more exact, and within the tolerance.
     is_tf32_on_cpu = config.precision == "tf32" and device.type == "cpu"
     precision = resolve_precision("fp32" if is_tf32_on_cpu else config.precision, device)

@@ -76,9 +76,9 @@ def _was_made_with(config: ExtractConfig, manifest: Manifest) -> bool:
 
 def _weights_are_same(config: ExtractConfig, manifest: Manifest) -> bool:
     """Tells whether the weights are the recipe's; False for code and repositories, which can't be checked here."""
-    for file in (config.checkpoint, Path(config.backbone)):
-        if file is not None and file.is_file():
-            with file.open("rb") as content:
+    for file in (config.checkpoint, config.backbone):
+        if file is not None and Path(file).is_file():
+            with Path(file).open("rb") as content:
                 digest = hashlib.file_digest(content, "sha256").hexdigest()
             return manifest.recipe.weights_sha256 == digest
     return config.checkpoint is None and ":" not in config.backbone

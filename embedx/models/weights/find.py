@@ -35,7 +35,7 @@ class WeightsOptions:
 
     backbone: str
     weights: str = "DEFAULT"
-    checkpoint: Path | None = None
+    checkpoint: str | None = None
     checkpoint_key: str | None = None
     seed: int = 0
 
@@ -79,7 +79,9 @@ def given_weights(options: WeightsOptions) -> Weights | None:
         CheckpointError: If the checkpoint can't be read.
     """
     if options.checkpoint is not None:
-        path = locate(options.checkpoint)
+        path = locate(Path(options.checkpoint))
+        if not path.exists():  # it is still to be fetched
+            return Weights("checkpoint", key=options.checkpoint_key)
         return dataclasses.replace(weights_of_file("checkpoint", path), key=options.checkpoint_key)
     return Weights("random", seed=options.seed) if options.weights == "random" else None
 

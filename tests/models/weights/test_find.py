@@ -12,8 +12,8 @@ BACKBONE = "squeezenet1_1"
 
 
 def test_the_options_are_those_of_the_configuration() -> None:
-    config = ExtractConfig(backbone=BACKBONE, out=Path("store"), checkpoint=Path("last.ckpt"), checkpoint_key="teacher")
-    assert WeightsOptions.of(config) == WeightsOptions(BACKBONE, "DEFAULT", Path("last.ckpt"), "teacher", seed=0)
+    config = ExtractConfig(backbone=BACKBONE, out=Path("store"), checkpoint="last.ckpt", checkpoint_key="teacher")
+    assert WeightsOptions.of(config) == WeightsOptions(BACKBONE, "DEFAULT", "last.ckpt", "teacher", seed=0)
 
 
 def test_random_weights_are_named_with_their_seed() -> None:
