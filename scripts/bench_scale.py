@@ -6,6 +6,7 @@ python scripts/bench_scale.py rerun 10000 100000 1000000     `embedx extract` on
 python scripts/bench_scale.py memory 10000 100000            all processes of a run, at their peak
 python scripts/bench_scale.py groups 100000                  groups of ten rows each
 python scripts/bench_scale.py writer                         rows from memory, beside the disk's own rate with fsync
+python scripts/bench_scale.py journal                        the same through the writer process, with and without
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ from embedx.run.prepare import prepare
 from embedx.store.format.contents import PlanTerms, SplitTerms, StoredRecipe
 from embedx.store.format.layout import Unit
 from embedx.store.format.manifest import Manifest
+from embedx.store.writing.process import WriterProcess
 from embedx.store.writing.session import StoreSession
+from embedx.store.writing.unit_journal import JOURNAL_SECONDS
 from embedx.store.writing.unit_rows import UnitBatch
 from embedx.store.writing.units import UnitBuffer
 
@@ -50,6 +53,8 @@ Folder = Annotated[Path | None, typer.Option(help="Where to work; it should be o
 
 _PIXELS = b"P6 8 8 255\n"
 _DIM = 2048
+_BATCHES = 256
+"""The number of batches in a unit."""
 _FILES = 100_000
 """That rows of a table name together; making more would take longer than listing them."""
 
@@ -102,7 +107,12 @@ def report(title: str, columns: tuple[str, ...], rows: list[tuple[object, ...]])
     """Prints a table."""
     table = Table(*columns, title=title)
     for row in rows:
-        table.add_row(*(f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" for value in row))
+        table.add_row(
+            *(
+                f"{value:,.4g}" if isinstance(value, float) else value if isinstance(value, str) else f"{value:,}"
+                for value in row
+            )
+        )
     Console().print(table)
 
 
@@ -288,6 +298,49 @@ def writer(folder: Folder = None, units: int = 8, rounds: int = 5) -> None:
             subprocess.run(["rm", "-r", *map(str, Path(place).iterdir())], check=True)
     a, b = statistics.median(own) / 1e6, statistics.median(disk) / 1e6
     report(f"the writer, D = {_DIM} fp32", ("writer MB/s", "disk MB/s with fsync", "ratio"), [(a, b, a / b)])
+
+
+@app.command()
+def journal(folder: Folder = None, units: int = 8, rounds: int = 9, rows: int = 64, dim: int = 512) -> None:
+    """Puts small batches through the writer process: without journals, with them, and with all rows journalled too."""
+    ages = {"none": None, "units are quicker": JOURNAL_SECONDS, "each row is journalled": 0.0}
+    seconds: dict[str, list[float]] = {name: [] for name in ages}
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        for number in range(rounds):
+            for name, age in ages.items() if number % 2 else reversed(ages.items()):
+                seconds[name].append(_through_process(Path(place, "store"), units, rows, dim, age))
+                subprocess.run(["rm", "-r", str(Path(place, "store"))], check=True)
+    plain = seconds["none"]
+    report(
+        f"{units} units of {_BATCHES} batches of {rows} rows, D = {dim} fp32",
+        ("journals", "seconds, median", "seconds, best", "rate, median of the rounds' ratios"),
+        [
+            (name, statistics.median(own), min(own), statistics.median(a / b for a, b in zip(plain, own, strict=True)))
+            for name, own in seconds.items()
+        ],
+    )
+
+
+def _through_process(root: Path, units: int, rows: int, dim: int, age: float | None) -> float:
+    """Seconds from the first batch to the end of the writer process."""
+    total = units * _BATCHES * rows
+    plan = PlanTerms(None, _BATCHES * rows, splits={"all": SplitTerms(total)})
+    session = StoreSession.begin(root, Manifest(StoredRecipe.from_json({"name": "bench"}), plan), "create")
+    tensors = {"embeddings": torch.randn(rows, dim)}
+    tables = []
+    for start in range(0, total, rows):
+        keys = [f"images/{row}.jpg" for row in range(start, start + rows)]
+        tables.append(rows_table({"index": torch.arange(start, start + rows), "keys": keys}, "all", None))
+    process = WriterProcess(session.terms._replace(journal_seconds=age), tensors)
+    process.put(UnitBatch(Unit("all", 0), tensors, tables[0]))
+    time.sleep(1)  # it has started then
+    start_time = time.perf_counter()
+    for number, table in enumerate(tables[1:], 1):
+        process.put(UnitBatch(Unit("all", number // _BATCHES), tensors, table))
+    process.close()
+    seconds = time.perf_counter() - start_time
+    session.close()
+    return seconds
 
 
 if __name__ == "__main__":

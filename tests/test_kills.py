@@ -6,8 +6,12 @@ Every run is a real one, on the sample's images, grouped, in two splits, in unit
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,9 +24,10 @@ import embedx
 from embedx import sample
 from embedx.errors import EmbedxError
 from embedx.store.format.index import read_entry
-from embedx.store.format.layout import index_files
+from embedx.store.format.layout import index_files, journal_files
+from embedx.store.reading.kept import count_kept
 from embedx.store.reading.verify import verify
-from tests.runs import SEED, assert_gone, assert_visible_units_are_whole, descendants, digests, run, start
+from tests.runs import OFFLINE, SEED, assert_gone, assert_visible_units_are_whole, descendants, digests, run, start
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
 
@@ -131,6 +136,65 @@ def test_a_run_that_is_killed_at_random_moments_is_finished_with_the_same_bytes(
         assert done.returncode == 0, (victims, done.stderr)
         assert digests(out) == runs.expected, victims
         assert list(verify(out)) == []
+
+
+JOURNAL_SECONDS = 1.0
+"""In place of 25, so that twenty kills take minutes and not hours."""
+BATCH_SECONDS = 0.25
+GRACE_SECONDS = 2.0
+"""In place of 5: the time in which rows reach the journal's file."""
+SLOW = f"""
+import sys
+import embedx.store.writing.session
+from embedx.__main__ import main
+embedx.store.writing.session.JOURNAL_SECONDS = {JOURNAL_SECONDS}
+main()
+"""
+
+
+def test_twenty_kills_in_one_unit_cost_seconds_each_and_the_bytes_are_the_same(tmp_path: Path) -> None:
+    """SIGKILL goes to all processes of the run at once, as at a power cut or where memory runs out."""
+    chance = random.Random(f"{SEED}-unit")
+    log, out = tmp_path / "log", tmp_path / "store"
+    log.touch()
+    settings = {"backbone": "tests.run.stopping:Slow", "data": f"train={sample.IMAGES / 'train'}", "image-size": "8"}
+    settings |= {"mean": "0.5,0.5,0.5", "std": "0.5,0.5,0.5", "batch-size": "1", "workers": "1", "runtime": "eager"}
+    command = [
+        sys.executable,
+        "-c",
+        SLOW,
+        "extract",
+        *(part for key in settings for part in (f"--{key}", settings[key])),
+    ]
+    environment = os.environ | OFFLINE | {"SLOW_LOG": str(log), "SLOW_SECONDS": str(BATCH_SECONDS)}
+
+    def run_until(seconds: float) -> int:
+        """Kills a run so many seconds after its first batch; returns the number of batches that it computed."""
+        before = log.stat().st_size
+        process = subprocess.Popen([*command, "--out", str(out)], env=environment, start_new_session=True)
+        while log.stat().st_size == before:
+            assert process.poll() is None
+            time.sleep(0.01)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return log.stat().st_size - before
+
+    kept = 0
+    for _ in range(20):
+        computed = run_until(chance.uniform(1.5, 4.5))
+        before, kept = kept, count_kept(embedx.open(out))
+        lost = before + computed - kept
+        assert lost <= (JOURNAL_SECONDS + GRACE_SECONDS) / BATCH_SECONDS + 1, (before, computed, kept)
+    assert 0 < kept < 224 and not index_files(out)
+    environment["SLOW_SECONDS"] = "0"
+    done = subprocess.run([*command, "--out", out], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and f"goes on: {kept} of 224 rows are there" in done.stderr, done.stderr
+    undisturbed = tmp_path / "undisturbed"
+    assert subprocess.run([*command, "--out", undisturbed], env=environment).returncode == 0
+    assert digests(out) == digests(undisturbed) and list(verify(out)) == [] and not journal_files(out)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,10 @@
-"""A backbone that is the image itself, and interrupts the run at one of its batches."""
+"""Backbones that are the image itself: one interrupts the run at one of its batches, one takes long."""
 
 from __future__ import annotations
 
+import os
 import signal
+import time
 
 from torch import Tensor, nn
 
@@ -20,4 +22,15 @@ class Stopping(nn.Flatten):
                 stop_at = None
                 raise Interrupted(signal.SIGINT)
             stop_at -= 1
+        return super().forward(images)
+
+
+class Slow(nn.Flatten):
+    """Takes $SLOW_SECONDS for a batch, and adds a letter to the file $SLOW_LOG for each."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.std(dim=(0, 2, 3)).any():
+            time.sleep(float(os.environ["SLOW_SECONDS"]))
+            with open(os.environ["SLOW_LOG"], "a") as log:
+                log.write(".")
         return super().forward(images)
