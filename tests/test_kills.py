@@ -152,6 +152,7 @@ main()
 """
 
 
+@pytest.mark.timeout(1800)  # most of it is the runs' start
 def test_twenty_kills_in_one_unit_cost_seconds_each_and_the_bytes_are_the_same(tmp_path: Path) -> None:
     """SIGKILL goes to all processes of the run at once, as at a power cut or where memory runs out."""
     chance = random.Random(f"{SEED}-unit")

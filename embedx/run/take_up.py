@@ -59,7 +59,7 @@ def take_up(
     statuses = [OK] if retry_rejected else [OK, REJECTED]
     stores = [session.root]
     if session.manifest.updates and session.root != session.out:
-        stores.append(session.out)  # the update of a store that was not finished
+        stores += [session.out, *reversed(leftovers(session.out))]  # the store may not have been finished
     journals = [journal_files(root) for root in stores]
     aside = _set_aside(session)
     slots = {name: _unchanged(split, aside) for name, split in plan.splits.items()} if len(aside) else {}

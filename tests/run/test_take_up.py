@@ -172,6 +172,23 @@ def test_an_update_takes_the_rows_of_the_store_that_was_not_finished_and_its_own
     assert list(verify(out)) == [] and not journal_files(out)
 
 
+def test_an_update_of_other_inputs_takes_the_rows_of_an_interrupted_one(tmp_path: Path, images: Path) -> None:
+    """Of its unit, which is set aside, and of its journal, as far as the rows are in the same unit again."""
+    out = tmp_path / "store"
+    extract(config(images, out))
+    for number in range(11):  # three have room in the last unit, eight are in a new one
+        draw(images / f"train/class-0/00000-{number:02d}.ppm", 4711 + number)
+    interrupt(config(images, out, update=True), 1)
+    assert list(journal_files(staging_folder(out))) == [("train", 3)]
+    files(images)[30].unlink()  # the first has its place, so that one moves from the new unit into the last
+    assert finish(config(images, out, update=True))[0] == 11 - 8 + 1
+    extract(config(images, tmp_path / "fresh"))
+    assert {key: value[0] for key, value in rows(out).items()} == {
+        key: value[0] for key, value in rows(tmp_path / "fresh").items()
+    }
+    assert list(verify(out)) == [] and [path for path in tmp_path.iterdir() if "embedx-left" in path.name] == []
+
+
 def test_an_overwrite_takes_up_its_own_rows_and_none_of_the_store_that_it_replaces(
     tmp_path: Path, images: Path
 ) -> None:

@@ -109,7 +109,7 @@ def leftovers(out: Path) -> list[Path]:
 
 
 def make_way(out: Path, before: Manifest, recipe: str | None) -> None:
-    """Sets aside the store that an interrupted run left beside `out`, if it has a unit, and removes it otherwise.
+    """Sets aside the store that an interrupted run left beside `out`, if it has rows, and removes it otherwise.
 
     Args:
         out: The folder of the store that both runs are to replace.
@@ -120,7 +120,7 @@ def make_way(out: Path, before: Manifest, recipe: str | None) -> None:
         StoreMismatchError: If it has units of another recipe, which the update can't use.
     """
     staged = layout.staging_folder(out)
-    if recipe is None or not layout.index_files(staged):
+    if recipe is None or not (layout.index_files(staged) or layout.journal_files(staged)):
         remove_store(staged)
         return
     if before.fingerprint != recipe:

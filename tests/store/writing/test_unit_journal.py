@@ -161,7 +161,7 @@ def test_a_killed_writer_loses_no_row_that_is_old_and_the_next_run_takes_the_oth
 
     session = StoreSession.begin(root, manifest({"train": 8}), "resume")
     rows = pa.concat_tables([unit_batch(0, 3, rejected=(2,)).rows, unit_batch(3, 5).rows])
-    session.earlier.journalled[UNIT] = [journalled(root, 0, 5)._replace(rows=rows)]
+    session.earlier.computed[UNIT] = [journalled(root, 0, 5)._replace(rows=rows)]
     writer = WriterProcess(session.terms, unit_batch(0, 4).tensors)
     for earlier in session.earlier.take(UNIT):
         writer.put_earlier(earlier)
