@@ -18,7 +18,7 @@ from embedx.data.reading.files import FileReader, RejectedInputError, check_urls
 from embedx.data.sources.base import COMMON_SCHEMA, TARGET, Reader, Source, as_text, repeated, sizes_and_times
 from embedx.data.sources.kinds import SourceOptions
 from embedx.data.sources.root import Root
-from embedx.data.sources.table_file import TableFile, open_table_file
+from embedx.data.sources.table_file import TableFile, open_table_file, table_format
 from embedx.data.sources.table_parts import Part
 from embedx.data.sources.targets import TARGET_COLUMNS, Target, find_target
 from embedx.data.sources.written import WRITTEN, as_written
@@ -79,13 +79,7 @@ class EmbeddedReader:
     def _image(self, location: str, row: int) -> dict[str, Any]:
         """Returns the struct of a row: its `bytes`, and its `path` if it has one; empty for null."""
         if location != self._location:
-            table = TableFile(location)
-            self._metadata = table.read_metadata()
-            self._column = str(_path_column(self._metadata.schema.to_arrow_schema().names, table, self.options))
-            self._root = Root.of(location, self.options.root)
-            sizes = [self._metadata.row_group(number).num_rows for number in range(self._metadata.num_row_groups)]
-            self._starts = list(accumulate(sizes, initial=0))
-            self._location, self._group = location, None
+            self._open(location)
         group = bisect_right(self._starts, row) - 1
         if group != self._group:
             with open_table_file(location) as file, pq.ParquetFile(file, metadata=self._metadata) as parquet:
@@ -93,6 +87,20 @@ class EmbeddedReader:
             self._group = group
         image: dict[str, Any] | None = self._images[row - self._starts[group]].as_py()
         return image or {}
+
+    def _open(self, location: str) -> None:
+        table = TableFile(location)
+        mapped = table.read_arrow() if table_format(location) == ".arrow" else None
+        self._metadata = None if mapped is not None else table.read_metadata()
+        schema = mapped.schema if mapped is not None else self._metadata.schema.to_arrow_schema()
+        self._column = str(_path_column(schema.names, table, self.options))
+        self._root = Root.of(location, self.options.root)
+        if mapped is not None:  # all of it is one group, which takes no memory
+            self._starts, self._group, self._images = [0, len(mapped)], 0, mapped[self._column]
+        else:
+            sizes = [self._metadata.row_group(number).num_rows for number in range(self._metadata.num_row_groups)]
+            self._starts, self._group = list(accumulate(sizes, initial=0)), None
+        self._location = location
 
 
 class _Roles(NamedTuple):

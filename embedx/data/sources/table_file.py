@@ -18,13 +18,15 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from embedx.arrow import plain
-from embedx.data.reading.files import open_file, plain_name
+from embedx.data.reading.files import is_url, open_file, plain_name
 from embedx.data.sources.json_lines import parse_json_lines
 from embedx.data.sources.written import differing
 from embedx.errors import ConfigError
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_FORMATS = (*_DELIMITERS, ".jsonl", ".parquet")
+_FORMATS = (*_DELIMITERS, ".jsonl", ".parquet", ".arrow")
+_TYPED = frozenset({".parquet", ".arrow"})
+"""The formats whose columns have types."""
 TABLE_SUFFIXES = frozenset(f"{suffix}{packed}" for suffix in _FORMATS for packed in ("", ".gz"))
 """The suffixes of tables' files, in lower case."""
 
@@ -53,7 +55,7 @@ class TableFile:
         self.written: dict[str, pa.ChunkedArray] = {}
         """The texts that columns of guessed types have in the file, where they differ (see `written.WRITTEN`)."""
         self._format = table_format(location)
-        self._text = b"" if self._format == ".parquet" else self._read_text()
+        self._text = b"" if self._format in _TYPED else self._read_text()
 
     def read(self, names: Collection[str] = ()) -> pa.Table:
         """Reads the table; types are guessed where the file has none.
@@ -64,8 +66,8 @@ class TableFile:
         Raises:
             ConfigError: If it is malformed; the message names the line.
         """
-        if self._format == ".parquet":
-            table = self._read_parquet()
+        if self._format in _TYPED:
+            table = self._without_images(self._read_parquet() if self._format == ".parquet" else self.read_arrow())
         elif not self._text.strip():
             table = pa.table({})
         else:
@@ -79,7 +81,7 @@ class TableFile:
 
     def place(self, row: int) -> str:
         """Returns the place of a row for a message: the line on which it begins, or its number counting from 0."""
-        if self._format == ".parquet":
+        if self._format in _TYPED:
             return f"row {row}, counting from 0"
         lines = self._json_lines() if self._format == ".jsonl" else (line for line, _ in self._csv_rows())
         header = self._format in _DELIMITERS
@@ -176,18 +178,45 @@ class TableFile:
             raise self._fault(f"can't be read as Parquet ({reason}); check the table's path") from error
 
     def _read_parquet(self) -> pa.Table:
+        """Reads all but the bytes of embedded images."""
         with self._parquet() as (parquet, names):
             table = parquet.read(columns=[f"{name}.path" if name in self.embedded else name for name in names])
             table.validate(full=True)  # for example that its text is UTF-8
-        columns = {}
-        for name in names:
-            if name not in self.embedded:
-                columns[name] = table[name]
-            elif name in table.column_names:
-                columns[name] = pc.struct_field(table[name], "path").cast(pa.string())
+            given = dict(zip(table.column_names, table.columns, strict=True))
+            return pa.table({name: given.get(name, pa.nulls(len(table))) for name in names})
+
+    def read_arrow(self) -> pa.Table:
+        """Maps an Arrow file, a stream or one with a footer; finds out which of its columns hold images.
+
+        Raises:
+            ConfigError: If it is malformed.
+        """
+        try:
+            if is_url(self.location) or self.location.lower().endswith(".gz"):
+                with open_table_file(self.location) as file:
+                    source = pa.BufferReader(file.read())
             else:
-                columns[name] = pa.nulls(len(table), pa.string())
-        return pa.table(columns)
+                source = pa.memory_map(self.location)
+            is_file = source.read(6) == b"ARROW1"
+            source.seek(0)
+            table = (pa.ipc.open_file if is_file else pa.ipc.open_stream)(source).read_all()
+        except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise self._fault(f"can't be read as Arrow ({reason}); check the table's path") from error
+        self.embedded = frozenset(field.name for field in table.schema if _holds_images(field.type))
+        return table
+
+    def _without_images(self, table: pa.Table) -> pa.Table:
+        """Returns the table with the paths of embedded images in their place."""
+        columns = []
+        for name, column in zip(table.column_names, table.columns, strict=True):
+            if name in self.embedded:
+                has_path = pa.types.is_struct(column.type) and column.type.get_field_index("path") >= 0
+                column = (
+                    pc.struct_field(column, "path").cast(pa.string()) if has_path else pa.nulls(len(table), pa.string())
+                )
+            columns.append(column)
+        return pa.table(columns, names=table.column_names)
 
 
 def open_table_file(location: str) -> BinaryIO:

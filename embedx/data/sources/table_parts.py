@@ -16,6 +16,8 @@ from embedx.errors import ConfigError
 
 _WORDS = "train|training|validation|valid|val|dev|test|testing|eval|evaluation"
 _WORD = re.compile(rf"(?:^|[-._ \d])({_WORDS})(?=$|[-._ \d])", re.IGNORECASE)
+_SAVED = re.compile(r"(?:(?:.*/)?([^/]+)/)?data-\d{5}-of-\d{5}\.arrow")
+"""The names of the files that `save_to_disk` of Hugging Face's datasets writes; other Arrow files are its caches."""
 _SHARD = re.compile(r"(?:.*/)?(\w+(?:\.\w+)*)-\d{5}-of-\d{5}\b[^/]*|(?:.*/)?([^/=]+)/\d{4}\.parquet")
 """The names of the Hugging Face hub's own shards: `train-00000-of-00002.parquet`, `train/0000.parquet`."""
 _LAKES = {"Delta": "_delta_log/*", "Hudi": ".hoodie/*", "Iceberg": "metadata/*.metadata.json"}
@@ -54,6 +56,8 @@ def parts_of_folder(location: str, files: Iterable[tuple[str, str]]) -> list[Par
         ConfigError: If the tables are of several formats.
     """
     visible = _visible(files)
+    saved = [(found, name) for found, name in visible if _SAVED.fullmatch(name)]
+    visible = saved or visible
     counts = Counter(str(table_format(name)) for _, name in visible)
     if len(counts) > 1:
         held = " and ".join(f"{count} {suffix}" for suffix, count in counts.most_common())
@@ -97,8 +101,8 @@ def by_split(parts: Sequence[Part]) -> dict[str | None, list[Part]]:
 
 
 def _split_of_shards(parts: Sequence[Part]) -> list[str | None]:
-    matches = [_SHARD.fullmatch(part.name) for part in parts]
-    splits = [match and (match[1] or match[2]) for match in matches]
+    matches = [_SAVED.fullmatch(part.name) or _SHARD.fullmatch(part.name) for part in parts]
+    splits = [match and next(filter(None, match.groups()), None) for match in matches]
     return splits if any(split and _WORD.fullmatch(split) for split in splits) else []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from collections.abc import Sequence
@@ -230,7 +231,7 @@ def test_folders_that_are_not_one_table_are_refused_with_the_way_out() -> None:
         assert len(planned(f"{format}/**/*.parquet").splits["all"]) == 1
     Path("nothing").mkdir()
     Path("nothing/_metadata.parquet").touch()
-    assert "for tables named .csv .jsonl .parquet .tsv" in fault("nothing")
+    assert "for tables named .arrow .csv .jsonl .parquet .tsv" in fault("nothing")
 
 
 def test_a_table_beside_images_leaves_a_folder_one_of_images() -> None:
@@ -271,3 +272,39 @@ def test_a_folder_of_the_hub_is_extracted_and_recomputed_as_its_images_are() -> 
         reader.read(os.fsencode(os.path.abspath("repo/data/train-00001-of-00002.parquet")), 1, None)
         == PICTURES[3].read_bytes()
     )
+
+
+def save_to_disk(folder: str, parts: Sequence[Sequence[Path]]) -> None:
+    """Writes a folder as `Dataset.save_to_disk` of Hugging Face's datasets does, and a cache that it leaves there."""
+    Path(folder).mkdir(parents=True)
+    names = [f"data-{number:05d}-of-{len(parts):05d}.arrow" for number in range(len(parts))]
+    for name, pictures in zip([*names, "cache-0123456789abcdef.arrow"], [*parts, PICTURES[:1]], strict=True):
+        rows = [{"bytes": picture.read_bytes(), "path": picture.name} for picture in pictures]
+        table = pa.table({"image": rows, "label": list(range(len(rows)))})
+        with pa.OSFile(f"{folder}/{name}", "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table, max_chunksize=1)
+    Path(folder, "dataset_info.json").write_text("{}")
+    Path(folder, "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names]}))
+
+
+def test_saved_data_sets_are_read_with_their_splits_and_without_their_caches() -> None:
+    save_to_disk("saved/train", [PICTURES[:2], PICTURES[2:3]])
+    save_to_disk("saved/gold", [PICTURES[3:5]])
+    Path("saved/dataset_dict.json").write_text(json.dumps({"splits": ["train", "gold"]}))
+    save_to_disk("single", [PICTURES[:3]])
+    expected = {"saved": {"gold": PICTURES[3:5], "train": PICTURES[:3]}, "single": {"all": PICTURES[:3]}}
+    expected["saved/train"] = {"all": PICTURES[:3]}
+    for location, splits in expected.items():
+        plan = planned(location)
+        assert list(plan.splits) == list(splits)
+        for name, split in plan.splits.items():
+            reader = pickle.loads(pickle.dumps(split.reader))
+            places = split.table.select(["path", "offset", "size"]).to_pylist()
+            assert [reader.read(**place) for place in places] == [picture.read_bytes() for picture in splits[name]]
+            assert split.table["target"].to_pylist() == [0, 1, 0][: len(splits[name])] or location == "single"
+    table = pa.table({"path": ["a", "b"]})
+    with pa.OSFile("listed.arrow", "wb") as file, pa.ipc.new_file(file, table.schema) as footer:
+        footer.write_table(table)
+    assert planned("listed.arrow").splits["all"].table["key"].to_pylist() == ["a", "b"]
+    Path("broken.arrow").write_bytes(b"no Arrow")
+    assert "broken.arrow: can't be read as Arrow" in fault("broken.arrow")
