@@ -83,7 +83,7 @@ def test_a_whole_repository_is_a_folder(hub: HubServer) -> None:
 
 
 def test_the_store_names_the_commit_and_is_recomputed_from_it_when_the_branch_has_moved(
-    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: HubServer, tmp_path: Path
 ) -> None:
     store = tmp_path / "store"
     settings: dict[str, Any] = {"backbone": sample.BACKBONE, "weights": "sample", "workers": 0, "batch_size": 2}
@@ -95,7 +95,7 @@ def test_the_store_names_the_commit_and_is_recomputed_from_it_when_the_branch_ha
     with pytest.raises(ConfigError, match="--update"):
         extract(ExtractConfig(data=(f"{REPO}/data",), out=store, **settings))
     extract(ExtractConfig(data=(f"{REPO}@{FIRST}/data",), out=store, **settings))
-    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", None)  # the commit is known
+    hub.branches.clear()
     found = recompute(store, 2)
     assert (found.rows, found.faults, found.lost_inputs) == (2, [], [])
 
