@@ -8,7 +8,7 @@ from typing import Self
 
 from embedx.config import ExtractConfig
 from embedx.errors import ConfigError
-from embedx.recipe import Preprocessing
+from embedx.recipe import Preprocessing, parse_pixels
 from embedx.values import Interpolation
 
 
@@ -26,6 +26,7 @@ class PreprocessingOptions:
     std: tuple[float, float, float] | None = None
     interpolation: Interpolation | None = None
     exif: bool = True
+    pixels: str = ""
 
     @classmethod
     def of(cls, config: ExtractConfig) -> Self:
@@ -54,7 +55,7 @@ def resolve_preprocessing(
         for name in ("resize", "crop", "mean", "std", "interpolation", "exif")
         if (value := getattr(options, name)) is not None
     }
-    steps = dataclasses.replace(own.with_image_size(options.image_size), **given)
+    steps = dataclasses.replace(own.with_image_size(options.image_size), pixels=parse_pixels(options.pixels), **given)
     if options.crop_pct is not None:
         steps = dataclasses.replace(steps, resize=_enlarged(steps, options.crop_pct))
     shorter = steps.resize if isinstance(steps.resize, int) else min(steps.resize)

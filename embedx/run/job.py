@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
 import platform
 from collections.abc import Callable, Collection, Sequence
 from functools import cached_property, partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from embedx.data.decoding.batch_rows import Decoder, DenseDecoder
 from embedx.data.decoding.features import FeatureDecoder
 from embedx.data.decoding.images import ImageDecoder
 from embedx.data.decoding.nvjpeg import CopyToDevice, DecodeOnDevice, PartialDecoder
+from embedx.data.decoding.opening import PLUGIN_PACKAGES
 from embedx.data.loading.loaders import SplitLoader
 from embedx.data.plan import Plan, SplitPlan
 from embedx.engine.callback import Callback
@@ -119,6 +121,8 @@ class Job:
         libraries = (*self.spec.architecture.libraries, *runtimes.libraries(self.runtimes[0]))
         is_cuda = self.device.type == "cuda"
         packages = {package: version(package) for package in (*_PACKAGES, *libraries)}
+        if isinstance(self.decoder, ImageDecoder):
+            packages |= _installed(PLUGIN_PACKAGES)
         machine = {
             "device": torch.cuda.get_device_name(self.device) if is_cuda else platform.machine(),
             "cores": os.cpu_count(),
@@ -207,3 +211,12 @@ class Job:
             "input_bytes": sum(size or 0 for size in split.table["size"].to_pylist()),
             "output_bytes": len(split) * self.row_bytes,
         }
+
+
+def _installed(packages: Sequence[str]) -> dict[str, str]:
+    """Returns the versions of those packages that are installed."""
+    versions = {}
+    for package in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return versions

@@ -1,36 +1,31 @@
 """Decodes an image's bytes into the pixels that the backbone takes, in uint8.
 
-torchvision.io decodes most images, Pillow the rest: PNG, CMYK, BMP, TIFF and so on.
+torchvision.io decodes most images, Pillow the rest: PNG, CMYK, BMP, TIFF and so on, tifffile what Pillow can't of TIFF.
 An image without a defined conversion to 8-bit RGB, or a truncated one, is rejected with its reason, never guessed.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import platform
-import warnings
-from collections.abc import Iterator
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 from torchvision.io import ImageReadMode, decode_image
 
+from embedx.data.decoding import tiff
 from embedx.data.decoding.batch_rows import DenseDecoder
+from embedx.data.decoding.beside import picture_alone
+from embedx.data.decoding.colors import to_rgb
+from embedx.data.decoding.opening import JPEG_MAGIC, only_own_limits, open_image, reason_of
+from embedx.data.decoding.orientation import orientation, turn_image, turn_pixels
+from embedx.data.decoding.pictures import decode_tiff, decode_with_pillow, to_tensor
 from embedx.data.reading.files import RejectedInputError
-from embedx.recipe import Preprocessing
+from embedx.recipe import AS_STATED, PixelOptions, Preprocessing
 from embedx.values import MAX_PIXELS
 
-Image.init()
-_FORMATS: list[str] = [
-    name
-    for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA")
-    if name in Image.OPEN
-]
-"""The formats that are read. Pillow knows more; one of them, EPS, would run the file in an interpreter."""
 _NATIVE = {("JPEG", "RGB"), ("JPEG", "L"), ("MPO", "RGB"), ("WEBP", "RGB"), ("WEBP", "RGBA")}
 """The pairs of format and mode, in Pillow's terms, that torchvision.io decodes to the same pixels as Pillow.
 
@@ -45,10 +40,6 @@ _DRAFT_AT_LEAST = 2
 """The factor by which a draft is at least larger than needed; pixels then differ by less than one level on average."""
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _END_OF_JPEG = b"\xff\xd9"
-_ORIENTATION = 0x0112
-"""The EXIF tag of the orientation."""
-_NATIVE_EXIF = {"JPEG", "MPO"}
-"""The formats in which torchvision.io applies the EXIF orientation."""
 
 
 class ImageDecoder(DenseDecoder):
@@ -71,19 +62,28 @@ class ImageDecoder(DenseDecoder):
 
     def decode(self, data: bytes) -> Tensor:
         """Decodes an input's bytes to [3, H, W] uint8, which is still to be resized, as `decode` does."""
-        return decode(data, exif=self.preprocessing.exif, max_pixels=self.max_pixels, steps=self.preprocessing)
+        steps = self.preprocessing
+        return decode(data, exif=steps.exif, max_pixels=self.max_pixels, steps=steps, options=steps.pixels)
 
 
 def decode(
-    data: bytes, *, exif: bool = True, max_pixels: int = MAX_PIXELS, steps: Preprocessing | None = None
+    data: bytes,
+    *,
+    exif: bool = True,
+    max_pixels: int = MAX_PIXELS,
+    steps: Preprocessing | None = None,
+    options: PixelOptions = AS_STATED,
 ) -> Tensor:
     """Decodes an image, or the first picture of an animation or a multi-page file.
+
+    Damage to what stands beside the picture in the file, such as EXIF, is passed over.
 
     Args:
         data: The file's bytes.
         exif: Whether to apply the EXIF orientation.
         max_pixels: The largest number of pixels it may have.
         steps: The preprocessing to follow, if known: a JPEG that it shrinks a lot is decoded at the resized size.
+        options: The reading of deep pixels, further channels, alpha and colour profiles.
 
     Returns:
         [3, H, W] uint8, RGB.
@@ -94,38 +94,54 @@ def decode(
     """
     if not data:
         raise RejectedInputError("the file is empty")
-    with _only_own_limits():
+    how = _How(exif, max_pixels, steps, options)
+    with only_own_limits():
         try:
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
-            if image.width * image.height > max_pixels:
-                raise RejectedInputError(f"too large: {_too_many(image.width, image.height, max_pixels)}")
-            if steps is not None and (pixels := _decode_draft(image, steps, exif=exif)) is not None:
-                return pixels
-            if (pixels := _decode_native(data, image, exif=exif)) is not None:
-                return pixels
-            return _decode_with_pillow(image, exif=exif)
-        except UnidentifiedImageError as error:
-            raise RejectedInputError(f"not an image of a known format (it begins with {data[:8]!r})") from error
+            return _decode(data, how)
         except (RejectedInputError, MemoryError):
             raise
         except Exception as error:  # Pillow's plugins raise almost anything on damaged files
-            raise RejectedInputError(f"can't be decoded: {error}") from error
+            alone = picture_alone(data)
+            if alone is not None and alone != data and (pixels := _decode_rest(alone, how)) is not None:
+                return pixels
+            raise RejectedInputError(reason_of(data, error)) from error
 
 
-@contextlib.contextmanager
-def _only_own_limits() -> Iterator[None]:
-    """Silences Pillow's warnings and lifts its limit on pixels within the context; both apply to the whole process.
+class _How(NamedTuple):
+    exif: bool
+    max_pixels: int
+    steps: Preprocessing | None
+    options: PixelOptions
 
-    The warnings concern files that Pillow then decodes, or refuses by an error.
-    """
-    limit = Image.MAX_IMAGE_PIXELS
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        Image.MAX_IMAGE_PIXELS = None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
+
+def _decode_rest(alone: bytes, how: _How) -> Tensor | None:
+    try:
+        return _decode(alone, how)
+    except (RejectedInputError, MemoryError):
+        raise
+    except Exception:  # noqa: BLE001  (the error of the whole file says more)
+        return None
+
+
+def _decode(data: bytes, how: _How) -> Tensor:
+    try:
+        image = open_image(data)
+    except UnidentifiedImageError:
+        if data.startswith(tiff.MAGIC):
+            _check_size(*tiff.size_of(data), how.max_pixels)
+            return to_tensor(decode_tiff(data, exif=how.exif, options=how.options))
+        raise
+    _check_size(*image.size, how.max_pixels)
+    if how.steps is not None and (pixels := _decode_draft(image, how.steps, how)) is not None:
+        return pixels
+    if (pixels := _decode_native(data, image, how)) is not None:
+        return pixels
+    return to_tensor(decode_with_pillow(data, image, exif=how.exif, options=how.options))
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise RejectedInputError(f"too large: {_too_many(width, height, max_pixels)}")
 
 
 def _too_many(width: int, height: int, allowed: int) -> str:
@@ -139,7 +155,7 @@ def _is_drafted(image: Image.Image, steps: Preprocessing) -> bool:
     return image.format == "JPEG" and is_far_larger and steps.crop_first is None
 
 
-def _decode_draft(image: Image.Image, steps: Preprocessing, *, exif: bool) -> Tensor | None:
+def _decode_draft(image: Image.Image, steps: Preprocessing, how: _How) -> Tensor | None:
     """Decodes a JPEG far larger than needed at a fraction of its size and resizes that; returns None for any other.
 
     The inverse cosine transform then yields fewer pixels, which are means of the full image's.
@@ -147,31 +163,37 @@ def _decode_draft(image: Image.Image, steps: Preprocessing, *, exif: bool) -> Te
     needed, (width, height) = steps.resize, image.size
     if not (isinstance(needed, int) and _is_drafted(image, steps)):
         return None
+    turn = orientation(image) if how.exif else 1
     draft = image.draft(None, (_DRAFT_AT_LEAST * needed, _DRAFT_AT_LEAST * needed))
     if draft is None:
         return None
     _, box = draft  # the part of the draft that is image: its last row and column may reach beyond
     size = width * needed // min(width, height), height * needed // min(width, height)
-    resized = image.convert("RGB").resize(size, _RESAMPLING[steps.interpolation], box)
-    if exif:
-        resized = ImageOps.exif_transpose(resized)
-    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+    resized = to_rgb(image, how.options).resize(size, _RESAMPLING[steps.interpolation], box)
+    return to_tensor(turn_image(resized, turn))
 
 
-def _decode_native(data: bytes, image: Image.Image, *, exif: bool) -> Tensor | None:
+def _decode_native(data: bytes, image: Image.Image, how: _How) -> Tensor | None:
     """Decodes by torchvision.io; returns None for an image that it is not used for, or fails on."""
-    if (image.format, image.mode) not in _NATIVE:
+    if (image.format, image.mode) not in _NATIVE or _concerns(how.options, image):
         return None
-    if exif and "exif" in image.info and image.format not in _NATIVE_EXIF:
-        return None
-    if exif and b"Orientation" in image.info.get("xmp", b""):
-        return None  # only Pillow reads that orientation
     encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     try:
-        pixels = decode_image(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=exif)
+        pixels = decode_image(encoded, mode=ImageReadMode.RGB)
     except RuntimeError:
         return None  # Pillow has the last word, and the better messages
-    return pixels if pixels.dtype == torch.uint8 and pixels.ndim == 3 else None
+    if pixels.dtype != torch.uint8 or pixels.ndim != 3:
+        return None
+    return turn_pixels(pixels, orientation(image)) if how.exif else pixels
+
+
+def _concerns(options: PixelOptions, image: Image.Image) -> bool:
+    """Tells whether the options change the pixels of an image that is native to torchvision.io."""
+    return (
+        options.channels is not None
+        or (options.color is not None and bool(image.info.get("icc_profile")))
+        or (options.background is not None and image.mode == "RGBA")
+    )
 
 
 def is_plain_jpeg(data: bytes, steps: Preprocessing, max_pixels: int = MAX_PIXELS) -> bool:
@@ -179,35 +201,19 @@ def is_plain_jpeg(data: bytes, steps: Preprocessing, max_pixels: int = MAX_PIXEL
 
     Only the headers and the last bytes are examined.
     """
-    if not data.rstrip(b"\0").endswith(_END_OF_JPEG):
+    if not (data.startswith(JPEG_MAGIC) and data.rstrip(b"\0").endswith(_END_OF_JPEG)):
         return False
-    with _only_own_limits():
+    with only_own_limits():
         try:
-            image = Image.open(io.BytesIO(data), formats=["JPEG"])
-            upright = not steps.exif or (
-                image.getexif().get(_ORIENTATION, 1) == 1 and b"Orientation" not in image.info.get("xmp", b"")
-            )
+            image = open_image(data)
+            upright = not steps.exif or orientation(image) == 1
             _resized(image.height, image.width, steps, max_pixels)
         except Exception:  # noqa: BLE001  (`decode` will say what is wrong)
             return False
     usual = image.width * image.height <= max_pixels and not _is_drafted(image, steps)
     usual &= image.info.get("adobe_transform") != 0  # 0 stands for RGB
+    usual &= not _concerns(steps.pixels, image)
     return upright and usual and (image.format, image.mode) in (("JPEG", "RGB"), ("JPEG", "L"))
-
-
-def _decode_with_pillow(image: Image.Image, *, exif: bool) -> Tensor:
-    image.load()
-    if exif:
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        # The high byte, which is also what Pillow keeps of 16-bit RGB.
-        array = (np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)
-        return torch.from_numpy(array).expand(3, -1, -1)
-    if image.mode in ("I", "F"):
-        raise RejectedInputError(f"pixels of mode {image.mode} have no defined 8-bit range; convert the file first")
-    if image.mode in ("P", "PA") and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
 def preprocess(pixels: Tensor, steps: Preprocessing, *, max_pixels: int = MAX_PIXELS) -> Tensor:

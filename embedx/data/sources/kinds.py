@@ -19,7 +19,7 @@ Content = Literal["images", "features"]
 SUFFIXES: dict[Content, frozenset[str]] = {
     "images": frozenset(
         {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"}
-        | {".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".tga"}
+        | {".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif", ".hif", ".jxl", ".jp2", ".tga"}
     ),
     "features": frozenset({".npy", ".safetensors"}),
 }

@@ -16,7 +16,7 @@ from embedx.names import NO_BACKBONE
 
 _BACKBONE_SETTINGS = (
     *("backbone_arg", "weights", "checkpoint", "layer"),
-    *("image_size", "resize", "crop", "crop_pct", "crop_first", "mean", "std", "interpolation"),
+    *("image_size", "resize", "crop", "crop_pct", "crop_first", "mean", "std", "interpolation", "pixels"),
 )
 """The settings that concern a backbone or its images."""
 
