@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, cast
 
 from embedx.errors import ConfigError
-from embedx.recipe import canonical_json
+from embedx.recipe import canonical_json, pixel_faults, pixels_text
 from embedx.values import (
     MAX_PIXELS,
     DecoderName,
@@ -179,6 +179,15 @@ class ExtractConfig:
     )
     interpolation: Interpolation | None = setting(None, help="Interpolation of resizing. Default: the weights'.")
     exif: bool = setting(True, help="Rotate images as their EXIF orientation says.", flag="--exif/--no-exif")
+    pixels: str = setting(
+        "",
+        parser=pixels_text,
+        metavar="KEY=VALUE,…",
+        shown=False,
+        help="Reading of pixels, in the recipe: bits=12 of a camera in files of 16; channels=0:1:2, or one as gray; "
+        "range=0:1, black and white of floats and numbers with a sign; background=white under alpha; color=srgb by the "
+        "colour profile. Default: as the file states; in doubt a reject; alpha and profiles are left out.",
+    )
     decoder: DecoderName = setting("cpu", help="Device that decodes JPEGs; part of the recipe. cuda relieves the CPU.")
     max_pixels: int = setting(
         MAX_PIXELS,
@@ -256,7 +265,8 @@ class ExtractConfig:
             ),
             (len(set(self.layer)) < len(self.layer), f"--layer names a layer twice: {', '.join(self.layer)}"),
         ]
-        return [*out_of_range(self), *(message for wrong, message in checks if wrong), *output_faults(self.out)]
+        found = [*out_of_range(self), *(message for wrong, message in checks if wrong)]
+        return [*found, *pixel_faults(self.pixels), *output_faults(self.out)]
 
     def validate(self) -> None:
         """Raises one ConfigError that names every fault of the settings."""
