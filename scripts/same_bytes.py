@@ -99,7 +99,9 @@ class Run:
         """The bytes of an image of soft spots, of a width and height between 40 and 160 pixels."""
         width, height, spots = (int(number) for number in self.random.integers((40, 40, 3), (161, 161, 9)))
         pixels = self.random.integers(0, 256, (spots, spots, 3), dtype=np.uint8)
-        image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+        image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+        is_deep = mode == "I;16"  # of all 16 bits, which `convert` does not use
+        image = Image.fromarray(np.asarray(image.convert("L")) * np.uint16(257)) if is_deep else image.convert(mode)
         exif = Image.Exif()
         exif[0x0112] = orientation
         content = io.BytesIO()
