@@ -104,7 +104,7 @@ def test_a_config_file_gives_the_settings_and_flags_win(embedx, tmp_path: Path, 
     assert not (tmp_path / "store").exists()
     config.write_text('backbon = "resnet50"\n')
     wrong = embedx("extract", "--config", config)
-    assert wrong.code == 2 and "did you mean backbone?" in wrong.stderr
+    assert wrong.code == 2 and "names that begin so: backbone, backbone-arg" in wrong.stderr
     config.write_text('backbone = "resnet18"\nbatch-size = "many"\nworkers = 1.5\nexif = "maybe"\n')
     wrong = embedx("extract", "--config", config)
     assert wrong.code == 2 and wrong.stderr.count("\n") == 3
