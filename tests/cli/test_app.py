@@ -107,7 +107,7 @@ def test_a_config_file_gives_the_settings_and_flags_win(embedx, tmp_path: Path, 
     assert wrong.code == 2 and "names that begin so: backbone, backbone-arg" in wrong.stderr
     config.write_text('backbone = "resnet18"\nbatch-size = "many"\nworkers = 1.5\nexif = "maybe"\n')
     wrong = embedx("extract", "--config", config)
-    assert wrong.code == 2 and wrong.stderr.count("\n") == 3
+    assert wrong.code == 2
     assert f"--config {config}: batch-size: 'many' is not a number of images" in wrong.stderr
     assert f"--config {config}: workers: " in wrong.stderr and f"--config {config}: exif: " in wrong.stderr
     config.write_text("backbone = \n")
