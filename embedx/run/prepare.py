@@ -26,8 +26,9 @@ from embedx.names import NO_BACKBONE
 from embedx.run.inputs import list_inputs
 from embedx.run.job import Job
 from embedx.run.kept_splits import with_kept_splits
+from embedx.run.take_up import check_same_inputs
 from embedx.store.format.contents import StoredRecipe
-from embedx.store.format.layout import index_files
+from embedx.store.format.layout import index_files, journal_files
 from embedx.store.format.manifest import Manifest, existing_store
 from embedx.system.machine import cores, physical_memory
 from embedx.values import is_url, size_text
@@ -86,8 +87,10 @@ def prepare(
 
 
 def _with_kept_splits(named: Plan, config: ExtractConfig, store: Manifest | None) -> Plan:
-    """Adds the splits that a store has and the run does not name; a store without a unit has none."""
-    if store is not None and index_files(config.out):
+    """Adds the splits that a store has and the run does not name; a store without a row has none."""
+    if store is not None and (index_files(config.out) or journal_files(config.out)):
+        if not config.update:
+            check_same_inputs(named, config.out, store)
         return with_kept_splits(named, config.out, store, config.drop_split)
     ConfigError.check([f"--drop-split {name}: {config.out} has no splits yet" for name in config.drop_split])
     return named

@@ -7,6 +7,7 @@ A row is taken by its key, if its input is of the size and time that it had then
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,14 +18,15 @@ import pyarrow.compute as pc
 from rich.console import Console
 
 from embedx.data.plan import Plan, SplitPlan
-from embedx.errors import StoreError
+from embedx.errors import StoreError, StoreMismatchError
 from embedx.run.changes import same_keys
 from embedx.run.columns import may_have_changed
 from embedx.run.metadata import Flags, Positions
 from embedx.run.update import index_rows
 from embedx.store.format.index import INDEX_SCHEMA, OK, PLACE_SCHEMA, REJECTED, read_index
 from embedx.store.format.journal import records
-from embedx.store.format.layout import Unit, index_files, journal_files
+from embedx.store.format.layout import Unit, folder_name, index_files, journal_files
+from embedx.store.format.manifest import Manifest
 from embedx.store.writing.replacement import leftovers
 from embedx.store.writing.session import StoreSession
 from embedx.store.writing.stock import place_of, whole_units
@@ -81,6 +83,27 @@ def take_up(
         if not len(left[unit]):
             session.earlier.whole.append(unit)
     return left
+
+
+def check_same_inputs(plan: Plan, out: Path, store: Manifest) -> None:
+    """Refuses inputs none of which is in the journals of a split, where nothing else tells that they are others.
+
+    Raises:
+        StoreMismatchError: If the journals' rows would be removed, as their inputs are not those that are named.
+    """
+    journals = {} if index_files(out) else journal_files(out)
+    for name, split in plan.splits.items():
+        keys: list[str] = []
+        for (folder, number), path in journals.items():
+            if folder == folder_name(name):
+                with contextlib.suppress(StoreError):  # told once they are taken up
+                    for record in records(path, Unit(name, number), store.fingerprint):
+                        keys += record.rows["key"].to_pylist()
+        if keys and not pc.any(pc.is_in(split.table["key"], pa.array(keys))).as_py():
+            raise StoreMismatchError(
+                f"the inputs are not those of the store {out}, where {len(keys):,} rows of split {name!r} are computed "
+                f"(such as {keys[0]!r}): name those again, replace them with --update, or choose another folder"
+            )
 
 
 def _set_aside(session: StoreSession) -> pa.Table:

@@ -15,7 +15,7 @@ from rich.console import Console
 import embedx
 from embedx import ExtractConfig
 from embedx.cli import info
-from embedx.errors import Interrupted, StoreMismatchError
+from embedx.errors import ConfigError, Interrupted, StoreMismatchError
 from embedx.heartbeat import Heartbeat
 from embedx.run.extract import extract
 from embedx.store.format.layout import index_files, journal_files, staging_folder
@@ -230,3 +230,34 @@ def test_another_recipe_is_refused_as_it_is_where_a_unit_is_committed(tmp_path: 
     with pytest.raises(StoreMismatchError, match=r"recipe.dtype: float32 → float16"):
         extract(config(images, out, dtype="float16"))
     assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_rows_of_a_split_that_no_run_names_any_more_stay_where_only_a_journal_has_them(
+    tmp_path: Path, images: Path
+) -> None:
+    """Neither a run of another split nor one of other inputs begins the store anew."""
+    out, both = tmp_path / "store", (f"train={images / 'train'}", f"val={images / 'val'}")
+    interrupt(config(images, out, data=both[:1]), 1)
+    told = "store lacks 45 of the 45 inputs of its split 'train', which --data does not name"
+    with pytest.raises(ConfigError, match=told):
+        extract(config(images, out, data=both[1:]))
+    told = r"where 8 rows of split 'train' are computed \(such as 'class-0/00003.ppm'\): name those again"
+    with pytest.raises(ConfigError, match=told):
+        extract(config(images, out, data=(f"train={folder(tmp_path / 'others', 4) / 'val'}",)))
+    assert finish(config(images, out, data=both[:1]))[0] == 45 - 8
+    interrupt(config(images, tmp_path / "two", data=both), 7)  # train is whole, and val journalled
+    with pytest.raises(ConfigError, match="lacks 15 of the 15 inputs of its split 'val'"):
+        extract(config(images, tmp_path / "two", data=both[:1]))
+    assert finish(config(images, tmp_path / "two", data=both))[0] == 15 - 8
+
+
+def test_the_rows_of_an_interrupted_update_of_one_split_outlive_that_of_another(tmp_path: Path, images: Path) -> None:
+    out, named = tmp_path / "store", {name: f"{name}={images / name}" for name in ("train", "val")}
+    extract(config(images, out, data=(named["train"],)))
+    interrupt(config(images, out, data=(named["val"],), update=True), 1)
+    draw(images / "train/class-0/00000-first.ppm", 4712)
+    assert finish(config(images, out, data=(named["train"],), update=True))[0] == 1
+    assert [path.name for path in tmp_path.glob(".*")] == [".store.embedx-left-1"]
+    computed, said = finish(config(images, out, data=(named["val"],), update=True))
+    assert computed == 15 - 8 and "goes on: 54 of 61 rows are there" in said
+    assert list(verify(out)) == [] and not list(tmp_path.glob(".*"))

@@ -87,10 +87,12 @@ def _mounts() -> dict[Path, str]:
 def take_place(new: Path, out: Path) -> None:
     """Puts a complete new store in the old one's place, and removes the files that embedx wrote to the old one.
 
-    What interrupted updates have left is removed first, as the new store has all that it could give.
+    What interrupted updates have left is removed first, as the new store has all that it could give; rows of a split
+    that neither store has stay for the update that names it again.
     """
     for folder in leftovers(out):
-        remove_store(folder)
+        if not _has_further_splits(folder, new, out):
+            remove_store(folder)
     old = new
     if not _exchange(new, out):
         # The file system can't exchange two names; between these two renames only `old` is readable.
@@ -99,6 +101,17 @@ def take_place(new: Path, out: Path) -> None:
         new.rename(out)
     sync_folder(out.parent)
     remove_store(old, rescue_to=out)
+
+
+def _has_further_splits(folder: Path, new: Path, out: Path) -> bool:
+    """Tells whether a store that was set aside has rows of the new one's recipe, in a split of neither other store."""
+    try:
+        aside, *others = (Manifest.read(path) for path in (folder, new, out))
+    except StoreError:
+        return False
+    known = {layout.folder_name(split) for store in others for split in store.plan.splits}
+    splits = {split for files in (layout.index_files, layout.journal_files) for split, _ in files(folder)}
+    return aside.fingerprint == others[0].fingerprint and not splits <= known
 
 
 def leftovers(out: Path) -> list[Path]:
