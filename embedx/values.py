@@ -79,7 +79,7 @@ def expand_path(text: str | Path) -> str:
             raise ValueError(f"{text}: the environment variable {name} is not set; set it, or write the path out")
     path = os.path.expandvars(text)
     if scheme:
-        return _path_of_file_url(path)
+        return path_of_file_url(path)
     path = os.path.expanduser(path)
     if path == "~" or path.startswith("~/"):
         raise ValueError(f"{text}: this user has no home folder; set HOME, or write the path out")
@@ -155,7 +155,12 @@ def output_faults(out: Path) -> list[str]:
     return []
 
 
-def _path_of_file_url(url: str) -> str:
+def path_of_file_url(url: str) -> str:
+    """Returns the path of a `file:` URL, with its `%` escapes resolved.
+
+    Raises:
+        ValueError: If it names another machine.
+    """
     rest = url.partition(":")[2]
     host, path = rest[2:].partition("/")[::2] if rest.startswith("//") else ("", rest[1:])
     if host not in ("", "localhost"):

@@ -6,6 +6,7 @@ import os
 
 from embedx.data.reading.files import absolute, check_urls, is_url, plain_name
 from embedx.errors import ConfigError
+from embedx.values import path_of_file_url
 
 
 class Root:
@@ -33,13 +34,24 @@ class Root:
         return cls(root, closed=True)
 
     def locate(self, path: str) -> str:
-        """Returns the absolute path, or URL, of a path in a table.
+        r"""Returns the absolute path, or URL, of a path in a table.
+
+        A path with `\\` for which there is no file is one of Windows, if there is a file with `/` in their place.
 
         Raises:
-            ValueError: If it leads out of a closed root, or has a NUL byte.
+            ValueError: If it leads out of a closed root, has a NUL byte, or is a `file:` URL of another machine.
         """
         if "\0" in path:
             raise ValueError(f"{path!r} has a NUL byte, as no path has")
+        if path[:7].lower() == "file://":
+            path = path_of_file_url(path)
+        whole = self._whole(path)
+        if "\\" in path and not is_url(whole) and not os.path.lexists(whole):
+            slashed = self._whole(path.replace("\\", "/"))
+            return slashed if os.path.lexists(slashed) else whole
+        return whole
+
+    def _whole(self, path: str) -> str:
         whole = path if path.startswith("/") or is_url(path) else f"{self.folder.rstrip('/')}/{path}"
         if not self.closed:
             # No server takes `..` in a URL for the folder above.

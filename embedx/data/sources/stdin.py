@@ -10,8 +10,10 @@ import pyarrow as pa
 
 from embedx.data.reading.files import FileReader, check_urls, is_url
 from embedx.data.sources.base import SINGLE_SPLIT, Source, as_text, samples_table, sizes_and_times
+from embedx.data.sources.encodings import without_mark
 from embedx.data.sources.kinds import SourceKind, SourceOptions
 from embedx.errors import ConfigError
+from embedx.values import path_of_file_url
 
 STDIN = "-"
 
@@ -19,7 +21,8 @@ STDIN = "-"
 def open_stdin(name: str | None, location: str, options: SourceOptions) -> Mapping[str, Source]:
     r"""Reads the paths or URLs, one per line; with `--null` each ends in a NUL byte, and can hold any other byte.
 
-    A line may end in `\r\n`. Empty lines are left out. Relative paths begin in the current folder. The key is the path
+    A line may end in `\r\n`, and the list begin with a byte-order mark. Empty
+    lines are left out. Relative paths begin in the current folder. The key is the path
     as given. Metadata: `parent`, the path without its last part, null if it has only one.
 
     Raises:
@@ -29,6 +32,8 @@ def open_stdin(name: str | None, location: str, options: SourceOptions) -> Mappi
     if sys.stdin is None or sys.stdin.isatty():
         raise ConfigError("--data -: stdin is no list of paths; pipe one in, as in find … | embedx extract --data -")
     content = sys.stdin.buffer.read()
+    if not options.null:
+        content = _unmarked(content)
     if options.null:
         paths = content.split(b"\0")
     elif b"\0" in content:
@@ -38,13 +43,31 @@ def open_stdin(name: str | None, location: str, options: SourceOptions) -> Mappi
     paths = [path for path in paths if path]
     if not paths:
         raise ConfigError("--data -: there are no paths on stdin; does the command that lists them find any?")
-    check_urls(map(as_text, paths))
-    return {name or SINGLE_SPLIT: Source(("parent",), FileReader(), lambda: _scan(paths))}
+    located = [_located(path) for path in paths]
+    check_urls(map(as_text, located))
+    return {name or SINGLE_SPLIT: Source(("parent",), FileReader(), lambda: _scan(paths, located))}
 
 
-def _scan(paths: list[bytes]) -> pa.Table:
+def _unmarked(content: bytes) -> bytes:
+    try:
+        return without_mark(content)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--data -: the list is not the {error.encoding} text that its first bytes say") from error
+
+
+def _located(path: bytes) -> bytes:
+    """Returns a path as it is, or that of a `file:` URL."""
+    if path[:7].lower() != b"file://":
+        return path
+    try:
+        return os.fsencode(path_of_file_url(os.fsdecode(path)))
+    except ValueError as error:
+        raise ConfigError(f"--data -: {error}") from error
+
+
+def _scan(paths: list[bytes], located: list[bytes]) -> pa.Table:
     here = os.getcwdb()
-    whole = [path if is_url(path) else os.path.join(here, path) for path in paths]
+    whole = [path if is_url(path) else os.path.join(here, path) for path in located]
     sizes, times = sizes_and_times(pa.chunked_array([pa.array(whole, pa.binary())]))
     columns = {
         "key": [as_text(path) for path in paths],

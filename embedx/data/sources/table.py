@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from embedx.arrow import replaced
 from embedx.data.reading.files import FileReader, RejectedInputError, check_urls, is_url
 from embedx.data.sources.base import COMMON_SCHEMA, TARGET, Reader, Source, as_text, repeated, sizes_and_times
+from embedx.data.sources.inline import image_of, is_inline
 from embedx.data.sources.kinds import SourceOptions
 from embedx.data.sources.root import Root
 from embedx.data.sources.table_file import TableFile, open_table_file, table_format
@@ -25,9 +26,9 @@ from embedx.data.sources.written import WRITTEN, as_written
 from embedx.errors import ConfigError
 from embedx.names import RESERVED_COLUMNS
 
-_PATH_COLUMNS = ("path", "image", "file", "filename")
-_ODD = r"^/|://|\x00|(^|/)\.{0,2}(/|$)"
-"""The paths that are absolute, URLs, or have empty, `.` or `..` parts."""
+_PATH_COLUMNS = ("path", "image", "file", "filename", "file_name")
+_ODD = r"^/|://|\x00|\\|(^|/)\.{0,2}(/|$)"
+r"""The paths that are absolute, URLs, have a `\`, or empty, `.` or `..` parts."""
 OPTIONS = frozenset({"path_column", "key_column", "target_column", "split_column", "root"})
 """The fields of SourceOptions that tables are read by."""
 UNIQUE = "choose a column of unique names by --key-column"
@@ -85,21 +86,20 @@ class EmbeddedReader:
             with open_table_file(location) as file, pq.ParquetFile(file, metadata=self._metadata) as parquet:
                 self._images = parquet.read_row_group(group, columns=[self._column], use_threads=False)[self._column]
             self._group = group
-        image: dict[str, Any] | None = self._images[row - self._starts[group]].as_py()
-        return image or {}
+        return image_of(self._images[row - self._starts[group]].as_py())
 
     def _open(self, location: str) -> None:
-        table = TableFile(location)
-        mapped = table.read_arrow() if table_format(location) == ".arrow" else None
-        self._metadata = None if mapped is not None else table.read_metadata()
-        schema = mapped.schema if mapped is not None else self._metadata.schema.to_arrow_schema()
-        self._column = str(_path_column(schema.names, table, self.options))
+        table = TableFile(location, paths=_may_be_paths(self.options))
         self._root = Root.of(location, self.options.root)
-        if mapped is not None:  # all of it is one group, which takes no memory
-            self._starts, self._group, self._images = [0, len(mapped)], 0, mapped[self._column]
-        else:
+        if table_format(location) == ".parquet":
+            self._metadata = table.read_metadata()
+            self._column = str(_path_column(self._metadata.schema.to_arrow_schema().names, table, self.options))
             sizes = [self._metadata.row_group(number).num_rows for number in range(self._metadata.num_row_groups)]
             self._starts, self._group = list(accumulate(sizes, initial=0)), None
+        else:  # one group: an Arrow file is mapped, and a text is read as a whole
+            rows = table.read_arrow() if table_format(location) == ".arrow" else table.read()
+            self._images = rows[str(_path_column(rows.column_names, table, self.options))]
+            self._starts, self._group = [0, len(rows)], 0
         self._location = location
 
 
@@ -127,16 +127,19 @@ def open_part(part: Part, options: SourceOptions) -> Mapping[str | None, Source]
         ConfigError: If the table can't be read, lacks a column or is empty, or a row lacks a value that it needs.
     """
     root = Root.of(part.location, options.root)
-    file = TableFile(part.location, part.partitions)
-    named = (options.path_column, options.key_column, options.split_column, options.target_column, options.group_key)
-    table = file.read([*filter(None, named), *_PATH_COLUMNS, *TARGET_COLUMNS])
+    paths = _may_be_paths(options)
+    file = TableFile(part.location, part.partitions, paths)
+    named = (options.key_column, options.split_column, options.target_column, options.group_key)
+    table = file.read([*filter(None, named), *paths, *TARGET_COLUMNS])
     if part.name and len(table) == 0:
         return {}
     if not table.column_names:
         raise ConfigError(f"--data {part.location}: the table is empty")
     roles = _roles(file, table, options)
     table = _with_text(file, table, roles)
-    embedded = roles.path in file.embedded
+    embedded = roles.path in file.embedded or is_inline(table[roles.path])
+    if embedded and roles.path not in file.embedded:
+        table = replaced(table, roles.path, pa.chunked_array([pa.nulls(len(table), pa.string())]))
     ConfigError.check(
         [
             f"--data {part.location}: {file.place(rows[0])} has no value in the column {column!r} ({len(rows)} in all);"
@@ -150,15 +153,21 @@ def open_part(part: Part, options: SourceOptions) -> Mapping[str | None, Source]
     if target.has_names and target.name in file.written:
         table = replaced(table, str(target.name), as_written(table[target.name], file.written.pop(str(target.name))))
     samples = _samples(file, table, roles, target, root, embedded=embedded)
+    notices = (*target.notices, *_notice_of_windows(file, table[roles.path], samples["path"]))
     if part.name and roles.key is None:
         samples = samples.set_column(0, "key", _keys_of_part(samples["key"], part, root, embedded=embedded))
     reader = EmbeddedReader(options) if embedded else FileReader()
     if roles.split is None:
-        return {None: _source(samples, reader, target.notices)}
+        return {None: _source(samples, reader, notices)}
     splits = pc.unique(table[roles.split]).to_pylist()
-    return {
-        split: _source(samples.filter(pc.equal(table[roles.split], split)), reader, target.notices) for split in splits
-    }
+    return {split: _source(samples.filter(pc.equal(table[roles.split], split)), reader, notices) for split in splits}
+
+
+def _notice_of_windows(file: TableFile, paths: pa.ChunkedArray, located: pa.ChunkedArray) -> list[str]:
+    """Returns a sentence on paths that were read as those of Windows, if there are any."""
+    backslashes = pc.and_(pc.match_substring(paths, "\\"), pc.invert(pc.match_substring(located, "\\")))
+    count = pc.sum(backslashes).as_py()
+    return [f"{file.location}: {count:,} paths have \\ where the files have /, and are read so"] if count else []
 
 
 def _keys_of_part(keys: pa.ChunkedArray, part: Part, root: Root, *, embedded: bool) -> pa.ChunkedArray:
@@ -190,7 +199,12 @@ def _roles(file: TableFile, table: pa.Table, options: SourceOptions) -> _Roles:
 def _path_column(names: Sequence[str], file: TableFile, options: SourceOptions) -> str | None:
     # A column of bytes certainly holds the images; a column of paths beside it may name anything.
     candidates = sorted((name for name in _PATH_COLUMNS if name in names), key=lambda name: name not in file.embedded)
-    return options.path_column or next(iter(candidates), None)
+    only = list(file.embedded) if len(file.embedded) == 1 else []
+    return options.path_column or next(iter([*candidates, *only]), None)
+
+
+def _may_be_paths(options: SourceOptions) -> tuple[str, ...]:
+    return _PATH_COLUMNS if options.path_column is None else (options.path_column,)
 
 
 def _with_text(file: TableFile, table: pa.Table, roles: _Roles) -> pa.Table:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import csv
 import gzip
 import io
 import re
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -19,6 +19,8 @@ import pyarrow.parquet as pq
 
 from embedx.arrow import plain
 from embedx.data.reading.files import is_url, open_file, plain_name
+from embedx.data.sources.encodings import fault_of, to_utf8
+from embedx.data.sources.inline import holds_bytes, holds_images, is_bytes
 from embedx.data.sources.json_lines import parse_json_lines
 from embedx.data.sources.written import differing
 from embedx.errors import ConfigError
@@ -40,14 +42,21 @@ def table_format(location: str) -> str | None:
 class TableFile:
     """One table; a text format is held in memory as a whole.
 
-    Embedded images (columns of structs with `bytes`, as in Hugging Face's image datasets) are read as their `path`s.
+    Embedded images (columns of structs with `bytes`, as in Hugging Face's image datasets) are read as their `path`s,
+    and columns of bytes as nulls if `paths` names them and they hold images.
 
     Raises:
         ConfigError: If it can't be read, or is text in another encoding than UTF-8.
     """
 
-    def __init__(self, location: str, partitions: Mapping[str, str | int | None] | None = None) -> None:
+    def __init__(
+        self,
+        location: str,
+        partitions: Mapping[str, str | int | None] | None = None,
+        paths: Collection[str] = (),
+    ) -> None:
         self.location = location
+        self._paths = paths
         self.partitions = partitions or {}
         """The further columns, each of one value, that the names of the file's folders give."""
         self.embedded: frozenset[str] = frozenset()
@@ -100,11 +109,9 @@ class TableFile:
             reason = getattr(error, "strerror", None) or error
             raise self._fault(f"can't be read ({reason}); check the table's path") from error
         try:
-            data.decode()
+            return to_utf8(data)
         except UnicodeDecodeError as error:
-            line = data.count(b"\n", 0, error.start) + 1
-            raise self._fault(f"line {line} is not UTF-8 text; convert the table") from error
-        return data.removeprefix(codecs.BOM_UTF8)
+            raise self._fault(fault_of(data, error)) from error
 
     def _read_csv(self) -> pa.Table:
         try:
@@ -171,7 +178,7 @@ class TableFile:
         try:
             with open_table_file(self.location) as file, pq.ParquetFile(file) as parquet:
                 schema = parquet.schema_arrow
-                self.embedded = frozenset(field.name for field in schema if _holds_images(field.type))
+                self._find_images(schema, partial(_first_chunks, parquet))
                 yield parquet, schema.names
         except (OSError, EOFError, UnicodeDecodeError, zlib.error, pa.ArrowException) as error:
             reason = getattr(error, "strerror", None) or error
@@ -180,7 +187,8 @@ class TableFile:
     def _read_parquet(self) -> pa.Table:
         """Reads all but the bytes of embedded images."""
         with self._parquet() as (parquet, names):
-            table = parquet.read(columns=[f"{name}.path" if name in self.embedded else name for name in names])
+            leaves = [f"{name}.path" if name in self.embedded else name for name in names]
+            table = parquet.read(columns=leaves)
             table.validate(full=True)  # for example that its text is UTF-8
             given = dict(zip(table.column_names, table.columns, strict=True))
             return pa.table({name: given.get(name, pa.nulls(len(table))) for name in names})
@@ -203,8 +211,16 @@ class TableFile:
         except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
             reason = getattr(error, "strerror", None) or error
             raise self._fault(f"can't be read as Arrow ({reason}); check the table's path") from error
-        self.embedded = frozenset(field.name for field in table.schema if _holds_images(field.type))
+        self._find_images(table.schema, lambda name: table[name].chunks)
         return table
+
+    def _find_images(self, schema: pa.Schema, chunks: Callable[[str], Iterable[pa.Array]]) -> None:
+        self.embedded = frozenset(
+            field.name
+            for field in schema
+            if holds_bytes(field.type)
+            or (field.name in self._paths and is_bytes(field.type) and holds_images(chunks(field.name)))
+        )
 
     def _without_images(self, table: pa.Table) -> pa.Table:
         """Returns the table with the paths of embedded images in their place."""
@@ -232,11 +248,8 @@ def open_table_file(location: str) -> BinaryIO:
         return io.BytesIO(gzip.decompress(file.read()))
 
 
-def _holds_images(kind: pa.DataType) -> bool:
-    if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
-        return False
-    content = kind.field("bytes").type
-    return bool(pa.types.is_binary(content) or pa.types.is_large_binary(content))
+def _first_chunks(parquet: pq.ParquetFile, name: str) -> Iterator[pa.Array]:
+    return (batch.column(0) for batch in parquet.iter_batches(64, columns=[name], use_threads=False))
 
 
 def _without_blanks(column: pa.ChunkedArray) -> pa.ChunkedArray:
