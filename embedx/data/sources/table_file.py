@@ -17,12 +17,12 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from embedx.arrow import plain
+from embedx.arrow import plain, replaced
 from embedx.data.reading.files import is_url, open_file, plain_name
 from embedx.data.sources.encodings import fault_of, to_utf8
 from embedx.data.sources.inline import holds_bytes, holds_images, is_bytes
 from embedx.data.sources.json_lines import parse_json_lines
-from embedx.data.sources.written import differing
+from embedx.data.sources.written import as_written, differing
 from embedx.errors import ConfigError
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -125,6 +125,8 @@ class TableFile:
         except pa.ArrowInvalid as error:
             raise self._fault(self._csv_fault() or error) from error
         self.written = differing(texts, table)
+        for name in [name for name, given in self.written.items() if _loses_digits(table[name].type, given)]:
+            table = replaced(table, name, as_written(table[name], self.written.pop(name)))
         columns = [_without_blanks(column) for column in table.columns]
         return pa.table(columns, names=names)
 
@@ -250,6 +252,11 @@ def open_table_file(location: str) -> BinaryIO:
 
 def _first_chunks(parquet: pq.ParquetFile, name: str) -> Iterator[pa.Array]:
     return (batch.column(0) for batch in parquet.iter_batches(64, columns=[name], use_threads=False))
+
+
+def _loses_digits(guessed: pa.DataType, written: pa.ChunkedArray) -> bool:
+    """Tells whether whole numbers were guessed to be fractions, as they are too large for 64 bits."""
+    return bool(pa.types.is_floating(guessed) and pc.any(pc.match_substring_regex(written, r"^-?\d{16,}$")).as_py())
 
 
 def _without_blanks(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -98,8 +98,10 @@ def _whole_numbers(name: str, column: pa.ChunkedArray, written: pa.ChunkedArray 
     """Returns numbers without a fraction as int64, if all texts are of one form such as `1.0`, or else as the texts."""
     values = column.cast(pa.float64())
     values = pc.if_else(pc.is_nan(values), None, values)
-    if not pc.all(pc.and_(pc.equal(values, pc.floor(values)), pc.less(pc.abs(values), _LARGEST_EXACT))).as_py():
+    if not pc.all(pc.equal(values, pc.floor(values))).as_py():
         return None
+    if not pc.all(pc.less(pc.abs(values), _LARGEST_EXACT)).as_py():
+        return Target(name, as_written(column, written))
     numbers = values.cast(pa.int64())
     forms = (
         None if written is None else pc.equal(written, pc.binary_join_element_wise(numbers.cast(pa.string()), ".0", ""))

@@ -33,7 +33,7 @@ def differing(texts: Mapping[str, pa.ChunkedArray], table: pa.Table) -> dict[str
     """
     found = {}
     for name, column in texts.items():
-        same = pc.fill_null(pc.or_(pc.equal(column, ""), pc.equal(column, spell(table[name]))), False)
+        same = pc.fill_null(pc.or_kleene(pc.equal(column, ""), pc.equal(column, spell(table[name]))), False)
         column = pc.if_else(same, None, column)
         if column.null_count < len(column):
             found[name] = column
