@@ -80,8 +80,7 @@ class ExtractConfig:
         "can be left out. Default: the bundled sample images.",
     )
     path_column: str | None = setting(
-        None,
-        help="Table column with the path of each input. Default: the first of path, image, file, filename, file_name.",
+        None, help="Table column with each input's path. Default: the first of path, image, file, filename, file_name."
     )
     key_column: str | None = setting(None, help="Table column with a unique name for each input. Default: its path.")
     target_column: str | None = setting(
