@@ -12,6 +12,11 @@ from collections.abc import Callable
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_KEPT = (b"tRNS", b"eXIf", b"iCCP")
+_PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+_PNG_STATING = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
+"""The beginnings of the texts that can state an orientation."""
+_TRANSPARENT_BYTES = {0: 2, 2: 6}
+"""The bytes of a tRNS by the type of colour; with a palette it may have any number."""
 LARGEST_TEXT = 16 * 1024**2
 """The bytes above which a PNG's colour profile or text, once unpacked, is left unread; Pillow's own limit is 1 MiB."""
 _JPEG_KEPT = {0xE1: (b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"), 0xE2: (b"ICC_PROFILE\0",), 0xEE: (b"Adobe",)}
@@ -44,7 +49,8 @@ def _png(data: bytes) -> bytes:
         if len(chunk) < 12 + length and _is_ancillary(kind):
             break
         is_whole = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:])
-        if not _is_ancillary(kind) or (kind in _PNG_KEPT and is_whole and _is_readable(chunk)):
+        is_kept = kind in _PNG_KEPT or (kind in _PNG_TEXTS and chunk[8:].startswith(_PNG_STATING))
+        if not _is_ancillary(kind) or (is_kept and is_whole and _is_readable(chunk, color_type=data[25])):
             kept.append(chunk)
         at += 12 + length
     if b"IDAT" in {chunk[4:8] for chunk in kept} and kept[-1][4:8] != b"IEND" and at <= len(data):
@@ -56,17 +62,28 @@ def _is_ancillary(kind: bytes) -> bool:
     return bool(kind[0] & 0x20)
 
 
-def _is_readable(chunk: bytes) -> bool:
-    """Tells whether a whole chunk is none of a colour profile that Pillow does not unpack."""
-    if chunk[4:8] != b"iCCP":
-        return True
-    _, _, content = chunk[8:-4].partition(b"\0")
+def _is_readable(chunk: bytes, color_type: int) -> bool:
+    """Tells whether a whole chunk is one that Pillow reads."""
+    kind, content = chunk[4:8], chunk[8:-4]
+    if kind == b"tRNS":
+        return len(content) >= _TRANSPARENT_BYTES.get(color_type, 1)
+    if kind == b"iCCP" or kind == b"zTXt":
+        content = content.partition(b"\0")[2]
+        return content[:1] == b"\0" and _is_unpacked(content[1:])
+    if kind == b"iTXt":
+        _, _, content = content.partition(b"\0")
+        packed = content[2:].split(b"\0", 2)[-1]
+        return content[:1] == b"\0" or _is_unpacked(packed)
+    return True
+
+
+def _is_unpacked(packed: bytes) -> bool:
     unpacker = zlib.decompressobj()
     try:
-        unpacker.decompress(content[1:], LARGEST_TEXT)
+        unpacker.decompress(packed, LARGEST_TEXT)
     except zlib.error:
         return False
-    return content[:1] == b"\0" and unpacker.eof
+    return unpacker.eof
 
 
 def _jpeg(data: bytes) -> bytes:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from embedx.data.decoding import tiff
+from embedx.data.decoding import jxl, tiff
 from embedx.data.decoding.opening import open_image
 from embedx.data.reading.files import RejectedInputError
 from embedx.recipe import PixelOptions
@@ -58,8 +58,20 @@ def read_samples(image: Image.Image, data: bytes, options: PixelOptions) -> Samp
     if bits == 8:
         return None
     if (deep := _of_mode(image, None)) is not None:
-        return deep._replace(bits=bits)
-    return _deep_color(image, data) if bits is None and _needs_low_bytes(image, options) else None
+        return _with_transparency(deep._replace(bits=bits), image, options)
+    if bits is None and _needs_low_bytes(image, options):
+        return _with_transparency(_deep_color(image, data), image, options)
+    return None
+
+
+def _with_transparency(samples: Samples, image: Image.Image, options: PixelOptions) -> Samples:
+    """Adds the alpha that a PNG states by one transparent colour, where it is composited."""
+    clear = image.info.get("transparency")
+    if image.format != "PNG" or clear is None or samples.has_alpha or options.background is None:
+        return samples
+    is_clear = (samples.values == np.asarray(clear, np.uint16)).all(-1, keepdims=True)
+    alpha = np.where(is_clear, 0, 65535).astype(np.uint16)
+    return samples._replace(values=np.concatenate([samples.values, alpha], axis=-1), has_alpha=True)
 
 
 def read_tiff(data: bytes) -> Samples:
@@ -77,7 +89,7 @@ def stated_bits(image: Image.Image, data: bytes) -> int | None:
     if image.format == "PNG":
         return None if data[24] == 16 else 8
     if image.format == "PPM":
-        numbers = re.findall(rb"\d+", re.sub(rb"#[^\n]*", b"", data[2:1000])[:100])
+        numbers = re.findall(rb"\d+", re.sub(rb"#[^\n]*", b"", data[2:65536])[:100])
         is_deep = data[1:2] in b"2356" and len(numbers) > 2 and int(numbers[2]) > 255
         return (None if int(numbers[2]) == 65535 else 16) if is_deep else 16 if image.mode == "F" else 8
     if image.format == "JPEG2000":
@@ -85,7 +97,7 @@ def stated_bits(image: Image.Image, data: bytes) -> int | None:
         depth = (data[at + 42] & 0x7F) + 1 if 0 <= at < len(data) - 42 else 8
         return None if depth >= 16 else 16 if depth > 8 else 8
     if image.format == "JXL":
-        return None if image.mode in ("I;16", "F") else 8
+        return None if image.mode in ("I;16", "F") or jxl.stated_bits(data) in (None, 16) else 8
     return 16 if image.mode.startswith(("I", "F")) else 8
 
 
@@ -106,12 +118,14 @@ def _of_mode(image: Image.Image, layout: tiff.Layout | None) -> Samples | None:
 
 def _needs_low_bytes(image: Image.Image, options: PixelOptions) -> bool:
     """Tells whether the high bytes of a 16-bit picture, which are what Pillow keeps, are not its reading."""
-    if options.bits not in (None, 16):
+    if options.bits not in (None, 16) or (image.format, image.mode) == ("JXL", "LA"):  # which the plugin misreads
+        return True
+    if image.mode == "RGB" and "transparency" in image.info and options.background is not None:
         return True
     if image.mode == "CMYK" or options.bits is not None:
         return False
     high = np.asarray(image)[..., : 3 if image.mode.startswith("RGB") else 1]
-    is_rounded = image.format == "PPM"
+    is_rounded = image.format in ("PPM", "JXL")
     return int(high.max(initial=0)) < (1 << (_CAMERA_BITS - 8)) + is_rounded
 
 
@@ -133,6 +147,8 @@ def _deep_color(image: Image.Image, data: bytes) -> Samples:
         count = image.width * image.height * 3
         values = np.frombuffer(data, ">u2", count, opened.offset).reshape(image.height, image.width, 3)
         return Samples(values.astype(np.uint16), None, 3)
+    if image.format == "JXL" and (values := jxl.read(data)).dtype == np.uint16:
+        return Samples(values, None, 3 if image.mode.startswith("RGB") else 1, image.mode.endswith("A"))
     high = np.asarray(image)
     colors = 3 if image.mode.startswith("RGB") else 1
     largest = int(high[..., :colors].max(initial=0)) * 256 + 255

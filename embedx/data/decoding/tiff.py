@@ -17,6 +17,19 @@ _COLORS = {2: 3, 5: 4, 6: 3, 8: 3}
 """The number of colours by photometric interpretation; 1 for all others."""
 _ALPHA = (1, 2, 999)
 """The values of ExtraSamples that stand for alpha; 999 is what Corel Draw wrote."""
+_PALETTE = 3
+_NO_RGB = {
+    6: "YCbCr",
+    8: "CIELAB",
+    9: "ICCLAB",
+    10: "ITULAB",
+    32803: "those of a sensor's mosaic (CFA)",
+    32844: "logarithms of luminance (LogL)",
+    32845: "logarithms of luminance (LogLuv)",
+}
+"""The colours by photometric interpretation that are neither gray nor RGB; Pillow alone converts some."""
+_CONVERTED = (7, 33003, 33005)
+"""The compressions whose decoders turn YCbCr into RGB."""
 _UNSIGNED, _SIGNED = 1, 2
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -107,13 +120,21 @@ def read(data: bytes) -> tuple[NDArray[Any], Layout]:
                     "'embedx[formats]'"
                 ) from error
             raise
-        axes = page.axes
+        axes, colormap = page.axes, page.colormap
+        if layout.photometric in _NO_RGB and not (layout.photometric == 6 and int(page.compression) in _CONVERTED):
+            raise RejectedInputError(
+                f"{_told(page)} whose colours are {_NO_RGB[layout.photometric]}, which are not read in this layout; "
+                "convert it to RGB"
+            )
     if axes == "SYX":
         values = np.moveaxis(values, 0, -1)
     elif axes == "YX":
         values = values[..., None]
     elif axes != "YXS":
         raise RejectedInputError(f"its axes are {axes}, and only pictures with channels are read")
+    if layout.photometric == _PALETTE and colormap is not None and values.shape[-1] == 1:
+        colors = np.moveaxis(colormap[:, values[..., 0]] >> 8, 0, -1).astype(np.uint8)  # as Pillow takes the high bytes
+        return colors, layout._replace(photometric=2, channels=3, type_bits=8)
     return values, layout
 
 
@@ -151,4 +172,5 @@ def _open(data: bytes) -> Any:
 
 
 def _told(page: Any) -> str:
-    return f"a TIFF of {page.samplesperpixel} channels of {page.dtype}"
+    count = page.samplesperpixel
+    return f"a TIFF of {count} channel{'s' if count != 1 else ''} of {page.dtype}"

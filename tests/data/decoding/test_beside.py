@@ -184,3 +184,24 @@ def test_damage_to_the_picture_itself_rejects_it() -> None:
     for part in (whole[:-100], whole.replace(b"IDAT", b"IDAx"), whole[:-20] + bytes(4) + whole[-16:]):
         with pytest.raises(RejectedInputError):
             decode(part)
+
+
+@pytest.mark.parametrize("stating", ["eXIf", "profile", "xmp", "xmp, packed"])
+def test_damage_beside_it_leaves_a_pngs_orientation(stating: str) -> None:
+    exif = SIX.tobytes()
+    xmp = b'<x><rdf:Description tiff:Orientation="6"/></x>'
+    stated = {
+        "eXIf": chunk(b"eXIf", exif[6:]),
+        "profile": chunk(
+            b"zTXt",
+            b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n%8d\n%s\n" % (len(exif), exif.hex().encode())),
+        ),
+        "xmp": chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp),
+        "xmp, packed": chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(xmp)),
+    }[stating]
+    damaged = chunk(b"tEXt", b"note\0text", crc=1)
+    assert np.array_equal(decode(png(damaged, stated)).permute(1, 2, 0).numpy(), np.rot90(PICTURE, -1))
+
+
+def test_a_transparent_colour_that_is_cut_short_is_left_out() -> None:
+    assert np.array_equal(decode(png(chunk(b"tRNS", b"\0"))).permute(1, 2, 0).numpy(), PICTURE)

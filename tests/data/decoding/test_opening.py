@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from embedx.data.decoding.images import decode
 from embedx.data.reading.files import RejectedInputError
 from embedx.data.sources.kinds import SUFFIXES
+from embedx.recipe import parse_pixels
 
 pillow_heif = pytest.importorskip("pillow_heif")
 pytest.importorskip("pillow_jxl")
@@ -61,6 +62,25 @@ def test_images_that_need_a_plugin_are_what_it_makes_of_them(name: str) -> None:
 def test_16_bits_of_jpeg_xl_are_those_of_png() -> None:
     values = np.linspace(0, 65535, 24 * 31).astype(np.uint16).reshape(24, 31)
     assert np.array_equal(decode(encode("JXL", values, lossless=True))[1].numpy(), values >> 8)
+
+
+@pytest.mark.parametrize("container", [False, True])
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_cameras_bits_in_jpeg_xl_are_not_taken_for_a_dark_picture(channels: int, container: bool) -> None:
+    imagecodecs = pytest.importorskip("imagecodecs")
+    full = np.random.default_rng(1).integers(0, 2**16, (24, 31, channels), dtype=np.uint16)
+    for shift, setting in ((0, ""), (4, "bits=12")):
+        values = full.copy()
+        values[..., : channels - (channels != 3)] >>= shift
+        data = imagecodecs.jpegxl_encode(values, lossless=True, usecontainer=container)
+        high = values[..., : 1 if channels == 2 else 3].astype(int) >> (8 - shift)
+        pixels = decode(data, options=parse_pixels(setting)).permute(1, 2, 0).numpy()
+        assert abs(pixels - high).max() <= 1  # the decoder of 8 bits rounds
+        if shift:
+            with pytest.raises(RejectedInputError, match="give --pixels bits=12"):
+                decode(data)
+    eight = imagecodecs.jpegxl_encode((full >> 8).astype(np.uint8), lossless=True, usecontainer=container)
+    assert np.array_equal(decode(eight)[0].numpy(), full[..., 0] >> 8)
 
 
 @pytest.mark.parametrize("name", ["heic", "jxl"])

@@ -241,6 +241,58 @@ def saved(array: Any, format: str = "PNG", **options: Any) -> bytes:
 RGBA = RANDOM.integers(0, 256, (48, 64, 4), dtype=np.uint8)
 
 
+CIELAB, FILTERS, PALETTE = 8, 32803, 3
+
+
+def with_photometric(data: bytes, value: int) -> bytes:
+    """The same TIFF, whose colours are said to be others."""
+    entry = struct.pack("<HHI", 262, 3, 1)
+    assert data.count(entry) == 1
+    at = data.index(entry) + len(entry)
+    return data[:at] + struct.pack("<H", value) + data[at + 2 :]
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "photometric", "told"),
+    [
+        (COLOR[..., :3], {"photometric": "rgb"}, CIELAB, "3 channels of uint16 whose colours are CIELAB"),
+        ((COLOR >> 8).astype(np.uint8), {"photometric": "rgb", "extrasamples": [2]}, CIELAB, "colours are CIELAB"),
+        (FULL, {}, FILTERS, "a TIFF of 1 channel of uint16 whose colours are those of a sensor's mosaic"),
+    ],
+)
+def test_other_colours_are_never_taken_for_gray_or_rgb(
+    values: np.ndarray, options: dict[str, Any], photometric: int, told: str
+) -> None:
+    for setting in ("", "bits=12", "channels=0"):
+        assert told in reason(with_photometric(tiff(values, **options), photometric), setting)
+
+
+@pytest.mark.parametrize(("bits", "compression"), [(16, None), (16, "zlib"), (8, "png"), (8, "jpegxl"), (8, None)])
+def test_numbers_of_a_palette_are_its_colours(bits: int, compression: str | None) -> None:
+    if compression in ("png", "jpegxl"):
+        pytest.importorskip("imagecodecs")
+    values = FULL if bits == 16 else (FULL >> 8).astype(np.uint8)
+    palette = RANDOM.integers(0, 2**16, (3, 2**bits), dtype=np.uint16)
+    data = tiff(values, photometric="palette", colormap=palette, compression=compression)
+    assert np.array_equal(read(data), np.moveaxis(palette[:, values] >> 8, 0, -1))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("bits", [12, 16])
+def test_one_transparent_colour_of_16_bits_is_composited_too(channels: int, bits: int) -> None:
+    values = COLOR[..., :channels] >> (16 - bits)
+    clear = (b"tRNS", values[3, 4].astype(">u2").tobytes())
+    high = np.broadcast_to(values >> (bits - 8), (24, 36, 3)).copy()
+    assert np.array_equal(read(png(values, clear), f"bits={bits}"), high)
+    high[(values == values[3, 4]).all(-1)] = 255
+    assert np.array_equal(read(png(values, clear), f"bits={bits},background=white"), high)
+
+
+def test_a_long_comment_hides_no_depth() -> None:
+    header = b"P6\n#" + b"x" * 2000 + b"\n36 24\n65535\n"
+    assert "--pixels bits=12" in reason(header + (COLOR[..., :3] >> 4).astype(">u2").tobytes())
+
+
 def test_channels_are_picked_of_ordinary_pictures_too() -> None:
     for data in (saved(RGBA), saved(RGBA, "WEBP", lossless=True, exact=True), saved(RGBA, "TIFF")):
         assert np.array_equal(read(data, "channels=2:1:0"), RGBA[..., 2::-1])
