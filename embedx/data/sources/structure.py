@@ -27,6 +27,8 @@ _NAME = re.compile(
     r"(?:[-_. ]?(?:set|split|images?|imgs?|data|dataset))?(?:[-_. ]?\d{1,4})?"
 )
 """A split's name with what collections put around it: `train2017`, `test_set`, `train_images`, `seg_train`."""
+_WORD = re.compile(rf"(?<![a-z])({'|'.join(_ROLES)})(?![a-z])")
+"""A split's name as a word in a longer one: `mnist_train`, `01-val`, `trainA` (as `train_a`)."""
 _GUESTS = frozenset(
     {"label", "labels", "annotation", "annotations", "mask", "masks", "gt", "groundtruth", "ground_truth"}
     | {"imagesets", "segmentationclass", "segmentationobject"}
@@ -54,6 +56,21 @@ def role_of(name: str) -> str | None:
     return match and _ROLES.get(match[1], "test")
 
 
+def _roles_of(folder: Folder, names: Sequence[bytes]) -> dict[bytes, str]:
+    """Returns the roles of the folders that have one by their names.
+
+    A word in a name tells it only if there are two roles so, and none for any other folder that holds inputs.
+    """
+    exact = {name: role for name in names if (role := role_of(as_text(name))) is not None}
+    if len(exact) == len(names):
+        return exact
+    words = {name: _WORD.search(re.sub("(?<=[a-z])(?=[A-Z])", "_", as_text(name)).lower()) for name in names}
+    roles = {name: _ROLES[word[1]] for name, word in words.items() if word} | exact
+    others = (name for name in names if name not in roles)
+    certain = len(set(roles.values())) > 1 and not any(folder.enter(name).holds_inputs() for name in others)
+    return roles if certain else exact
+
+
 def read_structure(location: str, folder: Folder, left_out: LeftOut) -> Structure:
     """Reads the splits from the names of the folders in a folder, or in the only one in it that holds inputs.
 
@@ -71,8 +88,8 @@ def read_structure(location: str, folder: Folder, left_out: LeftOut) -> Structur
 def _read(location: str, folder: Folder, left_out: LeftOut, above: tuple[bytes, ...]) -> Structure:
     beside = LeftOut()
     names = folder.folders(beside)
-    roles = {name: role for name in names if (role := role_of(as_text(name))) is not None}
     guests = [name for name in names if as_text(name).lower() in _GUESTS]
+    roles = _roles_of(folder, [name for name in names if name not in guests])
     others = [name for name in names if name not in roles and name not in guests]
     if not roles:
         return _read_below(location, folder, left_out, above, others)

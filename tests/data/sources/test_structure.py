@@ -54,6 +54,11 @@ def classes_by_torchvision(folder: Path) -> dict[str, str]:
         ("train_images", "test_images"),
         ("train", "valid", "validation", "val"),
         ("Train",),
+        ("mnist_train", "mnist_test"),
+        ("cifar10-train", "cifar10-val"),
+        ("01_train", "02_val", "03_test"),
+        ("train", "public_test", "private_test"),
+        ("trainA", "trainB", "testA", "testB"),
     ],
 )
 def test_the_field_s_names_of_splits_are_read(tmp_path: Path, splits: tuple[str, ...]) -> None:
@@ -110,6 +115,12 @@ def test_annotations_are_left_out_beside_splits_and_are_a_class_elsewhere(tmp_pa
     touch(tmp_path / "other", "cat/0.png", f"{guest}/0.png")
     assert listed(tmp_path / "other").classes == sorted(["cat", guest])
     assert listed(tmp_path / "Train").splits.keys() == {"all"}
+
+
+@pytest.mark.parametrize("names", [("bullet_train", "bus"), ("crash_test", "train", "car"), ("steam_train", "trainA")])
+def test_a_word_in_names_tells_of_splits_only_if_all_names_have_one(tmp_path: Path, names: tuple[str, ...]) -> None:
+    touch(tmp_path, *(f"{name}/0.png" for name in names), "docs/train_val.txt")
+    assert listed(tmp_path).classes == sorted(names)
 
 
 def test_folders_without_inputs_do_not_count(tmp_path: Path) -> None:
