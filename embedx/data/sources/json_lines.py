@@ -78,7 +78,7 @@ def _texts(content: bytes, name: str) -> pa.Array:
         value: Any = _AS_WRITTEN.decode(line.decode()).get(name)
         if value is not None and not isinstance(value, str):
             value = json.dumps(json.loads(line)[name], ensure_ascii=False)
-        texts.append(value)
+        texts.append(value and value.encode("utf-8", "backslashreplace").decode())  # half a surrogate pair is no text
     return pa.array(texts, pa.string())
 
 

@@ -153,9 +153,9 @@ def open_part(part: Part, options: SourceOptions) -> Mapping[str | None, Source]
     if target.has_names and target.name in file.written:
         table = replaced(table, str(target.name), as_written(table[target.name], file.written.pop(str(target.name))))
     samples = _samples(file, table, roles, target, root, embedded=embedded)
-    notices = (*target.notices, *_notice_of_windows(file, table[roles.path], samples["path"]))
+    notices = (*target.notices, *_notice_of_windows(file, table[roles.path], samples.column(1)))
     if part.name and roles.key is None:
-        samples = samples.set_column(0, "key", _keys_of_part(samples["key"], part, root, embedded=embedded))
+        samples = samples.set_column(0, "key", _keys_of_part(samples.column(0), part, root, embedded=embedded))
     reader = EmbeddedReader(options) if embedded else FileReader()
     if roles.split is None:
         return {None: _source(samples, reader, notices)}

@@ -207,6 +207,13 @@ def test_nested_metadata_of_json_lines_goes_through_to_the_index(tmp_path: Path,
     assert index["target"].null_count == 8
 
 
+def test_half_a_surrogate_pair_is_escaped_and_a_whole_one_is_a_character(tmp_path: Path) -> None:
+    lines = '{"path": "a", "note": "\\ud800x", "n": {"a": "\\udc00"}}\n{"path": "b", "note": "\\ud83d\\ude00"}\n'
+    table = text(tmp_path / "a.jsonl", lines)
+    assert column(table, "note") == ["\\ud800x", "\N{GRINNING FACE}"]
+    assert column(table, "n") == ['{"a": "\\udc00"}', None]
+
+
 def test_only_the_named_split_is_taken_and_splits_stand_in_the_order_of_the_table(tmp_path: Path) -> None:
     table = text(tmp_path / "t.csv", "path,part\na,val\nb,train\nc,val\n")
     options = SourceOptions(split_column="part")
@@ -358,6 +365,7 @@ BAD = {
     "duplicate keys": ("a.csv", "path\na\nb\na\n", {}, "1 keys occur more than once, such as 'a'"),
     "two columns, one name": ("a.csv", "path,x,x\na,1,2\n", {}, "two columns are named 'x'"),
     "reserved name": ("a.csv", "path,split\na,train\n", {}, "columns can't be named split"),
+    "another path": ("a.csv", "path,image\na,b\n", {"path_column": "image"}, "columns can't be named path"),
     "path that is no text": ("a.jsonl", '{"path": ["a"]}\n', {}, "'path' is list<item: string>"),
     "NUL in a path": ("a.jsonl", '{"path": "a"}\n{"path": "a\\u0000b"}\n', {}, r"line 2: the path 'a\x00b' has a NUL"),
     "no such root": ("a.csv", "path\na\n", {"root": "/no/where"}, "--root /no/where: there is no such folder"),

@@ -308,3 +308,9 @@ def test_saved_data_sets_are_read_with_their_splits_and_without_their_caches() -
     assert planned("listed.arrow").splits["all"].table["key"].to_pylist() == ["a", "b"]
     Path("broken.arrow").write_bytes(b"no Arrow")
     assert "broken.arrow: can't be read as Arrow" in fault("broken.arrow")
+
+
+def test_columns_of_taken_names_are_refused_by_name_in_files_of_a_folder(workplace: Path) -> None:
+    for name in "ab":
+        put(f"t/{name}.csv", PICTURES[:1], key=["x"])
+    assert "columns can't be named key" in fault("t")
