@@ -215,11 +215,11 @@ class ExtractConfig:
     seed: int = setting(0, help="Random seed of --weights random.", lowest=-(2**63), highest=2**63 - 1)
 
     def __post_init__(self) -> None:
-        """Takes one text where several may be given, as the command line does, and expands paths."""
+        """Takes one text or path where several may be given, as the command line does, and expands paths."""
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
             if isinstance(field.default, tuple):
-                object.__setattr__(self, field.name, (value,) if isinstance(value, str) else tuple(value))
+                given = [given] if isinstance(given := getattr(self, field.name), str | os.PathLike) else given
+                object.__setattr__(self, field.name, tuple(map(os.fspath, given)))
         expand_paths(self)
 
     def faults(self) -> list[str]:

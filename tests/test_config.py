@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,9 @@ def test_python_gives_paths_as_text_and_one_source_as_one_text() -> None:
     config = ExtractConfig(backbone="resnet50", out="x", data="photos", checkpoint="w.pth", layer=["layer1", "layer2"])
     assert (config.out, config.checkpoint) == (Path("x"), "w.pth")
     assert (config.data, config.layer, config.backbone_arg) == (("photos",), ("layer1", "layer2"), ())
+    for data in (Path("photos"), [Path("photos")]):
+        config = ExtractConfig(backbone="resnet50", out="x", data=data)  # type: ignore[arg-type]
+        assert config.data == ("photos",) and json.dumps(config.to_json())
 
 
 def test_every_setting_has_help() -> None:

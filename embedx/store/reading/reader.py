@@ -180,7 +180,7 @@ class Store:
 
         Args:
             split: The name of the split.
-            keys: The N keys, each of which is in the split.
+            keys: The N keys, each of which is in the split, or one.
             framework: The kind of arrays, as in `load`.
             name: The name of the tensor, as in `load`.
 
@@ -190,6 +190,7 @@ class Store:
         Raises:
             StoreError: If there is no such split, key or tensor, a key's input was rejected, or a file is damaged.
         """
+        keys = [keys] if isinstance(keys, str) else keys
         index = self.index(split)
         positions = pc.index_in(pa.array(keys, pa.string()), value_set=index["key"].combine_chunks())
         found = index.take(positions)

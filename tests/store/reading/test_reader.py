@@ -115,6 +115,7 @@ def test_rows_are_found_by_their_keys(store: embedx.Store, framework: str) -> No
     assert np.array_equal(found.embeddings, vectors(0, 12)[[7, 0, 11, 0]])
     assert np.array_equal(everything[keys].embeddings, found.embeddings)
     assert np.array_equal(everything["key-7"], found.embeddings[0])
+    assert store.rows("train", "key-11", framework=framework).keys == ["key-11"]
     with pytest.raises(StoreError, match="the key 'key-2' was rejected: "):
         store.rows("train", ["key-1", "key-2"])
     with pytest.raises(StoreError, match="the key 'no' is not there"):
