@@ -120,7 +120,7 @@ def match_tensors(
     if not any(candidate.fits for candidate in candidates):
         for naming in namings(wanted, under_key):
             renamed = {naming.names[name]: tensor for name, tensor in wanted.items()}
-            others = _candidates(renamed, under_key, heads)
+            others = _candidates(renamed, under_key, [_renamed(head, naming.names) for head in heads])
             if any(candidate.fits for candidate in others):
                 candidates, names, changes = others, naming.names, (f"names: {naming.words}",)
                 break
@@ -133,6 +133,15 @@ def match_tensors(
     tensors = {name: chosen.tensors[other] for name, other in names.items() if other in chosen.tensors}
     ignored = tuple(name for name in state if name not in used)
     return CheckpointMatch(tensors, chosen.prefix, ignored, (*changes, *chosen.resampled))
+
+
+def _renamed(head: str, names: Mapping[str, str]) -> str:
+    """Returns the checkpoint's name of a head that is inside a part with tensors of the backbone, such as `2.3`."""
+    part, dot, rest = head.partition(".")
+    for name, other in names.items():
+        if dot and name.startswith(f"{part}.") and other.endswith(name[len(part) :]):
+            return f"{other.removesuffix(name[len(part) :])}.{rest}"
+    return head
 
 
 def _choose(fitting: Sequence[Candidate], source: Path, scope: str | None) -> Candidate:

@@ -60,6 +60,14 @@ def test_children_by_number_are_the_modules_in_their_order(built: str, prefix: s
     assert match.prefix.startswith(prefix)
 
 
+@pytest.mark.parametrize(("name", "head"), [("mobilenet_v3_small", "classifier.3"), ("alexnet", "classifier.6")])
+def test_children_by_number_may_have_the_head_inside_a_part(name: str, head: str) -> None:
+    model = network(name)
+    own, match = filled(name, nn.Sequential(*children(model)).state_dict(), head)
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in own.items())
+    assert match.ignored == tuple(f"2.{head.partition('.')[2]}.{kind}" for kind in ("weight", "bias"))
+
+
 def test_a_part_that_holds_all_may_be_a_checkpoint_by_itself() -> None:
     model = network("squeezenet1_1")
     own, match = filled("squeezenet1_1", dict(model.features.state_dict()), head="classifier.1")
