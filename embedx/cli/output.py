@@ -56,7 +56,7 @@ def data_alone_on_stdout() -> Iterator[None]:
     Descriptor 1 points to stderr meanwhile, so that this holds for C code and for child processes too: a backbone's
     factory may print, and so may the libraries that it uses. A name that stdout's encoding lacks is escaped.
     """
-    stdout, before = sys.stdout, STDOUT.file  # there is no sys.stdout where descriptor 1 was closed
+    stdout = sys.stdout  # there is none where descriptor 1 was closed
     encoding = stdout.encoding if stdout else "utf-8"
     data = os.fdopen(os.dup(1), "w", encoding=encoding, errors="backslashreplace")
     os.dup2(2, 1)
@@ -64,7 +64,7 @@ def data_alone_on_stdout() -> Iterator[None]:
     try:
         yield
     finally:
-        STDOUT.file, sys.stdout = before, stdout
+        STDOUT.file, sys.stdout = None, stdout  # type: ignore[assignment]  # Rich takes None for sys.stdout
         os.dup2(data.fileno(), 1)
         with contextlib.suppress(OSError):  # each print flushes, and has told the error
             data.close()

@@ -64,7 +64,7 @@ def test_too_much_drift_is_one_message_and_exit_code_1(call, stores: Path, tmp_p
 
 
 def test_what_can_not_be_compared_is_one_message(call, stores: Path, tmp_path: Path) -> None:
-    assert call("compare", stores / "single", tmp_path)[0] == 1
+    assert call("compare", stores / "single", tmp_path)[0] == 2
     code, stdout, stderr = call("compare", stores / "single", build_store(tmp_path / "other"))
     assert (code, stdout) == (2, "") and stderr.startswith("error: no row of ") and stderr.count("\n") == 1
 

@@ -28,7 +28,7 @@ def path_parameters() -> Iterator[tuple[str, str]]:
 
 def test_no_parameter_is_a_path_unless_it_is_expanded() -> None:
     """That is, none has Click's own type of paths, which knows neither `~` nor URLs."""
-    assert len(list(path_parameters())) >= 11
+    assert len(list(path_parameters())) >= 10
     unexpanded = [
         (command.name, parameter.name)
         for command in app.registered_commands

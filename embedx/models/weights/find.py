@@ -80,10 +80,16 @@ def given_weights(options: WeightsOptions) -> Weights | None:
     """
     if options.checkpoint is not None:
         path = locate(Path(options.checkpoint))
-        if not path.exists():  # it is still to be fetched
+        if not path.exists() and _is_to_be_fetched(path):
             return Weights("checkpoint", key=options.checkpoint_key)
         return dataclasses.replace(weights_of_file("checkpoint", path), key=options.checkpoint_key)
     return Weights("random", seed=options.seed) if options.weights == "random" else None
+
+
+def _is_to_be_fetched(path: Path) -> bool:
+    from embedx.system.downloads import cache_folder  # which imports what reads URLs
+
+    return path.is_relative_to(cache_folder())
 
 
 def find_weights(options: WeightsOptions, *, download: bool) -> tuple[Weights, WeightsEnum]:

@@ -112,7 +112,9 @@ def test_tars_take_samples_by_the_name_of_their_image(tmp_path: Path) -> None:
 
 def test_patterns_are_for_folders_and_tars(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("path\na.png\n")
-    with pytest.raises(ConfigError, match="--exclude is for tars and folders, and no source is of that kind"):
+    with pytest.raises(
+        ConfigError, match="--exclude is for tars and images and folders, and no source is of that kind"
+    ):
         parse_data([str(tmp_path / "t.csv")], SourceOptions(exclude=("x",)))
 
 
