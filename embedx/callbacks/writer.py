@@ -162,7 +162,8 @@ class EmbeddingsWriter(Callback):
         rows = rows_table(batch, split, self.group_key)
         checked = checked_outputs(outputs, len(rows))
         tensors = in_stored_type(checked, self.dtype)
-        self._check_order(split, batch["index"])
+        if "image_rows" not in batch:  # then a unit's rows come in the order of its images
+            self._check_order(split, batch["index"])
         self._check_forms(tensors)
         if len(rows) == 0:
             return

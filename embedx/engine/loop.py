@@ -111,11 +111,14 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 def unpad(outputs: Any, batch: Batch) -> Any:
     """Drops the rows for a batch's padding, which are those beyond its `index` [n].
 
-    Of [B, ...] tensors this returns [n, ...] views. A batch without an `index` has no padding.
+    Of [B, ...] tensors this returns [n, ...] views. A batch without an `index` has no padding. Where several inputs are
+    one image, the entry `image_rows` [n] names the row of each.
     """
     if "index" not in batch:
         return outputs
     if isinstance(outputs, Tensor):
+        if "image_rows" in batch:
+            return outputs[batch["image_rows"].to(outputs.device)]
         return outputs[: len(batch["index"])]
     return {name: unpad(value, batch) for name, value in outputs.items()}
 

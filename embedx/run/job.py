@@ -156,6 +156,7 @@ class Job:
             workers=self.workers,
             pin_memory=self.device.type == "cuda",
             again=again,
+            unique_keys=self.config.key_column is not None,
             timeout=self.config.timeout,
         )
 

@@ -7,8 +7,9 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
+import numpy as np
 import pyarrow as pa
 from torch.utils.data import Dataset, Sampler
 
@@ -83,6 +84,31 @@ class Batches(Dataset[dict[str, Any]]):
             return None, size, digest
         buffer.zero(row)
         return reason, size, digest
+
+
+class UniqueRows(NamedTuple):
+    """Units without the rows whose input another row of the same unit has already."""
+
+    units: Sequence[Sequence[int]]
+    """The rows of each unit that are loaded: the first one of every input."""
+    repeats: dict[int, list[int]]
+    """All the rows of an input that recurs in a unit, by the first of them."""
+
+    @classmethod
+    def of(cls, plan: SplitPlan, units: Sequence[Sequence[int]]) -> Self:
+        """Finds the rows with the same path; an input at an offset of a file has one row."""
+        encoded = plan.table["path"].combine_chunks().dictionary_encode()
+        codes = encoded.indices.to_numpy()
+        if len(encoded.dictionary) == len(codes) or plan.table["offset"].null_count < len(codes):
+            return cls(units, {})
+        unique, repeats = [], {}
+        for rows in map(np.asarray, units):
+            _, firsts, group = np.unique(codes[rows], return_index=True, return_inverse=True)
+            unique.append(rows[np.sort(firsts)].tolist())
+            counts = np.bincount(group)
+            for number in np.flatnonzero(counts > 1).tolist():
+                repeats[int(rows[firsts[number]])] = rows[group == number].tolist()
+        return cls(unique, repeats)
 
 
 class UnitBatches(Sampler[list[Order]]):

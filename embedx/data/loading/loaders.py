@@ -7,6 +7,8 @@ A batch is a plain dict; B is the batch size, n ≤ B the number of its inputs:
     index     [n] int64, each input's place in its split of the store
     keys, paths, offsets, mtime_ns, groups, reasons, bytes, sha256   lists of n; the reason of a decoded input is None
     targets   [n] int64, -1 where unknown; left out if the split has none
+    image_rows  [n] int64, the row of `images` that each input has; only where inputs of a batch are one image, then n
+              may be larger than B
     metadata  the source's own columns, by name, as n-row arrow arrays
 """
 
@@ -20,7 +22,7 @@ import pyarrow as pa
 import torch
 
 from embedx.data.decoding.batch_rows import Decoder, batch_bytes
-from embedx.data.loading.batches import Batches, UnitBatches
+from embedx.data.loading.batches import Batches, UniqueRows, UnitBatches
 from embedx.data.loading.circumstances import NO_END, tried_twice
 from embedx.data.loading.isolation import InHand, find_fatal
 from embedx.data.loading.torch_workers import TorchWorkers, WorkerCounts, WorkerLostError
@@ -42,6 +44,7 @@ class SplitLoader:
             run, and a hanging one stalls it.
         pin_memory: Whether batches come in pinned memory, from which CUDA copies asynchronously.
         again: The rows that an earlier run has tried and rejected.
+        unique_keys: Whether keys are no paths, so that rows of a unit may be of one input, which is loaded once.
         timeout: The seconds after which a worker gives up an input, which is then rejected.
 
     Raises:
@@ -58,12 +61,15 @@ class SplitLoader:
         workers: int,
         pin_memory: bool = False,
         again: Collection[int] = (),
+        unique_keys: bool = False,
         timeout: float = 300.0,
     ) -> None:
         self.inputs = sum(len(unit) for unit in units)
         self._plan = plan
         self._has_targets = plan.table["target"].null_count < len(plan)
-        self._batches = UnitBatches(plan, units, batch_size)
+        unique = UniqueRows.of(plan, units) if unique_keys else UniqueRows(units, {})
+        self._repeats = unique.repeats
+        self._batches = UnitBatches(plan, unique.units, batch_size)
         self._dataset = Batches(plan.reader, decoder, batch_size)
         self._timeout = timeout
         self._again = again
@@ -138,9 +144,19 @@ class SplitLoader:
                 fatal |= {orders[position].row: reason for position, reason in found.items()}
         return fatal
 
+    def _with_repeats(self, batch: dict[str, Any], rows: Sequence[int]) -> list[int]:
+        """Gives a batch all rows of its inputs, in order, and the entry `image_rows`; returns these rows."""
+        places = sorted((each, place) for place, row in enumerate(rows) for each in self._repeats.get(row, (row,)))
+        image_rows = [place for _, place in places]
+        batch |= {name: [batch[name][place] for place in image_rows] for name in ("reasons", "bytes", "sha256")}
+        batch["image_rows"] = torch.tensor(image_rows)
+        return [row for row, _ in places]
+
     def _with_plan_columns(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Replaces the entry `plan_rows` of a batch by the entries that the plan has of these rows."""
         rows = batch.pop("plan_rows")
+        if not self._repeats.keys().isdisjoint(rows):
+            rows = self._with_repeats(batch, rows)
         samples = self._plan.table.take(pa.array(rows, pa.int64()))
         reasons = zip(rows, batch["reasons"], strict=True)
         batch |= {
