@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from embedx.cli.options import DebugOption, JsonOption
+from embedx.cli.options import DebugOption, JsonOption, plainly
 from embedx.cli.output import STDERR, STDOUT, count_text, facts_table, numbers_table, one_line, print_json
 from embedx.errors import ConfigError, EmbedxError
 from embedx.values import local_path
@@ -21,9 +21,14 @@ _ALL = "(all)"
 
 def command(
     a: Annotated[
-        Path, typer.Argument(metavar="A", help="First store, such as one made before an upgrade.", parser=local_path)
+        Path,
+        typer.Argument(
+            metavar="A", help="First store, such as one made before an upgrade.", parser=plainly(local_path)
+        ),
     ],
-    b: Annotated[Path, typer.Argument(metavar="B", help="Second store, of the same inputs.", parser=local_path)],
+    b: Annotated[
+        Path, typer.Argument(metavar="B", help="Second store, of the same inputs.", parser=plainly(local_path))
+    ],
     name: Annotated[
         list[str] | None,
         typer.Option(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from embedx.cli.options import DebugOption, JsonOption
+from embedx.cli.options import DebugOption, JsonOption, plainly
 from embedx.cli.output import print_json, print_line
 from embedx.system.torch_imports import import_torchvision
 from embedx.values import expand_backbone
@@ -15,7 +15,9 @@ from embedx.values import expand_backbone
 def command(
     backbone: Annotated[
         str,
-        typer.Argument(metavar="BACKBONE", help="Model, as in `embedx extract --backbone`.", parser=expand_backbone),
+        typer.Argument(
+            metavar="BACKBONE", help="Model, as in `embedx extract --backbone`.", parser=plainly(expand_backbone)
+        ),
     ],
     image_size: Annotated[
         int | None, typer.Option("--image-size", min=1, help="Height and width of the image. Default: the weights'.")

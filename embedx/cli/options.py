@@ -18,6 +18,19 @@ from embedx.errors import ConfigError, unknown
 from embedx.values import local_path
 
 
+def plainly(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Makes a parser of a parameter refuse a value in its own words alone, without the type of its error."""
+
+    @functools.wraps(parse)
+    def parser(value: Any) -> Any:
+        try:
+            return parse(value)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+
+    return parser
+
+
 def with_config_options(config: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Gives a command one option per field of a configuration, which the command receives as its `config`.
 
@@ -108,13 +121,13 @@ def _silence(wanted: bool) -> bool:
 
 StoreArgument = Annotated[
     Path,
-    typer.Argument(metavar="STORE", help="Folder that `embedx extract` wrote.", parser=local_path),
+    typer.Argument(metavar="STORE", help="Folder that `embedx extract` wrote.", parser=plainly(local_path)),
 ]
 ConfigFileOption = Annotated[
     Path | None,
     typer.Option(
         "--config",
-        parser=local_path,
+        parser=plainly(local_path),
         metavar="PATH",
         help="TOML file with any of these options, without their dashes; flags win.",
         callback=load_config_file,
@@ -153,6 +166,8 @@ def _option(field: dataclasses.Field[Any]) -> Any:
     flag = metadata.get("flag") or "--" + field.name.replace("_", "-")
     flags = [flag, metadata["short"]] if metadata["short"] else [flag]
     extra = {name: metadata[name] for name in ("parser", "metavar") if name in metadata}
+    if "parser" in extra:
+        extra["parser"] = plainly(extra["parser"])
     return typer.Option(*flags, help=metadata["help"], show_default=metadata.get("shown", True), **extra)
 
 

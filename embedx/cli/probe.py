@@ -13,6 +13,7 @@ from embedx.cli.options import (
     JsonOption,
     QuietOption,
     StoreArgument,
+    plainly,
     with_config_options,
 )
 from embedx.cli.output import STDERR, STDOUT, facts_table, numbers_table, one_line, print_json
@@ -32,7 +33,9 @@ def command(
     config: ProbeConfig,
     plot: Annotated[
         Path | None,
-        typer.Option("--plot", help="PNG file to draw the confusion matrix into.", metavar="PATH", parser=local_path),
+        typer.Option(
+            "--plot", help="PNG file to draw the confusion matrix into.", metavar="PATH", parser=plainly(local_path)
+        ),
     ] = None,
     config_file: ConfigFileOption = None,
     as_json: JsonOption = False,
