@@ -182,9 +182,7 @@ def to_eight_bits(samples: Samples, options: PixelOptions) -> Image.Image:
     if samples.is_white_zero:
         pixels = 255 - pixels
     if has_alpha:
-        shift = 8 * (values.dtype.itemsize - 1) if values.dtype.kind == "u" else None
-        alpha = values[..., -1:] >> shift if shift is not None else np.full_like(pixels[..., :1], 255)
-        pixels = np.concatenate([pixels, alpha.astype(np.uint8)], axis=-1)
+        pixels = np.concatenate([pixels, _alpha(values[..., -1:], samples.bits or options.bits)], axis=-1)
     return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
 
 
@@ -215,6 +213,19 @@ def _scaled(values: NDArray[Any], stated: int | None, options: PixelOptions) -> 
         raise RejectedInputError(
             f"{_told(values)}, which are more than {bits} bits; give --pixels bits={largest.bit_length()} or more"
         )
+    return _from_bits(values, bits)
+
+
+def _alpha(values: NDArray[Any], bits: int | None) -> NDArray[np.uint8]:
+    """Returns alpha, which has the colours' bits unless it holds larger numbers; that of fractions is left out."""
+    if values.dtype.kind != "u":
+        return np.full(values.shape, 255, np.uint8)
+    whole = 8 * values.dtype.itemsize
+    fits = bits is not None and int(values.max(initial=0)) < 1 << bits
+    return _from_bits(values, bits if bits is not None and fits else whole)
+
+
+def _from_bits(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     if bits < 8:
         return (values.astype(np.uint16) * 255 // ((1 << bits) - 1)).astype(np.uint8)
     return (values >> (bits - 8)).astype(np.uint8)

@@ -326,6 +326,16 @@ def test_alpha_is_composited_where_that_is_asked(name: str, color: str) -> None:
     assert np.abs(read(data, f"background={color}").astype(int) - expected).max() <= (2 if name == "jpeg" else 0)
 
 
+@pytest.mark.parametrize("alpha_bits", [12, 16])
+@pytest.mark.parametrize("channels", [[0, 3], [0, 1, 2, 3]])
+def test_alpha_of_a_camera_has_the_colours_bits_or_16(channels: list[int], alpha_bits: int) -> None:
+    shifts = np.array([4] * (len(channels) - 1) + [alpha_bits - 8])
+    deep = RGBA[..., channels].astype(np.uint16) << shifts.astype(np.uint16)
+    image = Image.fromarray(RGBA[..., channels]).convert("RGBA")
+    expected = np.array(Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB"))
+    assert np.array_equal(read(png(deep), "bits=12,background=white"), expected)
+
+
 def profile(name: str) -> bytes:
     """A profile that is not sRGB: XYZ of it, or sRGB's with other colours in place of red and blue."""
     own = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
