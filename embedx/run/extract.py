@@ -7,7 +7,7 @@ import itertools
 import shutil
 import time
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 
 import torch
 from rich.console import Console
@@ -109,10 +109,10 @@ def _ran_on(job: Job, runtime: str) -> dict[str, str | int]:
 def _update(job: Job, session: StoreSession, console: Console) -> Layout | None:
     """Compares the plan with the store's rows and begins an update; None if the store needs none."""
     config = job.config
-    can_replace = is_replaceable(session.out)
+    can_replace = cache(partial(is_replaceable, session.out))  # asked only where it matters, as it may move the folder
 
     def retries(reason: str) -> bool:
-        return config.retry_rejected or (can_replace and deserves_another_try(reason))
+        return config.retry_rejected or (deserves_another_try(reason) and can_replace())
 
     if not session.needs_comparison and not any(map(retries, session.rejected_reasons)):
         return None

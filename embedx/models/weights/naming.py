@@ -73,9 +73,7 @@ def _numbered(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Iter
     for name, tensor in wanted.items():
         part, _, rest = name.partition(".")
         parts.setdefault(part, {})[rest] = tensor
-    for root in dict.fromkeys(
-        name[: match.start()] for name in state for match in re.finditer(r"(?<![^.])\d+\.", name)
-    ):
+    for root in dict.fromkeys(name[: match.start()] for name in state for match in _NUMBER.finditer(name)):
         numbers = _numbers_of(parts, root, {name: state[name] for name in state if name.startswith(root)})
         if numbers is not None:
             names = {name: f"{numbers[name.partition('.')[0]]}.{name.partition('.')[2]}" for name in wanted}
