@@ -118,6 +118,10 @@ class FiniteCheck:
         return None
 
 
+FINITE_CHECK = FiniteCheck()
+"""The check of rows that a forward pass computes, whose results nobody else hears of."""
+
+
 def _has_finite_sum(values: Tensor) -> bool:
     """Tells whether the sum shows that all values are finite; False also for those on another device than the CPU."""
     if values.device.type != "cpu":

@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from embedx.callbacks.finite_rows import FiniteCheck
+from embedx.callbacks.finite_rows import FINITE_CHECK, FiniteCheck
 from embedx.callbacks.pending_outputs import PendingOutputs, copier_for
 from embedx.callbacks.rows_table import rows_table
 from embedx.callbacks.writable_outputs import checked_outputs, in_stored_type
@@ -76,7 +76,7 @@ class EmbeddingsWriter(Callback):
         recipe: Mapping[str, Any] | None = None,
         session: StoreSession | None = None,
         allow_nonfinite: bool = False,
-        finite_check: FiniteCheck = FiniteCheck(),  # noqa: B008  (it is frozen)
+        finite_check: FiniteCheck = FINITE_CHECK,
         test_connector: CallbackConnector | None = None,
     ) -> None:
         super().__init__(test_connector=test_connector)

@@ -21,7 +21,7 @@ class _Kind(NamedTuple):
     """The message for users; {error} stands for the library's own."""
 
 
-_AGAIN = "; once that is done, the same command goes on from what is committed"
+_AGAIN = "; once that is done, the same command goes on from what is kept"
 _NO_MEMORY = "memory is short ({error}); give a smaller --batch-size or fewer --workers" + _AGAIN
 _KINDS = (
     _Kind(

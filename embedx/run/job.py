@@ -19,11 +19,11 @@ from torch import nn
 from embedx.callbacks.finite_rows import FiniteCheck
 from embedx.callbacks.progress import ProgressBar
 from embedx.config import ExtractConfig
+from embedx.data.decoding import extra
 from embedx.data.decoding.batch_rows import Decoder, DenseDecoder
 from embedx.data.decoding.features import FeatureDecoder
 from embedx.data.decoding.images import ImageDecoder
 from embedx.data.decoding.nvjpeg import CopyToDevice, DecodeOnDevice, PartialDecoder
-from embedx.data.decoding.opening import PLUGIN_PACKAGES
 from embedx.data.loading.loaders import SplitLoader
 from embedx.data.plan import Plan, SplitPlan
 from embedx.engine.callback import Callback
@@ -122,7 +122,7 @@ class Job:
         is_cuda = self.device.type == "cuda"
         packages = {package: version(package) for package in (*_PACKAGES, *libraries)}
         if isinstance(self.decoder, ImageDecoder):
-            packages |= _installed(PLUGIN_PACKAGES)
+            packages |= _installed(extra.PACKAGES)
         machine = {
             "device": torch.cuda.get_device_name(self.device) if is_cuda else platform.machine(),
             "cores": os.cpu_count(),

@@ -10,6 +10,9 @@ import struct
 import zlib
 from collections.abc import Callable
 
+from embedx.data.decoding import tiff
+
+JPEG_MAGIC = b"\xff\xd8\xff"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_KEPT = (b"tRNS", b"eXIf", b"iCCP")
 _PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
@@ -158,8 +161,8 @@ def _tiff(data: bytes) -> bytes:
 
 _FORMATS: tuple[tuple[bytes | tuple[bytes, ...], Callable[[bytes], bytes]], ...] = (
     (_PNG, _png),
-    (b"\xff\xd8\xff", _jpeg),
+    (JPEG_MAGIC, _jpeg),
     (b"RIFF", _webp),
     (b"GIF8", _gif),
-    ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), _tiff),
+    (tiff.MAGIC, _tiff),
 )

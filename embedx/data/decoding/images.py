@@ -17,9 +17,9 @@ from torchvision.io import ImageReadMode, decode_image
 
 from embedx.data.decoding import tiff
 from embedx.data.decoding.batch_rows import DenseDecoder
-from embedx.data.decoding.beside import picture_alone
+from embedx.data.decoding.beside import JPEG_MAGIC, picture_alone
 from embedx.data.decoding.colors import to_rgb
-from embedx.data.decoding.opening import JPEG_MAGIC, only_own_limits, open_image, reason_of
+from embedx.data.decoding.opening import only_own_limits, open_image, reason_of
 from embedx.data.decoding.orientation import orientation, turn_image, turn_pixels
 from embedx.data.decoding.pictures import decode_tiff, decode_with_pillow, to_tensor
 from embedx.data.reading.files import RejectedInputError

@@ -5,14 +5,13 @@ Pillow's plugin gives 8 bits of pictures in colour, whatever they have.
 
 from __future__ import annotations
 
-import importlib
 import struct
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedx.data.reading.files import RejectedInputError
+from embedx.data.decoding.extra import import_package
 
 _CODESTREAM = b"\xff\x0a"
 _SIDE_BITS = (9, 13, 18, 30)
@@ -71,10 +70,5 @@ def read(data: bytes) -> NDArray[Any]:
     Raises:
         RejectedInputError: If the package imagecodecs is not installed.
     """
-    try:
-        imagecodecs: Any = importlib.import_module("imagecodecs")
-    except ImportError as error:
-        raise RejectedInputError(
-            "a JPEG XL of 16 bits, which needs the package imagecodecs; install it by pip install 'embedx[formats]'"
-        ) from error
+    imagecodecs = import_package("imagecodecs", "a JPEG XL of 16 bits, which needs")
     return np.asarray(imagecodecs.jpegxl_decode(data))

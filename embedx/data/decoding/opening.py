@@ -14,20 +14,18 @@ from typing import NamedTuple
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError, features
 
-from embedx.data.decoding.beside import LARGEST_TEXT
+from embedx.data.decoding.beside import JPEG_MAGIC, LARGEST_TEXT
+from embedx.data.decoding.extra import INSTALL
 from embedx.data.reading.files import RejectedInputError
 
 Image.init()
 logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)  # what it logs, it also raises
-JPEG_MAGIC = b"\xff\xd8\xff"
 _FORMATS: list[str] = [
     name
     for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA")
     if name in Image.OPEN
 ]
 """The formats that are read. Pillow knows more; one of them, EPS, would run the file in an interpreter."""
-PLUGIN_PACKAGES = ("imagecodecs", "pillow-heif", "pillow-jxl-plugin", "tifffile")
-"""The packages of the extra `formats`, which decode where they are installed."""
 
 
 class _Plugin(NamedTuple):
@@ -45,7 +43,6 @@ class _Plugin(NamedTuple):
     advice: str
 
 
-_EXTRA = "install it by pip install 'embedx[formats]'"
 _PLUGINS = (
     _Plugin(
         "AVIF",
@@ -61,7 +58,7 @@ _PLUGINS = (
         re.compile(rb".{4}ftyp(?:hei[cxms]|hev[cxms]|mif[12]|msf1)", re.DOTALL),
         "pillow_heif",
         "register_heif_opener",
-        f"it needs the package pillow-heif; {_EXTRA}",
+        f"it needs the package pillow-heif; {INSTALL}",
     ),
     _Plugin(
         "JXL",
@@ -69,7 +66,7 @@ _PLUGINS = (
         re.compile(rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n", re.DOTALL),
         "pillow_jxl",
         "",
-        f"it needs the package pillow-jxl-plugin; {_EXTRA}",
+        f"it needs the package pillow-jxl-plugin; {INSTALL}",
     ),
 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import logging
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from embedx.data.decoding.extra import INSTALL, import_package
 from embedx.data.reading.files import RejectedInputError
 
 _COLORS = {2: 3, 5: 4, 6: 3, 8: 3}
@@ -116,8 +116,7 @@ def read(data: bytes) -> tuple[NDArray[Any], Layout]:
         except (KeyError, ValueError) as error:
             if "imagecodecs" in str(error):
                 raise RejectedInputError(
-                    f"{_told(page)}, compressed in a way that needs the package imagecodecs; install it by pip install "
-                    "'embedx[formats]'"
+                    f"{_told(page)}, compressed in a way that needs the package imagecodecs; {INSTALL}"
                 ) from error
             raise
         axes, colormap = page.axes, page.colormap
@@ -161,12 +160,7 @@ def about(data: bytes) -> About:
 
 
 def _open(data: bytes) -> Any:
-    try:
-        tifffile: Any = importlib.import_module("tifffile")
-    except ImportError as error:
-        raise RejectedInputError(
-            "a TIFF whose channels, bits or type need the package tifffile; install it by pip install 'embedx[formats]'"
-        ) from error
+    tifffile = import_package("tifffile", "a TIFF whose channels, bits or type need")
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it warns of, it also raises where it matters
     return tifffile.TiffFile(io.BytesIO(data))
 

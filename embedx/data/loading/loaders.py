@@ -111,7 +111,7 @@ class SplitLoader:
                     raise LoaderError(
                         f"the processes that decode images die again and again ({error}), and no single image is at "
                         "fault; if memory is short, give fewer --workers; the same command goes on from what is "
-                        "committed"
+                        "kept"
                     ) from error
                 if fruitless > 1:
                     self._workers = max(1, self._workers // 2)  # an image may fit into memory alone, not beside others
