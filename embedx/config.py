@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
+from embedx import paths
 from embedx.errors import ConfigError
 from embedx.recipe import canonical_json, pixel_faults, pixels_text
 from embedx.values import (
@@ -25,18 +26,11 @@ from embedx.values import (
     Precision,
     RuntimeName,
     StoredDtype,
-    expand_backbone,
-    expand_path,
-    expand_paths,
-    is_url,
-    local_path,
     out_of_range,
-    output_faults,
     parse_batch_size,
     parse_channels,
     parse_resize,
     parse_size,
-    without_credentials,
 )
 
 
@@ -47,14 +41,13 @@ def setting(default: Any = dataclasses.MISSING, *, help: str, short: str = "", *
         default: The value without the option; a setting without a default must be given.
         help: The option's help, which ends with the default where the value itself does not tell it.
         short: The option's short form, such as `-b`.
-        **extra: Further facts: `flag`, `positional`, `parser`, `metavar`, `shown` (the default in words), `lowest` and
-            `highest` (the valid numbers), and `path` (the function of `embedx.values` that
-            expands it).
+        **extra: Further facts: `flag`, `parser`, `metavar`, `shown` (the default in words), `lowest`, `highest`, and
+            `path` (the function of `embedx.paths` that expands it).
     """
     return dataclasses.field(default=default, metadata={"help": help, "short": short, **extra})
 
 
-LOCAL: dict[str, Any] = {"path": local_path, "metavar": "PATH"}
+LOCAL: dict[str, Any] = {"path": paths.local_path, "metavar": "PATH"}
 """The further facts of a setting that is a path on this machine."""
 _CHANNELS: dict[str, Any] = {"parser": parse_channels, "metavar": "R,G,B"}
 
@@ -64,7 +57,7 @@ class ExtractConfig:
     """The settings of one `embedx extract`."""
 
     backbone: str = setting(
-        path=expand_backbone,
+        path=paths.expand_backbone,
         help="Model to run: a name that `embedx backbones` lists, timm:NAME, hf:NAME or hf:FOLDER, a program's file, "
         "module:factory, or none if the inputs are features.",
     )
@@ -88,7 +81,7 @@ class ExtractConfig:
     )
     split_column: str | None = setting(None, help="Table column with the split of each input.")
     root: str | None = setting(
-        None, help="Folder or URL where a table's relative paths start. Default: its own.", path=expand_path
+        None, help="Folder or URL where a table's relative paths start. Default: its own.", path=paths.expand_path
     )
     include: tuple[str, ...] = setting(
         (),
@@ -106,7 +99,7 @@ class ExtractConfig:
     checkpoint: str | None = setting(
         None,
         help="File, folder or URL to load the backbone's weights from, instead of --weights.",
-        path=expand_path,
+        path=paths.expand_path,
         metavar="PATH|URL",
     )
     checkpoint_key: str | None = setting(
@@ -220,7 +213,7 @@ class ExtractConfig:
             if isinstance(field.default, tuple):
                 given = [given] if isinstance(given := getattr(self, field.name), str | os.PathLike) else given
                 object.__setattr__(self, field.name, tuple(map(os.fspath, given)))
-        expand_paths(self)
+        paths.expand_paths(self)
 
     def faults(self) -> list[str]:
         """Returns everything that is wrong with the settings themselves, one message each."""
@@ -236,7 +229,7 @@ class ExtractConfig:
                 f"--checkpoint and --weights {self.weights} both name the weights; give one of them",
             ),
             (
-                self.checkpoint is not None and not (is_url(self.checkpoint) or Path(self.checkpoint).exists()),
+                self.checkpoint is not None and not (paths.is_url(self.checkpoint) or Path(self.checkpoint).exists()),
                 f"--checkpoint {self.checkpoint}: there is no such file or folder",
             ),
             (
@@ -266,7 +259,7 @@ class ExtractConfig:
             (len(set(self.layer)) < len(self.layer), f"--layer names a layer twice: {', '.join(self.layer)}"),
         ]
         found = [*out_of_range(self), *(message for wrong, message in checks if wrong)]
-        return [*found, *pixel_faults(self.pixels), *output_faults(self.out)]
+        return [*found, *pixel_faults(self.pixels), *paths.output_faults(self.out)]
 
     def validate(self) -> None:
         """Raises one ConfigError that names every fault of the settings."""
@@ -275,7 +268,7 @@ class ExtractConfig:
     def to_json(self) -> dict[str, Any]:
         """Returns the settings as plain JSON values, with the folder from which their relative paths start."""
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(self).items()}
-        settings["checkpoint"] = self.checkpoint and without_credentials(self.checkpoint)
+        settings["checkpoint"] = self.checkpoint and paths.without_credentials(self.checkpoint)
         return {**cast(dict[str, Any], json.loads(json.dumps(settings))), "working_directory": os.getcwd()}
 
     @classmethod

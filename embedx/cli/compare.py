@@ -10,7 +10,7 @@ import typer
 from embedx.cli.options import DebugOption, JsonOption, plainly
 from embedx.cli.output import STDERR, STDOUT, count_text, facts_table, numbers_table, one_line, print_json
 from embedx.errors import ConfigError, EmbedxError
-from embedx.values import local_path
+from embedx.paths import local_path
 
 if TYPE_CHECKING:
     from embedx.store.reading.compare import Comparison

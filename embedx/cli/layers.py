@@ -8,8 +8,8 @@ import typer
 
 from embedx.cli.options import DebugOption, JsonOption, plainly
 from embedx.cli.output import print_json, print_line
+from embedx.paths import expand_backbone
 from embedx.system.torch_imports import import_torchvision
-from embedx.values import expand_backbone
 
 
 def command(

@@ -15,7 +15,7 @@ import typer
 
 from embedx.cli.output import STDERR
 from embedx.errors import ConfigError, unknown
-from embedx.values import local_path
+from embedx.paths import local_path
 
 
 def plainly(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -19,8 +19,8 @@ from embedx.cli.options import (
 from embedx.cli.output import STDERR, STDOUT, facts_table, numbers_table, one_line, print_json
 from embedx.errors import ConfigError
 from embedx.heartbeat import Heartbeat
+from embedx.paths import local_path
 from embedx.system import signals
-from embedx.values import local_path
 from embedx.vectors.probe_config import ProbeConfig
 
 if TYPE_CHECKING:

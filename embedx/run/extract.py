@@ -25,6 +25,7 @@ from embedx.errors import ConfigError, StoreError, StoreMismatchError
 from embedx.heartbeat import SILENT, Heartbeat
 from embedx.models.device import has_bf16
 from embedx.models.runtimes.base import Runtime
+from embedx.paths import without_credentials
 from embedx.run.changes import compare
 from embedx.run.job import Job
 from embedx.run.prepare import prepare
@@ -35,7 +36,7 @@ from embedx.store.format.layout import MANIFEST, Unit
 from embedx.store.writing.replacement import is_replaceable
 from embedx.store.writing.session import StoreSession
 from embedx.system.machine import allow_files, check_threads, keep_large_blocks
-from embedx.values import size_text, without_credentials
+from embedx.values import size_text
 
 _FILES = 48
 """The files that a run has open besides its batches."""

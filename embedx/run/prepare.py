@@ -23,6 +23,7 @@ from embedx.models.runtimes import choice as runtimes
 from embedx.models.runtimes.base import LARGEST_BATCH
 from embedx.models.runtimes.eager import EagerRuntime
 from embedx.names import NO_BACKBONE
+from embedx.paths import is_url
 from embedx.run.inputs import list_inputs
 from embedx.run.job import Job
 from embedx.run.kept_splits import with_kept_splits
@@ -31,7 +32,7 @@ from embedx.store.format.contents import StoredRecipe
 from embedx.store.format.layout import index_files, journal_files
 from embedx.store.format.manifest import Manifest, existing_store
 from embedx.system.machine import cores, physical_memory
-from embedx.values import is_url, size_text
+from embedx.values import size_text
 
 DEFAULT_THREADS = torch.get_num_threads()
 """The number of threads that torch chooses by itself, read before any run sets another."""

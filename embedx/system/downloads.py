@@ -14,8 +14,9 @@ from typing import Any
 from urllib.parse import unquote
 
 from embedx.errors import CheckpointError
+from embedx.paths import without_credentials
 from embedx.system import remote
-from embedx.values import size_text, without_credentials
+from embedx.values import size_text
 
 _PIECE = 16 << 20
 _INDEX = ".index.json"

@@ -21,7 +21,7 @@ from fsspec.core import url_to_fs
 from fsspec.spec import AbstractBufferedFile
 
 from embedx.errors import ConfigError, unknown
-from embedx.values import mark_of_commit
+from embedx.paths import mark_of_commit
 
 _ATTEMPTS = 4
 _FIRST_DELAY = 0.5

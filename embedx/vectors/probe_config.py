@@ -9,7 +9,8 @@ from typing import Literal
 
 from embedx.config import LOCAL, setting
 from embedx.errors import ConfigError
-from embedx.values import expand_paths, parse_size
+from embedx.paths import expand_paths
+from embedx.values import parse_size
 
 Method = Literal["linear", "knn"]
 

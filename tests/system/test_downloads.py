@@ -15,10 +15,10 @@ from torchvision import models
 import embedx
 from embedx import ExtractConfig, sample
 from embedx.errors import CheckpointError, ConfigError
+from embedx.paths import without_credentials
 from embedx.run.extract import extract
 from embedx.run.prepare import prepare
 from embedx.system import downloads, remote
-from embedx.values import without_credentials
 from tests.runs import run
 from tests.servers import HttpServer, s3_server, upload
 

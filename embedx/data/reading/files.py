@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import BinaryIO
 from urllib.parse import unquote
 
-from embedx.values import is_url as is_url
+from embedx.paths import is_url as is_url
 
 _HTTP = re.compile(r"https?://", re.IGNORECASE)
 

@@ -16,7 +16,7 @@ from embedx.data.sources.kinds import SourceKind, SourceOptions
 from embedx.data.sources.patterns import find_files, first_file, is_pattern
 from embedx.errors import ConfigError
 from embedx.names import RESERVED_SPLITS
-from embedx.values import expand_path
+from embedx.paths import expand_path
 
 _KINDS = (stdin.KIND, dataset.KIND, tables.KIND, tar.KIND, features.KIND, image_files.KIND, folder.KIND)
 """The kinds of source in the order in which they are tried; the folder is last, because any text can name one."""

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow.fs import LocalFileSystem
 
+from embedx.paths import mark_of_commit
 from embedx.system.machine import cores
-from embedx.values import mark_of_commit
 
 SINGLE_SPLIT = "all"
 """The split of a source that has no name and names none."""

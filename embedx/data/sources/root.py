@@ -6,7 +6,7 @@ import os
 
 from embedx.data.reading.files import absolute, check_urls, is_url, plain_name
 from embedx.errors import ConfigError
-from embedx.values import path_of_file_url
+from embedx.paths import path_of_file_url
 
 
 class Root:

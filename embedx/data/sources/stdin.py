@@ -13,7 +13,7 @@ from embedx.data.sources.base import SINGLE_SPLIT, Source, as_text, samples_tabl
 from embedx.data.sources.encodings import without_mark
 from embedx.data.sources.kinds import SourceKind, SourceOptions
 from embedx.errors import ConfigError
-from embedx.values import path_of_file_url
+from embedx.paths import path_of_file_url
 
 STDIN = "-"
 

@@ -38,9 +38,9 @@ _CHUNK = 1 << 16
 
 
 class EmbeddedReader:
-    """Reads images embedded in a column of Parquet files, or the files that tables name instead; picklable.
+    """Reads images embedded in a column of tables, or the files that tables name instead; picklable.
 
-    It keeps the row group read last; no file stays open.
+    It keeps what it has read last: a row group of Parquet, or all of another table. No file stays open.
     """
 
     def __init__(self, options: SourceOptions) -> None:

@@ -1,4 +1,4 @@
-"""Reads table files, `.csv`, `.tsv`, `.jsonl` and `.parquet`, each also gzipped as `.gz`; faults name the line."""
+"""Reads table files, `.csv`, `.tsv`, `.jsonl`, `.parquet` and `.arrow`, each also as `.gz`; faults name the line."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import pytest
 from embedx.config import ExtractConfig
 from embedx.data.sources import parse_data
 from embedx.errors import ConfigError
-from embedx.values import expand_backbone, expand_path, local_path
+from embedx.paths import expand_backbone, expand_path, local_path
 from embedx.vectors.probe_config import ProbeConfig
 
 WRITTEN = [

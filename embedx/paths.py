@@ -1,0 +1,145 @@
+"""Paths and URLs, as settings and sources give them: resolved, told apart, and checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from embedx.errors import ConfigError
+
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/", re.IGNORECASE)
+"""The beginning of a URL; one slash is enough, as pathlib makes one of two."""
+
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})", re.ASCII)
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+
+
+def is_url(location: str | bytes) -> bool:
+    """Tells whether a location begins with a scheme, such as `s3://`; any other is a path."""
+    if isinstance(location, bytes):
+        return b"://" in location and is_url(os.fsdecode(location))  # most are paths, and need not be decoded
+    return _URL.match(location) is not None
+
+
+def mark_of_commit(url: bytes) -> int | None:
+    """Returns a number that stands for the commit in a URL of the Hugging Face hub; None for any other location.
+
+    It takes the place of the time of modification, which the hub does not list: data of another commit are other data.
+    """
+    commit = re.match(rb"hf://[^@]*@([0-9a-f]{40})(/|$)", url)
+    return int(commit[1][:15], 16) if commit else None
+
+
+def without_credentials(url: str, *, query: bool = False) -> str:
+    """Returns a URL without user and password, and without its query, where signatures stand; a path as it is.
+
+    Args:
+        url: The URL or path.
+        query: True to keep the query.
+    """
+    if not is_url(url):
+        return url
+    scheme, _, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    if scheme.lower() in ("http", "https") and not query:
+        host, path = re.split("[?#]", host)[0], re.split("[?#]", path)[0]
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+def expand_path(text: str | Path) -> str:
+    """Returns a path with `file://`, `~`, `$NAME` and `${NAME}` resolved, unless a file of that very name exists.
+
+    A URL of another scheme is returned as it is.
+
+    Raises:
+        ValueError: If a variable is not set, the home folder is unknown, or `file://` names another machine.
+    """
+    text = str(text)
+    scheme = _SCHEME.match(text)
+    if os.path.lexists(text) or (scheme and scheme[1].lower() != "file"):
+        return text
+    for found in _VARIABLE.finditer(text):
+        if (name := found[1] or found[2]) not in os.environ:
+            raise ValueError(f"{text}: the environment variable {name} is not set; set it, or write the path out")
+    path = os.path.expandvars(text)
+    if scheme:
+        return path_of_file_url(path)
+    path = os.path.expanduser(path)
+    if path == "~" or path.startswith("~/"):
+        raise ValueError(f"{text}: this user has no home folder; set HOME, or write the path out")
+    return path
+
+
+def local_path(text: str | Path) -> Path:
+    """Returns a path as `expand_path` does, and takes no URL but `file://`.
+
+    Raises:
+        ValueError: If it is another URL, or can't be resolved.
+    """
+    path = expand_path(text)
+    if _SCHEME.match(path) and not os.path.lexists(path):
+        raise ValueError(f"{text} is a URL, and can't be used here; give a path on this machine")
+    return Path(path)
+
+
+def expand_backbone(text: str) -> str:
+    """Expands a backbone's name if it is a path, also behind `hf:`.
+
+    Raises:
+        ValueError: If it can't be resolved.
+    """
+    prefix = "hf:" if text.startswith("hf:") else ""
+    return prefix + expand_path(text.removeprefix(prefix))
+
+
+def expand_paths(config: Any) -> None:
+    """Expands those of a configuration's settings that are paths.
+
+    Raises:
+        ConfigError: If some can't be; it names them all.
+    """
+    faults = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if "path" in field.metadata and value is not None:
+            try:
+                object.__setattr__(config, field.name, field.metadata["path"](os.fspath(value)))
+            except ValueError as error:
+                faults.append(f"--{field.name.replace('_', '-')} {error}")
+    ConfigError.check(faults)
+
+
+def output_faults(out: Path) -> list[str]:
+    """Returns a message if a store can't be written to this path."""
+    if re.search(r"[\0\n\r\ud800-\udfff]", str(out)):  # stdout shows the path, in one line of text
+        return [f"--out {str(out)!r}: has bytes that are no text, or a line end; choose another path"]
+    existing = out.absolute()
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    if not existing.is_dir():
+        return [f"--out {out}: {existing} is not a folder; choose another path"]
+    # Only a folder that is still to be made is judged here: one that is there may be a store that has lost a
+    # permission, and a read-only disk may be mended, so those are errors of the run. So are pseudo file systems, on
+    # which access() means nothing.
+    is_lasting = existing != out.absolute() and not os.statvfs(existing).f_flag & os.ST_RDONLY
+    if is_lasting and not os.access(existing, os.W_OK | os.X_OK):
+        return [f"--out {out}: no permission to write in {existing}; choose another path"]
+    return []
+
+
+def path_of_file_url(url: str) -> str:
+    """Returns the path of a `file:` URL, with its `%` escapes resolved.
+
+    Raises:
+        ValueError: If it names another machine.
+    """
+    rest = url.partition(":")[2]
+    host, path = rest[2:].partition("/")[::2] if rest.startswith("//") else ("", rest[1:])
+    if host not in ("", "localhost"):
+        raise ValueError(f"{url} names the machine {host}; write file:///PATH for a path on this one")
+    return os.fsdecode(unquote_to_bytes(os.fsencode(f"/{path}")))
