@@ -82,6 +82,8 @@ def extract(config: ExtractConfig, heartbeat: Heartbeat = SILENT, plan: Plan | N
         loaders = _loaders(job, session, update, console)
         for name, then, now in session.changes if loaders else ():
             console.print(f"the store was begun with {name} {then}, and goes on with {now}", markup=False)
+        for damage in session.damages:
+            heartbeat.tell(damage)
         up_to_date = session.is_finished and not loaders
         there, total = _progress(job, loaders)
         if session.goes_on and not up_to_date:
@@ -127,7 +129,7 @@ def _update(job: Job, session: StoreSession, console: Console) -> Layout | None:
 
     changes = compare(
         job.plan,
-        session.whole_units().values(),
+        session.whole_tables(),
         sha256_of,
         classes=session.classes_before,
         names_differ=not session.inputs_are_the_same,

@@ -17,7 +17,7 @@ from embedx.store.format.index import INDEX_SCHEMA, read_index
 from embedx.store.format.layout import Unit, folder_name, index_path, journal_files
 from embedx.store.format.manifest import Manifest
 from embedx.store.reading.reader import concat_rows
-from embedx.store.writing.stock import whole_units
+from embedx.store.writing.checks import whole_units
 
 
 def with_kept_splits(plan: Plan, out: Path, store: Manifest, dropped: Sequence[str]) -> Plan:

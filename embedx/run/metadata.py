@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from embedx.store.format.index import as_stored
+from embedx.store.format.index_file import as_stored
 
 Positions = NDArray[np.int64]
 Flags = NDArray[np.bool_]

@@ -27,9 +27,9 @@ from embedx.store.format.index import INDEX_SCHEMA, OK, PLACE_SCHEMA, REJECTED, 
 from embedx.store.format.journal import records
 from embedx.store.format.layout import Unit, folder_name, index_files, journal_files
 from embedx.store.format.manifest import Manifest
+from embedx.store.writing.checks import place_of, whole_units
 from embedx.store.writing.replacement import leftovers
 from embedx.store.writing.session import StoreSession
-from embedx.store.writing.stock import place_of, whole_units
 from embedx.store.writing.unit_rows import JournalledRows, StayingRows
 
 _STORE = "store"

@@ -56,6 +56,8 @@ def look_for_work(config: ExtractConfig, heartbeat: Heartbeat = SILENT) -> tuple
         return None, plan
     session = StoreSession.begin(config.out, now, mode="resume")
     session.close()
+    for damage in session.damages:  # which the whole run does not find any more
+        heartbeat.tell(damage)
     if session.needs_comparison or not session.is_finished or any(map(deserves_another_try, session.rejected_reasons)):
         return None, plan
     seconds = time.perf_counter() - started

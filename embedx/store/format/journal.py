@@ -27,7 +27,6 @@ import pyarrow as pa
 
 from embedx.errors import StoreError
 from embedx.names import INDEX
-from embedx.recipe import canonical_json
 from embedx.store.format.layout import Unit
 from embedx.store.format.no_follow import regular_file
 from embedx.store.format.shards import FORMAT, HEADER_KEY, ShardHeader, encode_shard
@@ -75,7 +74,7 @@ def encode_record(unit: Unit, recipe: str, tensors: Mapping[str, Tensor], rows: 
     header = ShardHeader(FORMAT, unit.split, None, unit.number, recipe)
     index = np.array(rows["index"].to_pylist(), np.int64)  # to_numpy() would import pandas
     _, parts = encode_shard("", {**tensors, INDEX: index}, header)
-    rows = rows.replace_schema_metadata({_METADATA_KEY: canonical_json(header._asdict())})
+    rows = rows.replace_schema_metadata({_METADATA_KEY: header.encode()})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, rows.schema) as stream:
         stream.write_table(rows)

@@ -8,11 +8,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import struct
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+import pyarrow as pa
 from safetensors import SafetensorError, safe_open
 
 from embedx.errors import StoreError
@@ -65,6 +67,30 @@ class ShardHeader(NamedTuple):
     unit: int
     recipe: str
     """The recipe's fingerprint."""
+    inputs_sha256: str | None = None
+    """The digest of the rows' inputs (see `inputs_digest`); None in journals and in shards of an older embedx."""
+
+    def encode(self) -> str:
+        """Returns the JSON, without a digest that is None."""
+        entries = self._asdict()
+        if self.inputs_sha256 is None:
+            del entries["inputs_sha256"]
+        return canonical_json(entries)
+
+
+def inputs_digest(rows: pa.Table) -> str:
+    """Returns the sha256 over `index`, as int64, and the inputs' `sha256`, a line each, of a shard's rows in order.
+
+    It ties a shard to the index table of its unit, as the two could be of different stores.
+    """
+    digest = hashlib.sha256(struct.pack(f"<{len(rows)}q", *rows["index"].to_pylist()))
+    digest.update("".join(f"{sha256 or ''}\n" for sha256 in rows["sha256"].to_pylist()).encode())
+    return digest.hexdigest()
+
+
+def has_inputs(header: ShardHeader, rows: pa.Table) -> bool:
+    """Tells whether a shard has the rows of an index table that it should, in the order of `row`."""
+    return header.inputs_sha256 in (None, inputs_digest(rows))
 
 
 @functools.cache  # as numpy takes long to find it
@@ -95,7 +121,7 @@ def encode_shard(
     Returns:
         The description for the index table, and the file's bytes, in parts.
     """
-    described: dict[str, Any] = {"__metadata__": {HEADER_KEY: canonical_json(header._asdict())}}
+    described: dict[str, Any] = {"__metadata__": {HEADER_KEY: header.encode()}}
     parts: list[bytes | memoryview] = []
     end = 0
     for name in sorted(tensors, key=lambda name: (-tensors[name].itemsize, name)):

@@ -6,7 +6,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import Any, TypeVar
 
 _DEEPEST = 50
@@ -57,7 +57,8 @@ def typed(value: Any, kind: Any, name: str = "it") -> Any:
     if origin in (list, tuple) and isinstance(value, list):
         return origin(typed(item, arguments[0], f"{name}[{position}]") for position, item in enumerate(value))
     if hasattr(kind, "_fields") and isinstance(value, dict):
-        return kind(**fields(value, typing.get_type_hints(kind), name))
+        defaults = kind._field_defaults.keys()
+        return kind(**fields(value, typing.get_type_hints(kind), name, optional=defaults))
     if kind is float and type(value) in (int, float):
         return value
     if type(value) is kind and (kind is not int or 0 <= value <= _LARGEST):
@@ -65,13 +66,16 @@ def typed(value: Any, kind: Any, name: str = "it") -> Any:
     raise ValueError(f"{name} is {_short(value)}, which is no {getattr(kind, '__name__', kind)}")
 
 
-def fields(value: Any, kinds: dict[str, Any], name: str = "it") -> dict[str, Any]:
-    """Returns the entries of an object, which must have those in `kinds`, each of its type, and no others."""
+def fields(value: Any, kinds: dict[str, Any], name: str = "it", *, optional: Set[str] = frozenset()) -> dict[str, Any]:
+    """Returns the entries of an object, which must have those in `kinds`, each of its type, and no others.
+
+    Those in `optional` may be missing.
+    """
     if not isinstance(value, dict):
         raise ValueError(f"{name} is {_short(value)}, which is no object")
-    if value.keys() != kinds.keys():
+    if not kinds.keys() - optional <= value.keys() <= kinds.keys():
         raise ValueError(f"{name} has {_names(value)}, and must have {_names(kinds)}")
-    return {key: typed(value[key], kind, key) for key, kind in kinds.items()}
+    return {key: typed(value[key], kind, key) for key, kind in kinds.items() if key in value}
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

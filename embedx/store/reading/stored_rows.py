@@ -17,7 +17,7 @@ from embedx.errors import StoreError, unknown
 from embedx.names import INDEX, TARGETS
 from embedx.store.format.index import UnitEntry
 from embedx.store.format.no_follow import regular_file
-from embedx.store.format.shards import FORMAT, ShardEntry, ShardHeader, form, open_shard, read_header
+from embedx.store.format.shards import FORMAT, ShardEntry, ShardHeader, form, has_inputs, open_shard, read_header
 
 _MAPPED = 64
 """The number of tensors that are kept mapped."""
@@ -29,6 +29,8 @@ class StoredRows:
     def __init__(self, root: Path, units: Iterable[UnitEntry]) -> None:
         self.root = root
         self._shards = {entry.path: (unit, entry) for unit in units for entry in unit.shards}
+        self._headers: dict[str, ShardHeader] = {}
+        """The headers of the shards that were mapped."""
         self._tensor = lru_cache(maxsize=_MAPPED)(self._map)
 
     @cached_property
@@ -49,7 +51,8 @@ class StoredRows:
         Args:
             name: `embeddings`, or an extra layer's name.
             places: The N rows' places, in the columns `shard` and `row` of the index tables.
-            whole_shards: True if `places` has to name each row of its shards exactly once.
+            whole_shards: True if `places` has to name each row of its shards exactly once, with the inputs in the
+                columns `index` and `sha256`.
 
         Raises:
             StoreError: If an index table names rows that are not there, or a file is damaged.
@@ -66,8 +69,11 @@ class StoredRows:
             values, own = self._tensor(path, name), rows[positions]
             if own.min() < 0 or own.max() >= len(values):
                 raise self._disagreement(path)
-            if whole_shards and not np.array_equal(np.sort(own), np.arange(len(values))):
-                raise self._disagreement(path)
+            if whole_shards:
+                in_shard = places.select(["index", "sha256"]).take(pa.array(positions[np.argsort(own, kind="stable")]))
+                is_whole = np.array_equal(np.sort(own), np.arange(len(values)))
+                if not (is_whole and has_inputs(self._headers[path], in_shard)):
+                    raise self._disagreement(path)
             if (values.dtype, values.shape[1:]) != (result.dtype, result.shape[1:]):
                 raise StoreError(
                     f"{self.root}: {name!r} is here {form(result)} and there {form(values)}; run `embedx verify` on it"
@@ -79,6 +85,7 @@ class StoredRows:
         if path not in self._shards:  # nothing but a unit's own shards is opened, whatever a row says
             raise self._disagreement(path)
         with open_named_shard(self.root, *self._shards[path]) as shard:
+            self._headers[path] = read_header(shard)
             if name not in shard.keys():  # noqa: SIM118  (not a mapping)
                 raise StoreError(unknown("tensor", name, shard.keys(), hint=f"in {path}"))
             tensor: Tensor = shard.get_tensor(name)
@@ -91,6 +98,7 @@ class StoredRows:
 def open_named_shard(root: Path, unit: UnitEntry, entry: ShardEntry) -> AbstractContextManager[Any]:
     """Maps a shard, and checks that it is the one that its unit names."""
     shard = open_shard(regular_file(root, entry.path))
-    if read_header(shard) != ShardHeader(FORMAT, unit.split, entry.group, unit.unit, unit.recipe):
+    header = read_header(shard)._replace(inputs_sha256=None)
+    if header != ShardHeader(FORMAT, unit.split, entry.group, unit.unit, unit.recipe):
         raise StoreError(f"{entry.path} is not the shard that its index table names; run `embedx verify {root}`")
     return shard

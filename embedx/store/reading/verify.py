@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,12 +14,21 @@ import torch
 from torch import Tensor
 
 from embedx.errors import StoreError
-from embedx.names import INDEX, LOCK
+from embedx.names import INDEX, LOCK, TARGETS
 from embedx.store.format import layout
 from embedx.store.format.contents import SplitTotals
 from embedx.store.format.index import OK, UnitEntry, read_entry, read_index
 from embedx.store.format.no_follow import regular_file
-from embedx.store.format.shards import FORMAT, ShardEntry, ShardHeader, form, open_shard, read_header
+from embedx.store.format.shards import (
+    FORMAT,
+    UNKNOWN_TARGET,
+    ShardEntry,
+    ShardHeader,
+    form,
+    has_inputs,
+    open_shard,
+    read_header,
+)
 from embedx.store.reading.reader import Store
 
 NOT_COMPLETE = f"{layout.MANIFEST}: the store is not complete; run the same `embedx extract` again"
@@ -155,7 +165,8 @@ def _check_shard(
         return
     with open_shard(path) as shard:
         header = read_header(shard)
-        if header != ShardHeader(FORMAT, unit.split, entry.group, unit.unit, store.manifest.fingerprint):
+        described = ShardHeader(FORMAT, unit.split, entry.group, unit.unit, store.manifest.fingerprint)
+        if header._replace(inputs_sha256=None) != described:
             yield f"{entry.path}: its header says {header}"
         for name in shard.keys():  # noqa: SIM118  (not a mapping)
             tensor = shard.get_tensor(name)
@@ -164,8 +175,7 @@ def _check_shard(
                 yield from _check_finite(entry, name, tensor, rows)
         if store.manifest.plan.grouped and set(rows["group"].to_pylist()) - {entry.group}:
             yield f"{entry.path}: not all of its rows are of group {entry.group!r}"
-        if not _same_identities(rows.sort_by("row"), shard.get_tensor(INDEX)):
-            yield f"{entry.path}: its rows are not those of its index table"
+        yield from _check_inputs(entry, header, rows.sort_by("row"), shard)
 
 
 def _check_tensor(
@@ -187,7 +197,15 @@ def _check_finite(entry: ShardEntry, name: str, tensor: Tensor, rows: pa.Table) 
         yield f"{entry.path}: {len(bad)} rows of {name!r} {NOT_FINITE}, first row {bad[0]} {key}"
 
 
-def _same_identities(rows: pa.Table, index: Tensor) -> bool:
-    """Tells whether the index table's rows, sorted by `row`, are the rows of a shard with this `index` [N]."""
-    expected = torch.tensor(rows["index"].to_pylist(), dtype=torch.int64)
-    return rows["row"].to_pylist() == list(range(len(rows))) and torch.equal(index, expected)
+def _check_inputs(entry: ShardEntry, header: ShardHeader, rows: pa.Table, shard: Any) -> Iterator[str]:
+    """Compares all that a shard and the rows [N] of its index table, sorted by `row`, both say of the inputs."""
+    numbered = rows["row"].to_pylist() == list(range(len(rows)))
+    index = torch.tensor(rows["index"].to_pylist(), dtype=torch.int64)
+    if not (numbered and torch.equal(shard.get_tensor(INDEX), index)):
+        yield f"{entry.path}: its rows are not those of its index table"
+    elif not has_inputs(header, rows):
+        yield f"{entry.path}: its inputs are not those of its index table, by their sha256"
+    unknown = torch.full((len(rows),), UNKNOWN_TARGET)
+    targets = torch.tensor(rows["target"].fill_null(UNKNOWN_TARGET).to_pylist(), dtype=torch.int64)
+    if not torch.equal(shard.get_tensor(TARGETS) if TARGETS in shard.keys() else unknown, targets):  # noqa: SIM118
+        yield f"{entry.path}: its targets are not those of its index table"

@@ -3,7 +3,7 @@
 A few bytes of Parquet can stand for any number of rows and bytes, by zstd, runs of equal values and dictionaries, and
 the sums in a file's footer may be false. The headers of the pages tell what is unpacked, and they are read here. The
 footer is read here too, as pyarrow ends the process over some damaged ones. Only stores are read so, whose writers pin
-their Parquet options (see `index.PARQUET_OPTIONS`).
+their Parquet options (see `index_file.PARQUET_OPTIONS`).
 
 Source: https://github.com/apache/parquet-format (README.md, src/main/thrift/parquet.thrift)
 """
@@ -18,7 +18,8 @@ from typing import BinaryIO, NamedTuple
 from embedx.store.untrusted.thrift import BINARY, I32, I64, LIST, STRUCT, Spec, Struct, read_struct
 
 _MAGIC = b"PAR1"
-_TAIL = 8
+TAIL = 8
+"""The number of bytes behind the footer's metadata: their length, and the magic."""
 _WRITER = b"parquet-cpp-arrow"
 _CODECS = (0, 6)  # none, zstd
 _ENCODINGS = (0, 2, 8)  # plain, and the two names of a dictionary's
@@ -69,7 +70,7 @@ def extent(data: bytes) -> Extent:
     Raises:
         ValueError: If embedx writes no such files, or the file's parts contradict each other.
     """
-    footer = _footer(io.BytesIO(data))
+    footer = _parse(footer_bytes(io.BytesIO(data)))
     elements = iter(footer.get(2, LIST))
     leaves = list(_leaves(elements))
     if next(elements, None) is not None:
@@ -97,21 +98,30 @@ def extent(data: bytes) -> Extent:
     return Extent(most, row)
 
 
-def key_values(file: BinaryIO) -> dict[bytes, bytes]:
-    """Reads the key-value metadata from the footer of a Parquet file, and no more of the file."""
-    entries = _footer(file).get(5, LIST, [])
+def footer_bytes(file: BinaryIO) -> bytes:
+    """Reads the footer of a Parquet file, to the end of the file, and no more of the file."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - TAIL))
+    file.seek(footer_start(size, file.read(TAIL)))
+    return file.read()
+
+
+def footer_start(size: int, tail: bytes | bytearray) -> int:
+    """Returns the place of the footer in a Parquet file of this size, whose last bytes are `tail`."""
+    start = size - TAIL - int.from_bytes(tail[: -len(_MAGIC)], "little")
+    if not tail.endswith(_MAGIC) or start < 0:
+        raise ValueError("it is no Parquet file, or cut off")
+    return start
+
+
+def key_values(footer: bytes) -> dict[bytes, bytes]:
+    """Returns the key-value metadata in the footer of a Parquet file."""
+    entries = _parse(footer).get(5, LIST, [])
     return {entry.get(1, BINARY): entry.get(2, BINARY, b"") for entry in entries}
 
 
-def _footer(file: BinaryIO) -> Struct:
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - _TAIL))
-    tail = file.read(_TAIL)
-    length = int.from_bytes(tail[: -len(_MAGIC)], "little")
-    if not tail.endswith(_MAGIC) or length > size - _TAIL:
-        raise ValueError("it is no Parquet file, or cut off")
-    file.seek(size - _TAIL - length)
-    footer = read_struct(io.BytesIO(file.read(length)), _FOOTER)
+def _parse(data: bytes) -> Struct:
+    footer = read_struct(io.BytesIO(data[:-TAIL]), _FOOTER)
     if not footer.get(6, BINARY).startswith(_WRITER):
         raise ValueError(f"it was written by {footer.get(6, BINARY)!r:.60}")
     return footer

@@ -27,13 +27,12 @@ from embedx.store.format import layout
 from embedx.store.format.atomic import make_folder
 from embedx.store.format.contents import StoredRecipe
 from embedx.store.format.differences import leaves_that_differ
-from embedx.store.format.index import read_index
 from embedx.store.format.layout import StoreTerms, Unit
 from embedx.store.format.manifest import Manifest, existing_store
-from embedx.store.writing import replacement, stock
+from embedx.store.writing import checks, replacement, stock
+from embedx.store.writing.checks import Place, place_of
 from embedx.store.writing.lock import StoreLock
 from embedx.store.writing.session_choice import Choice, Holding, Mode, can_continue, choose, same_names
-from embedx.store.writing.stock import Place, place_of, whole_units
 from embedx.store.writing.unit_journal import JOURNAL_SECONDS
 from embedx.store.writing.unit_rows import EarlierUnits, StayingRows
 
@@ -52,18 +51,19 @@ class StoreSession:
         """True if the plan does not tell what is missing, so that `resume` or `update` has to be called."""
         self.earlier = EarlierUnits()
         """The rows that need not be computed, of units that are still to be written."""
-        self._environment = manifest.environment
-        self._allows_nonfinite = manifest.settings.allow_nonfinite
+        self._now = manifest
         self._before: Manifest | None = None
         """The manifest of the store that was there when this session began, unless it is replaced."""
         self._began = False
         """True if this session has made the store at `root`."""
         self._made: list[Path] = []
         """The folders that this session has made, parents first."""
+        self.damages: dict[str, None] = {}
+        """A sentence for each damaged unit that was found; its rows are computed again."""
         self._locks = contextlib.ExitStack()
         self._committed: set[Place] = set()
         self.goes_on = False
-        """True if an earlier run has brought rows to disk that this one need not compute."""
+        """True if an earlier run has brought rows to disk."""
 
     @classmethod
     def begin(cls, out: Path, manifest: Manifest, mode: Mode) -> Self:
@@ -130,14 +130,11 @@ class StoreSession:
     @property
     def rejected_reasons(self) -> list[str]:
         """The reasons of the rejected inputs of the store at `out`."""
-        entries = whole_units(self.out, self.manifest.fingerprint).values()
-        tables = [self.out / layout.index_path(Unit(entry.split, entry.unit)) for entry in entries if entry.rejected]
-        return [text for path in tables for text in read_index(path, ["reason"])["reason"].drop_null().to_pylist()]
+        return checks.rejected_reasons(self.out, self.manifest.fingerprint)
 
-    def whole_units(self) -> dict[Unit, Path]:
-        """Returns the units of the store at `out` that are whole, with the paths of their index tables."""
-        units = [Unit(entry.split, entry.unit) for entry in whole_units(self.out, self.manifest.fingerprint).values()]
-        return {unit: self.out / layout.index_path(unit) for unit in units}
+    def whole_tables(self) -> list[Path]:
+        """Returns the index tables of the store at `out` whose units are whole."""
+        return checks.whole_tables(self.out, self.manifest.fingerprint, self.damages.setdefault)
 
     @property
     def classes_before(self) -> Sequence[str]:
@@ -273,13 +270,13 @@ class StoreSession:
 
     def _with_environment(self, before: Manifest) -> Manifest:
         """Returns the manifest with which a run goes on, with this run's environment and the rows that it allows."""
-        now = self._environment
+        now = self._now.environment
         self.changes = list(leaves_that_differ("", before.environment.to_json(), now.to_json()))
         later = before.later_environments
         if self.changes and now not in later:
             later = [*later, now]
         settings = before.settings
-        if self._allows_nonfinite and not settings.allow_nonfinite:
+        if self._now.settings.allow_nonfinite and not settings.allow_nonfinite:
             settings = settings.replacing(allow_nonfinite=True)
         return dataclasses.replace(before, later_environments=later, settings=settings)
 
@@ -290,7 +287,8 @@ class StoreSession:
         """
         if planned is None:  # after an update the plan does not tell it
             planned = {} if self.manifest.updates else stock.planned_units(self.manifest.plan)
-        whole = whole_units(self.root, self.manifest.fingerprint)
+        recipe, tell = self.manifest.fingerprint, self.damages.setdefault
+        whole = checks.whole_units(self.root, recipe, read_tables=not self.manifest.complete, tell=tell)
         found = {place for place, entry in whole.items() if planned.get(place, entry.inputs) == entry.inputs}
         self._committed = found
         self.goes_on = bool(found)

@@ -1,44 +1,24 @@
-"""The units of a store: those that are whole, those that the plan asks for, and the removal of all other files."""
+"""The units of a store: those that the plan asks for, their sums, their links, and the removal of all other files."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import TypeAlias
 
 import pyarrow as pa
 
-from embedx.errors import StoreError, is_refusal
+from embedx.errors import StoreError
 from embedx.store.format import layout
 from embedx.store.format.atomic import link_or_copy, make_folder, sync_folder
 from embedx.store.format.contents import PlanTerms, SplitTotals
-from embedx.store.format.index import UnitEntry, in_order, read_entry, write_index
+from embedx.store.format.index import UnitEntry, in_order, read_entry, read_whole, write_index
 from embedx.store.format.layout import Unit
 from embedx.store.format.manifest import Manifest
-from embedx.store.format.no_follow import regular_file
+from embedx.store.writing.checks import Place, place_of, whole_units
 from embedx.store.writing.replacement import our_shards, remove_empty_folders
 from embedx.store.writing.session_choice import Holding
 
 _MEANWHILE = "something may have removed files during the run; run the same command again to write what is missing"
-
-Place: TypeAlias = tuple[str, int]
-"""The folder name of a unit's split and the unit's number, which its file names tell."""
-
-
-def place_of(unit: Unit) -> Place:
-    """Returns the unit's place."""
-    return layout.folder_name(unit.split), unit.number
-
-
-def whole_units(root: Path, recipe: str) -> dict[Place, UnitEntry]:
-    """Returns the units of this recipe that are whole, with the descriptions in their index tables.
-
-    Raises:
-        StoreError: If the machine refuses to read a file; the unit may be whole then, and must not be removed.
-    """
-    found = {place: _whole_entry(root, table, recipe) for place, table in layout.index_files(root).items()}
-    return {place: entry for place, entry in found.items() if entry is not None}
 
 
 def holding(root: Path, manifest: Manifest) -> Holding:
@@ -49,18 +29,6 @@ def holding(root: Path, manifest: Manifest) -> Holding:
         whole = whole_units(root, manifest.fingerprint).values()
         is_whole = {layout.index_path(Unit(entry.split, entry.unit)) for entry in whole} == set(manifest.index)
     return Holding(bool(tables), bool(layout.journal_files(root)), is_whole)
-
-
-def _whole_entry(root: Path, index_table: Path, recipe: str) -> UnitEntry | None:
-    """Returns None for a unit of another recipe, and for one whose shards are not all there in full length."""
-    try:
-        entry = read_entry(index_table)
-        sizes = [regular_file(root, shard.path).stat().st_size for shard in entry.shards]
-    except (StoreError, OSError) as error:
-        if is_refusal(error) or is_refusal(error.__cause__):
-            raise
-        return None
-    return entry if entry.recipe == recipe and sizes == [shard.bytes for shard in entry.shards] else None
 
 
 def planned_units(plan: PlanTerms) -> dict[Place, int]:
@@ -74,7 +42,7 @@ def planned_units(plan: PlanTerms) -> dict[Place, int]:
 
 
 def add_up(root: Path, manifest: Manifest, out: Path) -> tuple[dict[str, SplitTotals], dict[str, str]]:
-    """Adds up the index tables at `root`, and checks that each split has as many inputs as the plan.
+    """Adds up the index tables at `root`, each checked in full, and compares the splits' inputs with the plan.
 
     Returns the sums over each split, and the sha256 of every index table by its path in the store.
     """
@@ -83,9 +51,10 @@ def add_up(root: Path, manifest: Manifest, out: Path) -> tuple[dict[str, SplitTo
     index = {}
     for place, path in layout.index_files(root).items():
         if place not in whole:
-            raise StoreError(f"{path}: shards of it are gone or cut off; {_MEANWHILE}")
-        units.setdefault(whole[place].split, []).append(whole[place])
-        index[path.relative_to(root).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
+            raise StoreError(f"{path}: it is damaged, or shards of it are gone or cut off; {_MEANWHILE}")
+        entry, digest = read_whole(path)
+        units.setdefault(entry.split, []).append(entry)
+        index[path.relative_to(root).as_posix()] = digest
     totals = {split: SplitTotals.of(entries) for split, entries in units.items()}
     for split, planned in manifest.plan.splits.items():
         if (found := totals[split].inputs) != planned.inputs:

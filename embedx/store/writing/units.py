@@ -25,7 +25,15 @@ from embedx.store.format.index import OK, UnitEntry, in_order, read_entry, write
 from embedx.store.format.journal import records
 from embedx.store.format.layout import GroupFolders, StoreTerms, Unit, folder_name, index_files, shard_path
 from embedx.store.format.no_follow import path_inside
-from embedx.store.format.shards import FORMAT, UNKNOWN_TARGET, ShardEntry, ShardHeader, encode_shard, form
+from embedx.store.format.shards import (
+    FORMAT,
+    UNKNOWN_TARGET,
+    ShardEntry,
+    ShardHeader,
+    encode_shard,
+    form,
+    inputs_digest,
+)
 from embedx.store.reading.stored_rows import StoredRows
 from embedx.store.writing.unit_journal import UnitJournal
 from embedx.store.writing.unit_rows import EarlierRows, JournalledRows, StayingRows, UnitBatch
@@ -202,6 +210,7 @@ class UnitBuffer:
         """Yields the path and the bytes of each shard, and appends its entry to `shards`."""
         index, targets = _numbers(rows["index"]), _numbers(rows["target"].fill_null(UNKNOWN_TARGET))
         known: set[str] = set()
+        inputs = rows.select(["index", "sha256"])
         for group, positions in groups:
             selected = _as_slice(positions) if order is None else torch.from_numpy(order[positions])
             tensors: dict[str, Tensor | Numbers] = {name: tensor[selected] for name, tensor in self._tensors.items()}
@@ -209,7 +218,8 @@ class UnitBuffer:
             if (targets[positions] != UNKNOWN_TARGET).any():
                 tensors[TARGETS] = targets[positions]
             path = shard_path(unit, self._folder(unit.split, group) if self.terms.grouped else None)
-            header = ShardHeader(FORMAT, unit.split, group, unit.number, self.terms.recipe)
+            digest = inputs_digest(inputs.take(pa.array(positions)))
+            header = ShardHeader(FORMAT, unit.split, group, unit.number, self.terms.recipe, digest)
             shard, parts = encode_shard(path, tensors, header)
             shards.append(shard)
             yield path_inside(self.terms.root, shard.path, known), parts

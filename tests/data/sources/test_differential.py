@@ -24,7 +24,7 @@ from embedx.data.plan import Plan, build_plan
 from embedx.data.sources import parse_data
 from embedx.data.sources.kinds import SourceOptions
 from embedx.errors import ConfigError
-from embedx.store.format.index import PARQUET_OPTIONS
+from embedx.store.format.index_file import PARQUET_OPTIONS
 from tests.runs import SEED
 
 TABLES = 200

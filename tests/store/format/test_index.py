@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import shutil
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedx.errors import StoreError
-from embedx.store.format import index
-from embedx.store.format.index import PARQUET_OPTIONS, UnitEntry, read_index, write_index
+from embedx.store.format import index_file
+from embedx.store.format.index import UnitEntry, read_entry, read_index, write_index
+from embedx.store.format.index_file import PARQUET_OPTIONS
+from embedx.store.format.layout import Unit
+from embedx.store.reading.reader import Store
+from embedx.store.reading.verify import verify
 from embedx.store.untrusted.parquet_size import extent
-from tests.store.builders import build_store, unit_batch
+from embedx.store.writing.session import StoreSession
+from tests.store.builders import build_store, commit, manifest, unit_batch
 
 ENTRY = UnitEntry("train", 0, "r", 8, 0, 8, ())
 
@@ -41,25 +48,28 @@ METADATA: dict[str, Any] = {
 }
 
 
-def test_the_parquet_options_are_pinned_and_change_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_parquet_options_are_pinned_and_change_no_byte_but_for_checksums(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The other file has pyarrow's defaults, which are the same with the versions that were supported at first."""
     given: list[dict[str, Any]] = []
 
-    def write_table(table: pa.Table, sink: Any, **options: Any) -> None:
+    def encode_sealed(table: pa.Table, **options: Any) -> bytes:
         given.append(options)
-        original(table, sink, **options)
-        few = {name: options[name] for name in ("compression", "use_dictionary")}
-        original(table, tmp_path / "by default", store_schema=True, **few)
+        few = {name: options[name] for name in ("row_group_size", "compression", "use_dictionary")}
+        by_default.append(original(table, **few, store_schema=True, write_page_checksum=True))
+        return original(table, **options)
 
-    original = pq.write_table
-    monkeypatch.setattr(pq, "write_table", write_table)
+    by_default: list[bytes] = []
+    original = index_file.encode_sealed
+    monkeypatch.setattr(index_file, "encode_sealed", encode_sealed)
     write_index(tmp_path, rows(**METADATA), ENTRY)
     repetitive = [name for name in rows(**METADATA).column_names if name not in ("key", "path", "sha256")]
     packed = {"compression": "zstd", "compression_level": 1, "use_dictionary": repetitive}
     assert given == [PARQUET_OPTIONS | packed]
     assert (PARQUET_OPTIONS["version"], PARQUET_OPTIONS["data_page_version"]) == ("2.6", "1.0")
     path = tmp_path / "index/train-00000.parquet"
-    assert path.read_bytes() == (tmp_path / "by default").read_bytes()
+    assert [path.read_bytes()] == by_default
     assert read_index(path).num_rows == 8
 
 
@@ -82,7 +92,7 @@ def test_the_writer_s_account_of_a_file_is_the_reader_s_or_a_little_more(name: s
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, **PARQUET_OPTIONS, compression="zstd", use_dictionary=repetitive or False)
         data = sink.getvalue().to_pybytes()
-        own, found = index._own_extent(table.select(repetitive), data), extent(data)
+        own, found = index_file._own_extent(table.select(repetitive), data), extent(data)
         assert found.most <= own.most < 1.1 * found.most + 4000 and found.row <= own.row < found.row + 100
 
 
@@ -92,3 +102,80 @@ def test_a_table_with_different_texts_in_lists_is_packed(tmp_path: Path) -> None
     footer = pq.read_metadata(tmp_path / "index/train-00000.parquet")
     assert {footer.row_group(0).column(number).compression for number in range(footer.num_columns)} == {"ZSTD"}
     assert read_index(tmp_path / "index/train-00000.parquet")["captions"].to_pylist() == captions
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """An index table of three rows, one of which is rejected."""
+    return build_store(tmp_path / "small", inputs=3) / "index/train-00000.parquet"
+
+
+def test_the_seal_holds_what_anybody_can_compute_from_the_file(small: Path) -> None:
+    data = small.read_bytes()
+    start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    body, footer = pq.read_metadata(small).metadata[b"embedx.seal"].split()
+    assert sha256(data[:start]).hexdigest() == body.decode()
+    assert sha256(data[start:].replace(footer, b"0" * 64)).hexdigest() == footer.decode()
+
+
+def assert_each_flip_is_refused_or_without_effect(path: Path, step: int) -> None:
+    """Flips every `step`-th bit of an index table, one at a time."""
+    entry, table, data = read_entry(path), read_index(path), path.read_bytes()
+    refused = 0
+    for bit in range(0, 8 * len(data), step):
+        path.write_bytes(data[: bit // 8] + bytes([data[bit // 8] ^ 1 << bit % 8]) + data[bit // 8 + 1 :])
+        with contextlib.suppress(StoreError):
+            assert read_entry(path) == entry, f"bit {bit} of byte {bit // 8}"
+        with contextlib.suppress(StoreError):
+            assert read_index(path).equals(table, check_metadata=True), f"bit {bit} of byte {bit // 8}"
+            continue
+        refused += 1
+    assert refused == len(range(0, 8 * len(data), step))
+
+
+def test_flipped_bits_of_an_index_table_are_refused(small: Path) -> None:
+    assert_each_flip_is_refused_or_without_effect(small, 487)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_every_single_flipped_bit_of_an_index_table_is_refused(small: Path) -> None:
+    assert_each_flip_is_refused_or_without_effect(small, 1)
+
+
+def test_pages_have_checksums_that_any_reader_can_check(small: Path) -> None:
+    """The first page begins behind the magic; a flip in it is found by pyarrow alone."""
+    data = bytearray(small.read_bytes())
+    chunk = pq.read_metadata(small).row_group(0).column(2)
+    data[chunk.data_page_offset + chunk.total_compressed_size - 1] ^= 1
+    with pytest.raises(OSError, match=r"CRC|checksum"):
+        pq.read_table(pa.BufferReader(bytes(data)), page_checksum_verification=True)
+
+
+def test_a_seal_can_t_be_taken_off(small: Path) -> None:
+    """The description says that there is one, under a name that can't be another."""
+    data = small.read_bytes()
+    for taken in (data.replace(b"embedx.seal", b"embedx.sea1"), data.replace(b'"sealed":true', b'"sealec":true')):
+        assert taken != data
+        small.write_bytes(taken)
+        for read in (read_entry, read_index):
+            with pytest.raises(StoreError, match=r"its seal is damaged|must have"):
+                read(small)
+
+
+def test_a_store_of_an_older_embedx_is_read_and_continued(tmp_path: Path) -> None:
+    """It was written before tables had seals, and shards the digest of their inputs."""
+    out = tmp_path / "store"
+    shutil.copytree(Path(__file__).parents[1] / "golden", out)
+    assert b"embedx.seal" not in (out / "index/train-00000.parquet").read_bytes()
+    assert list(verify(out)) == []
+    rows = Store.open(out).load("train")
+    assert rows.keys == [f"key-{row}" for row in range(10) if row != 2]
+    assert rows.embeddings.tolist() == [[row] * 3 for row in range(10) if row != 2]
+    (out / "index/train-00001.parquet").unlink()
+    session = StoreSession.begin(out, manifest({"train": 10, "val": 3}), "resume")
+    assert session.is_committed(Unit("train", 0)) and not session.is_committed(Unit("train", 1))
+    commit(session, unit_batch(8, 10))
+    session.finish({})
+    session.close()
+    assert list(verify(out)) == [] and b"embedx.seal" in (out / "index/train-00001.parquet").read_bytes()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import random
 import subprocess
@@ -14,6 +15,7 @@ import torch
 
 from embedx.errors import StoreError
 from embedx.store.format.contents import SplitTerms, SplitTotals
+from embedx.store.format.index import read_entry, read_index, write_index
 from embedx.store.format.manifest import Manifest
 from embedx.store.reading.reader import Store
 from embedx.store.reading.verify import verify
@@ -194,6 +196,30 @@ def test_a_manifest_that_does_not_add_up_is_found(store: Path) -> None:
     assert "split 'val': manifest.json says 1 rows, found 0" in faults(store)
     dataclasses.replace(whole, plan=dataclasses.replace(whole.plan, splits={"train": SplitTerms(13)})).write(store)
     assert faults(store) == "split 'train': the plan in manifest.json has 13 inputs, found 12"
+
+
+@pytest.mark.parametrize(
+    ("column", "fault"),
+    [
+        ("target", "its targets are not those of its index table"),
+        ("sha256", "its inputs are not those of its index table, by their sha256"),
+        ("index", "its rows are not those of its index table"),
+    ],
+)
+def test_an_index_table_that_says_other_than_its_shards_is_found(store: Path, column: str, fault: str) -> None:
+    """Every checksum is right, as after a run that took damaged rows for good ones; readers refuse it too."""
+    path = store / "index/train-00001.parquet"
+    rows, entry = read_index(path), read_entry(path)
+    other = {"target": [1024, 1024, 1024, 1024], "sha256": ["1" * 64] * 4, "index": [11, 10, 9, 8]}[column]
+    place = rows.schema.get_field_index(column)
+    write_index(store, rows.set_column(place, rows.field(place), [other]), entry)
+    was = Manifest.read(store)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    dataclasses.replace(was, index=was.index | {"index/train-00001.parquet": digest}).write(store)
+    assert faults(store).splitlines() == [f"train/{group}/shard-00001.safetensors: {fault}" for group in ("dog", "cat")]
+    if column != "target":
+        with pytest.raises(StoreError, match="and its index table disagree"):
+            Store.open(store).load("train")
 
 
 def test_rows_that_are_nan_are_named(tmp_path: Path) -> None:
