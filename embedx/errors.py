@@ -45,14 +45,18 @@ class ConfigError(EmbedxError):
     Most are found before anything is written. One that ends a run halfway leaves what is committed in the store.
 
     Args:
-        faults: One message, or all the faults found, reported together.
+        faults: One message, or its lines: all the faults found, reported together.
     """
 
     exit_code = 2
 
     def __init__(self, faults: str | Sequence[str]) -> None:
         self.faults = [faults] if isinstance(faults, str) else list(faults)
-        super().__init__("\n".join(self.faults))
+        super().__init__(self.faults)
+
+    def __str__(self) -> str:
+        """Returns the faults, one in each line."""
+        return "\n".join(self.faults)
 
     @classmethod
     def check(cls, faults: Sequence[str]) -> None:

@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 from typing import Final, Self
 
 from rich.console import Console
-from rich.markup import escape
 from rich.status import Status
+from rich.text import Text
+
+from embedx.terminal import one_line
 
 _SECONDS = 30.0
 _END_SECONDS = 1.0
@@ -57,7 +59,7 @@ class Heartbeat:
             if self._status is None:
                 self._status = Status("", console=self.console)
                 self._status.start()
-            self._status.update(escape(doing))
+            self._status.update(Text(one_line(doing)))
 
     def follow(self, line: Callable[[], str]) -> None:
         """Sets a function that gives the lines from now on, and removes the line from a terminal."""

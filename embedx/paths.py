@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from embedx.errors import ConfigError
+from embedx.terminal import one_line
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/", re.IGNORECASE)
 """The beginning of a URL; one slash is enough, as pathlib makes one of two."""
@@ -116,8 +117,8 @@ def expand_paths(config: Any) -> None:
 
 def output_faults(out: Path) -> list[str]:
     """Returns a message if a store can't be written to this path."""
-    if re.search(r"[\0\n\r\ud800-\udfff]", str(out)):  # stdout shows the path, in one line of text
-        return [f"--out {str(out)!r}: has bytes that are no text, or a line end; choose another path"]
+    if one_line(str(out)) != str(out):  # stdout shows the path, in one line of text
+        return [f"--out {out}: has bytes that are no text, a line end or another control; choose another path"]
     existing = out.absolute()
     while not os.path.lexists(existing):
         existing = existing.parent

@@ -19,7 +19,7 @@ PACKAGE = Path(embedx.__file__).parent
 MODULES = {path.relative_to(PACKAGE.parent).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__"): path
            for path in sorted(PACKAGE.rglob("*.py"))}  # fmt: skip
 
-GROUND = {"errors", "names", "paths", "values", "arrow", "sample"}
+GROUND = {"errors", "names", "terminal", "paths", "values", "arrow", "sample"}
 MIDDLE = GROUND | {"recipe", "config", "heartbeat", "system"}
 MIDDLE_ROOMS = {"data", "models", "store"}
 MAY_IMPORT = {
@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "names": set(),
     "arrow": set(),
     "sample": set(),
-    "paths": {"errors"},
+    "terminal": set(),
+    "paths": {"errors", "terminal"},
     "values": {"errors"},
     "recipe": GROUND,
     "config": GROUND | {"recipe"},

@@ -22,6 +22,7 @@ from torch import nn
 from embedx.engine.callback import Callback
 from embedx.engine.state import Batch, Outputs, TrainerState
 from embedx.heartbeat import Heartbeat
+from embedx.terminal import one_line
 
 
 class ProgressBar(Callback):
@@ -87,7 +88,9 @@ class _Bars:
             expand=True,
             speed_estimate_period=60.0,
         )
-        self._tasks = {name: self._progress.add_task(name, total=total, start=False) for name, total in totals.items()}
+        self._tasks = {
+            name: self._progress.add_task(one_line(name), total=total, start=False) for name, total in totals.items()
+        }
 
     def start(self) -> None:
         self._heartbeat.hide()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+from typing import Any
 
 import typer
 from rich.text import Text
@@ -12,7 +13,11 @@ from rich.text import Text
 from embedx.cli import backbones, compare, extract, info, layers, probe, verify
 from embedx.cli.foreign_errors import words_for
 from embedx.cli.output import STDERR, data_alone_on_stdout
-from embedx.errors import EmbedxError
+from embedx.errors import ConfigError, EmbedxError
+from embedx.terminal import one_line, traceback_lines
+
+_UsageError: Any = typer.BadParameter.__base__
+"""The class of all errors in the words of a command line; typer has no public name for it."""
 
 app = typer.Typer(
     name="embedx",
@@ -35,29 +40,36 @@ def run() -> int:
     # Before a command imports torch: threads that spin while they wait would steal the decoders' cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        app(prog_name="embedx")
-    except SystemExit as exit_of_app:  # typer ends every command with it, good or bad
+        code = app(prog_name="embedx", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except SystemExit as exit_of_app:
         return exit_of_app.code if isinstance(exit_of_app.code, int) else 0
-    except EmbedxError as error:
-        _report(str(error), error)
-        return error.exit_code
-    except OSError as error:
-        _report(": ".join(str(part) for part in (error.strerror or error, error.filename) if part), error)
-        return 1
     except Exception as error:  # noqa: BLE001  (the boundary)
-        own_fault = (
-            f"a fault of embedx itself: {type(error).__name__}: {error}\n"
-            "run the command again with --debug, and report the traceback"
-        )
-        _report(words_for(error) or own_fault, error)
-        return 1
-    return 0
+        STDERR.quiet = False
+        if STDERR.show_tracebacks:
+            for line in traceback_lines(error):
+                STDERR.print(line, soft_wrap=True)
+        code, lines = _verdict(error)
+        for number, line in enumerate(map(one_line, lines)):
+            STDERR.print(line if number else Text.assemble(("error:", "bold red"), " ", line), soft_wrap=True)
+        return code
 
 
-def _report(message: str, error: BaseException) -> None:
-    STDERR.quiet = False
-    if STDERR.show_tracebacks:
-        STDERR.print_exception()
-        for note in getattr(error, "__notes__", ()):
-            STDERR.print(note)
-    STDERR.print(Text.assemble(("error:", "bold red"), " ", message), soft_wrap=True)
+def _verdict(error: Exception) -> tuple[int, list[str]]:
+    """Returns the exit code of an error, and its message, line by line."""
+    if isinstance(error, ConfigError):
+        return error.exit_code, error.faults
+    if isinstance(error, EmbedxError):
+        return error.exit_code, [str(error)]
+    if isinstance(error, _UsageError):
+        command = error.ctx.command_path if error.ctx else "embedx"
+        message = error.format_message()  # empty where no command was given: the help is printed already
+        return error.exit_code, [message, f"`{command} --help` lists the options"] if message else []
+    if isinstance(error, OSError):
+        return 1, [": ".join(str(part) for part in (error.strerror or error, error.filename) if part)]
+    if words := words_for(error):
+        return 1, [words]
+    return 1, [
+        f"a fault of embedx itself: {type(error).__name__}: {error}",
+        "run the command again with --debug, and report the traceback",
+    ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from embedx.cli.options import DebugOption, JsonOption, plainly
-from embedx.cli.output import STDERR, STDOUT, count_text, facts_table, numbers_table, one_line, print_json
+from embedx.cli.output import STDERR, STDOUT, count_text, facts_table, numbers_table, print_json
 from embedx.errors import ConfigError, EmbedxError
 from embedx.paths import local_path
 
@@ -77,21 +77,21 @@ def _print(comparison: Comparison) -> None:
     from embedx.store.format.differences import difference_text
 
     lines = [difference_text(each.name, each.a, each.b) for each in comparison.differences]
-    facts = {
+    facts: dict[str, str | list[str]] = {
         "A": str(comparison.a),
         "B": str(comparison.b),
-        "A → B": "\n".join(lines) or "nothing differs in recipe and environment",
+        "A → B": lines or "nothing differs in recipe and environment",
     }
     STDOUT.print(facts_table(facts))
     inputs = numbers_table("split", "compared", "only in A", "only in B", "rejected", "changed")
     for split, overlap in comparison.overlap.items():
-        inputs.add_row(one_line(split), *(str(count) for count in vars(overlap).values()))
+        inputs.add_row(split, *(str(count) for count in vars(overlap).values()))
     STDOUT.print(inputs)
     table = numbers_table("tensor", "split", "rows", "bit-equal", "median drift", "worst drift", "largest difference")
     for name, drift in comparison.drift.items():
         splits = comparison.drift_of_splits[name]
         for split, of_split in [*splits.items(), *([(_ALL, drift)] if len(splits) > 1 else [])]:
-            table.add_row(one_line(name), one_line(split), *_numbers(of_split))
+            table.add_row(name, split, *_numbers(of_split))
     STDOUT.print(table)
     for name, drift in comparison.drift.items():
         _print_furthest(name, drift)
@@ -110,5 +110,5 @@ def _print_furthest(name: str, drift: Drift) -> None:
     if drift.furthest:
         table = numbers_table("drift", "split", "key", "path", title=f"farthest apart of {name}")
         for row in drift.furthest:
-            table.add_row(f"{row.drift:.3g}", one_line(row.split), one_line(row.key), one_line(row.path or ""))
+            table.add_row(f"{row.drift:.3g}", row.split, row.key, row.path or "")
         STDOUT.print(table)

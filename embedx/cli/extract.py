@@ -18,7 +18,6 @@ from embedx.cli.output import (
     facts_table,
     group_text,
     numbers_table,
-    one_line,
     print_json,
     print_line,
 )
@@ -67,7 +66,8 @@ def command(
 
 
 def _report(config: ExtractConfig, summary: Summary, *, as_json: bool, profile: bool) -> None:
-    STDERR.print(_summary_text(summary), soft_wrap=True)
+    for line in _summary_lines(summary):
+        STDERR.print(line, soft_wrap=True)
     for split in summary.kept:
         rows = count_text(summary.totals[split].rows, "row")
         STDERR.print(f"kept as they are: split {split} ({rows})", markup=False, soft_wrap=True)
@@ -111,18 +111,18 @@ def _run(config: ExtractConfig, heartbeat: Heartbeat) -> Summary:
         return extract(config, heartbeat, plan)
 
 
-def _summary_text(summary: Summary) -> str:
+def _summary_lines(summary: Summary) -> list[str]:
     from embedx.run.summary import describe_counts
 
     if summary.up_to_date:
-        return f"up to date: {count_text(summary.rows, 'row')}"
+        return [f"up to date: {count_text(summary.rows, 'row')}"]
     rate = summary.timings.get("images_per_second")
     pace = f", {rate:.0f} images/s ({_ran_on(summary)})" if rate else ""
     done = f"{count_text(summary.rows, 'row')}, {summary.rejected} rejected, in {summary.seconds:.1f} s"
     if summary.changes is None:
-        return done + pace
+        return [done + pace]
     computed = count_text(int(summary.timings["inputs"]), "input")
-    return f"updated, {computed} computed: {describe_counts(summary.changes)}\n{done}"
+    return [f"updated, {computed} computed: {describe_counts(summary.changes)}", done]
 
 
 def _ran_on(summary: Summary) -> str:
@@ -135,7 +135,7 @@ def _print_profile(summary: Summary) -> None:
     parts = ("loader_wait", "copy", "forward", "writer_wait", "callbacks")
     table = numbers_table("split", *(part.replace("_", " ") for part in parts), title="seconds of the loop")
     for split, seconds in summary.profile.items():
-        table.add_row(one_line(split), *(f"{seconds.get(part, 0.0):.1f}" for part in parts))
+        table.add_row(split, *(f"{seconds.get(part, 0.0):.1f}" for part in parts))
     STDERR.print(table)
     STDERR.print(summary.verdict, soft_wrap=True)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from embedx.cli.options import DebugOption, JsonOption, StoreArgument
-from embedx.cli.output import STDOUT, facts_table, group_text, numbers_table, one_line, print_json, print_line
+from embedx.cli.output import STDOUT, facts_table, group_text, numbers_table, print_json, print_line
 from embedx.values import size_text
 
 if TYPE_CHECKING:
@@ -101,4 +101,4 @@ def _print_rejected(store: Store, *, as_json: bool) -> None:
         print_json(rows)
     else:
         for row in rows:
-            print_line("\t".join(one_line(str(row[name])) for name in ("split", "path", "reason")))
+            print_line(*(str(row[name]) for name in ("split", "path", "reason")))

@@ -42,4 +42,4 @@ def command(
         print_json([{"name": name, "shape": list(shape)} for name, shape in shapes.items()])
     else:
         for name, shape in shapes.items():
-            print_line(f"{name}\t{'x'.join(map(str, shape))}")
+            print_line(name, "x".join(map(str, shape)))

@@ -9,14 +9,32 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, Group
+from rich.segment import Segment
 from rich.table import Column, Table
 from rich.text import Text
 
 from embedx.errors import EmbedxError
+from embedx.terminal import guard_stderr, one_line, without_controls
 
 
-class StderrConsole(Console):
+class _GuardedConsole(Console):
+    """A console on which only Rich's own styles steer the terminal: text is shown with escapes for its controls.
+
+    A string is one line. What has several is a list of strings, each printed, or a renderable made of them.
+    """
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Makes the text of a string, wherever Rich takes one: in a cell, a title, or alone."""
+        return super().render_str(one_line(text), **options)
+
+    def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """Renders anything; what is no string keeps its line ends."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=without_controls(segment.text))
+
+
+class StderrConsole(_GuardedConsole):
     """The console of stderr. If its reader goes away or its disk is full, it turns quiet, and the run goes on."""
 
     show_tracebacks = False
@@ -35,7 +53,7 @@ class StderrConsole(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
-class StdoutConsole(Console):
+class StdoutConsole(_GuardedConsole):
     """The console of stdout."""
 
     def print(self, *objects: Any, **options: Any) -> None:
@@ -56,15 +74,18 @@ def data_alone_on_stdout() -> Iterator[None]:
     Descriptor 1 points to stderr meanwhile, so that this holds for C code and for child processes too: a backbone's
     factory may print, and so may the libraries that it uses. A name that stdout's encoding lacks is escaped.
     """
-    stdout = sys.stdout  # there is none where descriptor 1 was closed
+    stdout, stderr = sys.stdout, sys.stderr  # there is none where its descriptor was closed
     encoding = stdout.encoding if stdout else "utf-8"
     data = os.fdopen(os.dup(1), "w", encoding=encoding, errors="backslashreplace")
     os.dup2(2, 1)
+    STDERR.file = stderr
+    guard_stderr()
     STDOUT.file, sys.stdout = data, sys.stderr
     try:
         yield
     finally:
-        STDOUT.file, sys.stdout = None, stdout  # type: ignore[assignment]  # Rich takes None for sys.stdout
+        STDERR.file = STDOUT.file = None  # type: ignore[assignment]  # Rich takes None for that of sys
+        sys.stdout, sys.stderr = stdout, stderr
         os.dup2(data.fileno(), 1)
         with contextlib.suppress(OSError):  # each print flushes, and has told the error
             data.close()
@@ -88,27 +109,28 @@ STDOUT = StdoutConsole(highlight=False, markup=False, emoji=False)
 """The console for tables; `print_line` and `print_json` print plain data, never wrapped or coloured."""
 
 
-def print_line(text: str) -> None:
-    """Prints one line of data.
+def print_line(*fields: str) -> None:
+    """Prints one line of data: fields, with tabs between them, and with escapes for their controls.
 
     Raises:
         BrokenPipeError: If the reader of stdout has gone.
         EmbedxError: If stdout can't be written for another reason.
     """
     with _writing_stdout():
-        print(text, file=STDOUT.file, flush=True)
+        print(*map(one_line, fields), sep="\t", file=STDOUT.file, flush=True)
 
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:
     """Prints one JSON value, over several lines or (`indent=None`) in one."""
-    print_line(json.dumps(value, indent=indent))
+    with _writing_stdout():
+        print(json.dumps(value, indent=indent), file=STDOUT.file, flush=True)
 
 
-def facts_table(facts: Mapping[str, str]) -> Table:
-    """Returns a table of names and values for people; long values are wrapped."""
+def facts_table(facts: Mapping[str, str | list[str]]) -> Table:
+    """Returns a table of names and values for people, of one or several lines; long lines are wrapped."""
     table = Table(Column(style="bold"), Column(overflow="fold"), show_header=False, box=None)
     for name, value in facts.items():
-        table.add_row(name, value)
+        table.add_row(name, value if isinstance(value, str) else Group(*value))
     return table
 
 
@@ -117,14 +139,9 @@ def numbers_table(*columns: str, title: str | None = None) -> Table:
     return Table(*(Column(name, overflow="fold") for name in columns), title=title, title_justify="left")
 
 
-def one_line(text: str) -> str:
-    """Returns the text with escapes in place of line ends, tabs and other characters that can't be printed."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
 def group_text(group: str | None) -> Text | str:
     """Returns a group's name for a table, or `no group` in another style."""
-    return Text("no group", style="dim italic") if group is None else one_line(group)
+    return Text("no group", style="dim italic") if group is None else group
 
 
 def count_text(count: int, noun: str) -> str:

@@ -16,7 +16,7 @@ from embedx.cli.options import (
     plainly,
     with_config_options,
 )
-from embedx.cli.output import STDERR, STDOUT, facts_table, numbers_table, one_line, print_json
+from embedx.cli.output import STDERR, STDOUT, facts_table, numbers_table, print_json
 from embedx.errors import ConfigError
 from embedx.heartbeat import Heartbeat
 from embedx.paths import local_path
@@ -90,7 +90,7 @@ def _print(result: ProbeResult) -> None:
         facts["top-5"] = f"{result.top5:.4f}"
     facts["mean class accuracy"] = f"{result.mean_class_accuracy:.4f}"
     if result.average_precision is not None:
-        facts["average precision"] = f"{result.average_precision:.4f} of {one_line(result.classes[1].name)}"
+        facts["average precision"] = f"{result.average_precision:.4f} of {result.classes[1].name}"
     if result.head is not None:
         facts["head"] = str(result.head)
     STDOUT.print(facts_table(facts))
@@ -98,5 +98,5 @@ def _print(result: ProbeResult) -> None:
     for each in result.classes:
         accuracy = "" if each.accuracy is None else f"{each.accuracy:.4f}"
         numbers = (each.train_rows, each.rows, each.correct)
-        table.add_row(one_line(each.name), *map(str, numbers), accuracy, one_line(each.mistaken_for or ""))
+        table.add_row(each.name, *map(str, numbers), accuracy, each.mistaken_for or "")
     STDOUT.print(table)

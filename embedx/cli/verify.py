@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from embedx.cli.options import DebugOption, JsonOption, StoreArgument
-from embedx.cli.output import STDERR, count_text, one_line, print_json, print_line
+from embedx.cli.output import STDERR, count_text, print_json, print_line
 from embedx.errors import ConfigError, StoreError
 from embedx.system.torch_imports import import_torchvision
 
@@ -95,7 +95,7 @@ def _print(path: Path, faults: list[str], found: Recomputation | None, *, as_jso
         print_json(report if found is None else report | {"recomputed": dataclasses.asdict(found)}, indent=None)
     else:
         for line in wrong:
-            print_line(one_line(line))
+            print_line(line)
 
 
 def _judge(path: Path, found: Recomputation) -> None:

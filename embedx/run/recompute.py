@@ -164,8 +164,11 @@ def _check_outputs(store: Store, job: Job, stored: StoredRows) -> None:
     then = store.manifest.recipe.replacing(device=job.recipe.device, precision=job.recipe.precision).to_json()
     if lines := [difference_text(*leaf) for leaf in leaves_that_differ("recipe", then, job.recipe.to_json())]:
         raise StoreMismatchError(
-            "\n  ".join([f"{store.path} has another recipe than its settings give now:", *lines])
-            + "\nno row was recomputed; restore the files and versions with which it was made"
+            [
+                f"{store.path} has another recipe than its settings give now:",
+                *(f"  {line}" for line in lines),
+                "no row was recomputed; restore the files and versions with which it was made",
+            ]
         )
     shapes = job.spec.shapes
     if (found := {name: stored.shape(name) for name in stored.names}) != shapes:

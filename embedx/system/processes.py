@@ -15,6 +15,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Final
 
+from embedx.terminal import guard_stderr
+
 _LONGEST_TEMPORARY_FOLDER = 60
 """The bytes of a folder's path; a socket's whole path has at most 108 on Linux, and 104 on macOS."""
 
@@ -91,6 +93,7 @@ def tie_to_parent(name: str) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # which the fork server has blocked
     with contextlib.suppress(OSError):
         Path("/proc/self/comm").write_text(name)
+    guard_stderr()
     parent = multiprocessing.parent_process()
     if parent is None:
         raise RuntimeError("tie_to_parent() is for child processes; this one has no parent")

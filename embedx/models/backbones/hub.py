@@ -50,10 +50,12 @@ def download(repository: str, patterns: Sequence[str], *, advice: str) -> Path:
         )
     except Exception as error:  # its class depends on the version's HTTP library
         reason = str(error).partition("\n")[0] or type(error).__name__
+        cache = huggingface_hub.constants.HF_HUB_CACHE
         raise CheckpointError(
-            f"{repository} is not in the Hugging Face cache ({huggingface_hub.constants.HF_HUB_CACHE}) and can't be "
-            f"downloaded ({reason}).\n"
-            f"Fill the cache where there is a network, by `hf download {repository}`, {advice}"
+            [
+                f"{repository} is not in the Hugging Face cache ({cache}) and can't be downloaded ({reason}).",
+                f"Fill the cache where there is a network, by `hf download {repository}`, {advice}",
+            ]
         ) from error
     return Path(folder)
 

@@ -159,7 +159,7 @@ def _file(backbone: str, registered: Any, *, download: bool) -> Path | None:
     if not repository:
         path = cache_path(registered.url)
         if not path.is_file() and download:
-            raise CheckpointError(f"{backbone}: put {registered.url} at\n{path},\nor {OTHER_WEIGHTS}")
+            raise CheckpointError([f"{backbone}: put {registered.url} at", f"{path},", f"or {OTHER_WEIGHTS}"])
         return path if path.is_file() else None
     names = (registered.hf_hub_filename,) if registered.hf_hub_filename else _FILES
     found = [file for name in names if (file := hub.cached(repository, name))]

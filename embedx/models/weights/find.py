@@ -149,8 +149,11 @@ def _cached(member: WeightsEnum, *, download: bool) -> Path:
         )
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         raise CheckpointError(
-            f"{type(member).__name__}.{member.name} is not in torch's cache and can't be downloaded ({error}).\n"
-            f"Put the file at {path},\nor {OTHER_WEIGHTS}"
+            [
+                f"{type(member).__name__}.{member.name} is not in torch's cache and can't be downloaded ({error}).",
+                f"Put the file at {path},",
+                f"or {OTHER_WEIGHTS}",
+            ]
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)

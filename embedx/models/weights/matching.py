@@ -125,9 +125,8 @@ def match_tensors(
                 candidates, names, changes = others, naming.names, (f"names: {naming.words}",)
                 break
         else:
-            raise CheckpointError(
-                f"{source} does not fit the backbone: {misfit(wanted, under_key, candidates, source.name)}"
-            )
+            first, *more = misfit(wanted, under_key, candidates, source.name)
+            raise CheckpointError([f"{source} does not fit the backbone: {first}", *more])
     chosen = _choose([one for one in candidates if one.fits], source, scope if key is not None else None)
     used = {chosen.prefix + name for name in chosen.tensors}
     tensors = {name: chosen.tensors[other] for name, other in names.items() if other in chosen.tensors}

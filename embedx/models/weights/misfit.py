@@ -44,8 +44,8 @@ def listed(names: Collection[object], limit: int = 8) -> str:
 
 def misfit(
     wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], candidates: Sequence[Candidate], file: str
-) -> str:
-    """Words the faults of the candidate that comes nearest, and the next step.
+) -> list[str]:
+    """Words the faults of the candidate that comes nearest, and the next step, in one or several lines.
 
     Args:
         wanted: The backbone's tensors by name.
@@ -55,16 +55,16 @@ def misfit(
     """
     if not candidates:
         advice = _family(state) or _OTHER_MODEL
-        return f"it holds {listed(state)}, and none of the backbone's tensors, {listed(wanted)}; {advice}"
+        return [f"it holds {listed(state)}, and none of the backbone's tensors, {listed(wanted)}; {advice}"]
     nearest = max(candidates, key=lambda candidate: (len(candidate.tensors), len(candidate.mismatched)))
     where = f"under the prefix {nearest.prefix!r} " if nearest.prefix else ""
     shapes = [f"{name} {_shape(own)} instead of {_shape(other)}" for name, (own, other) in nearest.mismatched.items()]
     kinds = {"missing": nearest.missing, "unexpected": nearest.unexpected, "of another shape": shapes}
-    faults = "".join(f"  {len(names)} {kind}: {listed(names)}\n" for kind, names in kinds.items() if names)
+    faults = [f"  {len(names)} {kind}: {listed(names)}" for kind, names in kinds.items() if names]
     advice = _shard(nearest, file) or _stem(nearest) or _variant(nearest, wanted)
     if not advice and (len(nearest.tensors) + len(nearest.mismatched)) * 10 < len(wanted):
         advice = _family(state)
-    return f"{where}{len(nearest.tensors)} of its {len(wanted)} tensors match\n{faults}{advice or _OTHER_MODEL}"
+    return [f"{where}{len(nearest.tensors)} of its {len(wanted)} tensors match", *faults, advice or _OTHER_MODEL]
 
 
 def _shard(nearest: Candidate, file: str) -> str:

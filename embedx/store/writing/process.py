@@ -37,6 +37,7 @@ from embedx.store.writing.unit_rows import EarlierRows, UnitBatch
 from embedx.store.writing.units import UnitBuffer
 from embedx.system.machine import return_large_blocks
 from embedx.system.processes import START_METHOD, start_fork_server, tie_to_parent
+from embedx.terminal import traceback_lines
 
 _QUEUE_LENGTH = 8
 """The number of batches that may wait; then `put` waits, so that a slow disk costs time and not memory."""
@@ -76,7 +77,7 @@ class _Failure(NamedTuple):
         summary = traceback.format_exception_only(error)[-1].strip()
         if len(summary) > _LONGEST_SUMMARY:
             summary = f"{summary[:_LONGEST_SUMMARY]}… ({len(summary):,} characters)"
-        return cls(summary, "".join(traceback.format_exception(error)))
+        return cls(summary, "\n".join(traceback_lines(error)))
 
 
 class WriterProcess:

@@ -64,8 +64,12 @@ def choose(out: Path, mode: Mode, before: Manifest | None, now: Manifest, holdin
         raise StoreMismatchError(f"{out} is a store already; choose another folder, or overwrite it")
     if differing := differences_of(before, now):
         raise StoreMismatchError(
-            f"{out} holds a store of another recipe or plan (then → now):\n  " + "\n  ".join(differing) + "\nchoose "
-            "another folder, give the settings with which it was begun, or replace the store with --overwrite"
+            [
+                f"{out} holds a store of another recipe or plan (then → now):",
+                *(f"  {difference}" for difference in differing),
+                "choose another folder, give the settings with which it was begun, or replace the store with "
+                "--overwrite",
+            ]
         )
     if not has_units:
         return Choice.RENEW
