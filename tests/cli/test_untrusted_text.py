@@ -33,6 +33,8 @@ HOSTILE_NAME = HOSTILE + "\udcff"
 """A file's name, which may also have a byte that is no text."""
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+MINUTES = {"extract": pytest.mark.soak}
+"""The command that has 60 options."""
 FAST = ("--backbone", sample.BACKBONE, "--weights", "sample", "--image-size", "32", "-j", "0")
 
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -158,7 +160,7 @@ def _name(parameter: typer.core.TyperArgument | typer.core.TyperOption) -> str:
     return parameter.opts[-1] if parameter.param_type_name == "option" else parameter.metavar or parameter.name or ""
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [pytest.param(name, marks=MINUTES.get(name, ())) for name in COMMANDS])
 def test_a_value_of_any_argument_and_option(shown, stores, tmp_path: Path, command: str) -> None:
     """Each argument and option of a command gets a hostile value, while the required ones beside it can be parsed."""
     sound = dict.fromkeys(("STORE", "A", "B"), stores["whole"])
