@@ -52,7 +52,7 @@ def try_image(data: bytes) -> None:
     """Decodes an image: [3, H, W] uint8, or a reason."""
     with contextlib.suppress(RejectedInputError):
         pixels = decode(data, max_pixels=1 << 20)
-        if pixels.ndim != 3 or len(pixels) != 3 or pixels.dtype != torch.uint8:
+        if pixels.ndim != 3 or len(pixels) != 3 or 0 in pixels.shape or pixels.dtype != torch.uint8:
             raise AssertionError(f"decoded to {pixels.dtype} {list(pixels.shape)}")
 
 

@@ -140,6 +140,8 @@ def _decode(data: bytes, how: _How) -> Tensor:
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width < 1 or height < 1:
+        raise RejectedInputError(f"the image has no pixels: {width}x{height}")
     if width * height > max_pixels:
         raise RejectedInputError(f"too large: {_too_many(width, height, max_pixels)}")
 

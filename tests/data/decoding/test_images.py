@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -252,6 +253,18 @@ def test_an_image_of_more_pixels_than_allowed_is_rejected_before_it_is_decoded(p
         with pytest.raises(RejectedInputError, match=message):
             decode(part, max_pixels=14_999)
     assert Image.MAX_IMAGE_PIXELS == allowed is not None
+
+
+def test_an_image_without_pixels_is_rejected() -> None:
+    """A TIFF of 16-bit numbers, which Pillow leaves to embedx, and that says of itself that it has no rows."""
+    content = io.BytesIO()
+    pixels = np.full((4, 6), 40_000, np.uint16)
+    tifffile.imwrite(content, np.stack([pixels] * 3, -1), photometric="rgb")
+    length = struct.pack("<HHII", 257, 4, 1, 4)
+    whole = content.getvalue()
+    assert whole.count(length) == 1 and decode(whole).shape == (3, 4, 6)
+    with pytest.raises(RejectedInputError, match="the image has no pixels: 6x0"):
+        decode(whole.replace(length, length[:-4] + bytes(4)))
 
 
 def test_pillows_own_limit_is_not_in_the_way_and_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
