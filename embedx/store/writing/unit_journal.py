@@ -75,8 +75,10 @@ class UnitJournal:
         self._end = end
 
     def remove(self) -> None:
-        """Removes the journal, as the unit is committed."""
-        self._path.unlink(missing_ok=True)
+        """Removes the journal, if there is one, as the unit is committed."""
+        with contextlib.suppress(FileNotFoundError):
+            self._path.unlink()
+            sync_folder(self._root)  # else a power cut could bring it back beside a complete store
 
 
 def _parts(tensors: Mapping[str, Tensor], count: int) -> list[tuple[int, int]]:
