@@ -253,12 +253,12 @@ def test_a_folder_that_goes_under_the_run(
         place.chmod(0o500)
     for one in (*family, main):
         one.resume()
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=110)
     cause = "Permission denied" if change == "forbidden" else ""
     assert_refused(subprocess.CompletedProcess([], process.returncode, stdout, stderr), cause, out)
     assert_gone(family)
     if change == "forbidden":
-        again = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        again = subprocess.run(command, capture_output=True, text=True, timeout=110)
         assert_refused(again, cause, out)
         place.chmod(0o700)
     assert [path.name for path in tmp_path.iterdir()] in ([], ["store"])
