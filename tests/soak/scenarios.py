@@ -137,7 +137,7 @@ class Stage:
             found.append(f"the rerun ends with {again.code}, leaves {again.left}: {again.stderr}")
         else:
             found += [f"after the rerun: {text}" for text in self.faults()]
-        return [f"{text}\n  exit code {done.code}: {done.stderr[-1500:]}" for text in found]
+        return [f"{text}\n  exit code {done.code}: {done.stderr[-20_000 if done.hung else -1500 :]}" for text in found]
 
 
 def draw_inputs(folder: Path) -> None:
