@@ -28,10 +28,12 @@ if TYPE_CHECKING:
     from embedx.engine.loop import run_test as run_test
     from embedx.engine.state import TrainerState as TrainerState
     from embedx.errors import EmbedxError as EmbedxError
+    from embedx.errors import StoreError as StoreError
+    from embedx.errors import StoreReplacedError as StoreReplacedError
     from embedx.store.reading.compare import Comparison as Comparison
     from embedx.store.reading.compare import compare as compare
     from embedx.store.reading.embeddings import Embeddings as Embeddings
-    from embedx.store.reading.reader import NO_GROUP as NO_GROUP
+    from embedx.store.reading.groups import NO_GROUP as NO_GROUP
     from embedx.store.reading.reader import Store as Store
     from embedx.store.reading.verify import verify as verify
     from embedx.vectors.probe import probe as probe
@@ -53,10 +55,11 @@ _NAMES = {
     "engine.fit": "Schedule run_fit",
     "engine.loop": "run_test",
     "engine.state": "TrainerState",
-    "errors": "EmbedxError",
+    "errors": "EmbedxError StoreError StoreReplacedError",
     "store.reading.compare": "Comparison compare",
     "store.reading.embeddings": "Embeddings",
-    "store.reading.reader": "NO_GROUP Store",
+    "store.reading.groups": "NO_GROUP",
+    "store.reading.reader": "Store",
     "store.reading.verify": "verify",
     "vectors.probe": "probe",
     "vectors.probe_config": "ProbeConfig",

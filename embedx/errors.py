@@ -7,7 +7,8 @@ EmbedxError                    1  a run failed
 │   ├── RuntimeUnfitError      2  a runtime can't run this backbone on this machine
 │   └── StoreMismatchError     2  the output folder holds something else
 ├── StoreError                 1  a store is damaged, incomplete or can't be written
-│   └── NotAStoreError         2  there is no store at the path
+│   ├── NotAStoreError         2  there is no store at the path
+│   └── StoreReplacedError     1  another store took the place of the one that was being read
 ├── WriterError                1  the writer process failed
 ├── LoaderError                1  a worker process died
 ├── DeviceMemoryError          1  the forward pass does not fit into the device's memory
@@ -95,6 +96,10 @@ class NotAStoreError(StoreError):
     """There is no store at the path."""
 
     exit_code = 2
+
+
+class StoreReplacedError(StoreError):
+    """Another store took the place of the one that was being read, or a run changed it; opened again, it is whole."""
 
 
 class WriterError(EmbedxError):

@@ -11,6 +11,8 @@ RESERVED_COLUMNS = frozenset(
 )
 """The columns of every index table; no metadata column may have one of these names."""
 
+MANIFEST = "manifest.json"
+"""The file that describes a store."""
 LOCK = ".embedx.lock"
 """The lock file, which is the first file of every store."""
 

@@ -22,15 +22,14 @@ def command(
     debug: DebugOption = False,
 ) -> None:
     """Show what is in a store: its recipe, and its splits and groups with inputs, rows and sizes."""
+    from embedx.store.reading.attempts import start_anew
     from embedx.store.reading.reader import Store
 
-    store = Store.open(path)
     if rejected:
-        _print_rejected(store, as_json=as_json)
-    elif as_json:
-        print_json(_description(store))
-    else:
-        _print_summary(_description(store))
+        _print_rejected(start_anew(lambda: _rejected_rows(Store.open(path))), as_json=as_json)
+        return
+    description = start_anew(lambda: _description(Store.open(path)))
+    print_json(description) if as_json else _print_summary(description)
 
 
 def _description(store: Store) -> dict[str, Any]:
@@ -91,12 +90,12 @@ def _unfinished_text(kept: dict[str, int] | None) -> str:
     return f"no{progress}: run the same command again to finish it"
 
 
-def _print_rejected(store: Store, *, as_json: bool) -> None:
-    rows = [
-        row
-        for row in store.index().select(["split", "key", "path", "reason", "status"]).to_pylist()
-        if row.pop("status") == "rejected"
-    ]
+def _rejected_rows(store: Store) -> list[dict[str, Any]]:
+    rows = store.index().select(["split", "key", "path", "reason", "status"]).to_pylist()
+    return [row for row in rows if row.pop("status") == "rejected"]
+
+
+def _print_rejected(rows: list[dict[str, Any]], *, as_json: bool) -> None:
     if as_json:
         print_json(rows)
     else:

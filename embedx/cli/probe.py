@@ -54,18 +54,24 @@ def command(
     if config.out is not None:
         signals.advice = "; the same command with --resume goes on from the last checkpoint"
     with Heartbeat(STDERR) as heartbeat:
-        from embedx.store.reading.reader import Store
-        from embedx.vectors.probe import probe
+        from embedx.store.reading.attempts import start_anew
 
-        store = Store.open(path)
-        if not store.complete:
-            STDERR.print(f"{path} is not complete: the rows committed so far are probed", soft_wrap=True)
-        result = probe(store, config, heartbeat)
+        result = start_anew(lambda: _probe(path, config, heartbeat))
     if not result.converged:
         STDERR.print("the fit has not converged; a larger --l2 converges sooner", style="bold yellow")
     if plot is not None:
         _write_plot(result, plot)
     print_json(result.to_json(), indent=None) if as_json else _print(result)
+
+
+def _probe(path: Path, config: ProbeConfig, heartbeat: Heartbeat) -> ProbeResult:
+    from embedx.store.reading.reader import Store
+    from embedx.vectors.probe import probe
+
+    store = Store.open(path)
+    if not store.complete:
+        STDERR.print(f"{path} is not complete: the rows committed so far are probed", soft_wrap=True)
+    return probe(store, config, heartbeat)
 
 
 def _write_plot(result: ProbeResult, plot: Path) -> None:

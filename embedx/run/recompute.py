@@ -27,6 +27,7 @@ from embedx.run.prepare import describe_spec, input_shape, use_machine
 from embedx.run.row_checker import Recomputation, RowChecker
 from embedx.store.format.differences import difference_text, leaves_that_differ
 from embedx.store.format.index import OK
+from embedx.store.reading.attempts import start_anew
 from embedx.store.reading.reader import Store
 from embedx.store.reading.stored_rows import StoredRows
 
@@ -71,7 +72,23 @@ def recompute(
         StoreMismatchError: If backbone, weights or preprocessing are no longer those of the recipe.
         ConfigError: If the store does not say how it was made, or its backbone can't be had or is not trusted.
     """
-    store = Store.open(Path(path).absolute())
+
+    def attempt() -> Recomputation:
+        store = Store.open(Path(path).absolute())
+        return _recompute(store, count, seed, device, trust, tolerance, console)
+
+    return start_anew(attempt)
+
+
+def _recompute(
+    store: Store,
+    count: int,
+    seed: int | None,
+    device: str | None,
+    trust: bool,
+    tolerance: float | None,
+    console: Console,
+) -> Recomputation:
     config = _config(store, trust=trust)
     there = _device(config.device, device, console)
     use_machine(there, config.threads)

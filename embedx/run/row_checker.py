@@ -50,7 +50,7 @@ class RowChecker(Callback):
 
     def __init__(self, store: Store, chosen: dict[str, pa.Table], found: Recomputation) -> None:
         super().__init__()
-        self.stored = StoredRows(store.path, store.units.values())
+        self.stored = StoredRows(store.folder, store.units.values(), check=True)
         self.chosen = chosen
         self.found = found
         self._largest = 0.0

@@ -16,6 +16,7 @@ from embedx.errors import output_error
 from embedx.heartbeat import SILENT, Heartbeat
 from embedx.store.format.atomic import make_folder, write_atomic
 from embedx.store.format.shards import HEADER_KEY
+from embedx.store.reading.attempts import start_anew
 from embedx.store.reading.reader import Store
 from embedx.vectors.linear import STRENGTHS, LinearFit, best_strength, choose_held_out, fit_linear
 from embedx.vectors.linear_head import EMBEDDINGS_INPUT
@@ -44,12 +45,18 @@ def probe(store: str | Path | Store, config: ProbeConfig | None = None, heartbea
 
     Raises:
         ConfigError: If the settings are wrong or don't fit the store, as where a row has no target.
+        StoreReplacedError: If another store takes its place; one that is given by its path is opened again first.
         StoreError: If it is not a store, is damaged, or has NaN in a row.
     """
-    started = time.perf_counter()
     config = config or ProbeConfig()
     config.validate()
-    store = store if isinstance(store, Store) else Store.open(store)
+    if isinstance(store, Store):
+        return _probe(store, config, heartbeat)
+    return start_anew(lambda: _probe(Store.open(store), config, heartbeat))
+
+
+def _probe(store: Store, config: ProbeConfig, heartbeat: Heartbeat) -> ProbeResult:
+    started = time.perf_counter()
     heartbeat.say("looking through the splits")
     splits = ProbeSplits.open(store, config)
     if config.out is not None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from embedx.engine.state import Batch
 from embedx.errors import ConfigError, StoreError, unknown
 from embedx.names import INDEX, TARGETS
-from embedx.store.format.index import OK, read_index
+from embedx.store.format.index import OK
 from embedx.store.format.shards import UNKNOWN_TARGET
 from embedx.store.reading.reader import Shard, Store
 
@@ -59,7 +59,7 @@ def open_split(store: Store, name: str, tensor: str) -> Split:
     if name not in store.splits:
         raise ConfigError(unknown("split", name, store.splits, hint=f"in {store.path}"))
     dim, targets = 0, []
-    for shard in store.iter_shards(name, framework="torch"):
+    for shard in store.iter_shards(name, framework="torch", check=True):
         values = _values(shard, tensor)
         if values.ndim != 2:
             raise ConfigError(
@@ -146,7 +146,7 @@ def batch_rows(dim: int, num_classes: int) -> int:
 def class_names(split: Split, classes: Tensor) -> list[str]:
     """Returns the classes' names from an index column that has one name per target, or else the targets as text."""
     path, _ = next((path, unit) for path, unit in split.store.units.items() if unit.split == split.name)
-    there = set(read_index(path).column_names)
+    there = set(split.store.read_table(path).column_names)
     stated = split.store.manifest.settings.target_column or ""
     for column in (stated, *_NAME_COLUMNS):
         if column not in there:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -77,6 +79,18 @@ def build_store(
     session.finish({"seconds": 1.0})
     session.close()
     return out
+
+
+def restate(store: Path) -> Path:
+    """States the sha256 that the index tables have now in the manifest, as a stranger would."""
+    stated = Manifest.read(store)
+    index = {
+        name: hashlib.sha256((store / name).read_bytes()).hexdigest()
+        for name in stated.index
+        if (store / name).is_file()
+    }
+    dataclasses.replace(stated, index=index).write(store)
+    return store
 
 
 def commit(session: StoreSession, batch: UnitBatch) -> None:

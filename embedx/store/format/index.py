@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedx.errors import StoreError
-from embedx.names import INDEX
+from embedx.names import INDEX, MANIFEST
 from embedx.recipe import canonical_json
 from embedx.store.format.atomic import write_all
 from embedx.store.format.index_file import encode, unpack
 from embedx.store.format.layout import Unit, can_be_shard, index_path
-from embedx.store.format.no_follow import path_inside, regular_file
+from embedx.store.format.no_follow import path_inside
+from embedx.store.format.open_folder import StoreFile
 from embedx.store.format.seal import KEY, check_seal
 from embedx.store.format.shards import FORMAT, ShardEntry
 from embedx.store.format.typed_json import fields, parse_json
@@ -102,35 +103,43 @@ def write_index(root: Path, rows: pa.Table, entry: UnitEntry) -> None:
     write_all([(place, [data])], below=root)
 
 
-def read_entry(path: Path) -> UnitEntry:
+def read_entry(path: Path | StoreFile) -> UnitEntry:
     """Reads the description of an index table's unit, from the file's footer alone, whose seal it checks.
 
     Raises:
         StoreError: If the file can't be read, is damaged or is not the index table that its name says.
     """
-    file = regular_file(path.parent.parent, f"{INDEX}/{path.name}")
-    try:
-        with file.open("rb") as opened:
-            return _described(path.name, footer_bytes(opened))[0]
-    except (OSError, KeyError, ValueError) as error:
-        raise StoreError(f"{path}: not a readable index table ({error})") from error
+    table = StoreFile.of(path, depth=1)
+    with table.open() as opened:
+        try:
+            return _described(table.name, footer_bytes(opened))[0]
+        except (OSError, KeyError, ValueError) as error:
+            raise StoreError(f"{table}: not a readable index table ({error})") from error
 
 
-def read_index(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+def read_index(path: Path | StoreFile, columns: Sequence[str] | None = None, *, sha256: str | None = None) -> pa.Table:
     """Reads an index table, or some of its columns, and unpacks no more than an honest file of its size can hold.
 
+    Args:
+        path: The index table.
+        columns: The names of the columns to read; None for all.
+        sha256: The sha256 that the file must have; None if nobody knows it.
+
     Raises:
+        StoreReplacedError: If the store was replaced meanwhile.
         StoreError: If the file can't be read or is not the index table that its name says.
     """
-    file = regular_file(path.parent.parent, f"{INDEX}/{path.name}")
+    file = StoreFile.of(path, depth=1)
     try:
-        data = file.read_bytes()
-        return _rows(path.name, data, columns)
+        data = file.read()
+        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+            raise file.folder.fault(f"{file}: the sha256 is not the one in {MANIFEST}; the file was changed")
+        return _rows(file.name, data, columns)
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise StoreError(f"{path}: not a readable index table ({error})") from error
 
 
-def read_whole(path: Path) -> tuple[UnitEntry, str]:
+def read_whole(path: Path | StoreFile) -> tuple[UnitEntry, str]:
     """Reads all of an index table and checks it, as it is by its seal; of an older embedx it has to be unpacked.
 
     Returns:
@@ -139,12 +148,12 @@ def read_whole(path: Path) -> tuple[UnitEntry, str]:
     Raises:
         StoreError: If the file can't be read, is damaged or is not the index table that its name says.
     """
-    file = regular_file(path.parent.parent, f"{INDEX}/{path.name}")
+    file = StoreFile.of(path, depth=1)
     try:
-        data = file.read_bytes()
-        entry, is_sealed = _described(path.name, footer_bytes(io.BytesIO(data)), data)
+        data = file.read()
+        entry, is_sealed = _described(file.name, footer_bytes(io.BytesIO(data)), data)
         if not is_sealed:
-            _rows(path.name, data)
+            _rows(file.name, data)
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise StoreError(f"{path}: not a readable index table ({error})") from error
     return entry, hashlib.sha256(data).hexdigest()

@@ -28,7 +28,7 @@ import pyarrow as pa
 from embedx.errors import StoreError
 from embedx.names import INDEX
 from embedx.store.format.layout import Unit
-from embedx.store.format.no_follow import regular_file
+from embedx.store.format.open_folder import StoreFile
 from embedx.store.format.shards import FORMAT, HEADER_KEY, ShardHeader, encode_shard
 from embedx.store.format.typed_json import parse_json, typed
 
@@ -84,14 +84,14 @@ def encode_record(unit: Unit, recipe: str, tensors: Mapping[str, Tensor], rows: 
     return [prefix + _sha256([identities, *parts]), identities, *parts]
 
 
-def records(path: Path, unit: Unit, recipe: str) -> Iterator[Record]:
+def records(path: Path | StoreFile, unit: Unit, recipe: str) -> Iterator[Record]:
     """Yields the whole records of a unit's journal in order, and ends at one that is cut off.
 
     Raises:
         StoreError: At a record that is damaged, or belongs to another unit or recipe, and if the file can't be read.
     """
     try:
-        with regular_file(path.parent, path.name).open("rb") as file:
+        with StoreFile.of(path).open() as file:
             while (record := _read(file, unit, recipe)) is not None:
                 yield record
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:

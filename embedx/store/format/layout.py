@@ -15,15 +15,16 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from embedx.errors import StoreError
+from embedx.errors import NotAStoreError
 from embedx.names import INDEX, LOCK
-from embedx.store.format.no_follow import path_inside, regular_files
+from embedx.names import MANIFEST as MANIFEST
+from embedx.store.format.no_follow import regular_files
+from embedx.store.format.open_folder import StoreFile, StoreFolder
 
-MANIFEST = "manifest.json"
 TEMPORARY_SUFFIX = ".embedx-tmp"
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_\-. ]")
@@ -132,26 +133,40 @@ def is_index_path(path: str) -> bool:
 
 def index_files(root: Path) -> dict[tuple[str, int], Path]:
     """Returns the index tables of the committed units by (folder name of the split, unit number), in that order."""
-    return _unit_files(Path(path_inside(root, INDEX)), _INDEX_NAME)
+    return _paths(index_tables, root)
 
 
 def journal_files(root: Path) -> dict[tuple[str, int], Path]:
     """Returns the journals of units by (folder name of the split, unit number), in that order."""
-    return _unit_files(root, _JOURNAL_NAME)
+    return _paths(journals, root)
 
 
-def _unit_files(folder: Path, pattern: re.Pattern[str]) -> dict[tuple[str, int], Path]:
-    """Returns the files whose names have this pattern, by the `split` and the `unit` in the name."""
-    found = {}
+def index_tables(folder: StoreFolder, named: Iterable[str] | None = None) -> dict[tuple[str, int], StoreFile]:
+    """Returns the index tables as `index_files` does, for a store that is held open: those on disk, or those named."""
+    there = (f"{INDEX}/{name}" for name in folder.files(INDEX)) if named is None else named
+    return _unit_files(folder, there, _INDEX_NAME)
+
+
+def journals(folder: StoreFolder) -> dict[tuple[str, int], StoreFile]:
+    """Returns the journals as `journal_files` does, for a store that is held open."""
+    return _unit_files(folder, folder.files(), _JOURNAL_NAME)
+
+
+def _paths(
+    files_of: Callable[[StoreFolder], dict[tuple[str, int], StoreFile]], root: Path
+) -> dict[tuple[str, int], Path]:
     try:
-        for entry in os.scandir(folder):
-            match = pattern.fullmatch(entry.name)
-            if match and not entry.is_dir(follow_symlinks=False):
-                found[match["split"], int(match["unit"])] = folder / entry.name
-    except (FileNotFoundError, NotADirectoryError):
+        return {place: root / file.relative for place, file in files_of(StoreFolder(root)).items()}
+    except NotAStoreError:
         return {}
-    except OSError as error:
-        raise StoreError(f"{folder}: can't be read ({error.strerror})") from error
+
+
+def _unit_files(
+    folder: StoreFolder, paths: Iterable[str], pattern: re.Pattern[str]
+) -> dict[tuple[str, int], StoreFile]:
+    """Returns the files whose names have this pattern, by the `split` and the `unit` in the name."""
+    matches = ((path, pattern.fullmatch(os.path.basename(path))) for path in paths)
+    found = {(match["split"], int(match["unit"])): folder / path for path, match in matches if match}
     return dict(sorted(found.items()))
 
 

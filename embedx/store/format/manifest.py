@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -13,7 +14,7 @@ from embedx.recipe import fingerprint
 from embedx.store.format.atomic import write_atomic
 from embedx.store.format.contents import Environment, PlanTerms, SplitTotals, StoredRecipe, StoredSettings, to_json
 from embedx.store.format.layout import MANIFEST, is_index_path, is_temporary
-from embedx.store.format.no_follow import regular_file
+from embedx.store.format.open_folder import StoreFolder
 from embedx.store.format.shards import FORMAT
 from embedx.store.format.typed_json import fields, parse_json
 
@@ -62,26 +63,33 @@ class Manifest:
         write_atomic(root / MANIFEST, self.encode())
 
     @classmethod
-    def read(cls, root: Path) -> Manifest:
-        """Reads the manifest of the store at `root`.
+    def read(cls, root: Path | StoreFolder) -> Manifest:
+        """Reads the manifest of the store at `root`; a store that is held open keeps its sha256.
 
         Raises:
             NotAStoreError: If there is no manifest.
+            StoreReplacedError: If it is gone, as the store was replaced.
             StoreError: If it is not embedx's, has another format, or was changed.
         """
-        path = root / MANIFEST
-        if not os.path.lexists(path):
-            raise NotAStoreError(
-                f"{root} is not a store: {_absence(root)}; give the folder that `embedx extract` wrote"
-            )
+        folder = root if isinstance(root, StoreFolder) else StoreFolder(root)
+        path = folder.path / MANIFEST
         try:
-            contents = parse_json(regular_file(root, MANIFEST).read_bytes())
+            data = folder.read(MANIFEST)
+        except StoreError as error:
+            if isinstance(error.__cause__, FileNotFoundError) and folder.is_current():
+                raise NotAStoreError(
+                    f"{folder.path} is not a store: it has no {MANIFEST}; give the folder that `embedx extract` wrote"
+                ) from error
+            raise
+        folder.manifest_sha256 = hashlib.sha256(data).hexdigest()
+        try:
+            contents = parse_json(data)
             stated = fields(contents, {**get_type_hints(cls), "fingerprint": str, _CHECKSUM: str})
             checksum, recipe_checksum = stated.pop(_CHECKSUM), stated.pop("fingerprint")
             manifest = cls(**stated)
             if stray := [name for name in manifest.index if not is_index_path(name)]:
                 raise ValueError(f"{stray[0]!r:.300} can't be an index table's place")
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             raise StoreError(f"{path}: not a readable manifest ({error})") from error
         if manifest.format != FORMAT:
             raise StoreError(f"{path}: the format is {manifest.format}; this embedx reads format {FORMAT}")
@@ -91,12 +99,6 @@ class Manifest:
         if fingerprint(contents) != checksum:
             raise StoreError(f"{path}: the contents do not match their sha256; the file was changed, put back a copy")
         return manifest
-
-
-def _absence(root: Path) -> str:
-    if root.is_dir():
-        return f"it has no {MANIFEST}"
-    return "it is a file" if root.exists() else "there is no such folder"
 
 
 def existing_store(root: Path) -> Manifest | None:

@@ -1,7 +1,6 @@
-"""Paths in a store that follow no links, for reading, writing and removing.
+"""Paths in a store that follow no links, for writing and removing; `open_folder` is for reading.
 
-By a link, a stranger's store could have any file of the machine read or overwritten. Only the store's own folder may
-be a link.
+By a link, a stranger's store could have any file of the machine overwritten. Only the store's own folder may be a link.
 """
 
 from __future__ import annotations
@@ -35,18 +34,6 @@ def path_inside(root: Path, relative: str, known: set[str] | None = None) -> str
                 f"{path} is a link, and links in a store are not followed; replace it with the file that it leads to"
             )
         known.add(path)
-    return path
-
-
-def regular_file(root: Path, relative: str) -> Path:
-    """Returns the path of a file in the store, which must exist and be no link, pipe or device."""
-    path = Path(path_inside(root, relative))
-    try:
-        mode = path.lstat().st_mode
-    except OSError as error:
-        raise StoreError(f"{path}: can't be read ({error.strerror})") from error
-    if not stat.S_ISREG(mode):
-        raise StoreError(f"{path} is not a regular file")
     return path
 
 

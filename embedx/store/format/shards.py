@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import pyarrow as pa
 from safetensors import SafetensorError, safe_open
 
-from embedx.errors import StoreError
+from embedx.errors import StoreError, StoreReplacedError
 from embedx.names import EMBEDDINGS, INDEX, TARGETS
 from embedx.recipe import canonical_json
+from embedx.store.format.open_folder import StoreFile
 from embedx.store.format.typed_json import parse_json, typed
 
 if TYPE_CHECKING:
@@ -150,18 +151,27 @@ def _bytes_of(tensor: Tensor | np.ndarray[Any, Any]) -> memoryview:
     return array.data.cast("B")
 
 
-def open_shard(path: Path) -> AbstractContextManager[Any]:
+def open_shard(path: Path | StoreFile, *, sha256: str | None = None) -> AbstractContextManager[Any]:
     """Maps a shard's file; `get_tensor(name)` of the open shard reads the numbers when they are touched.
 
     All tensors have the same number of rows, at least one, and lie in the file in full, so that none takes more memory
-    than the file has bytes. A StoreError refuses other files.
+    than the file has bytes. A StoreError refuses other files, and those of another sha256 than this.
     """
-    try:
-        shard = cast(AbstractContextManager[Any], safe_open(path, framework="pt"))
-        _check_tensors(shard)
-        read_header(shard)
-    except (SafetensorError, OSError, ValueError, StoreError) as error:
-        raise StoreError(f"{path}: not a readable shard ({error}); run `embedx verify` on its store") from error
+    file = StoreFile.of(path)
+    with file.open() as opened:
+        if sha256 is not None and hashlib.file_digest(opened, "sha256").hexdigest() != sha256:
+            raise file.folder.fault(
+                f"{file}: the sha256 is not the one in its index table; run `embedx verify` on its store"
+            )
+        try:
+            with file.path_of(opened) as place:
+                shard = cast(AbstractContextManager[Any], safe_open(place, framework="pt"))
+            _check_tensors(shard)
+            read_header(shard)
+        except StoreReplacedError:
+            raise
+        except (SafetensorError, OSError, ValueError, StoreError) as error:
+            raise StoreError(f"{file}: not a readable shard ({error}); run `embedx verify` on its store") from error
     return shard
 
 

@@ -17,6 +17,7 @@ from embedx.names import EMBEDDINGS
 from embedx.store.format.differences import leaves_that_differ
 from embedx.store.format.index import OK
 from embedx.store.format.manifest import Manifest
+from embedx.store.reading.attempts import start_anew
 from embedx.store.reading.drift import Drift, DriftPart, Pair, measure_drift
 from embedx.store.reading.reader import Store
 from embedx.store.reading.stored_rows import StoredRows
@@ -81,10 +82,14 @@ def compare(a: str | Path, b: str | Path, names: Sequence[str] | None = None) ->
         names: The names of the tensors to compare; None takes all that both stores have.
 
     Raises:
+        StoreReplacedError: If other stores take the place of these time and again.
         StoreError: If one is not a store, or damaged.
         ConfigError: If they have no row in common, or a tensor that is not in both, or not of one shape.
     """
-    stores = Store.open(a), Store.open(b)
+    return start_anew(lambda: _compare((Store.open(a), Store.open(b)), names))
+
+
+def _compare(stores: Pair[Store], names: Sequence[str] | None) -> Comparison:
     rows = _stored_rows(stores[0]), _stored_rows(stores[1])
     overlap: dict[str, Overlap] = {}
     parts: dict[str, dict[str, DriftPart]] = {}
@@ -109,7 +114,7 @@ def compare(a: str | Path, b: str | Path, names: Sequence[str] | None = None) ->
 
 
 def _stored_rows(store: Store) -> StoredRows:
-    return StoredRows(store.path, store.units.values())
+    return StoredRows(store.folder, store.units.values(), check=True)
 
 
 def _index(store: Store, split: str) -> pa.Table:

@@ -104,8 +104,8 @@ def measure_drift(rows: Pair[StoredRows], name: str, split: str, pairs: Pair[pa.
     shapes = [of_store.shape(name) for of_store in rows]
     if shapes[0] != shapes[1] or 0 in shapes[0]:
         raise ConfigError(
-            f"{name!r} has {list(shapes[0])} numbers per row in {rows[0].root}, and {list(shapes[1])} in "
-            f"{rows[1].root}: they can't be compared; choose another that both have by --name, or other stores"
+            f"{name!r} has {list(shapes[0])} numbers per row in {rows[0].folder.path}, and {list(shapes[1])} in "
+            f"{rows[1].folder.path}: they can't be compared; choose another that both have by --name, or other stores"
         )
     step = max(1, _CHUNK_BYTES // (8 * math.prod(shapes[0])))
     drift = np.empty(len(pairs[0]))

@@ -8,11 +8,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from embedx.store.format.shards import dtype_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Framework = Literal["numpy", "torch"]
+
+_NOT_IN_NUMPY = ("bfloat16", "float8_e4m3fn", "float8_e5m2")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,3 +88,10 @@ class Embeddings:
         frame = self.table.to_pandas()
         values = self.embeddings if isinstance(self.embeddings, np.ndarray) else self.embeddings.numpy()
         return frame.assign(embedding=list(values))
+
+
+def as_arrays(framework: Framework, tensor: Tensor) -> Any:
+    """Returns a tensor as an array of this kind."""
+    if framework == "torch":
+        return tensor
+    return (tensor.float() if dtype_name(tensor.dtype) in _NOT_IN_NUMPY else tensor).numpy()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from pathlib import Path
-
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedx.errors import StoreError
+from embedx.errors import StoreError, StoreReplacedError
 from embedx.store.format.journal import records
-from embedx.store.format.layout import Unit, folder_name, index_path, journal_files
+from embedx.store.format.layout import Unit, folder_name, index_path, journals
+from embedx.store.format.open_folder import StoreFile
 from embedx.store.reading.reader import Store
 
 
@@ -18,22 +16,26 @@ def count_kept(store: Store) -> int:
     """Counts the inputs of the committed units, and of the journals of those that are planned."""
     committed = sum(unit.inputs for unit in store.units.values())
     splits = {folder_name(split): split for split in store.manifest.plan.splits}
-    journals = {
-        Unit(splits[folder], number): path
-        for (folder, number), path in journal_files(store.path).items()
+    begun = {
+        Unit(splits[folder], number): journal
+        for (folder, number), journal in journals(store.folder).items()
         if folder in splits
     }
     return committed + sum(
-        _count_rows(path, unit, store.manifest.fingerprint)
-        for unit, path in journals.items()
-        if not (store.path / index_path(unit)).exists()
+        _count_rows(journal, unit, store.manifest.fingerprint)
+        for unit, journal in begun.items()
+        if index_path(unit) not in store.units
     )
 
 
-def _count_rows(journal: Path, unit: Unit, recipe: str) -> int:
+def _count_rows(journal: StoreFile, unit: Unit, recipe: str) -> int:
     """Counts the inputs in the whole records of a journal; one that was computed twice, as it had changed, is one."""
     keys: list[pa.ChunkedArray] = []
-    with contextlib.suppress(StoreError):  # the next run says so
+    try:
         keys.extend(record.rows["key"] for record in records(journal, unit, recipe))
+    except StoreReplacedError:
+        raise
+    except StoreError:  # the next run says so
+        pass
     chunks = [chunk for column in keys for chunk in column.chunks]
     return int(pc.count_distinct(pa.chunked_array(chunks, pa.string())).as_py())

@@ -6,12 +6,11 @@ Shapes: N rows, D embedding dimension, T tokens.
 from __future__ import annotations
 
 import dataclasses
-import enum
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,28 +21,14 @@ from embedx.names import EMBEDDINGS
 from embedx.store.format import layout
 from embedx.store.format.index import INDEX_SCHEMA, UnitEntry, read_entry, read_index
 from embedx.store.format.manifest import Manifest
-from embedx.store.format.shards import ShardEntry, dtype_name
-from embedx.store.reading.embeddings import Embeddings
+from embedx.store.format.open_folder import StoreFolder
+from embedx.store.format.shards import ShardEntry
+from embedx.store.reading.attempts import start_anew
+from embedx.store.reading.embeddings import Embeddings, Framework, as_arrays
+from embedx.store.reading.groups import Group, group_of
 
 if TYPE_CHECKING:  # torch is imported where tensors are read; the manifest and the index tables need none
-    from torch import Tensor
-
     from embedx.store.reading.torch_dataset import StoreDataset
-
-Framework = Literal["numpy", "torch"]
-
-_NOT_IN_NUMPY = ("bfloat16", "float8_e4m3fn", "float8_e5m2")
-
-
-class _NoGroup(enum.Enum):
-    """Stands for the rows of a grouped store that have no group, where None stands for all rows."""
-
-    NO_GROUP = "no group"
-
-
-NO_GROUP: Final = _NoGroup.NO_GROUP
-
-Group = str | Literal[_NoGroup.NO_GROUP] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,20 +43,53 @@ class Shard:
 
 
 class Store:
-    """A store on disk, as far as its units are committed; `complete` tells whether all of them are."""
+    """A store on disk, as far as its units are committed; `complete` tells whether all of them are.
+
+    It is the store that stood at the path when it was opened. When an update puts another one in its place, what is
+    read from then on raises a StoreReplacedError, and what has been read stays. A copy in another process, such as a
+    DataLoader's, is of the same store, or raises that too.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.manifest = Manifest.read(self.path)
+        self.folder = StoreFolder(path)
+        self.manifest = Manifest.read(self.folder)
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """Opens a store.
+        """Opens a store; it is closed by `close`, by a `with` statement, or when it is no longer used.
 
         Raises:
             StoreError: If `path` is not a store.
         """
-        return cls(path)
+        return start_anew(lambda: cls(path))
+
+    def close(self) -> None:
+        """Closes the store: nothing more can be read from it, and what has been read stays."""
+        self.folder.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out the open folder, so that the store can be sent to another process."""
+        return {**vars(self), "folder": (str(self.path.absolute()), self.folder.manifest_sha256)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Opens the same store in another process.
+
+        Raises:
+            StoreReplacedError: If another one is there now.
+        """
+        vars(self).update(state)
+        path, manifest_sha256 = state["folder"]
+        self.folder = StoreFolder(path)
+        self.folder.manifest_sha256 = manifest_sha256
+        if not self.folder.is_current():
+            raise self.folder.fault("")
 
     def __repr__(self) -> str:
         rows = Counter[str]()
@@ -95,9 +113,10 @@ class Store:
         return self.manifest.recipe.to_json()
 
     @cached_property
-    def units(self) -> dict[Path, UnitEntry]:
-        """The committed units, by the path of their index table, in order."""
-        return {path: read_entry(path) for path in layout.index_files(self.path).values()}
+    def units(self) -> dict[str, UnitEntry]:
+        """The committed units, by the path of their index table in the store, in order."""
+        tables = layout.index_tables(self.folder, self.manifest.index if self.complete else None)
+        return {table.relative: read_entry(table) for table in tables.values()}
 
     @property
     def splits(self) -> list[str]:
@@ -112,7 +131,7 @@ class Store:
         """
         if not self.manifest.plan.grouped:
             return []
-        return list(dict.fromkeys(_group_of(entry) for _, entry in self._shards(split, None)))
+        return list(dict.fromkeys(group_of(entry) for _, entry in self._shards(split, None)))
 
     def index(self, split: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
         """Reads the index tables of a split as one table, with one row per input, in plan order.
@@ -126,8 +145,16 @@ class Store:
         """
         self._require_split(split)
         return concat_rows(
-            [read_index(path, columns) for path, unit in self.units.items() if split in (None, unit.split)]
+            [self.read_table(path, columns) for path, unit in self.units.items() if split in (None, unit.split)]
         )
+
+    def read_table(self, path: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Reads the index table at a path in the store, or some of its columns; a complete store's by its sha256.
+
+        Raises:
+            StoreError: If it is damaged.
+        """
+        return read_index(self.folder / path, columns, sha256=self.manifest.index.get(path))
 
     def load(
         self,
@@ -136,6 +163,7 @@ class Store:
         *,
         framework: Framework = "numpy",
         name: str = EMBEDDINGS,
+        check: bool = True,
     ) -> Embeddings:
         """Reads the rows of a split, or of one of its groups, in plan order.
 
@@ -145,11 +173,13 @@ class Store:
             framework: The kind of arrays, `numpy` or `torch`. Numpy has no bfloat16 and float8; those numbers become
                 float32 there.
             name: The name of the tensor: `embeddings`, or an extra layer's.
+            check: Whether each shard's sha256 is checked, by a thread per core, before its rows are used.
 
         Returns:
             The embeddings [N, D] with their keys, targets and groups.
 
         Raises:
+            StoreReplacedError: If another store has taken this one's place.
             StoreError: If there is no such split, group or tensor, or a file is damaged.
         """
         self._require_split(split)
@@ -158,25 +188,26 @@ class Store:
             raise StoreError(unknown("group", str(group), names, hint=f"in split {split!r} of {self.path}"))
         tables: list[pa.Table] = []
         for path, unit in self.units.items():
-            shards = [shard.path for shard in unit.shards if group in (None, _group_of(shard))]
+            shards = [shard.path for shard in unit.shards if group in (None, group_of(shard))]
             if unit.split == split and shards:
-                table = read_index(path)
+                table = self.read_table(path)
                 tables.append(table.filter(pc.is_in(table["shard"], pa.array(shards))))
                 if pc.count_distinct(tables[-1]["shard"]).as_py() < len(shards):
-                    raise StoreError(f"{path} and its shards disagree; run `embedx verify {self.path}`")
+                    raise self.folder.fault(f"{path} and its shards disagree; run `embedx verify {self.path}`")
         if not tables:
             rejected = sum(unit.rejected for unit in self.units.values() if unit.split == split)
             raise StoreError(f"split {split!r} of {self.path} has no rows, and {rejected} rejected inputs")
         from embedx.store.reading.stored_rows import StoredRows
 
         rows = concat_rows(tables)
-        embeddings = StoredRows(self.path, self.units.values()).gather(name, rows, whole_shards=True)
-        return Embeddings(_as(framework, embeddings), rows)
+        stored = StoredRows(self.folder, self.units.values(), check=check)
+        embeddings = stored.gather(name, rows, whole_shards=True)
+        return Embeddings(as_arrays(framework, embeddings), rows)
 
     def rows(
         self, split: str, keys: Sequence[str], *, framework: Framework = "numpy", name: str = EMBEDDINGS
     ) -> Embeddings:
-        """Reads the rows of these keys alone, in their order.
+        """Reads the rows of these keys alone, in their order; the shards are mapped, and their sha256 not checked.
 
         Args:
             split: The name of the split.
@@ -200,10 +231,12 @@ class Store:
             raise StoreError(f"split {split!r} of {self.path}: the key {missing[0]!r} {why}")
         from embedx.store.reading.stored_rows import StoredRows
 
-        return Embeddings(_as(framework, StoredRows(self.path, self.units.values()).gather(name, found)), found)
+        return Embeddings(as_arrays(framework, StoredRows(self.folder, self.units.values()).gather(name, found)), found)
 
     def dataset(self, split: str, *, name: str = EMBEDDINGS) -> StoreDataset:
         """Returns a split as a torch Dataset of (embedding [D], target) that reads the shards where it is touched.
+
+        The index tables are checked by their sha256, and the shards are not: `load` or `embedx verify` do that.
 
         Raises:
             StoreError: If there is no such split, or an index table is damaged.
@@ -218,7 +251,12 @@ class Store:
         return self.index(split).to_pandas()
 
     def iter_shards(
-        self, split: str | None = None, group: Group = None, *, framework: Framework = "numpy"
+        self,
+        split: str | None = None,
+        group: Group = None,
+        *,
+        framework: Framework = "numpy",
+        check: bool = False,
     ) -> Iterator[Shard]:
         """Yields the shards one by one, with their files mapped instead of read.
 
@@ -226,32 +264,30 @@ class Store:
             split: The name of the split; None for all splits.
             group: The only group whose shards are wanted; NO_GROUP for the rows without one, None for all.
             framework: The kind of arrays, `numpy` or `torch`.
+            check: Whether each shard is read once, and its sha256 checked, before it is yielded.
 
         Raises:
+            StoreReplacedError: If another store has taken this one's place.
             StoreError: If there is no such split, or a file is damaged.
         """
         self._require_split(split)
         from embedx.store.reading.stored_rows import open_named_shard
 
         for unit, entry in self._shards(split, group):
-            with open_named_shard(self.path, unit, entry) as file:
-                tensors = {name: _as(framework, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+            with open_named_shard(self.folder, unit, entry, check=check) as file:
+                tensors = {name: as_arrays(framework, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
             yield Shard(self.path / entry.path, unit.split, entry.group, tensors)
 
     def _shards(self, split: str | None, group: Group) -> Iterator[tuple[UnitEntry, ShardEntry]]:
         for unit in self.units.values():
             if split in (None, unit.split):
                 for entry in unit.shards:
-                    if group in (None, _group_of(entry)):
+                    if group in (None, group_of(entry)):
                         yield unit, entry
 
     def _require_split(self, split: str | None) -> None:
         if split is not None and split not in self.splits:
             raise StoreError(unknown("split", split, self.splits, hint=f"in {self.path}"))
-
-
-def _group_of(shard: ShardEntry) -> Group:
-    return NO_GROUP if shard.group is None else shard.group
 
 
 def concat_rows(tables: list[pa.Table]) -> pa.Table:
@@ -260,9 +296,3 @@ def concat_rows(tables: list[pa.Table]) -> pa.Table:
         return concat(tables or [INDEX_SCHEMA.empty_table()])
     except pa.ArrowException as error:
         raise StoreError(f"the index tables' columns do not fit together ({error})") from error
-
-
-def _as(framework: Framework, tensor: Tensor) -> Any:
-    if framework == "torch":
-        return tensor
-    return (tensor.float() if dtype_name(tensor.dtype) in _NOT_IN_NUMPY else tensor).numpy()

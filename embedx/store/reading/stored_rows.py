@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,34 +18,44 @@ from torch import Tensor
 from embedx.errors import StoreError, unknown
 from embedx.names import INDEX, TARGETS
 from embedx.store.format.index import UnitEntry
-from embedx.store.format.no_follow import regular_file
+from embedx.store.format.open_folder import StoreFolder
 from embedx.store.format.shards import FORMAT, ShardEntry, ShardHeader, form, has_inputs, open_shard, read_header
+from embedx.system.machine import cores
 
 _MAPPED = 64
 """The number of tensors that are kept mapped."""
 
 
 class StoredRows:
-    """The rows of the shards of a store's units, N of them at a time."""
+    """The rows of the shards of a store's units, N of them at a time.
 
-    def __init__(self, root: Path, units: Iterable[UnitEntry]) -> None:
-        self.root = root
+    Args:
+        folder: The store's folder.
+        units: The units whose rows are wanted.
+        check: Whether each shard's sha256 is checked before its first row is used; it takes as long as reading it.
+    """
+
+    def __init__(self, folder: StoreFolder, units: Iterable[UnitEntry], *, check: bool = False) -> None:
+        self.folder = folder
         self._shards = {entry.path: (unit, entry) for unit in units for entry in unit.shards}
         self._headers: dict[str, ShardHeader] = {}
         """The headers of the shards that were mapped."""
-        self._tensor = lru_cache(maxsize=_MAPPED)(self._map)
+        self._unchecked = set(self._shards) if check else set()
+        this = weakref.proxy(self)  # so that the folder is closed once this is no longer used
+        self._tensor = lru_cache(maxsize=_MAPPED)(lambda path, name: this._map(path, name))
 
     @cached_property
     def names(self) -> list[str]:
         """The names of the tensors, but for `index` and `targets`; empty if the store has no rows."""
         for unit, entry in self._shards.values():
-            with open_named_shard(self.root, unit, entry) as shard:
+            with open_named_shard(self.folder, unit, entry) as shard:
                 return [name for name in shard.keys() if name not in (INDEX, TARGETS)]  # noqa: SIM118
         return []
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Returns the shape of one row of a tensor, as the first shard has it."""
-        return tuple(self._tensor(next(iter(self._shards)), name).shape[1:])
+        first: Tensor = self._tensor(next(iter(self._shards)), name)
+        return tuple(first.shape[1:])
 
     def gather(self, name: str, places: pa.Table, *, whole_shards: bool = False) -> Tensor:
         """Reads rows [N, ...] of a tensor in the stored type.
@@ -59,14 +71,15 @@ class StoredRows:
         """
         shards = places["shard"].combine_chunks().dictionary_encode()
         if not len(shards) or shards.null_count:
-            raise StoreError(f"{self.root}: no shard to read from; run `embedx verify` on it")
+            raise self.folder.fault(f"{self.folder.path}: no shard to read from; run `embedx verify` on it")
         codes, rows = shards.indices.to_numpy(), places["row"].fill_null(-1).to_numpy()
         order = np.argsort(codes, kind="stable")
         groups = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
-        first = self._tensor(shards.dictionary[0].as_py(), name)
+        first: Tensor = self._tensor(shards.dictionary[0].as_py(), name)
         result = first.new_empty(len(places), *first.shape[1:])
-        for path, positions in zip(shards.dictionary.to_pylist(), groups, strict=True):
-            values, own = self._tensor(path, name), rows[positions]
+        paths = shards.dictionary.to_pylist()
+        for path, values, positions in zip(paths, self._tensors(paths, name), groups, strict=True):
+            own = rows[positions]
             if own.min() < 0 or own.max() >= len(values):
                 raise self._disagreement(path)
             if whole_shards:
@@ -75,16 +88,31 @@ class StoredRows:
                 if not (is_whole and has_inputs(self._headers[path], in_shard)):
                     raise self._disagreement(path)
             if (values.dtype, values.shape[1:]) != (result.dtype, result.shape[1:]):
-                raise StoreError(
-                    f"{self.root}: {name!r} is here {form(result)} and there {form(values)}; run `embedx verify` on it"
+                raise self.folder.fault(
+                    f"{self.folder.path}: {name!r} is here {form(result)} and there {form(values)}; "
+                    "run `embedx verify` on it"
                 )
             result[torch.from_numpy(positions)] = values[torch.from_numpy(own)]
         return result
 
+    def _tensors(self, paths: list[str], name: str) -> Iterator[Tensor]:
+        """Yields the tensor of each shard; threads check the files ahead."""
+        if self._unchecked.isdisjoint(paths):
+            yield from (self._tensor(path, name) for path in paths)
+            return
+        ahead: deque[Future[Tensor]] = deque()
+        with ThreadPoolExecutor(cores()) as threads:
+            for path in paths:
+                ahead.append(threads.submit(self._tensor, path, name))
+                if len(ahead) > cores():
+                    yield ahead.popleft().result()
+            yield from (future.result() for future in ahead)
+
     def _map(self, path: str, name: str) -> Tensor:
         if path not in self._shards:  # nothing but a unit's own shards is opened, whatever a row says
             raise self._disagreement(path)
-        with open_named_shard(self.root, *self._shards[path]) as shard:
+        with open_named_shard(self.folder, *self._shards[path], check=path in self._unchecked) as shard:
+            self._unchecked.discard(path)
             self._headers[path] = read_header(shard)
             if name not in shard.keys():  # noqa: SIM118  (not a mapping)
                 raise StoreError(unknown("tensor", name, shard.keys(), hint=f"in {path}"))
@@ -92,13 +120,18 @@ class StoredRows:
             return tensor
 
     def _disagreement(self, path: str) -> StoreError:
-        return StoreError(f"{path} and its index table disagree; run `embedx verify {self.root}`")
+        root = self.folder.path
+        return self.folder.fault(f"{path} and its index table disagree; run `embedx verify {root}`")
 
 
-def open_named_shard(root: Path, unit: UnitEntry, entry: ShardEntry) -> AbstractContextManager[Any]:
-    """Maps a shard, and checks that it is the one that its unit names."""
-    shard = open_shard(regular_file(root, entry.path))
+def open_named_shard(
+    folder: StoreFolder, unit: UnitEntry, entry: ShardEntry, *, check: bool = False
+) -> AbstractContextManager[Any]:
+    """Maps a shard, and checks that it is the one that its unit names, by its header and maybe by its sha256."""
+    shard = open_shard(folder / entry.path, sha256=entry.sha256 if check else None)
     header = read_header(shard)._replace(inputs_sha256=None)
     if header != ShardHeader(FORMAT, unit.split, entry.group, unit.unit, unit.recipe):
-        raise StoreError(f"{entry.path} is not the shard that its index table names; run `embedx verify {root}`")
+        raise folder.fault(
+            f"{entry.path} is not the shard that its index table names; run `embedx verify {folder.path}`"
+        )
     return shard

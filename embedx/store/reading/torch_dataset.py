@@ -23,7 +23,7 @@ class StoreDataset(Dataset[tuple[Tensor, int]]):
     """The rows of a split in plan order, each as (embedding [D], target); the target is -1 where it is unknown.
 
     Shards are mapped, and read where they are touched, so that a split may be larger than the memory. A DataLoader's
-    workers each map them anew.
+    workers each map them anew; where another store has taken this one's place, they raise a StoreReplacedError.
 
     Args:
         store: The store with the rows.
@@ -38,7 +38,7 @@ class StoreDataset(Dataset[tuple[Tensor, int]]):
         """The rows of the index tables, with all columns: `table["key"][i]` is the key of item i."""
         self.targets = self.table["target"].fill_null(-1).to_numpy().astype(np.int64)
         """The targets [N]."""
-        self._store = store.path, list(store.units.values())
+        self._store = store
 
     def __len__(self) -> int:
         return len(self.table)
@@ -56,7 +56,7 @@ class StoreDataset(Dataset[tuple[Tensor, int]]):
 
     @cached_property
     def _rows(self) -> StoredRows:
-        return StoredRows(*self._store)
+        return StoredRows(self._store.folder, self._store.units.values())
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out what is mapped, so that it can be sent to a worker process."""

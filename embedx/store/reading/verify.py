@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from embedx.names import INDEX, LOCK, TARGETS
 from embedx.store.format import layout
 from embedx.store.format.contents import SplitTotals
 from embedx.store.format.index import OK, UnitEntry, read_entry, read_index
-from embedx.store.format.no_follow import regular_file
+from embedx.store.format.open_folder import StoreFile
 from embedx.store.format.shards import (
     FORMAT,
     UNKNOWN_TARGET,
@@ -29,6 +30,7 @@ from embedx.store.format.shards import (
     open_shard,
     read_header,
 )
+from embedx.store.reading.attempts import start_anew
 from embedx.store.reading.reader import Store
 
 NOT_COMPLETE = f"{layout.MANIFEST}: the store is not complete; run the same `embedx extract` again"
@@ -41,26 +43,45 @@ def verify(path: str | Path) -> Iterator[str]:
     """Goes through a store and yields its faults, one sentence each; nothing if it is whole.
 
     Raises:
+        StoreReplacedError: If other stores take its place time and again, or one after its first fault was yielded.
         StoreError: If `path` is not a store, or its manifest was changed, so that nothing can be checked against it.
     """
-    store = Store.open(path)
+
+    def begin() -> tuple[list[str], Iterator[str]]:
+        faults = _faults_of_one(Store.open(path))
+        return list(itertools.islice(faults, 1)), faults
+
+    first, others = start_anew(begin)
+    yield from first
+    yield from others
+
+
+def _faults_of_one(store: Store) -> Iterator[str]:
+    """Yields the faults, as long as it is still this store that has them."""
+    for fault in _faults(store):
+        if not store.folder.is_current():
+            raise store.folder.fault(fault)
+        yield fault
+
+
+def _faults(store: Store) -> Iterator[str]:
     if not store.complete:
         yield NOT_COMPLETE
-    if regular_file(store.path, layout.MANIFEST).read_bytes() != store.manifest.encode():
+    if store.folder.read(layout.MANIFEST) != store.manifest.encode():
         yield f"{layout.MANIFEST}: its bytes are not those that embedx wrote; the file was changed"
     known: set[str] = set()
     units: dict[str, list[UnitEntry]] = {}
     keys: dict[str, list[pa.Array]] = {}
     forms: dict[str, tuple[str, str]] = {}
-    for index_path in layout.index_files(store.path).values():
-        relative = f"{INDEX}/{index_path.name}"
+    for file in layout.index_tables(store.folder).values():
+        relative = file.relative
         known.add(relative)
         try:
             stated = store.manifest.index.get(relative)
-            if store.complete and stated != _sha256(regular_file(store.path, relative)):
+            if store.complete and stated != _sha256(file):
                 yield f"{relative}: {'the sha256 is not the one' if stated else 'it is not'} in {layout.MANIFEST}"
-            unit = read_entry(index_path)
-            table = read_index(index_path)
+            unit = read_entry(file)
+            table = read_index(file)
         except (StoreError, OSError) as error:
             yield str(error)
             continue
@@ -75,9 +96,9 @@ def verify(path: str | Path) -> Iterator[str]:
     yield from _strangers(store, known)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _sha256(file: StoreFile) -> str:
+    with file.open() as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _check_sums(store: Store, units: dict[str, list[UnitEntry]]) -> Iterator[str]:
@@ -109,10 +130,9 @@ def _check_keys(keys: dict[str, list[pa.Array]]) -> Iterator[str]:
 
 def _strangers(store: Store, known: set[str]) -> Iterator[str]:
     """Names the files that look as if they belonged to the store, and that nothing in it names."""
-    for folder, folders, names in os.walk(store.path):
-        folders.sort()
-        for name in sorted(names):
-            relative = (Path(folder) / name).relative_to(store.path).as_posix()
+    for folder, names in store.folder.walk():
+        for name in names:
+            relative = os.path.normpath(f"{folder}/{name}")
             looks_ours = relative.startswith(f"{INDEX}/") or name.lower().endswith((".safetensors", ".parquet"))
             if looks_ours and not layout.is_temporary(name) and relative not in known:
                 shard = relative.endswith(".safetensors")
@@ -154,16 +174,20 @@ def _check_shard(
     store: Store, unit: UnitEntry, entry: ShardEntry, rows: pa.Table, forms: dict[str, tuple[str, str]]
 ) -> Iterator[str]:
     """Checks a shard's file, header, tensors and identities; `rows` are those of the index table that name it."""
-    if not os.path.lexists(store.path / entry.path):
+    file = store.folder / entry.path
+    try:
+        size = file.size()
+    except StoreError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
         yield f"{entry.path}: missing"
         return
-    path = regular_file(store.path, entry.path)
-    if (size := path.stat().st_size) != entry.bytes:
+    if size != entry.bytes:
         yield f"{entry.path}: {size} bytes, not {entry.bytes}"
-    if _sha256(path) != entry.sha256:
+    if _sha256(file) != entry.sha256:
         yield f"{entry.path}: the sha256 is not the one in its index table; the file was changed"
         return
-    with open_shard(path) as shard:
+    with open_shard(file) as shard:
         header = read_header(shard)
         described = ShardHeader(FORMAT, unit.split, entry.group, unit.unit, store.manifest.fingerprint)
         if header._replace(inputs_sha256=None) != described:

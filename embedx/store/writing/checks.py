@@ -11,7 +11,7 @@ from embedx.errors import StoreError, is_refusal
 from embedx.store.format import layout
 from embedx.store.format.index import UnitEntry, read_entry, read_index, read_whole
 from embedx.store.format.layout import Unit
-from embedx.store.format.no_follow import regular_file
+from embedx.store.format.open_folder import StoreFolder
 
 Place: TypeAlias = tuple[str, int]
 """The folder name of a unit's split and the unit's number, which its file names tell."""
@@ -76,8 +76,9 @@ def _entry(table: Path, whole: bool) -> UnitEntry:
 
 def _damages(root: Path, entry: UnitEntry) -> Iterator[str]:
     """Yields a phrase for each of a unit's shards that is not there in full length."""
+    folder = StoreFolder(root)
     for shard in entry.shards:
         if not os.path.lexists(root / shard.path):
             yield f"{root / shard.path} is missing"
-        elif (size := regular_file(root, shard.path).stat().st_size) != shard.bytes:
+        elif (size := (folder / shard.path).size()) != shard.bytes:
             yield f"{root / shard.path} is damaged ({size:,} bytes, and not {shard.bytes:,})"

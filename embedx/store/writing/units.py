@@ -25,6 +25,7 @@ from embedx.store.format.index import OK, UnitEntry, in_order, read_entry, write
 from embedx.store.format.journal import records
 from embedx.store.format.layout import GroupFolders, StoreTerms, Unit, folder_name, index_files, shard_path
 from embedx.store.format.no_follow import path_inside
+from embedx.store.format.open_folder import StoreFolder
 from embedx.store.format.shards import (
     FORMAT,
     UNKNOWN_TARGET,
@@ -75,7 +76,7 @@ class UnitBuffer:
             for path in index_files(folder).values():
                 with contextlib.suppress(StoreError):  # what is damaged does not stay
                     units.append(read_entry(path))
-            self._stores[folder] = StoredRows(folder, units)
+            self._stores[folder] = StoredRows(StoreFolder(folder), units)
         return self._stores[folder]
 
     def add(self, batch: UnitBatch | EarlierRows) -> None:

@@ -18,7 +18,7 @@ from embedx.store.reading import compare as module
 from embedx.store.reading import drift as drift_module
 from embedx.store.writing.session import StoreSession
 from embedx.store.writing.units import UnitBuffer
-from tests.store.builders import ROWS_PER_UNIT, build_store, manifest, unit_batch
+from tests.store.builders import ROWS_PER_UNIT, build_store, manifest, restate, unit_batch
 
 ROWS = 20
 
@@ -223,4 +223,4 @@ def test_no_file_is_opened_but_a_unit_s_own_shards(tmp_path: Path, vectors: Tens
     outside = pa.array(["../a/train/shard-00000.safetensors"] * len(table))
     parquet.write_table(table.set_column(table.column_names.index("shard"), "shard", outside), path)
     with pytest.raises(StoreError, match=r"not a readable index table|its index table disagree"):
-        embedx.compare(a, b)
+        embedx.compare(a, restate(b))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -90,6 +91,9 @@ def test_unknown_names_are_answered_with_the_nearest(store: embedx.Store) -> Non
 
 def test_what_has_no_index_table_does_not_exist(store: embedx.Store) -> None:
     (store.path / "index/train-00001.parquet").unlink()
+    with pytest.raises(StoreError, match=r"train-00001.parquet: can't be read"):
+        embedx.open(store.path).load("train")
+    dataclasses.replace(store.manifest, complete=False, index={}).write(store.path)
     rows = embedx.open(store.path).load("train")
     assert rows.keys == [f"key-{row}" for row in OK_ROWS if row < 8]
 

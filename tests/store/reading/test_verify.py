@@ -20,7 +20,7 @@ from embedx.store.format.manifest import Manifest
 from embedx.store.reading.reader import Store
 from embedx.store.reading.verify import verify
 from embedx.store.writing.session import StoreSession
-from tests.store.builders import build_store, commit, manifest, unit_batch
+from tests.store.builders import build_store, commit, manifest, restate, unit_batch
 
 
 @pytest.fixture
@@ -170,9 +170,11 @@ def test_swapped_files_are_found(small: Path, one: str, other: str) -> None:
     swap(small / one, small / other)
     said = faults(small)
     assert f"{one}: the sha256" in said and f"{other}: the sha256" in said
-    with pytest.raises(StoreError, match=r"not the shard that|it belongs to"):
-        for split in ("train", "val/1"):
-            Store.open(small).load(split)
+    restate(small)
+    for check, refusal in ((True, r"the sha256 is not|it belongs to"), (False, r"not the shard that|it belongs to")):
+        with pytest.raises(StoreError, match=refusal):
+            for split in ("train", "val/1"):
+                Store.open(small).load(split, check=check)
 
 
 def test_files_of_another_store_of_the_same_recipe_are_found(small: Path, tmp_path: Path) -> None:

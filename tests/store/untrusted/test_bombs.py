@@ -19,7 +19,7 @@ from embedx.recipe import canonical_json
 from embedx.store.format.index import _METADATA_KEY, read_entry, read_index, write_index
 from embedx.store.reading.reader import Store
 from embedx.store.reading.verify import verify
-from tests.store.builders import build_store
+from tests.store.builders import build_store, restate
 
 MIB = 1024**2
 POOLS: list[pa.MemoryPool] = []
@@ -46,7 +46,7 @@ def peak_of(action: Callable[[], Any]) -> int:
 
 def refused(store: Path, read: Callable[[Store], object]) -> None:
     with pytest.raises(StoreError):
-        read(Store.open(store))
+        read(Store.open(restate(store)))
 
 
 def rewrite(store: Path, rows: int, columns: dict[str, list[str]], **options: Any) -> Path:
@@ -101,7 +101,7 @@ def test_what_packs_too_well_is_written_so_that_it_can_be_read(store: Path) -> N
     table, entry = pq.read_table(store / TABLE), read_entry(store / TABLE)
     text = "the same for all " * 50_000
     write_index(store, table.append_column("note", pa.array([text] * 8)), entry)
-    assert Store.open(store).load("train").table["note"].to_pylist() == [text] * 8
+    assert Store.open(restate(store)).load("train").table["note"].to_pylist() == [text] * 8
     assert not [fault for fault in verify(store) if "readable" in fault]
 
 
@@ -163,7 +163,7 @@ SHARDS = {
 @pytest.mark.parametrize("kind", SHARDS)
 def test_a_shard_of_tensors_that_are_none_is_refused(store: Path, kind: str) -> None:
     shard(store, SHARDS[kind])
-    refused(store, lambda store: store.load("train"))
+    refused(store, lambda store: store.load("train", check=False))
     assert any(SHARD in fault for fault in verify(store))
 
 
@@ -171,7 +171,7 @@ def test_a_shard_s_header_that_says_it_is_huge_is_refused(store: Path) -> None:
     data = (store / SHARD).read_bytes()
     for length in (len(data), 2**40, 2**63, 2**64 - 1):
         (store / SHARD).write_bytes(struct.pack("<Q", length) + data[8:])
-        refused(store, lambda store: store.load("train"))
+        refused(store, lambda store: store.load("train", check=False))
 
 
 def test_rows_are_not_made_from_what_shards_of_other_shapes_promise(tmp_path: Path) -> None:
@@ -183,4 +183,4 @@ def test_rows_are_not_made_from_what_shards_of_other_shapes_promise(tmp_path: Pa
             metadata, index = file.metadata(), file.get_tensor("index")
         safetensors.torch.save_file({"embeddings": tensor, "index": index}, path, metadata=metadata)
     with pytest.raises(StoreError, match="is here float32"):
-        Store.open(store).load("train")
+        Store.open(store).load("train", check=False)

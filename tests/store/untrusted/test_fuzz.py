@@ -21,7 +21,7 @@ from embedx.errors import StoreError
 from embedx.recipe import fingerprint
 from embedx.store.reading.reader import Store
 from embedx.store.reading.verify import verify
-from tests.store.builders import build_store
+from tests.store.builders import build_store, restate
 
 MANIFEST, TABLE, SHARD = "manifest.json", "index/train-00000.parquet", "train/cat/shard-00000.safetensors"
 JSON = st.recursive(
@@ -48,11 +48,16 @@ def read_in_every_way(path: Path) -> None:
     """Raises whatever is no StoreError."""
     with contextlib.suppress(StoreError):
         list(verify(path))
-    try:
-        store = Store.open(path)
-        splits = store.splits
-    except StoreError:
-        return
+    with changed(path / MANIFEST, (path / MANIFEST).read_bytes()):
+        try:
+            store = Store.open(restate(path))
+            splits = store.splits
+        except StoreError:
+            return
+        read_splits(store, splits)
+
+
+def read_splits(store: Store, splits: list[str]) -> None:
     for split in (None, *splits):
         with contextlib.suppress(StoreError):
             store.index(split).to_pydict()
@@ -62,7 +67,7 @@ def read_in_every_way(path: Path) -> None:
     for split in splits:
         for group in (None, *store.groups(split)):
             with contextlib.suppress(StoreError):
-                rows = store.load(split, group)
+                rows = store.load(split, group, check=False)
                 assert len(rows.keys) == len(rows.groups) == len(rows.embeddings)
                 assert rows.targets is None or len(rows.targets) == len(rows)
 
