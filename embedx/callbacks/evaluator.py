@@ -44,8 +44,8 @@ class Evaluator(Callback):
         self.num_classes = num_classes
         self.k = k
         self.dataloader_idx = dataloader_idx
-        self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-        """The number of rows of the last test by target and predicted class, [C, C] int64."""
+        self.confusion = _sparse(torch.zeros(2, 0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), num_classes)
+        """The number of rows of the last test by target and predicted class, a sparse tensor [C, C] int64."""
 
     def on_train_epoch_start(self, trainer_state: TrainerState, model: nn.Module, loss_module: nn.Module) -> None:
         """Resets the counts."""
@@ -73,7 +73,7 @@ class Evaluator(Callback):
 
     def on_test_epoch_start(self, trainer_state: TrainerState, model: nn.Module) -> None:
         """Resets the counts."""
-        self.confusion.zero_()
+        self._places: list[Tensor] = []
         self._loss, self._near_hits = 0.0, 0
         self._scores: list[Tensor] = []
         self._positives: list[Tensor] = []
@@ -92,8 +92,7 @@ class Evaluator(Callback):
             return
         inputs = self.get_test_callback_inputs(outputs, batch)
         logits, targets = inputs["logits"].cpu(), inputs["targets"].cpu()
-        places = targets * self.num_classes + logits.argmax(dim=1)
-        self.confusion += places.bincount(minlength=self.num_classes**2).view_as(self.confusion)
+        self._places.append(targets * self.num_classes + logits.argmax(dim=1))
         self._loss += float(functional.cross_entropy(logits.double(), targets, reduction="sum"))
         if self.k < self.num_classes:
             # Among equal logits the target's comes last: a row whose logits are all equal is no hit.
@@ -105,10 +104,15 @@ class Evaluator(Callback):
 
     def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> Metrics:
         """Returns the metrics, or none if there was no row."""
-        rows, hits = self.confusion.sum(dim=1), self.confusion.diagonal()
-        total, there = int(rows.sum()), rows > 0
-        if not total:
+        if not self._places:
             return {}
+        places, counts = torch.unique(torch.cat(self._places), return_counts=True)
+        pairs = torch.stack((places // self.num_classes, places % self.num_classes))
+        self.confusion = _sparse(pairs, counts, self.num_classes)
+        rows, hits = counts.new_zeros(2, self.num_classes)
+        rows.index_add_(0, pairs[0], counts)
+        hits.index_add_(0, pairs[0], torch.where(pairs[0] == pairs[1], counts, 0))
+        total, there = int(rows.sum()), rows > 0
         metrics = {
             "top1": int(hits.sum()) / total,
             "mean_class_accuracy": float((hits[there].double() / rows[there]).mean()),
@@ -119,6 +123,10 @@ class Evaluator(Callback):
         if self.num_classes == 2:
             metrics["average_precision"] = average_precision(torch.cat(self._scores), torch.cat(self._positives))
         return metrics
+
+
+def _sparse(pairs: Tensor, counts: Tensor, num_classes: int) -> Tensor:
+    return torch.sparse_coo_tensor(pairs, counts, (num_classes, num_classes), check_invariants=False).coalesce()
 
 
 def average_precision(scores: Tensor, positives: Tensor) -> float:

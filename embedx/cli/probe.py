@@ -27,6 +27,12 @@ if TYPE_CHECKING:
     from embedx.vectors.probe_result import ProbeResult
 
 
+_MOST_LISTED = 200
+"""The number of classes up to which each is listed."""
+_MISTAKES = 20
+"""The number of mistakes that are listed where the classes are more."""
+
+
 @with_config_options(ProbeConfig)
 def command(
     path: StoreArgument,
@@ -100,9 +106,26 @@ def _print(result: ProbeResult) -> None:
     if result.head is not None:
         facts["head"] = str(result.head)
     STDOUT.print(facts_table(facts))
+    if len(result.classes) > _MOST_LISTED:
+        _print_mistakes(result)
+        return
     table = numbers_table("class", "learned on", "tested on", "right", "accuracy", "mistaken for")
     for each in result.classes:
         accuracy = "" if each.accuracy is None else f"{each.accuracy:.4f}"
         numbers = (each.train_rows, each.rows, each.correct)
         table.add_row(each.name, *map(str, numbers), accuracy, each.mistaken_for or "")
     STDOUT.print(table)
+
+
+def _print_mistakes(result: ProbeResult) -> None:
+    if len(result.classes) > _MOST_LISTED:
+        _print_mistakes(result)
+        return
+    table = numbers_table(
+        "class", "mistaken for", "rows", title=f"the most frequent mistakes among {len(result.classes)} classes"
+    )
+    for mistake in result.mistakes[:_MISTAKES]:
+        names = (result.classes[place].name for place in (mistake.place, mistake.predicted))
+        table.add_row(*map(one_line, names), str(mistake.rows))
+    STDOUT.print(table)
+    STDERR.print("--json lists each class", soft_wrap=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import itertools
 from functools import cache
 
 from PIL import Image, ImageDraw, ImageFont
 
-from embedx.vectors.probe_result import ProbeResult
+from embedx.vectors.probe_result import MOST_IN_MATRIX, ProbeResult
 
 _FONT = 20
 _MARGIN = 24
@@ -17,6 +18,8 @@ _SIDE = 1200
 _LEGIBLE = 22
 """The side of a cell in pixels below which neither numbers nor names are drawn."""
 _LONGEST = 24
+_MOST_CONFUSED = 50
+"""The number of classes that are drawn where there are too many for all."""
 _WHITE, _BLACK, _GREY = (255, 255, 255), (20, 20, 20), (120, 120, 120)
 _DARKEST = (8, 64, 129)
 
@@ -25,25 +28,29 @@ def confusion_png(result: ProbeResult) -> bytes:
     """Draws the confusion matrix: a row per class, a column per predicted class, in each cell the number of rows.
 
     The larger a cell's share of its row, the darker it is. With more than about 50 classes there is no room for numbers
-    and names, and only the cells are drawn.
+    and names, and only the cells are drawn; with more than MOST_IN_MATRIX, those of the most frequent mistakes alone.
 
     Returns:
         The bytes of a PNG file.
     """
-    count = len(result.classes)
+    shown = _shown(result)
+    count = len(shown)
     side = max(1, min(_CELL, _SIDE // count))
     is_legible = side >= _LEGIBLE
-    names = [each.name if len(each.name) <= _LONGEST else each.name[: _LONGEST - 1] + "…" for each in result.classes]
+    whole = [result.classes[place].name for place in shown]
+    names = [name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…" for name in whole]
     widest = max(_width(name) for name in names) if is_legible else 0
     left, top = _MARGIN + _FONT * 2 + widest, _MARGIN + _FONT * 4
     heading = f"{result.method} probe of {result.test}: top-1 {result.top1:.1%} of {result.test_rows} rows"
+    if count < len(result.classes):
+        heading += f", {count} most confused of {len(result.classes)} classes"
     below = top + side * count
     width = max(left + side * count, _MARGIN + _width(heading)) + _MARGIN
     image = Image.new("RGB", (width, below + 8 + widest + _MARGIN), _WHITE)
     draw = ImageDraw.Draw(image)
     draw.text((_MARGIN, _MARGIN), heading, _BLACK, _font())
-    for row, numbers in enumerate(result.confusion):
-        total = sum(numbers)
+    for row, numbers in enumerate(result.matrix(shown)):
+        total = result.classes[shown[row]].rows
         for column, number in enumerate(numbers):
             share = number / total if total else 0.0
             x, y = left + column * side, top + row * side
@@ -66,6 +73,14 @@ def confusion_png(result: ProbeResult) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
+
+
+def _shown(result: ProbeResult) -> list[int]:
+    """Returns the places of the classes to draw, in order."""
+    if len(result.classes) <= MOST_IN_MATRIX:
+        return list(range(len(result.classes)))
+    confused = (place for mistake in result.mistakes for place in mistake[:2])
+    return sorted(list(dict.fromkeys(itertools.chain(confused, range(len(result.classes)))))[:_MOST_CONFUSED])
 
 
 def _shade(share: float) -> tuple[int, int, int]:

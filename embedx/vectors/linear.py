@@ -29,6 +29,8 @@ from embedx.engine.fit import Schedule, run_fit
 from embedx.engine.state import Batch, Metrics, Outputs, TrainerState
 from embedx.errors import ConfigError
 from embedx.heartbeat import Heartbeat
+from embedx.system.machine import physical_memory
+from embedx.values import size_text
 from embedx.vectors.linear_head import EMBEDDINGS_INPUT, LinearHead, SplitLoss, moments
 
 STRENGTHS = tuple(10.0**power for power in range(2, -7, -1))
@@ -40,6 +42,10 @@ TOLERANCE = 1e-5
 MOST_EPOCHS = 1000
 _LINE_SEARCH = 25
 """The largest number of evaluations in one line search."""
+_HISTORY = 10
+"""The number of steps that L-BFGS remembers."""
+_COPIES = 2 * _HISTORY + len(STRENGTHS) + 16
+"""The number of copies of a head that are in memory: two for each step, one for each strength, and those of a step."""
 _CHECKPOINT_SECONDS = 5.0
 _LOG_EPOCHS = 100
 
@@ -133,7 +139,7 @@ def fit_linear(
         max_eval=1 + _LINE_SEARCH,
         tolerance_grad=0,
         tolerance_change=0,  # Convergence decides when to stop
-        history_size=10,
+        history_size=_HISTORY,
         line_search_fn="strong_wolfe",
     )
     callbacks: list[Callback] = [
@@ -162,6 +168,16 @@ def fit_linear(
     )
     metrics = {name: float(value) for name, value in state["metrics"].items()}
     return LinearFit(head.eval(), l2, state["current_epoch"] + 1, bool(metrics["train/converged"]), metrics)
+
+
+def check_memory(num_classes: int, dim: int) -> None:
+    """Raises a ConfigError if a fit of so many classes and numbers a row takes more memory than the machine has."""
+    needed = _COPIES * torch.float64.itemsize * num_classes * (dim + 1)
+    if needed > physical_memory():
+        raise ConfigError(
+            f"fitting a head of {num_classes:,} classes x {dim:,} numbers takes {size_text(needed)}, and this machine "
+            f"has {size_text(physical_memory())} of memory; choose fewer classes, or give --method knn, which fits none"
+        )
 
 
 def choose_held_out(targets: Tensor, seed: int) -> Tensor:

@@ -18,7 +18,7 @@ from embedx.store.format.atomic import make_folder, write_atomic
 from embedx.store.format.shards import HEADER_KEY
 from embedx.store.reading.attempts import start_anew
 from embedx.store.reading.reader import Store
-from embedx.vectors.linear import STRENGTHS, LinearFit, best_strength, choose_held_out, fit_linear
+from embedx.vectors.linear import STRENGTHS, LinearFit, best_strength, check_memory, choose_held_out, fit_linear
 from embedx.vectors.linear_head import EMBEDDINGS_INPUT
 from embedx.vectors.neighbours import BATCH_ROWS, VOTES, NearestNeighbours
 from embedx.vectors.probe_config import ProbeConfig
@@ -40,7 +40,7 @@ def probe(store: str | Path | Store, config: ProbeConfig | None = None, heartbea
         heartbeat: The receiver of progress.
 
     Returns:
-        Accuracies, overall and per class, and the confusion matrix. The same store, settings and number of threads give
+        Accuracies, overall and per class, and the mistakes. The same store, settings and number of threads give
         the same numbers and the same head, bit for bit.
 
     Raises:
@@ -75,6 +75,7 @@ def _probe(store: Store, config: ProbeConfig, heartbeat: Heartbeat) -> ProbeResu
         evaluator.test_connector = VOTES
         settings = {"k": config.k, "temperature": config.temperature}
     else:
+        check_memory(len(splits.classes), splits.train.dim)
         fits = _fit(splits, config, largest, heartbeat)
         model = fits[-1].head
         settings = {"l2": fits[-1].l2, "seed": config.seed}
@@ -89,6 +90,7 @@ def _probe(store: Store, config: ProbeConfig, heartbeat: Heartbeat) -> ProbeResu
         tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
         write_atomic(head, save(tensors, metadata={HEADER_KEY: json.dumps(about)}))
     train_rows = splits.train.places(splits.classes).bincount().tolist()
+    classes, mistakes = class_results(splits.names, splits.classes.tolist(), train_rows, evaluator.confusion)
     return ProbeResult(
         store=store.path,
         fingerprint=store.manifest.fingerprint,
@@ -101,8 +103,8 @@ def _probe(store: Store, config: ProbeConfig, heartbeat: Heartbeat) -> ProbeResu
         top5=metrics.get(f"test/top{TOP}"),
         mean_class_accuracy=metrics["test/mean_class_accuracy"],
         average_precision=metrics.get("test/average_precision"),
-        classes=class_results(splits.names, splits.classes.tolist(), train_rows, evaluator.confusion),
-        confusion=tuple(tuple(row) for row in evaluator.confusion.tolist()),
+        classes=classes,
+        mistakes=mistakes,
         settings=settings,
         epochs=fits[-1].epochs if fits else 0,
         strengths=tuple(Strength(f.l2, f.metrics["test/loss"], f.metrics["test/top1"]) for f in fits[:-1]),

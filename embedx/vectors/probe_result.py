@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from embedx.vectors.probe_config import Method
+
+MOST_IN_MATRIX = 1000
+"""The number of classes up to which the whole confusion matrix is given and drawn, as it grows by their square."""
+MOST_MISTAKES = 100
+"""The number of mistakes in JSON."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +36,16 @@ class ClassResult:
     def accuracy(self) -> float | None:
         """The share of correct rows; None without rows."""
         return self.correct / self.rows if self.rows else None
+
+
+class Mistake(NamedTuple):
+    """The rows of one class that were predicted to be of another one."""
+
+    place: int
+    """The class's place in ProbeResult's `classes`."""
+    predicted: int
+    """The place of the predicted class."""
+    rows: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +79,8 @@ class ProbeResult:
     average_precision: float | None
     """The average precision of the second of two classes; None for more."""
     classes: tuple[ClassResult, ...]
-    confusion: tuple[tuple[int, ...], ...]
-    """The number of test rows by class and predicted class, [C][C] in the order of `classes`."""
+    mistakes: tuple[Mistake, ...]
+    """The wrong predictions, the most frequent first."""
     settings: dict[str, float | int]
     """The settings that made a difference: l2 and seed for linear, k and temperature for knn."""
     epochs: int
@@ -76,9 +93,31 @@ class ProbeResult:
     """The file of the saved head."""
     seconds: float
 
+    def matrix(self, places: Sequence[int]) -> list[list[int]]:
+        """Returns the number of test rows by class and predicted class, of the classes at these places alone."""
+        at = {place: number for number, place in enumerate(places)}
+        matrix = [[0] * len(at) for _ in at]
+        for place, number in at.items():
+            matrix[number][number] = self.classes[place].correct
+        for mistake in self.mistakes:
+            if mistake.place in at and mistake.predicted in at:
+                matrix[at[mistake.place]][at[mistake.predicted]] = mistake.rows
+        return matrix
+
+    @property
+    def confusion(self) -> list[list[int]] | None:
+        """The confusion matrix [C][C] in the order of `classes`; None for more than MOST_IN_MATRIX classes."""
+        return self.matrix(range(len(self.classes))) if len(self.classes) <= MOST_IN_MATRIX else None
+
     def to_json(self) -> dict[str, Any]:
-        """Returns the result as plain JSON values."""
-        return dataclasses.asdict(self) | {
+        """Returns the result as plain JSON values, with the most frequent mistakes."""
+        names = [each.name for each in self.classes]
+        return {**vars(self), "strengths": [dataclasses.asdict(each) for each in self.strengths]} | {
+            "confusion": self.confusion,
+            "mistakes": [
+                {"class": names[mistake.place], "predicted": names[mistake.predicted], "rows": mistake.rows}
+                for mistake in self.mistakes[:MOST_MISTAKES]
+            ],
             "store": str(self.store),
             "classes": [{**dataclasses.asdict(each), "accuracy": each.accuracy} for each in self.classes],
             "head": str(self.head) if self.head else None,
@@ -88,11 +127,19 @@ class ProbeResult:
 
 def class_results(
     names: list[str], targets: list[int], train_rows: list[int], confusion: Tensor
-) -> tuple[ClassResult, ...]:
-    """Sums up the confusion matrix [C, C], the number of test rows by class and predicted class, class by class."""
-    results = []
-    for number, (row, mistakes) in enumerate(zip(confusion, confusion.clone().fill_diagonal_(0), strict=True)):
-        mistaken_for = names[int(mistakes.argmax())] if mistakes.any() else None
-        counts = (train_rows[number], int(row.sum()), int(row[number]))
-        results.append(ClassResult(names[number], targets[number], *counts, mistaken_for))
-    return tuple(results)
+) -> tuple[tuple[ClassResult, ...], tuple[Mistake, ...]]:
+    """Sums up the confusion matrix, a sparse tensor [C, C] of the test rows by class and predicted class.
+
+    Returns the classes, and the mistakes, the most frequent first.
+    """
+    rows, correct, mistakes = [0] * len(names), [0] * len(names), []
+    for place, predicted, count in zip(*confusion.indices().tolist(), confusion.values().tolist(), strict=True):
+        rows[place] += count
+        if place == predicted:
+            correct[place] = count
+        else:
+            mistakes.append(Mistake(place, predicted, count))
+    mistakes.sort(key=lambda mistake: -mistake.rows)
+    mistaken_for = {mistake.place: names[mistake.predicted] for mistake in reversed(mistakes)}
+    columns = (names, targets, train_rows, rows, correct, map(mistaken_for.get, range(len(names))))
+    return tuple(itertools.starmap(ClassResult, zip(*columns, strict=True))), tuple(mistakes)

@@ -140,7 +140,7 @@ class SplitRows:
 
 def batch_rows(dim: int, num_classes: int) -> int:
     """Returns the largest number of rows whose embeddings and whose logits take at most 16 MiB each."""
-    return max(64, _BATCH_BYTES // (torch.float32.itemsize * max(dim, num_classes)))
+    return max(1, _BATCH_BYTES // (torch.float32.itemsize * max(dim, num_classes)))
 
 
 def class_names(split: Split, classes: Tensor) -> list[str]:

@@ -51,7 +51,7 @@ def test_the_metrics_are_scikit_learn_s() -> None:
         "mean_class_accuracy": pytest.approx(recall),
         "loss": pytest.approx(sk.log_loss(targets, shares, labels=range(7))),
     }
-    assert np.array_equal(evaluator.confusion, sk.confusion_matrix(targets, predicted, labels=range(7)))
+    assert np.array_equal(evaluator.confusion.to_dense(), sk.confusion_matrix(targets, predicted, labels=range(7)))
 
 
 @pytest.mark.filterwarnings("ignore:No positive class found")

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from embedx.vectors.confusion_plot import confusion_png
-from embedx.vectors.probe_result import ClassResult, ProbeResult
+from embedx.vectors.probe_result import ClassResult, Mistake, ProbeResult
 
 WHITE, DARKEST = (255, 255, 255), (8, 64, 129)
 
@@ -20,9 +20,10 @@ def picture(matrix: np.ndarray, names: list[str]) -> np.ndarray:
         ClassResult(name, i, 1, int(matrix[i].sum()), int(matrix[i, i]), None) for i, name in enumerate(names)
     )
     rows = int(matrix.sum())
+    mistakes = tuple(Mistake(a, b, int(matrix[a, b])) for a, b in np.argwhere(matrix).tolist() if a != b)
     result = ProbeResult(
         Path("store"), "f", "knn", "train", "val", 9, rows, matrix.trace() / rows, None, 0.5, None, classes,
-        tuple(map(tuple, matrix.tolist())), {}, 0, (), True, None, 1.0,
+        mistakes, {}, 0, (), True, None, 1.0,
     )  # fmt: skip
     return np.asarray(Image.open(io.BytesIO(confusion_png(result))))
 

@@ -76,6 +76,8 @@ class StoredRows:
         order = np.argsort(codes, kind="stable")
         groups = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
         first: Tensor = self._tensor(shards.dictionary[0].as_py(), name)
+        if whole_shards and first[:1].nbytes * len(places) > sum(map(self._size, shards.dictionary.to_pylist())):
+            raise self._disagreement(shards.dictionary[0].as_py())
         result = first.new_empty(len(places), *first.shape[1:])
         paths = shards.dictionary.to_pylist()
         for path, values, positions in zip(paths, self._tensors(paths, name), groups, strict=True):
@@ -118,6 +120,9 @@ class StoredRows:
                 raise StoreError(unknown("tensor", name, shard.keys(), hint=f"in {path}"))
             tensor: Tensor = shard.get_tensor(name)
             return tensor
+
+    def _size(self, path: str) -> int:
+        return (self.folder / path).size() if path in self._shards else 0
 
     def _disagreement(self, path: str) -> StoreError:
         root = self.folder.path
