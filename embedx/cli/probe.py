@@ -105,6 +105,8 @@ def _print(result: ProbeResult) -> None:
         facts["average precision"] = f"{result.average_precision:.4f} of {result.classes[1].name}"
     if result.head is not None:
         facts["head"] = str(result.head)
+    if len(result.classes) > _MOST_LISTED:
+        facts["classes"] = f"{len(result.classes)}, of which these are most often mistaken"
     STDOUT.print(facts_table(facts))
     if len(result.classes) > _MOST_LISTED:
         _print_mistakes(result)
@@ -118,14 +120,8 @@ def _print(result: ProbeResult) -> None:
 
 
 def _print_mistakes(result: ProbeResult) -> None:
-    if len(result.classes) > _MOST_LISTED:
-        _print_mistakes(result)
-        return
-    table = numbers_table(
-        "class", "mistaken for", "rows", title=f"the most frequent mistakes among {len(result.classes)} classes"
-    )
+    table = numbers_table("class", "mistaken for", "rows")
     for mistake in result.mistakes[:_MISTAKES]:
-        names = (result.classes[place].name for place in (mistake.place, mistake.predicted))
-        table.add_row(*map(one_line, names), str(mistake.rows))
+        table.add_row(result.classes[mistake.place].name, result.classes[mistake.predicted].name, str(mistake.rows))
     STDOUT.print(table)
     STDERR.print("--json lists each class", soft_wrap=True)

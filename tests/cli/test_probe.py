@@ -50,6 +50,26 @@ def test_the_result_is_a_table_on_stdout_and_talk_stays_on_stderr(call, store: P
     assert (code, stderr) == (0, "") and "knn, k 3, temperature 0.07" in stdout
 
 
+def test_of_many_classes_the_most_frequent_mistakes_are_shown(call, tmp_path: Path) -> None:
+    """Of 1,100 classes in a line, the first two are mistaken for their neighbours by the nearest one."""
+    rows, targets = torch.eye(1100), list(range(1100))
+    tested = torch.stack([rows[2], rows[2], rows[5], rows[7]]), [1, 1, 4, 7]
+    names = [f"class-{number}" for number in targets]
+    store = write_features(
+        tmp_path / "store", {"train": (rows, targets), "val": tested}, names=names, rows_per_unit=1100
+    )
+    plot = tmp_path / "plot.png"
+    code, stdout, stderr = call("probe", store, "--method", "knn", "-k", "1", "--plot", plot)
+    lines = [line.split() for line in stdout.splitlines() if "│ class-" in line]
+    assert (code, lines[0][1::2], lines[1][1::2]) == (0, ["class-1", "class-2", "2"], ["class-4", "class-5", "1"])
+    assert len(lines) == 2 and "1100, of which these are most often mistaken" in stdout
+    with Image.open(plot) as image:
+        assert "--json lists each class" in stderr and max(image.size) < 1900
+    result = json.loads(call("probe", store, "--method", "knn", "-k", "1", "--json")[1])
+    assert result["confusion"] is None and len(result["classes"]) == 1100
+    assert result["mistakes"][0] == {"class": "class-1", "predicted": "class-2", "rows": 2}
+
+
 def test_json_is_one_object_in_one_line(call, store: Path) -> None:
     code, stdout, _ = call("probe", store, "--json", "--l2", "0.1")
     result = json.loads(stdout)
@@ -57,6 +77,7 @@ def test_json_is_one_object_in_one_line(call, store: Path) -> None:
     assert result["top1"] == pytest.approx(29 / 30) and result["settings"]["l2"] == 0.1 and result["head"] is None
     assert result["confusion"] == [[9, 0, 0], [1, 10, 0], [0, 0, 10]] or sum(map(sum, result["confusion"])) == 30
     assert result["classes"][1]["mistaken_for"] == "ant"
+    assert {"class": "bee\n", "predicted": "ant", "rows": 1} in result["mistakes"]
 
 
 def test_head_and_plot_are_written_where_they_are_wanted(call, store: Path, tmp_path: Path) -> None:
