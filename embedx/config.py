@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, cast
 
 from embedx import paths
+from embedx.credentials import value_without_credentials
 from embedx.errors import ConfigError
 from embedx.recipe import canonical_json, pixel_faults, pixels_text
 from embedx.values import (
@@ -268,7 +269,7 @@ class ExtractConfig:
     def to_json(self) -> dict[str, Any]:
         """Returns the settings as plain JSON values, with the folder from which their relative paths start."""
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(self).items()}
-        settings["checkpoint"] = self.checkpoint and paths.without_credentials(self.checkpoint)
+        settings = {name: value_without_credentials(value) for name, value in settings.items()}
         return {**cast(dict[str, Any], json.loads(json.dumps(settings))), "working_directory": os.getcwd()}
 
     @classmethod

@@ -26,6 +26,8 @@ import errno
 from collections.abc import Iterable, Sequence
 from typing import Self
 
+from embedx.credentials import credentials_hidden
+
 _PERMISSION = frozenset({errno.EACCES, errno.EPERM})
 _OF_THE_MACHINE = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV}
@@ -35,9 +37,15 @@ _OF_THE_MACHINE = frozenset(
 
 
 class EmbedxError(Exception):
-    """The base of all errors that embedx raises on purpose; the message is written for the user."""
+    """The base of all errors that embedx raises on purpose; the message is written for the user.
+
+    URLs in it are shown without their credentials.
+    """
 
     exit_code = 1
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(credentials_hidden(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class ConfigError(EmbedxError):
@@ -52,7 +60,7 @@ class ConfigError(EmbedxError):
     exit_code = 2
 
     def __init__(self, faults: str | Sequence[str]) -> None:
-        self.faults = [faults] if isinstance(faults, str) else list(faults)
+        self.faults = [credentials_hidden(fault) for fault in ([faults] if isinstance(faults, str) else faults)]
         super().__init__(self.faults)
 
     def __str__(self) -> str:

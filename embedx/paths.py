@@ -36,22 +36,6 @@ def mark_of_commit(url: bytes) -> int | None:
     return int(commit[1][:15], 16) if commit else None
 
 
-def without_credentials(url: str, *, query: bool = False) -> str:
-    """Returns a URL without user and password, and without its query, where signatures stand; a path as it is.
-
-    Args:
-        url: The URL or path.
-        query: True to keep the query.
-    """
-    if not is_url(url):
-        return url
-    scheme, _, rest = url.partition("://")
-    host, slash, path = rest.partition("/")
-    if scheme.lower() in ("http", "https") and not query:
-        host, path = re.split("[?#]", host)[0], re.split("[?#]", path)[0]
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
-
-
 def expand_path(text: str | Path) -> str:
     """Returns a path with `file://`, `~`, `$NAME` and `${NAME}` resolved, unless a file of that very name exists.
 

@@ -8,6 +8,8 @@ import traceback
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
+from embedx.credentials import credentials_hidden
+
 _CONTROLS = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 """C0 and C1 controls, DEL, ends of lines, marks and overrides of the direction of text, and halves of surrogates."""
 _IN_A_LINE = re.compile(f"[{_CONTROLS}]")
@@ -49,10 +51,10 @@ class GuardedStream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Writes a text, with escapes in place of controls."""
+        """Writes a text, with escapes in place of controls, and without credentials."""
         begin = _BAR.match(text)
         length = begin.end() if begin else 0
-        self._stream.write(text[:length] + without_controls(text[length:]))
+        self._stream.write(text[:length] + without_controls(credentials_hidden(text[length:])))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import boto3
 import gcsfs
@@ -91,11 +92,14 @@ class HttpServer:
     Args:
         folder: What it serves.
         ranges: Whether it sends parts of files.
+        password: What a request must have, as the password of any user, or as the begin of its parameter `sig`. The
+            parameter `id` then names the file.
     """
 
-    def __init__(self, folder: Path, *, ranges: bool = True) -> None:
+    def __init__(self, folder: Path, *, ranges: bool = True, password: str | None = None) -> None:
         self.folder = folder
         self.ranges = ranges
+        self.password = password
         self.failures: list[int] = []
         """Statuses with which the next requests fail, 0 for a connection that is reset."""
         self.requests: list[tuple[str, str]] = []
@@ -122,7 +126,11 @@ class HttpServer:
                     if (status := outer.failures.pop(0)) != 0:
                         self.send_error(status)
                     return
-                path = outer.folder / unquote(urlsplit(self.path).path).strip("/")
+                query = dict(parse_qsl(urlsplit(self.path).query))
+                path = outer.folder / query.get("id", unquote(urlsplit(self.path).path).strip("/"))
+                if outer.password is not None and not self._is_allowed(query.get("sig", "")):
+                    self.send_error(403)
+                    return
                 if not path.exists():
                     self.send_error(404)
                     return
@@ -137,6 +145,10 @@ class HttpServer:
                     self.wfile.write(part)
 
             do_HEAD = do_GET
+
+            def _is_allowed(self, signature: str) -> bool:
+                user = base64.b64decode(self.headers.get("Authorization", "").removeprefix("Basic ")).decode()
+                return signature.startswith(outer.password) or user.partition(":")[2] == outer.password
 
             def log_message(self, *_: object) -> None:
                 """Says nothing."""

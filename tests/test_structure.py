@@ -19,15 +19,16 @@ PACKAGE = Path(embedx.__file__).parent
 MODULES = {path.relative_to(PACKAGE.parent).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__"): path
            for path in sorted(PACKAGE.rglob("*.py"))}  # fmt: skip
 
-GROUND = {"errors", "names", "terminal", "paths", "values", "arrow", "sample"}
+GROUND = {"errors", "names", "credentials", "terminal", "paths", "values", "arrow", "sample"}
 MIDDLE = GROUND | {"recipe", "config", "heartbeat", "system"}
 MIDDLE_ROOMS = {"data", "models", "store"}
 MAY_IMPORT = {
-    "errors": set(),
+    "credentials": set(),
+    "errors": {"credentials"},
     "names": set(),
     "arrow": set(),
     "sample": set(),
-    "terminal": set(),
+    "terminal": {"credentials"},
     "paths": {"errors", "terminal"},
     "values": {"errors"},
     "recipe": GROUND,

@@ -13,6 +13,7 @@ from rich.text import Text
 from embedx.cli import backbones, compare, extract, info, layers, probe, verify
 from embedx.cli.foreign_errors import words_for
 from embedx.cli.output import STDERR, data_alone_on_stdout
+from embedx.credentials import credentials_hidden
 from embedx.errors import ConfigError, EmbedxError
 from embedx.terminal import one_line, traceback_lines
 
@@ -50,7 +51,7 @@ def run() -> int:
             for line in traceback_lines(error):
                 STDERR.print(line, soft_wrap=True)
         code, lines = _verdict(error)
-        for number, line in enumerate(map(one_line, lines)):
+        for number, line in enumerate(one_line(credentials_hidden(line)) for line in lines):
             STDERR.print(line if number else Text.assemble(("error:", "bold red"), " ", line), soft_wrap=True)
         return code
 

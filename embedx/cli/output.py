@@ -14,6 +14,7 @@ from rich.segment import Segment
 from rich.table import Column, Table
 from rich.text import Text
 
+from embedx.credentials import credentials_hidden
 from embedx.errors import EmbedxError
 from embedx.terminal import guard_stderr, one_line, without_controls
 
@@ -21,12 +22,14 @@ from embedx.terminal import guard_stderr, one_line, without_controls
 class _GuardedConsole(Console):
     """A console on which only Rich's own styles steer the terminal: text is shown with escapes for its controls.
 
+    URLs in it are shown without their credentials.
+
     A string is one line. What has several is a list of strings, each printed, or a renderable made of them.
     """
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Makes the text of a string, wherever Rich takes one: in a cell, a title, or alone."""
-        return super().render_str(one_line(text), **options)
+        return super().render_str(one_line(credentials_hidden(text)), **options)
 
     def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         """Renders anything; what is no string keeps its line ends."""

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from embedx.arrow import replaced, spell, unify
 from embedx.data.reading.files import FileReader
-from embedx.data.sources.base import COMMON_SCHEMA, TARGET, Reader, Source, as_text, repeated
+from embedx.data.sources.base import COMMON_SCHEMA, TARGET, Reader, Source, as_text, repeated, texts_without_credentials
 from embedx.data.sources.written import WRITTEN, written_text
 from embedx.errors import ConfigError, unknown
 from embedx.names import RESERVED_COLUMNS
@@ -70,7 +70,7 @@ class SplitPlan:
             "inputs": len(self),
             "names_sha256": _digest(self.table.select(["key", "group", "target"])),
             "sizes_and_times_sha256": _digest(self.table.select(["size", "mtime_ns"])),
-            "places_sha256": _typed_digest(self.table.select(["path", "offset"])),
+            "places_sha256": _typed_digest(_without_credentials(self.table.select(["path", "offset"]), "path")),
             "metadata_sha256": _typed_digest(self.table.select(self.metadata)),
         }
 
@@ -128,7 +128,7 @@ def build_plan(sources: Mapping[str, Source], group_key: str | None) -> Plan:
             )
             continue
         try:
-            tables[split] = source.scan()
+            tables[split] = _without_credentials(source.scan(), "key")
         except ConfigError as error:
             faults += error.faults
             continue
@@ -184,6 +184,11 @@ def _names(targets: Iterable[pa.ChunkedArray]) -> set[str]:
     """Returns the class names in the columns of targets that are names."""
     texts = (pc.unique(column).to_pylist() for column in targets if pa.types.is_string(column.type))
     return {name for column in texts for name in column if name is not None}
+
+
+def _without_credentials(table: pa.Table, name: str) -> pa.Table:
+    """Returns the table with the URLs in a column as stores have them."""
+    return replaced(table, name, texts_without_credentials(table[name]))
 
 
 def _repeated_keys(table: pa.Table, split: str, advice: str) -> list[str]:

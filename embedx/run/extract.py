@@ -17,6 +17,7 @@ from embedx.callbacks.rejected import RejectedInputs
 from embedx.callbacks.throughput import Throughput
 from embedx.callbacks.writer import EmbeddingsWriter
 from embedx.config import ExtractConfig
+from embedx.credentials import without_credentials
 from embedx.data.decoding.batch_rows import NoDecoder
 from embedx.data.loading.circumstances import deserves_another_try
 from embedx.data.loading.loaders import SplitLoader
@@ -25,7 +26,6 @@ from embedx.errors import ConfigError, StoreError, StoreMismatchError
 from embedx.heartbeat import SILENT, Heartbeat
 from embedx.models.device import has_bf16
 from embedx.models.runtimes.base import Runtime
-from embedx.paths import without_credentials
 from embedx.run.changes import compare
 from embedx.run.job import Job
 from embedx.run.prepare import prepare

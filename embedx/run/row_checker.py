@@ -15,6 +15,7 @@ from embedx.data.sources.base import as_path
 from embedx.data.sources.kinds import SourceOptions
 from embedx.engine.callback import Callback
 from embedx.engine.state import Batch, Outputs, TrainerState
+from embedx.paths import is_url
 from embedx.store.reading.reader import Store
 from embedx.store.reading.stored_rows import StoredRows
 
@@ -76,7 +77,8 @@ class RowChecker(Callback):
             reason, size, sha256 = (batch[name][position] for name in ("reasons", "bytes", "sha256"))
             name = _name(split, row["key"])
             if sha256 is None:
-                self.found.lost_inputs.append(f"{name}: its input can't be read any more ({reason})")
+                why = f"{reason}; a store keeps no credentials" if is_url(batch["paths"][position] or "") else reason
+                self.found.lost_inputs.append(f"{name}: its input can't be read any more ({why})")
             elif sha256 != row["sha256"]:
                 sizes = f"{row['bytes']} bytes then, {size} now" if size != row["bytes"] else f"{size} bytes"
                 self.found.lost_inputs.append(f"{name}: its input has changed since ({sizes}, another sha256)")

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from embedx.credentials import without_credentials
 from embedx.errors import CheckpointError
-from embedx.paths import without_credentials
 from embedx.system import remote
 from embedx.values import size_text
 
@@ -44,13 +44,10 @@ def fetch(url: str, notice: Callable[[str], None], *, download: bool = True) -> 
         CheckpointError: If it can't be fetched; no part of it is left.
         ConfigError: If there is no such scheme, or its package is not installed.
     """
-    own = without_credentials(url, query=True)
-    folder = cache_folder() / hashlib.sha256(own.encode()).hexdigest()[:32]
+    folder = cache_folder() / hashlib.sha256(without_credentials(url).encode()).hexdigest()[:32]
     path = folder / _name(url)
     if not download or _is_whole(path):
         return path
-    if (signed := _of_signed(url)) is not None and _is_whole(signed):
-        return signed
     remote.check_schemes({url.partition("://")[0].lower(): url})
     _fetch(url, path, notice)
     if path.name.endswith(_INDEX):
@@ -110,12 +107,6 @@ def _is_whole(path: Path) -> bool:
         )
     except OSError:
         return False
-
-
-def _of_signed(url: str) -> Path | None:
-    """Finds the one file that was fetched from this URL with a signature, which stores don't keep."""
-    records = [path for path in cache_folder().glob(f"*/*{_RECORD}") if _read_record(path).get("url") == url]
-    return records[0].with_name(records[0].name.removesuffix(_RECORD)) if len(records) == 1 else None
 
 
 def _read_record(path: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from fsspec.caching import AllBytes
 from fsspec.core import url_to_fs
 from fsspec.spec import AbstractBufferedFile
 
+from embedx.credentials import credentials_hidden
 from embedx.errors import ConfigError, unknown
 from embedx.paths import mark_of_commit
 
@@ -55,13 +56,13 @@ def check_schemes(urls: Mapping[str, str]) -> None:
     faults = []
     for scheme, url in urls.items():
         if scheme not in fsspec.available_protocols():
-            faults.append(f"{_bare(url)}: {unknown('scheme', scheme, fsspec.available_protocols())}")
+            faults.append(f"{url}: {unknown('scheme', scheme, fsspec.available_protocols())}")
             continue
         try:
             fsspec.get_filesystem_class(scheme)
         except ImportError as error:
             advice = f"pip install 'embedx[{_EXTRAS[scheme]}]'" if scheme in _EXTRAS else error
-            faults.append(f"{_bare(url)}: {scheme}:// needs a package that is not installed: {advice}")
+            faults.append(f"{url}: {scheme}:// needs a package that is not installed: {advice}")
     ConfigError.check(faults)
 
 
@@ -142,7 +143,7 @@ def _attempt(url: str, step: Callable[[Any, str], T]) -> T:
     """Calls `step` with the file system and path of a URL, and again after a delay while its error may pass.
 
     Raises:
-        OSError: If no attempt succeeds; its text never shows a URL's query, which may be secret.
+        OSError: If no attempt succeeds; its text shows no credentials of URLs.
     """
     for attempt in range(_ATTEMPTS):
         if attempt:
@@ -211,19 +212,14 @@ def _status(error: BaseException | None) -> int | None:
 
 
 def _words(error: BaseException) -> str:
-    """Returns an error's status and message, or else its text, without the queries of URLs."""
+    """Returns an error's status and message, or else its text, without the credentials of URLs."""
     if isinstance(status := getattr(error, "status", None), int):
         return f"{status} {getattr(error, 'message', '')}".strip()
     text = getattr(error, "strerror", None) or str(error)
-    text = re.sub(r"(\w://[^\s?'\"]*)\?[^\s'\"]*", r"\1", text)
-    text = " ".join(text.split())
+    text = credentials_hidden(" ".join(text.split()))
     if isinstance(error, OSError) and text:
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _bare(url: str) -> str:
-    return url.partition("?")[0]
 
 
 def _files(fs: Any, folder: str) -> Iterator[ListedFile]:

@@ -15,7 +15,6 @@ from torchvision import models
 import embedx
 from embedx import ExtractConfig, sample
 from embedx.errors import CheckpointError, ConfigError
-from embedx.paths import without_credentials
 from embedx.run.extract import extract
 from embedx.run.prepare import prepare
 from embedx.system import downloads, remote
@@ -153,17 +152,3 @@ def test_a_bucket_s_file_is_fetched(tmp_path: Path) -> None:
         upload(client, "lake", tmp_path / "files", "runs/")
         path = downloads.fetch("s3://lake/runs/last.ckpt", lambda _: None)
     assert path.read_bytes() == (tmp_path / "files/last.ckpt").read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("https://u:p@h:80/a%20b.pt?X-Amz-Signature=s#f", "https://h:80/a%20b.pt"),
-        ("https://h?token=s", "https://h"),
-        ("s3://key:secret@bucket/a?b#c@d", "s3://bucket/a?b#c@d"),
-        ("hf://owner/name@main/model.safetensors", "hf://owner/name@main/model.safetensors"),
-        ("a/path@b?c", "a/path@b?c"),
-    ],
-)
-def test_credentials_are_not_shown(url: str, shown: str) -> None:
-    assert without_credentials(url) == shown

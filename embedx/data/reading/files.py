@@ -9,13 +9,17 @@ from collections.abc import Iterable
 from typing import BinaryIO
 from urllib.parse import unquote
 
+from embedx.credentials import credentials_hidden
 from embedx.paths import is_url as is_url
 
 _HTTP = re.compile(r"https?://", re.IGNORECASE)
 
 
 class RejectedInputError(Exception):
-    """An input gives no embedding; the message is the reason that the index table shows."""
+    """An input gives no embedding; the message is the reason that the index table shows, without credentials."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(credentials_hidden(reason))
 
 
 class FileReader:

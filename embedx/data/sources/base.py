@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow.fs import LocalFileSystem
 
+from embedx.credentials import without_credentials
 from embedx.paths import mark_of_commit
 from embedx.system.machine import cores
 
@@ -84,16 +85,31 @@ def samples_table(columns: Mapping[str, Any], target: pa.DataType) -> pa.Table:
 
 
 def as_text(name: bytes) -> str:
-    r"""Returns a file's name as text; bytes that are not UTF-8 become `\xNN`."""
-    return name.decode("utf-8", "backslashreplace")
+    r"""Returns a file's name as stores keep it: bytes that are not UTF-8 become `\xNN`, a URL has no credentials."""
+    text = name.decode("utf-8", "backslashreplace")
+    return without_credentials(text) if b"://" in name else text
 
 
 def paths_as_text(paths: pa.ChunkedArray) -> pa.ChunkedArray:
     """Returns a column of paths by `as_text`."""
     try:
-        return paths.cast(pa.string())
+        return texts_without_credentials(paths.cast(pa.string()))
     except pa.ArrowInvalid:  # one of them is not UTF-8
         return pa.chunked_array([[path and as_text(path) for path in paths.to_pylist()]], pa.string())
+
+
+def texts_without_credentials(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Returns a column of texts, or of paths in bytes, in which URLs have no credentials."""
+
+    def of_bytes(path: bytes) -> bytes:
+        return os.fsencode(without_credentials(os.fsdecode(path)))
+
+    urls = texts.filter(pc.match_substring(texts, "://"))
+    if not any(pc.any(pc.match_substring(urls, sign)).as_py() for sign in "@?#"):  # as none has credentials
+        return texts
+    given = texts.to_pylist()
+    kept = [text and (of_bytes(text) if isinstance(text, bytes) else without_credentials(text)) for text in given]
+    return texts if kept == given else pa.chunked_array([kept], texts.type)
 
 
 def as_path(text: str) -> bytes:
