@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _LINKS = re.compile(r"::(?=[a-z][a-z0-9+.-]*://)", re.IGNORECASE)
-"""What stands between the URLs of a chain, as fsspec has them."""
+"""The sign between the URLs of a chain, as fsspec has them."""
 _URL_IN_TEXT = re.compile(r"[a-z][a-z0-9+.-]*://[^\s'\"`<>]*", re.IGNORECASE)
 _TOKEN = re.compile(r"\bhf_\w{16,}|\b(?<=bearer )[\w.+/=~-]{8,}|\b(?<=basic )[\w+/=]{8,}", re.IGNORECASE)
 """A token of the Hugging Face hub, and one in a header."""
