@@ -89,8 +89,9 @@ def on_terminal() -> Iterator[Callable[[], str]]:
 
 
 @pytest.fixture
-def shown(embedx, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+def shown(embedx, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]:
     """Calls a command with pipes, and then with a terminal; returns its text, in which nothing is wrong."""
+    monkeypatch.chdir(tmp_path)  # a command may write where it stands
     monkeypatch.setenv("COLUMNS", "2000")
     monkeypatch.setenv("TERM", "xterm-256color")
 
