@@ -8,6 +8,8 @@ import errno
 import os
 import resource
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 
 
 def allow_files(count: int) -> None:
@@ -57,6 +59,43 @@ def free_shared_memory() -> int | None:
 def physical_memory() -> int:
     """Returns the bytes of the machine's memory, used or not."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def available_memory() -> int:
+    """Returns the bytes of memory that can still be used: the machine's, or what the container's limit leaves."""
+    rooms = [physical_memory()]
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        rooms.append(next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024)
+    for folder in _memory_groups():
+        with contextlib.suppress(OSError, ValueError, StopIteration):
+            rooms.append(_room_of_group(folder))
+    return max(0, min(rooms))
+
+
+def _memory_groups() -> Iterator[Path]:
+    """Yields the control group of this process, and those around it, as the first or second version has them."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers in ("", "memory"):
+                root = Path("/sys/fs/cgroup", controllers)
+                here = root / path.lstrip("/")
+                yield from (folder for folder in (here, *here.parents) if folder.is_relative_to(root))
+
+
+def _room_of_group(folder: Path) -> int:
+    """Returns the bytes that a group may still take; files that it has only read count as free.
+
+    Raises:
+        OSError: If the files are not there, as those of the other version.
+        ValueError: If it has no limit.
+    """
+    names = [("memory.max", "memory.current", "inactive_file")]
+    names += [("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")]
+    most, used, reclaimable = next(each for each in names if (folder / each[0]).exists())
+    statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    return int((folder / most).read_text()) - int((folder / used).read_text()) + int(statistics.get(reclaimable, 0))
 
 
 def cores() -> int:

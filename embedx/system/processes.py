@@ -7,18 +7,14 @@ import multiprocessing
 import os
 import signal
 import sys
-import tempfile
 import threading
-from collections.abc import Iterator
 from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Final
 
+from embedx.system.temporary import sockets_in_run_folder
 from embedx.terminal import guard_stderr
-
-_LONGEST_TEMPORARY_FOLDER = 60
-"""The bytes of a folder's path; a socket's whole path has at most 108 on Linux, and 104 on macOS."""
 
 START_METHOD: Final = "forkserver"
 """The start method of children, which fork from a server that has imported torch, and done nothing else.
@@ -39,22 +35,25 @@ def start_fork_server() -> None:
     _start_tracker()  # first, as its start unblocks the signals that it has blocked for itself
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
     try:
-        with _short_temporary_folder():
+        with sockets_in_run_folder():
             forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-@contextlib.contextmanager
-def _short_temporary_folder() -> Iterator[None]:
-    """Has multiprocessing keep its sockets in the system's own folder if TMPDIR's path is too long for their names."""
-    before = tempfile.tempdir
-    if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_TEMPORARY_FOLDER:
-        tempfile.tempdir = "/tmp"
+def server_killed_by() -> str | None:
+    """Returns the name of the signal that has killed the fork server; None if none has, or it is not known.
+
+    The exit codes of its children are lost with it.
+    """
+    pid = getattr(getattr(forkserver, "_forkserver", None), "_forkserver_pid", None)
+    if pid is None:
+        return None
     try:
-        yield
-    finally:
-        tempfile.tempdir = before
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except (AttributeError, OSError):  # macOS has no waitid
+        return None
+    return signal.Signals(ended.si_status).name if ended and ended.si_code == os.CLD_KILLED else None
 
 
 def _start_tracker() -> None:

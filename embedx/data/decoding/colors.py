@@ -8,7 +8,7 @@ import io
 import numpy as np
 from PIL import Image, ImageCms
 
-from embedx.data.decoding.samples import pick
+from embedx.data.decoding.eight_bits import pick
 from embedx.recipe import PixelOptions
 
 _DIRECT = {"PA": "RGBA", "La": "LA", "RGBa": "RGBA", "RGBX": "RGB", "1": "L"}

@@ -15,13 +15,14 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.io import ImageReadMode, decode_image
 
-from embedx.data.decoding import tiff
+from embedx.data.decoding import jxl, memory, tiff
 from embedx.data.decoding.batch_rows import DenseDecoder
 from embedx.data.decoding.beside import JPEG_MAGIC, picture_alone
 from embedx.data.decoding.colors import to_rgb
+from embedx.data.decoding.jpeg import MOST_SCANS, count_scans
 from embedx.data.decoding.opening import only_own_limits, open_image, reason_of
-from embedx.data.decoding.orientation import orientation, turn_image, turn_pixels
-from embedx.data.decoding.pictures import decode_tiff, decode_with_pillow, to_tensor
+from embedx.data.decoding.orientation import orientation, turn_pixels
+from embedx.data.decoding.pictures import decode_tiff, decode_with_pillow, render
 from embedx.data.reading.files import RejectedInputError
 from embedx.recipe import AS_STATED, PixelOptions, Preprocessing
 from embedx.values import MAX_PIXELS
@@ -124,26 +125,34 @@ def _decode_rest(alone: bytes, how: _How) -> Tensor | None:
 
 
 def _decode(data: bytes, how: _How) -> Tensor:
+    if data.startswith(jxl.MAGIC):  # which opening decodes
+        _check(memory.jxl_frame(data), how.max_pixels)
     try:
         image = open_image(data)
     except UnidentifiedImageError:
         if data.startswith(tiff.MAGIC):
-            _check_size(*tiff.size_of(data), how.max_pixels)
-            return to_tensor(decode_tiff(data, exif=how.exif, options=how.options))
+            tags, size, big_endian = tiff.header(data)
+            _check(memory.tiff_frame(tags, size, big_endian=big_endian, is_opened=False), how.max_pixels)
+            return decode_tiff(data, exif=how.exif, options=how.options)
         raise
-    _check_size(*image.size, how.max_pixels)
+    if image.format in ("JPEG", "MPO") and (scans := count_scans(data)) > MOST_SCANS:
+        raise RejectedInputError(f"a JPEG of {scans} scans, more than {MOST_SCANS}; save it anew, by Pillow or cjpeg")
+    is_drafted = how.steps is not None and _is_drafted(image, how.steps)
+    _check(memory.frame_of(image, data, is_drafted=is_drafted), how.max_pixels)
     if how.steps is not None and (pixels := _decode_draft(image, how.steps, how)) is not None:
         return pixels
     if (pixels := _decode_native(data, image, how)) is not None:
         return pixels
-    return to_tensor(decode_with_pillow(data, image, exif=how.exif, options=how.options))
+    return decode_with_pillow(data, image, exif=how.exif, options=how.options)
 
 
-def _check_size(width: int, height: int, max_pixels: int) -> None:
+def _check(frame: memory.Frame, max_pixels: int) -> None:
+    width, height = frame.width, frame.height
     if width < 1 or height < 1:
         raise RejectedInputError(f"the image has no pixels: {width}x{height}")
     if width * height > max_pixels:
         raise RejectedInputError(f"too large: {_too_many(width, height, max_pixels)}")
+    memory.check(frame, max_pixels)
 
 
 def _too_many(width: int, height: int, allowed: int) -> str:
@@ -172,7 +181,7 @@ def _decode_draft(image: Image.Image, steps: Preprocessing, how: _How) -> Tensor
     _, box = draft  # the part of the draft that is image: its last row and column may reach beyond
     size = width * needed // min(width, height), height * needed // min(width, height)
     resized = to_rgb(image, how.options).resize(size, _RESAMPLING[steps.interpolation], box)
-    return to_tensor(turn_image(resized, turn))
+    return render(resized, turn, AS_STATED)
 
 
 def _decode_native(data: bytes, image: Image.Image, how: _How) -> Tensor | None:
@@ -214,7 +223,7 @@ def is_plain_jpeg(data: bytes, steps: Preprocessing, max_pixels: int = MAX_PIXEL
             return False
     usual = image.width * image.height <= max_pixels and not _is_drafted(image, steps)
     usual &= image.info.get("adobe_transform") != 0  # 0 stands for RGB
-    usual &= not _concerns(steps.pixels, image)
+    usual &= not _concerns(steps.pixels, image) and count_scans(data) <= MOST_SCANS
     return upright and usual and (image.format, image.mode) in (("JPEG", "RGB"), ("JPEG", "L"))
 
 

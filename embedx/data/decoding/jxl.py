@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 
 from embedx.data.decoding.extra import import_package
 
+MAGIC = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
 _CODESTREAM = b"\xff\x0a"
 _SIDE_BITS = (9, 13, 18, 30)
+_RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
+"""The ratios of width to height that a number stands for, from 1 on."""
 
 
 class _Bits:
@@ -31,13 +34,13 @@ class _Bits:
 def stated_bits(data: bytes) -> int | None:
     """Returns the bits of a colour; 8 also for floats, as the plugin scales those, and None if they are not found."""
     bits = _Bits(_codestream(data)[2:64])
-    _skip_size(bits)
+    _take_size(bits)
     if bits.take(1):  # all is as by default
         return 8
     if bits.take(1):
         bits.take(3)  # the orientation
         if bits.take(1):
-            _skip_size(bits)
+            _take_size(bits)
         if bits.take(1) or bits.take(1):  # a preview or an animation
             return None
     if bits.take(1):
@@ -46,11 +49,26 @@ def stated_bits(data: bytes) -> int | None:
     return (8, 10, 12)[choice] if choice < 3 else 1 + bits.take(6)
 
 
-def _skip_size(bits: _Bits) -> None:
+def size_of(data: bytes) -> tuple[int, int]:
+    """Returns the width and height of a JPEG XL, before its orientation is applied.
+
+    Pillow's plugin tells them only once it has decoded the picture.
+    """
+    return _take_size(_Bits(_codestream(data)[2:64]))
+
+
+def _take_size(bits: _Bits) -> tuple[int, int]:
     is_small = bits.take(1)
-    for is_height in (True, False):
-        if is_height or not bits.take(3):  # a ratio takes the place of the width
-            bits.take(5 if is_small else _SIDE_BITS[bits.take(2)])
+
+    def side() -> int:
+        return 8 * (bits.take(5) + 1) if is_small else bits.take(_SIDE_BITS[bits.take(2)]) + 1
+
+    height = side()
+    ratio = bits.take(3)
+    if not ratio:
+        return side(), height
+    times, over = _RATIOS[ratio - 1]
+    return height * times // over, height
 
 
 def _codestream(data: bytes) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -9,17 +11,8 @@ _TAG = 0x0112
 _XMP = ("XML:com.adobe.xmp", "xmp")
 _STATING = ("exif", "Raw profile type exif", *_XMP)
 """The entries of Pillow's that can state an orientation; a TIFF's stands in a tag of its own."""
-_TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 _STEPS = {2: (2,), 3: (1, 2), 4: (1,), 5: (), 6: (2,), 7: (1, 2), 8: (1,)}
-"""The dimensions of a tensor [C, H, W] that are flipped, after rows and columns have changed places from 5 on."""
+"""The dimensions of [C, H, W] that are flipped by orientation, after rows and columns have changed places from 5 on."""
 _BACK = {6: 8, 8: 6}
 
 
@@ -37,7 +30,7 @@ def orientation(image: Image.Image) -> int:
         value = None
     if value is None and any(name in image.info for name in _XMP):
         value = _by_xmp(image)
-    return next((known for known in _TRANSPOSE if known == value), 1)
+    return next((known for known in _STEPS if known == value), 1)
 
 
 def _by_xmp(image: Image.Image) -> int | None:
@@ -50,16 +43,19 @@ def _by_xmp(image: Image.Image) -> int | None:
         return None
 
 
-def turn_image(image: Image.Image, orientation: int) -> Image.Image:
-    """Turns an image upright that is stored in an orientation."""
-    return image if orientation == 1 else image.transpose(_TRANSPOSE[orientation])
-
-
 def turn_pixels(pixels: Tensor, orientation: int) -> Tensor:
     """Turns pixels [C, H, W] upright that are stored in an orientation."""
     if orientation == 1:
         return pixels
     return (pixels.transpose(1, 2) if orientation >= 5 else pixels).flip(_STEPS[orientation])
+
+
+def turned_view(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Returns a view of pixels [H, W, C] that are stored in an orientation, in which they stand upright."""
+    if orientation == 1:
+        return pixels
+    changed = pixels.swapaxes(0, 1) if orientation >= 5 else pixels
+    return np.flip(changed, tuple(dim - 1 for dim in _STEPS[orientation]))
 
 
 def opposite(orientation: int) -> int:

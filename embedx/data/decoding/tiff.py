@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -79,11 +80,7 @@ class Layout(NamedTuple):
 
 def layout_of(tags: Mapping[int, Any], *, big_endian: bool) -> Layout:
     """Returns the layout that a TIFF's tags describe."""
-
-    def first(tag: int, default: int) -> int:
-        value = tags.get(tag, default)
-        return int(value[0] if isinstance(value, tuple) else value)
-
+    first = partial(_first, tags)
     photometric, bits = first(262, 1), first(258, 1)
     extra = tags.get(338, ())
     extra = extra if isinstance(extra, tuple) else (extra,)
@@ -100,6 +97,11 @@ def layout_of(tags: Mapping[int, Any], *, big_endian: bool) -> Layout:
         is_misread=is_deep_plane if compression == 1 else is_swapped,
         largest=first(281, 0) or None,
     )
+
+
+def _first(tags: Mapping[int, Any], tag: int, default: int) -> int:
+    value = tags.get(tag, default)
+    return int(value[0] if isinstance(value, tuple) else value)
 
 
 def read(data: bytes) -> tuple[NDArray[Any], Layout]:
@@ -132,16 +134,35 @@ def read(data: bytes) -> tuple[NDArray[Any], Layout]:
     elif axes != "YXS":
         raise RejectedInputError(f"its axes are {axes}, and only pictures with channels are read")
     if layout.photometric == _PALETTE and colormap is not None and values.shape[-1] == 1:
-        colors = np.moveaxis(colormap[:, values[..., 0]] >> 8, 0, -1).astype(np.uint8)  # as Pillow takes the high bytes
+        high_bytes = (colormap >> 8).astype(np.uint8)  # which are what Pillow takes
+        colors = np.moveaxis(high_bytes[:, values[..., 0]], 0, -1)
         return colors, layout._replace(photometric=2, channels=3, type_bits=8)
     return values, layout
 
 
-def size_of(data: bytes) -> tuple[int, int]:
-    """Returns the width and height of a TIFF that Pillow does not open, before its orientation is applied."""
+def part_pixels(tags: Mapping[int, Any], size: tuple[int, int]) -> int:
+    """Returns the pixels of a TIFF's strips or tiles, each of which is decoded as a whole."""
+    width, height = size
+    if 322 in tags and 323 in tags:
+        return _first(tags, 322, width) * _first(tags, 323, height)
+    return width * min(height, _first(tags, 278, height))
+
+
+class Header(NamedTuple):
+    """The header of a TIFF that Pillow does not open."""
+
+    tags: dict[int, Any]
+    size: tuple[int, int]
+    """The width and height, before the orientation is applied."""
+    big_endian: bool
+
+
+def header(data: bytes) -> Header:
+    """Reads the header of a TIFF by the package tifffile."""
     with _open(data) as file:
         page = file.pages[0]
-        return page.imagewidth, page.imagelength
+        tags = {tag.code: tag.value for tag in page.tags.values()}
+        return Header(tags, (page.imagewidth, page.imagelength), file.byteorder == ">")
 
 
 class About(NamedTuple):

@@ -13,10 +13,12 @@ import numpy as np
 import pyarrow as pa
 from torch.utils.data import Dataset, Sampler
 
+from embedx.data.decoding import memory
 from embedx.data.decoding.batch_rows import BatchBuffer, Decoder
 from embedx.data.loading.circumstances import NO_MEMORY
 from embedx.data.loading.isolation import InHand
 from embedx.data.loading.torch_workers import is_out_of_memory
+from embedx.data.loading.turns import Turns
 from embedx.data.plan import SplitPlan
 from embedx.data.reading.files import RejectedInputError
 from embedx.data.sources.base import Reader
@@ -46,6 +48,8 @@ class Batches(Dataset[dict[str, Any]]):
         """The rows that end the process which loads them, each with the reason; they are rejected unread."""
         self.in_hand = InHand(0)
         """The record of the inputs that the workers have in hand."""
+        self.turns = Turns()
+        """What the workers may decode at the same time."""
 
     def __getitem__(self, order: Order) -> dict[str, Any]:
         """Loads a batch of one input."""
@@ -73,7 +77,10 @@ class Batches(Dataset[dict[str, Any]]):
             with self.in_hand.hold(order.row):
                 data = self.reader.read(order.path, order.offset, order.size)
                 size, digest = len(data), hashlib.sha256(data).hexdigest()
-                buffer.decode_into(row, data)
+                needed = self._decode_within_share(buffer, row, data)
+            if needed:
+                with self.turns.take(needed), self.in_hand.hold(order.row):  # the time of waiting is not the input's
+                    buffer.decode_into(row, data)
         except RejectedInputError as error:
             reason = str(error)
         except (MemoryError, RuntimeError) as error:
@@ -84,6 +91,15 @@ class Batches(Dataset[dict[str, Any]]):
             return None, size, digest
         buffer.zero(row)
         return reason, size, digest
+
+    def _decode_within_share(self, buffer: BatchBuffer, row: int, data: bytes) -> int:
+        """Decodes an input's bytes into a row, or returns the bytes of memory that it needs beyond a worker's share."""
+        try:
+            with memory.allow(self.turns.share):
+                buffer.decode_into(row, data)
+        except memory.MemoryNeededError as error:
+            return error.needed
+        return 0
 
 
 class UniqueRows(NamedTuple):

@@ -26,10 +26,11 @@ from embedx.data.loading.batches import Batches, UniqueRows, UnitBatches
 from embedx.data.loading.circumstances import NO_END, tried_twice
 from embedx.data.loading.isolation import InHand, find_fatal
 from embedx.data.loading.torch_workers import TorchWorkers, WorkerCounts, WorkerLostError
+from embedx.data.loading.turns import Turns
 from embedx.data.plan import SplitPlan
 from embedx.data.sources.base import as_text
 from embedx.errors import LoaderError
-from embedx.system.processes import start_fork_server
+from embedx.system.processes import server_killed_by, start_fork_server
 
 _FRUITLESS_RESTARTS = 3
 """The number of times in a row that workers are replaced without a batch in between and without a fault found."""
@@ -104,6 +105,11 @@ class SplitLoader:
                     delivered, fruitless = delivered + 1, 0
                 return
             except WorkerLostError as error:
+                if killer := server_killed_by():
+                    raise LoaderError(
+                        f"the fork server, the process that starts embedx's others, was killed by {killer}; the same "
+                        "command goes on from what is kept"
+                    ) from error
                 fatal = self._find_fatal(workers, delivered)
                 self._dataset.fatal |= fatal
                 fruitless = 0 if fatal else fruitless + 1
@@ -118,7 +124,7 @@ class SplitLoader:
             workers = None  # ends the other workers before the next ones start
 
     def _start_at(self, first: int) -> TorchWorkers:
-        self._dataset.in_hand = InHand(self._workers)
+        self._dataset.in_hand, self._dataset.turns = InHand(self._workers), Turns.of(self._workers)
         data, batches = self._dataset, self._batches.starting_at(first)
         return TorchWorkers(
             data,

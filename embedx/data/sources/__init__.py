@@ -33,6 +33,7 @@ def parse_data(specs: Sequence[str], options: SourceOptions | None = None) -> di
     """
     options = options or SourceOptions()
     parts: dict[str, list[tuple[str, Source]]] = {}
+    twins: dict[str, str] = {}
     faults: list[str] = []
     used: set[SourceKind] = set()
     for name, locations in _gathered(specs, faults):
@@ -50,9 +51,9 @@ def parse_data(specs: Sequence[str], options: SourceOptions | None = None) -> di
             faults += error.faults
             continue
         for split, source in named.items():
-            if twins := [other for other in parts if other != split and other.lower() == split.lower()]:
+            if (twin := twins.setdefault(split.lower(), split)) != split:
                 faults.append(
-                    f"--data {spec}: the splits {twins[0]!r} and {split!r} differ in case alone, and not every file "
+                    f"--data {spec}: the splits {twin!r} and {split!r} differ in case alone, and not every file "
                     "system can tell them apart; rename one"
                 )
             elif not split or split.lower() in RESERVED_SPLITS:

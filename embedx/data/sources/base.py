@@ -138,10 +138,13 @@ def repeated(texts: pa.ChunkedArray) -> list[str]:
 
 
 def sizes_and_times(paths: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
-    """Returns `size_and_time` of many files as two columns; a thread per core looks them up."""
+    """Returns `size_and_time` of many files as two columns; a thread per core looks them up where they are many."""
     chunks = [batch["path"] for batch in pa.table({"path": paths}).to_batches(_CHUNK)]
-    with ThreadPoolExecutor(cores()) as threads:
-        asked = list(threads.map(_ask, chunks))
+    if len(chunks) > 1:
+        with ThreadPoolExecutor(cores()) as threads:
+            asked = list(threads.map(_ask, chunks))
+    else:
+        asked = list(map(_ask, chunks))
     sizes, times = (pa.chunked_array([answers[which] for answers in asked], pa.int64()) for which in (0, 1))
     return sizes, times
 

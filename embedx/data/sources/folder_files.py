@@ -73,6 +73,16 @@ class Folder(Protocol):
         ...
 
 
+class _Place(NamedTuple):
+    """A folder that is to be visited."""
+
+    path: bytes
+    below: _Names
+    """The names on its path below the source."""
+    ancestors: tuple[tuple[int, int], ...]
+    """The devices and inodes of the folders that hold it."""
+
+
 class LocalFolder:
     """A folder on a disk.
 
@@ -116,16 +126,27 @@ class LocalFolder:
 
     def holds_inputs(self) -> bool:
         """Tells whether there is an input in it, or below."""
-        return any(self._walk(self.path, (), (), LeftOut(), ordered=False))
+        return any(self._walk(LeftOut(), ordered=False))
 
     def slices(self, left_out: LeftOut) -> Iterator[FolderSlice]:
         """Yields the inputs in it and below, sorted by the parts of their paths, and accounts for the other files."""
-        return self._walk(self.path, (), (), left_out, ordered=True)
+        return self._walk(left_out, ordered=True)
 
-    def _walk(
-        self, folder: bytes, below: _Names, ancestors: Sequence[tuple[int, int]], left_out: LeftOut, *, ordered: bool
-    ) -> Iterator[FolderSlice]:
-        """Yields the inputs sorted, or (`ordered=False`) one by one as they are found."""
+    def _walk(self, left_out: LeftOut, *, ordered: bool) -> Iterator[FolderSlice]:
+        """Yields the inputs sorted, or (`ordered=False`) one by one as they are found; folders may be of any depth."""
+        under_way = [self._visit(_Place(self.path, (), ()), left_out, ordered=ordered)]
+        while under_way:
+            found = next(under_way[-1], None)
+            if isinstance(found, FolderSlice):
+                yield found
+            elif found is not None:
+                under_way.append(self._visit(found, left_out, ordered=ordered))
+            else:
+                under_way.pop()
+
+    def _visit(self, place: _Place, left_out: LeftOut, *, ordered: bool) -> Iterator[FolderSlice | _Place]:
+        """Yields the inputs in one folder, and the folders in it that are to be visited."""
+        folder, below, ancestors = place
         own = _listed(folder, os.stat)
         identity = (own.st_dev, own.st_ino)
         if identity in ancestors:
@@ -142,9 +163,7 @@ class LocalFolder:
                 continue
             for entry in run:
                 if self._selection.takes_folder((*here, entry.name), left_out):
-                    yield from self._walk(
-                        entry.path, (*below, entry.name), (*ancestors, identity), left_out, ordered=ordered
-                    )
+                    yield _Place(entry.path, (*below, entry.name), (*ancestors, identity))
 
     def _entries(self, folder: bytes, below: _Names, left_out: LeftOut) -> list[os.DirEntry[bytes]]:
         """Returns what is in a folder and not hidden; nothing of a store."""

@@ -75,7 +75,12 @@ def find_files(location: str) -> list[str]:
 def _matches(pattern: str) -> list[str]:
     """Returns the files of a pattern without braces; a URL without wildcards is not looked up."""
     if not is_url(pattern):
-        return [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern, recursive=True))
+        try:
+            return [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern, recursive=True))
+        except RecursionError as error:
+            raise ConfigError(
+                f"--data {pattern}: folders are nested too deeply for **; name the folder, and --include"
+            ) from error
     if not re.search(_WILDCARDS, plain_name(pattern)):
         return [pattern]
     from embedx.system import remote

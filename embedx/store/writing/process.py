@@ -36,7 +36,7 @@ from embedx.store.writing.ring import SlotRing, TensorPlace, bytes_needed
 from embedx.store.writing.unit_rows import EarlierRows, UnitBatch
 from embedx.store.writing.units import UnitBuffer
 from embedx.system.machine import return_large_blocks
-from embedx.system.processes import START_METHOD, start_fork_server, tie_to_parent
+from embedx.system.processes import START_METHOD, server_killed_by, start_fork_server, tie_to_parent
 from embedx.terminal import traceback_lines
 
 _QUEUE_LENGTH = 8
@@ -216,6 +216,8 @@ class WriterProcess:
     def _gone(self) -> WriterError:
         code = self._process.exitcode or 0
         cause = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        if killer := server_killed_by():
+            cause = f"was lost as its fork server, the process that starts embedx's others, was killed by {killer},"
         return WriterError(
             f"the writer process {cause} before all was written; what it brought to disk stays, and running again "
             "writes the rest"

@@ -1,0 +1,70 @@
+"""The temporary folder of a run, which a later run removes if this one is killed."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from multiprocessing.util import Finalize
+
+_PREFIX = "embedx-run-"
+_LOCK = "in-use"
+_LONGEST = 50
+"""The bytes of the path in which it is made; a socket's whole path in it has at most 108 on Linux, and 104 on macOS."""
+
+_AFTER_SOCKETS = -200
+"""The priority at the end of the process; multiprocessing removes its sockets' folder with -100, and has to find it."""
+
+
+@functools.cache
+def run_folder() -> str:
+    """Makes the folder of this process's run once, and clears away those of runs that were killed.
+
+    It has a lock that ends with the process; multiprocessing keeps its sockets in it.
+    """
+    base = tempfile.gettempdir()
+    if len(os.fsencode(base)) > _LONGEST:
+        base = "/tmp"
+    _clear(base)
+    folder = tempfile.mkdtemp(prefix=_PREFIX, dir=base)
+    Finalize(None, shutil.rmtree, (folder, True), exitpriority=_AFTER_SOCKETS)
+    held = os.open(os.path.join(folder, "new"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    with contextlib.suppress(OSError):  # without locks in this file system, none is ever taken for abandoned
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.rename(os.path.join(folder, "new"), os.path.join(folder, _LOCK))
+    return folder
+
+
+@contextlib.contextmanager
+def sockets_in_run_folder() -> Iterator[None]:
+    """Has multiprocessing make the folder of its sockets in the run's."""
+    before = tempfile.tempdir
+    folder = run_folder()
+    tempfile.tempdir = folder
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+
+
+def _clear(base: str) -> None:
+    """Removes the folders of this user's runs whose lock nobody holds."""
+    with contextlib.suppress(OSError), os.scandir(base) as entries:
+        for entry in entries:
+            if entry.name.startswith(_PREFIX) and entry.is_dir(follow_symlinks=False):
+                with contextlib.suppress(OSError):
+                    _clear_one(entry.path)
+
+
+def _clear_one(folder: str) -> None:
+    lock = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        if os.fstat(lock).st_uid == os.getuid():
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(lock)
