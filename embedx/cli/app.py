@@ -66,11 +66,21 @@ def _verdict(error: Exception) -> tuple[int, list[str]]:
         command = error.ctx.command_path if error.ctx else "embedx"
         message = error.format_message()  # empty where no command was given: the help is printed already
         return error.exit_code, [message, f"`{command} --help` lists the options"] if message else []
-    if isinstance(error, OSError):
-        return 1, [": ".join(str(part) for part in (error.strerror or error, error.filename) if part)]
+    if isinstance(error, FileNotFoundError) and _has_lost_its_folder():
+        return 1, ["the working directory is gone (removed, or unmounted); cd into one that is there, and try again"]
     if words := words_for(error):
         return 1, [words]
+    if isinstance(error, OSError):
+        return 1, [": ".join(str(part) for part in (error.strerror or error, error.filename) if part)]
     return 1, [
         f"a fault of embedx itself: {type(error).__name__}: {error}",
         "run the command again with --debug, and report the traceback",
     ]
+
+
+def _has_lost_its_folder() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False

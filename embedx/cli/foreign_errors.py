@@ -36,6 +36,11 @@ _KINDS = (
         "the system allows no more threads and processes (the user's limit, or the container's); raise that, or "
         "give fewer --workers and --threads" + _AGAIN,
     ),
+    _Kind(
+        "ImportError|OSError",
+        r"failed to map segment|annot allocate memory",
+        "memory is short ({error}); raise the limit of address space, set by ulimit, or the container's" + _AGAIN,
+    ),
     _Kind("MemoryError|ArrowMemoryError", "", _NO_MEMORY),
     _Kind("RuntimeError|BatchError", r"(?i)allocator|can't allocate|(not enough|out of) memory", _NO_MEMORY),
     _Kind("ArrowException", "", "a table can't be read or written ({error}); look at its columns' types and values"),

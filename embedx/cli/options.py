@@ -16,6 +16,7 @@ import typer
 from embedx.cli.output import STDERR
 from embedx.errors import ConfigError, unknown
 from embedx.paths import local_path
+from embedx.values import size_text
 
 
 def plainly(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -81,6 +82,10 @@ def _with_options(config: type[Any], command: Callable[..., None]) -> Callable[.
     return wrapper
 
 
+_LARGEST_CONFIG = 16 * 1024**2
+"""The bytes above which a file is not read as settings; parsing that many takes seconds."""
+
+
 def load_config_file(context: typer.Context, path: Path | None) -> Path | None:
     """Makes a TOML file's values the defaults of the options, so that flags win; the callback of `--config`.
 
@@ -91,7 +96,14 @@ def load_config_file(context: typer.Context, path: Path | None) -> Path | None:
     if path is None:
         return None
     try:
-        settings = tomllib.loads(path.read_text())
+        with path.open("rb") as file:
+            text = file.read(_LARGEST_CONFIG + 1).decode()
+        if len(text) > _LARGEST_CONFIG:
+            most = size_text(_LARGEST_CONFIG)
+            raise ConfigError(f"--config {path}: has more than {most}, too much for settings; name another file")
+        settings = tomllib.loads(text)
+    except RecursionError as error:
+        raise ConfigError(f"--config {path}: can't be read (its values are nested too deeply)") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"--config {path}: can't be read ({error})") from error
     options = _options_by_key(context.command)

@@ -11,6 +11,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from embedx.values import size_text
+
 
 def allow_files(count: int) -> None:
     """Raises the limit of open files, for this process and its children, to the most that the system allows.
@@ -41,7 +43,11 @@ def check_threads(count: int) -> None:
         for thread in threads:
             thread.start()
     except RuntimeError as error:
-        advice = f"this run may need {count} more; raise the user's or the container's limit, or give fewer --workers"
+        space, _ = resource.getrlimit(resource.RLIMIT_AS)
+        which = "the user's or the container's limit"
+        if space != resource.RLIM_INFINITY:
+            which += f", or that of address space (now {size_text(space)}, set by ulimit)"
+        advice = f"this run may need {count} more; raise {which}, or give fewer --workers"
         raise OSError(errno.EAGAIN, f"the system allows no more threads and processes: {advice}") from error
     finally:
         end.set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import glob
 import os
 import shutil
 import tempfile
@@ -26,6 +27,8 @@ def run_folder() -> str:
 
     It has a lock that ends with the process; multiprocessing keeps its sockets in it.
     """
+    import loky  # type: ignore[import-untyped]  # noqa: F401  (which gives semaphores the process's id as a name)
+
     base = tempfile.gettempdir()
     if len(os.fsencode(base)) > _LONGEST:
         base = "/tmp"
@@ -34,6 +37,7 @@ def run_folder() -> str:
     Finalize(None, shutil.rmtree, (folder, True), exitpriority=_AFTER_SOCKETS)
     held = os.open(os.path.join(folder, "new"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     with contextlib.suppress(OSError):  # without locks in this file system, none is ever taken for abandoned
+        os.write(held, str(os.getpid()).encode())
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.rename(os.path.join(folder, "new"), os.path.join(folder, _LOCK))
     return folder
@@ -65,6 +69,15 @@ def _clear_one(folder: str) -> None:
     try:
         if os.fstat(lock).st_uid == os.getuid():
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove_semaphores(os.read(lock, 20).decode("ascii", "replace"))
             shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(lock)
+
+
+def _remove_semaphores(pid: str) -> None:
+    """Removes the semaphores that a killed process has left, if its tracker of resources was killed with it."""
+    if pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
+        for path in glob.glob(f"/dev/shm/sem.loky-{pid}-*"):
+            with contextlib.suppress(OSError):
+                os.unlink(path)

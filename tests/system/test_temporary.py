@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import signal
@@ -14,11 +15,12 @@ from pathlib import Path
 import pytest
 
 HOLD = """
-import sys, time
+import multiprocessing, sys, time
 from embedx.system.processes import start_fork_server
 from embedx.system.temporary import run_folder
 if "serve" in sys.argv:
     start_fork_server()
+    semaphore = multiprocessing.get_context("forkserver").Semaphore()
 print(run_folder(), flush=True)
 if "wait" in sys.argv:
     time.sleep(60)
@@ -52,11 +54,13 @@ def test_the_next_run_removes_what_killed_runs_left_and_nothing_else(short: Path
         os.killpg(killed.pid, signal.SIGKILL)
         alone.kill()
         killed.wait()
+        semaphores = glob.glob(f"/dev/shm/sem.*-{killed.pid}-*")
         alone.wait()
         assert all(folder.is_dir() for folder in folders) and len(list(folders[0].glob("pymp-*/listener-*"))) == 1
         with begin(short) as last:
             assert last.wait() == 0
         assert {path.name for path in short.iterdir()} == {folders[2].name, "embedx-run-results", "pymp-other"}
+        assert semaphores and not any(map(os.path.exists, semaphores))
         going_on.kill()
 
 

@@ -55,7 +55,7 @@ def limit(max_pixels: int) -> int:
 
 
 class Frame(NamedTuple):
-    """What the header of an image says of its size in memory."""
+    """The size of an image in memory, by its header."""
 
     width: int
     height: int
@@ -84,7 +84,7 @@ def check(frame: Frame, max_pixels: int) -> None:
 
 
 def frame_of(image: Image.Image, data: bytes, *, is_drafted: bool = False) -> Frame:
-    """Returns what the header of an opened image says; of a JPEG that is decoded as a draft, little is held."""
+    """Returns the frame of an opened image; of a JPEG that is decoded as a draft, little is held."""
     if is_drafted:
         return Frame(*image.size, _coefficients(image) + 1)
     if image.format == "TIFF":
@@ -93,7 +93,7 @@ def frame_of(image: Image.Image, data: bytes, *, is_drafted: bool = False) -> Fr
 
 
 def jxl_frame(data: bytes) -> Frame:
-    """Returns what the header of a JPEG XL says."""
+    """Returns the frame of a JPEG XL, which is not opened yet."""
     return Frame(*jxl.size_of(data), _PER_PIXEL["JXL"])
 
 
@@ -125,7 +125,7 @@ def _held(image: Image.Image) -> int:
 
 
 def tiff_frame(tags: Mapping[int, Any], size: tuple[int, int], *, big_endian: bool, is_opened: bool = True) -> Frame:
-    """Returns what the tags of a TIFF say; a strip or tile is held whole beside the picture.
+    """Returns the frame of a TIFF; a strip or tile is held whole beside the picture.
 
     Args:
         tags: The tags' values, by number.

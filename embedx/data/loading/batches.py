@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import math
@@ -49,7 +50,7 @@ class Batches(Dataset[dict[str, Any]]):
         self.in_hand = InHand(0)
         """The record of the inputs that the workers have in hand."""
         self.turns = Turns()
-        """What the workers may decode at the same time."""
+        """The memory that workers may take at the same time."""
 
     def __getitem__(self, order: Order) -> dict[str, Any]:
         """Loads a batch of one input."""
@@ -77,10 +78,7 @@ class Batches(Dataset[dict[str, Any]]):
             with self.in_hand.hold(order.row):
                 data = self.reader.read(order.path, order.offset, order.size)
                 size, digest = len(data), hashlib.sha256(data).hexdigest()
-                needed = self._decode_within_share(buffer, row, data)
-            if needed:
-                with self.turns.take(needed), self.in_hand.hold(order.row):  # the time of waiting is not the input's
-                    buffer.decode_into(row, data)
+                self._decode(buffer, row, data)
         except RejectedInputError as error:
             reason = str(error)
         except (MemoryError, RuntimeError) as error:
@@ -92,14 +90,19 @@ class Batches(Dataset[dict[str, Any]]):
         buffer.zero(row)
         return reason, size, digest
 
-    def _decode_within_share(self, buffer: BatchBuffer, row: int, data: bytes) -> int:
-        """Decodes an input's bytes into a row, or returns the bytes of memory that it needs beyond a worker's share."""
+    def _decode(self, buffer: BatchBuffer, row: int, data: bytes) -> None:
+        """Decodes an input's bytes into a row; one that needs more memory than a worker's share waits for its turn."""
         try:
             with memory.allow(self.turns.share):
                 buffer.decode_into(row, data)
         except memory.MemoryNeededError as error:
-            return error.needed
-        return 0
+            needed = error.needed
+        else:
+            return
+        with contextlib.ExitStack() as turn:
+            with self.in_hand.pause():
+                turn.enter_context(self.turns.take(needed))
+            buffer.decode_into(row, data)
 
 
 class UniqueRows(NamedTuple):

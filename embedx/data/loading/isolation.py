@@ -65,6 +65,18 @@ class InHand:
         finally:
             slot[2] = 0
 
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Takes the input in hand for none within the context, as the time of waiting is not its own."""
+        worker = get_worker_info()
+        if worker is not None:
+            self._slots[worker.id][2] = 0
+        try:
+            yield
+        finally:
+            if worker is not None:
+                self._slots[worker.id][2] = time.monotonic()
+
     def now(self) -> list[Held]:
         """Lists the inputs that are in hand now."""
         spent = self._spent

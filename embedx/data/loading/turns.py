@@ -16,7 +16,7 @@ _PART = 0.5
 
 
 class Turns(NamedTuple):
-    """What workers may decode at the same time; picklable."""
+    """The memory that workers may take at the same time; picklable."""
 
     share: float = float("inf")
     """The bytes that a worker may take at any time."""

@@ -136,19 +136,17 @@ class LocalFolder:
         """Yields the inputs sorted, or (`ordered=False`) one by one as they are found; folders may be of any depth."""
         under_way = [self._visit(_Place(self.path, (), ()), left_out, ordered=ordered)]
         while under_way:
-            found = next(under_way[-1], None)
-            if isinstance(found, FolderSlice):
-                yield found
-            elif found is not None:
-                under_way.append(self._visit(found, left_out, ordered=ordered))
-            else:
+            if (found := next(under_way[-1], None)) is None:
                 under_way.pop()
+            elif isinstance(found, FolderSlice):
+                yield found
+            else:
+                under_way.append(self._visit(found, left_out, ordered=ordered))
 
     def _visit(self, place: _Place, left_out: LeftOut, *, ordered: bool) -> Iterator[FolderSlice | _Place]:
         """Yields the inputs in one folder, and the folders in it that are to be visited."""
         folder, below, ancestors = place
-        own = _listed(folder, os.stat)
-        identity = (own.st_dev, own.st_ino)
+        identity = attrgetter("st_dev", "st_ino")(_listed(folder, os.stat))
         if identity in ancestors:
             return
         entries = self._entries(folder, below, left_out)

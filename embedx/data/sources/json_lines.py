@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.json
 
+from embedx.arrow import plain
 from embedx.data.sources.written import differing
 
 _LARGEST_BLOCK = 2**31 - 1
@@ -30,6 +31,14 @@ def parse_json_lines(content: bytes, names: Collection[str] = ()) -> tuple[pa.Ta
     Raises:
         pa.ArrowInvalid: If a line is malformed; the message ends in the number of the row.
     """
+    try:
+        table, texts = _parsed(content, names)
+        return plain(table), texts
+    except RecursionError as error:
+        raise pa.ArrowInvalid("values are nested too deeply to be read") from error
+
+
+def _parsed(content: bytes, names: Collection[str]) -> tuple[pa.Table, dict[str, pa.ChunkedArray]]:
     try:
         table = _read(content)
     except pa.ArrowInvalid as error:

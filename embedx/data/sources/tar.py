@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedx.arrow import plain
 from embedx.data.reading.files import FileReader, RejectedInputError, absolute, is_url, open_file, plain_name
 from embedx.data.sources.base import COMMON_SCHEMA, SINGLE_SPLIT, TARGET, Source, as_text, samples_table, size_and_time
 from embedx.data.sources.json_lines import parse_json_lines
@@ -161,7 +160,7 @@ def _entries(samples: pa.Table, names: Sequence[str]) -> tuple[dict[str, pa.Chun
         try:
             content = re.sub(r"(?<!\\)((?:\\\\)*)\\(?=x[0-9a-f]{2})", r"\1\\\\", content or "{}")  # no escape of JSON
             entries = json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{keys[row]}: its .json can't be read ({error}); correct it") from error
         if not isinstance(entries, dict):
             raise ConfigError(f'{keys[row]}: its .json holds no object; give one, such as {{"label": 3}}')
@@ -172,7 +171,6 @@ def _entries(samples: pa.Table, names: Sequence[str]) -> tuple[dict[str, pa.Chun
         reason, _, number = str(error).removeprefix("JSON parse error: ").partition(" in row ")
         place = f"{keys[int(number)]}: its .json: " if number.isdigit() else "its .json members: "
         raise ConfigError(f"{place}{reason}; correct it") from error
-    table = plain(table)
     return dict(zip(table.column_names, table.columns, strict=True)), written
 
 

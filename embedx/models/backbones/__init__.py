@@ -180,7 +180,7 @@ def _try_batches(architecture: Architecture, run: Callable[[int], dict[str, T]],
         try:
             with torch.no_grad():
                 return run(batch)
-        except ConfigError:
+        except (ConfigError, MemoryError):
             raise
         except Exception as error:  # noqa: BLE001  (it may be anyone's code)
             faults.append(error)

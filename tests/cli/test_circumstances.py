@@ -1,0 +1,101 @@
+"""Commands in odd circumstances: each says what is wrong, and none calls it a fault of embedx itself."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from embedx import sample
+from embedx.cli.app import run
+from embedx.data.sources import parse_data
+from embedx.errors import ConfigError
+
+EXTRACT = ["extract", "--backbone", "shufflenet_v2_x0_5", "--weights", "sample", "--image-size", "32", "-j", "1"]
+DEEP = "[" * 3000
+
+
+def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Runs a command in this process; returns its exit code and what it said."""
+    monkeypatch.setattr(sys, "argv", ["embedx", *arguments])
+    code = run()
+    return code, " ".join(capsys.readouterr().err.split())
+
+
+def test_a_file_of_settings_that_no_parser_takes_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text(f"data = {DEEP}")
+    code, said = told(monkeypatch, capsys, "extract", "--config", str(config))
+    assert code == 2 and said.endswith("run.toml: can't be read (its values are nested too deeply)")
+    config.write_bytes(b"# " + b"x" * 17_000_000)
+    code, said = told(monkeypatch, capsys, "extract", "--config", str(config))
+    assert code == 2 and said.endswith("has more than 16.0 MiB, too much for settings; name another file")
+    code, said = told(monkeypatch, capsys, "extract", "--config", "/dev/zero")
+    assert code == 2 and "too much for settings" in said
+
+
+def test_json_that_is_nested_too_deeply_is_named(tmp_path: Path) -> None:
+    table = tmp_path / "images.jsonl"
+    table.write_text('{"path": "a.jpg", "more": ' + DEEP + "]" * 3000 + "}\n")
+    with pytest.raises(ConfigError, match=r"images.jsonl: .*nested too deeply"):
+        parse_data([str(table)])["all"].scan()
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        for name, content in (("a.jpg", b"x"), ("a.json", ('{"more": ' + DEEP + "]" * 3000 + "}").encode())):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    with pytest.raises(ConfigError, match=r"a: its .json .*(nested too deeply|recursion)"):
+        parse_data([str(tmp_path / "images.tar")])["all"].scan()
+
+
+def test_folders_are_read_at_any_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = next(sample.IMAGES.rglob("*.jpg")).read_bytes()
+    monkeypatch.chdir(tmp_path)
+    try:
+        for _ in range(1100):
+            os.mkdir("d")
+            os.chdir("d")
+        Path("a.jpg").write_bytes(image)
+    finally:
+        os.chdir(tmp_path)
+    keys = parse_data([str(tmp_path)])["all"].scan()["key"].to_pylist()
+    assert keys == ["d/" * 1100 + "a.jpg"]
+    with pytest.raises(ConfigError, match=r"\*\*/\*.jpg: folders are nested too deeply for \*\*"):
+        parse_data([f"{tmp_path}/**/*.jpg"])
+    here = os.open(tmp_path, os.O_RDONLY)  # as shutil.rmtree recurses, it can't remove them
+    for _ in range(1100):
+        here = os.open("d", os.O_RDONLY, dir_fd=here)
+    os.unlink("a.jpg", dir_fd=here)
+    for _ in range(1100):
+        os.rmdir("../d", dir_fd=here)
+        above = os.open("..", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = above
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("mkdir gone && cd gone && rmdir ../gone", "the working directory is gone"),
+        ("ulimit -v 1500000", "memory is short"),
+        ("ulimit -v 4000000", "memory is short|address space .now 3.8 GiB, set by ulimit"),
+        ("ulimit -n 30", "Too many open files: this run may need"),
+    ],
+)
+@pytest.mark.soak
+def test_a_limit_of_the_machine_is_named(tmp_path: Path, setting: str, words: str) -> None:
+    image = next(sample.IMAGES.rglob("*.jpg"))
+    command = [sys.executable, "-m", "embedx", *EXTRACT, "--data", str(image), "--out", str(tmp_path / "out")]
+    ran = subprocess.run(
+        ["bash", "-c", f'{setting}; exec "$@"', "bash", *command], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert ran.returncode in (1, 2), ran.stderr
+    assert re.search(words, ran.stderr) and "a fault of embedx itself" not in ran.stderr
