@@ -31,6 +31,11 @@ _KINDS = (
         "--workers 0" + _AGAIN,
     ),
     _Kind(
+        "RuntimeError|BatchError",
+        r"unable to (open|resize|create) shared memory object",
+        "shared memory (/dev/shm) can't be used ({error}); make it a writable tmpfs" + _AGAIN,
+    ),
+    _Kind(
         "RuntimeError|BlockingIOError",
         r"can't start new thread|Resource temporarily unavailable",
         "the system allows no more threads and processes (the user's limit, or the container's); raise that, or "
