@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
@@ -27,10 +26,12 @@ from embedx.values import (
     Precision,
     RuntimeName,
     StoredDtype,
+    channel_faults,
     out_of_range,
     parse_batch_size,
     parse_channels,
     parse_resize,
+    parse_share,
     parse_size,
 )
 
@@ -199,6 +200,18 @@ class ExtractConfig:
         "and paths. A split of the store that --data does not name stays as it is.",
     )
     drop_split: tuple[str, ...] = setting((), help="Split to drop from the store by --update; repeatable.")
+    max_gone: float = setting(
+        0.1,
+        parser=parse_share,
+        metavar="SHARE",
+        shown="10%",
+        help="Share of a split's inputs that may be gone in an --update, as 60% or 0.6; above it nothing is changed.",
+    )
+    verify_kept: bool = setting(
+        False,
+        help="Compare all shards that stay with their sha256, and compute damaged ones again. Default: their sizes, "
+        "and by sha256 at most 1 GiB of those last checked 30 days ago, as reading a large store takes long.",
+    )
     retry_rejected: bool = setting(False, help="Try the rejected inputs again.")
     on_error: OnError = setting("reject", help="Reject an unreadable input and go on, or fail at once.")
     allow_nonfinite: bool = setting(False, help="Store rows with NaN or infinity, instead of rejecting their inputs.")
@@ -219,7 +232,6 @@ class ExtractConfig:
     def faults(self) -> list[str]:
         """Returns everything that is wrong with the settings themselves, one message each."""
         again = "--overwrite begins a store anew, and {} goes on with it; give one of them"
-        mean, std = self.mean or (), self.std or ()
         checks = [
             (self.overwrite and self.update, again.format("--update")),
             (self.overwrite and self.retry_rejected, again.format("--retry-rejected")),
@@ -249,17 +261,10 @@ class ExtractConfig:
                 self.crop_pct is not None and not 0 < self.crop_pct <= 1,
                 f"--crop-pct is {self.crop_pct}; give a share above 0, and at most 1, such as 0.875",
             ),
-            (
-                not all(0 <= value <= 1 for value in mean),
-                f"--mean is {_channels_text(mean)}; give numbers from 0 to 1: divide those of 0 to 255 by 255",
-            ),
-            (
-                not all(0 < value < math.inf for value in std),
-                f"--std is {_channels_text(std)}; give three numbers above 0",
-            ),
             (len(set(self.layer)) < len(self.layer), f"--layer names a layer twice: {', '.join(self.layer)}"),
         ]
         found = [*out_of_range(self), *(message for wrong, message in checks if wrong)]
+        found += channel_faults(self.mean or (), self.std or ())
         return [*found, *pixel_faults(self.pixels), *paths.output_faults(self.out)]
 
     def validate(self) -> None:
@@ -288,7 +293,3 @@ class ExtractConfig:
             return cls(**values)
         except TypeError as error:
             raise ConfigError(f"the settings {canonical_json(settings)} are not those of an extraction") from error
-
-
-def _channels_text(values: Sequence[float]) -> str:
-    return ",".join(f"{value:g}" for value in values)

@@ -16,6 +16,9 @@ MANIFEST = "manifest.json"
 LOCK = ".embedx.lock"
 """The lock file, which is the first file of every store."""
 
+CHECK_TIMES = ".embedx.checked"
+"""The file with the times at which units of the store were last read and found whole."""
+
 EMBEDDINGS = "embeddings"
 """The tensor of the backbone's own output: in batches' outputs, in shards and in feature files."""
 INDEX = "index"

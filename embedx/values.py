@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, SupportsIndex
@@ -72,6 +73,18 @@ def size_text(size: int) -> str:
     return f"{value:.1f} TiB"
 
 
+def parse_share(value: str | float) -> float:
+    """Parses a share from 0 to 1: `0.6` or `60%`."""
+    text = str(value).strip()
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise ValueError(f"{value!r} is no share; give a percentage such as 60%, or a number from 0 to 1 such as 0.6")
+    return share
+
+
 def parse_resize(value: str | int | Sequence[int]) -> int | tuple[int, int]:
     """Reads `232`, the length of the shorter side, or `240x320`, height and width.
 
@@ -106,6 +119,20 @@ def parse_channels(value: str | float | Sequence[str | float]) -> tuple[float, f
         raise ValueError(f"{value!r} is not three numbers; write them like 0.485,0.456,0.406, or one for all: 127/255")
     red, green, blue = numbers * (3 // len(numbers))
     return red, green, blue
+
+
+def channel_faults(mean: Sequence[float], std: Sequence[float]) -> list[str]:
+    """Returns a message for a mean and a standard deviation that no normalisation has."""
+    faults = []
+    if not all(0 <= value <= 1 for value in mean):
+        faults.append(f"--mean is {_channels_text(mean)}; give numbers from 0 to 1: divide those of 0 to 255 by 255")
+    if not all(0 < value < math.inf for value in std):
+        faults.append(f"--std is {_channels_text(std)}; give three numbers above 0")
+    return faults
+
+
+def _channels_text(values: Sequence[float]) -> str:
+    return ",".join(f"{value:g}" for value in values)
 
 
 def _number(text: str | float) -> float:

@@ -71,6 +71,8 @@ class Run:
     def extract(self, *options: str, stdin: bytes = b"") -> None:
         """Runs `embedx extract` on what is in the folder."""
         settings = [text for name, value in _EVERY_RUN.items() for text in (f"--{name}", value)]
+        if "--update" in options and "max_gone" in (self._checkout / "embedx/config.py").read_text():
+            settings += ["--max-gone", "100%"]
         done = subprocess.run(
             [sys.executable, "-m", "embedx", "extract", "--out", "store", "--quiet", *settings, *options],
             cwd=self.folder,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from embedx.data.plan import Plan, SplitPlan
 from embedx.data.sources.base import paths_as_text
+from embedx.errors import StoreMismatchError
 from embedx.run.columns import at, labels_differ, may_have_changed, numbers, places_differ, renamed_classes
 from embedx.run.metadata import Flags, MetadataDifferences, Positions, compare_metadata
 from embedx.run.summary import describe_counts
@@ -188,6 +190,23 @@ def compare(
         in_split = pc.equal(stored["split"], name).to_numpy()
         _match_by_content(matches[name], contents[name], rows_of, unclaimed, in_split)
     return Changes(plan, stored, matches, np.flatnonzero(unclaimed))
+
+
+def check_gone(changes: Changes, max_gone: float) -> None:
+    """Refuses an update that would drop much of a split, as where a folder of the inputs is not mounted.
+
+    Raises:
+        StoreMismatchError: If more than this share of a split's inputs is gone; a split that is dropped has none.
+    """
+    splits = np.array(changes.stored["split"].to_pylist(), object)
+    for name in changes.plan.splits:
+        gone, total = changes.gone[splits[changes.gone] == name], int((splits == name).sum())
+        if len(gone) > max_gone * total:
+            raise StoreMismatchError(
+                f"{len(gone):,} of the {total:,} inputs of split {name!r} are gone (such as "
+                f"{str(changes.stored['key'][int(gone[0])])!r}), and their rows would be dropped; see that all folders "
+                f"are there and mounted, or give --update --max-gone {math.ceil(100 * len(gone) / total)}%"
+            )
 
 
 def _changed(split: SplitPlan, stored: pa.Table, slot: Positions, sha256_of: Digests) -> dict[int, str | None]:

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import shutil
 import time
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache, partial
 
@@ -26,8 +27,9 @@ from embedx.errors import ConfigError, StoreError, StoreMismatchError
 from embedx.heartbeat import SILENT, Heartbeat
 from embedx.models.device import has_bf16
 from embedx.models.runtimes.base import Runtime
-from embedx.run.changes import compare
+from embedx.run.changes import Changes, check_gone, compare
 from embedx.run.job import Job
+from embedx.run.kept_splits import check_complete
 from embedx.run.prepare import prepare
 from embedx.run.summary import Summary
 from embedx.run.take_up import take_up
@@ -35,6 +37,7 @@ from embedx.run.update import Layout, lay_out
 from embedx.store.format.layout import MANIFEST, Unit
 from embedx.store.writing.replacement import is_replaceable
 from embedx.store.writing.session import StoreSession
+from embedx.store.writing.session_choice import Mode
 from embedx.system.machine import allow_files, check_threads, keep_large_blocks
 from embedx.values import size_text
 
@@ -73,7 +76,8 @@ def extract(config: ExtractConfig, heartbeat: Heartbeat = SILENT, plan: Plan | N
     job = prepare(config, plan=plan, heartbeat=heartbeat)
     _notices(job, console)
     heartbeat.say("looking through the store")
-    session = StoreSession.begin(config.out, job.manifest, mode="overwrite" if config.overwrite else "resume")
+    mode: Mode = "overwrite" if config.overwrite else "resume"
+    session = StoreSession.begin(config.out, job.manifest, mode, verify_kept=config.verify_kept)
     kept = tuple(name for name, split in job.plan.splits.items() if split.kept is not None)
     try:
         if kept and job.store is not None and not session.goes_on_with(job.store):
@@ -82,7 +86,7 @@ def extract(config: ExtractConfig, heartbeat: Heartbeat = SILENT, plan: Plan | N
         loaders = _loaders(job, session, update, console)
         for name, then, now in session.changes if loaders else ():
             console.print(f"the store was begun with {name} {then}, and goes on with {now}", markup=False)
-        for damage in session.damages:
+        for damage in session.checks.told:
             heartbeat.tell(damage)
         up_to_date = session.is_finished and not loaders
         there, total = _progress(job, loaders)
@@ -117,7 +121,7 @@ def _update(job: Job, session: StoreSession, console: Console) -> Layout | None:
     def retries(reason: str) -> bool:
         return config.retry_rejected or (deserves_another_try(reason) and can_replace())
 
-    if not session.needs_comparison and not any(map(retries, session.rejected_reasons)):
+    if not session.needs_comparison and not any(map(retries, session.checks.rejected_reasons(session.out))):
         return None
 
     def sha256_of(split: SplitPlan, rows: Sequence[int]) -> list[str | None]:
@@ -127,14 +131,17 @@ def _update(job: Job, session: StoreSession, console: Console) -> Layout | None:
         console.print(f"{split.name}: reading {inputs} to see what has changed", markup=False)
         return [digest for batch in job.loader(split, [rows], NoDecoder()) for digest in batch["sha256"]]
 
-    changes = compare(
-        job.plan,
-        session.whole_tables(),
-        sha256_of,
-        classes=session.classes_before,
-        names_differ=not session.inputs_are_the_same,
-        retries=retries,
-    )
+    def compared() -> Changes:
+        return compare(
+            job.plan,
+            session.checks.whole_tables(session.out),
+            sha256_of,
+            classes=session.classes_before,
+            names_differ=not session.inputs_are_the_same,
+            retries=retries,
+        )
+
+    changes = compared()
     if changes.inputs_differ and not config.update:
         raise StoreMismatchError(
             f"the inputs are not those of the store {config.out}: {changes.describe()}; bring it up to date with "
@@ -147,7 +154,11 @@ def _update(job: Job, session: StoreSession, console: Console) -> Layout | None:
             console.print(f"{changes.describe_moved()}; --update brings the new paths in", markup=False, soft_wrap=True)
         session.resume(is_elsewhere=moved > 0)
         return None
+    check_gone(changes, config.max_gone)
     layout = lay_out(changes, job.rows_per_unit)
+    while session.find_damaged(layout.linked, layout.staying.values()):
+        layout = lay_out(compared(), job.rows_per_unit)
+    check_complete(job.plan, {name: len(rows) for name, rows in layout.computed.items()}, config.out)
     session.update(layout.counts, layout.units, layout.linked, layout.staying)
     return layout
 
@@ -213,6 +224,7 @@ def _loaders(job: Job, session: StoreSession, update: Layout | None, console: Co
     plan = job.plan if update is None else update.plan
     again = job.config.retry_rejected and session.root == session.out  # beside it, a run has tried them again already
     missing = take_up(session, plan, _missing(job, session, plan, update), console, retry_rejected=again)
+    check_complete(plan, Counter(unit.split for unit, rows in missing.items() for _ in rows), job.config.out)
     runs: dict[str, list[Sequence[int]]] = {}
     for unit, rows in missing.items():
         runs.setdefault(unit.split, []).append(rows)

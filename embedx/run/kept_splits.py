@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -46,11 +46,7 @@ def with_kept_splits(plan: Plan, out: Path, store: Manifest, dropped: Sequence[s
         elif name not in dropped and (tables or folder_name(name) in begun):
             found = sum(inputs for unit, inputs in units.items() if unit.split == name)
             if found != terms.inputs:
-                raise ConfigError(
-                    f"{out} lacks {terms.inputs - found:,} of the {terms.inputs:,} inputs of its split {name!r}, which "
-                    f"--data does not name; name it again, as in --data {name}=SOURCE, or give --update --drop-split "
-                    f"{name}"
-                )
+                raise _lacking(out, name, terms.inputs - found, terms.inputs)
             splits[name] = _stored_split(name, terms, concat_rows([read_index(out / table) for table in tables]))
             names[name] = store.plan.classes or ()
     new = plan.splits.keys() - splits.keys()
@@ -59,6 +55,20 @@ def with_kept_splits(plan: Plan, out: Path, store: Manifest, dropped: Sequence[s
     if not splits:
         raise ConfigError(f"--drop-split leaves {out} no split; delete the folder, if no row of it is to stay")
     return _numbered_together(plan, splits, names)
+
+
+def check_complete(plan: Plan, missing: Mapping[str, int], out: Path) -> None:
+    """Raises a ConfigError if inputs of a split that stays are to be computed, as its files were found damaged."""
+    for name, split in plan.splits.items():
+        if split.kept is not None and missing.get(name):
+            raise _lacking(out, name, missing[name], len(split))
+
+
+def _lacking(out: Path, name: str, missing: int, inputs: int) -> ConfigError:
+    return ConfigError(
+        f"{out} lacks {missing:,} of the {inputs:,} inputs of its split {name!r}, which --data does not name; name it "
+        f"again, as in --data {name}=SOURCE, or give --update --drop-split {name}"
+    )
 
 
 def _faults(plan: Plan, out: Path, store: Manifest, dropped: Sequence[str]) -> list[str]:

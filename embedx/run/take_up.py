@@ -27,7 +27,7 @@ from embedx.store.format.index import INDEX_SCHEMA, OK, PLACE_SCHEMA, REJECTED, 
 from embedx.store.format.journal import records
 from embedx.store.format.layout import Unit, folder_name, index_files, journal_files
 from embedx.store.format.manifest import Manifest
-from embedx.store.writing.checks import place_of, whole_units
+from embedx.store.writing.checks import place_of
 from embedx.store.writing.replacement import leftovers
 from embedx.store.writing.session import StoreSession
 from embedx.store.writing.unit_rows import JournalledRows, StayingRows
@@ -65,6 +65,7 @@ def take_up(
     journals = [journal_files(root) for root in stores]
     aside = _set_aside(session)
     slots = {name: _unchanged(split, aside) for name, split in plan.splits.items()} if len(aside) else {}
+    _leave_damaged(session, missing, aside, slots)
     for unit in missing if any(journals) or slots else ():
         for journal in (files[place_of(unit)] for files in journals if place_of(unit) in files):
             stored = _read(journal, unit, session.manifest.fingerprint, console)
@@ -110,11 +111,27 @@ def _set_aside(session: StoreSession) -> pa.Table:
     """Returns the embedded rows of the stores that interrupted updates have left, the last first, and each's store."""
     tables = [_NO_ROWS]
     for folder in reversed(leftovers(session.out) if session.manifest.updates and session.root != session.out else []):
-        for place, entry in whole_units(folder, session.manifest.fingerprint).items():
+        for place, entry in session.checks.whole_units(folder, read_tables=True).items():
             rows = read_index(index_files(folder)[place], INDEX_SCHEMA.names)
             tables.append(rows.append_column(_STORE, pa.array([str(folder)] * entry.inputs)))
     stored = pa.concat_tables(tables)
     return stored.filter(pc.equal(stored["status"], OK))
+
+
+def _leave_damaged(
+    session: StoreSession, missing: Mapping[Unit, Sequence[int]], aside: pa.Table, slots: Mapping[str, Positions]
+) -> None:
+    """Sets the slot [N] of inputs whose shard in a store that was set aside is damaged to -1, in place."""
+    used = [slots[unit.split][list(rows)] for unit, rows in missing.items() if slots and len(rows)]
+    rows = np.unique(np.concatenate([np.empty(0, np.int64), *used]))
+    taken = aside.take(pa.array(rows[rows >= 0])).select([_STORE, "shard"]).group_by([_STORE, "shard"]).aggregate([])
+    for store in pc.unique(taken[_STORE]).to_pylist():
+        shards = taken.filter(pc.equal(taken[_STORE], store))["shard"].to_pylist()
+        if damaged := session.checks.damaged_shards(Path(store), shards):
+            is_of_them = pc.is_in(aside["shard"], pa.array(sorted(damaged)))
+            bad = np.flatnonzero(pc.and_(pc.equal(aside[_STORE], store), is_of_them).to_numpy())
+            for slot in slots.values():
+                slot[np.isin(slot, bad)] = -1
 
 
 def _take_from_stores(

@@ -22,7 +22,10 @@ from embedx.store.format.manifest import Manifest
 from embedx.store.writing.session import StoreSession
 
 _WITHOUT_EFFECT = dict.fromkeys(
-    ("workers", "threads", "on_error", "timeout", "max_pixels", "max_errors", "update", "data", "allow_nonfinite")
+    [
+        *("workers", "threads", "on_error", "timeout", "max_pixels", "max_errors", "allow_nonfinite"),
+        *("data", "update", "max_gone", "verify_kept"),
+    ]
 )
 """The settings that change nothing in a complete store of the same inputs."""
 
@@ -54,11 +57,15 @@ def look_for_work(config: ExtractConfig, heartbeat: Heartbeat = SILENT) -> tuple
     now = dataclasses.replace(manifest, plan=terms)
     if now.plan != manifest.plan:
         return None, plan
-    session = StoreSession.begin(config.out, now, mode="resume")
+    session = StoreSession.begin(config.out, now, mode="resume", verify_kept=config.verify_kept)
     session.close()
-    for damage in session.damages:  # which the whole run does not find any more
+    for damage in session.checks.told:  # which the whole run does not find any more
         heartbeat.tell(damage)
-    if session.needs_comparison or not session.is_finished or any(map(deserves_another_try, session.rejected_reasons)):
+    if (
+        session.needs_comparison
+        or not session.is_finished
+        or any(map(deserves_another_try, session.checks.rejected_reasons(session.out)))
+    ):
         return None, plan
     seconds = time.perf_counter() - started
     timings = manifest.timings

@@ -59,7 +59,7 @@ def test_what_is_excluded_later_is_a_difference_that_an_update_brings_in(embedx,
     assert embedx(*command).code == 0
     refused = embedx(*command, "--exclude", "dog/")
     assert refused.code == 2 and "2 gone" in refused.stderr
-    updated = embedx(*command, "--exclude", "dog/", "--update")
+    updated = embedx(*command, "--exclude", "dog/", "--update", "--max-gone", "100%")
     assert updated.code == 0 and "2 gone" in updated.stderr and "the folders __MACOSX, dog and labels" in updated.stderr
     assert keys(tmp_path / "store") == {"Train": ["cat/0"], "Val": ["cat/0.jpg"]}
 

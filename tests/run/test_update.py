@@ -51,6 +51,7 @@ def config(root: Path, out: Path, **settings: object) -> ExtractConfig:
         "batch_size": 8,
         "workers": 0,
         "group_key": "class",
+        "max_gone": 1.0,
         "shard_size": 16 * (SIDE * SIDE * 3 * 4 + 8),
     }
     return ExtractConfig(data=(str(root),), out=out, **defaults | settings)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from embedx.errors import StoreError
 from embedx.store.format.layout import TEMPORARY_SUFFIX
 
 _NO_SUCH_OPERATION = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
@@ -70,14 +72,29 @@ def write_all(
             sync_folder(folder)
 
 
-def link_or_copy(source: Path, target: Path) -> None:
-    """Gives a file that is never written again a second name, or copies it where the file system has no links."""
+def link_or_copy(source: Path, target: Path, sha256: Callable[[], str]) -> None:
+    """Gives a file that is never written again a second name, or copies it where the file system has no links.
+
+    Args:
+        source: The file.
+        target: Its further name, or its copy.
+        sha256: The function that returns what the sha256 of a copy has to be.
+
+    Raises:
+        StoreError: If a copy has another sha256.
+    """
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EXDEV, errno.EMLINK):
             raise
-        write_atomic(target, source.read_bytes())
+        data = source.read_bytes()
+        if hashlib.sha256(data).hexdigest() != sha256():
+            raise StoreError(
+                f"{source} is damaged (its sha256 is another); run the same command again with --verify-kept, which "
+                "computes its rows again"
+            ) from None
+        write_atomic(target, data)
 
 
 def make_folder(path: Path, below: Path | None = None) -> None:

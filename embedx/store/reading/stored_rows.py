@@ -47,10 +47,14 @@ class StoredRows:
     @cached_property
     def names(self) -> list[str]:
         """The names of the tensors, but for `index` and `targets`; empty if the store has no rows."""
-        for unit, entry in self._shards.values():
-            with open_named_shard(self.folder, unit, entry) as shard:
-                return [name for name in shard.keys() if name not in (INDEX, TARGETS)]  # noqa: SIM118
-        return []
+        return next((self.names_in(path) for path in self._shards), [])
+
+    def names_in(self, path: str) -> list[str]:
+        """Returns the names of a shard's tensors, but for `index` and `targets`."""
+        if path not in self._shards:
+            raise self._disagreement(path)
+        with open_named_shard(self.folder, *self._shards[path]) as shard:
+            return [name for name in shard.keys() if name not in (INDEX, TARGETS)]  # noqa: SIM118
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Returns the shape of one row of a tensor, as the first shard has it."""

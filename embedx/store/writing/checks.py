@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from embedx.errors import StoreError, is_refusal
 from embedx.store.format import layout
-from embedx.store.format.index import UnitEntry, read_entry, read_index, read_whole
+from embedx.store.format.index import UnitEntry, read_entry, read_whole
 from embedx.store.format.layout import Unit
 from embedx.store.format.open_folder import StoreFolder
 
@@ -54,19 +54,6 @@ def whole_units(
         else:
             tell(f"{damage}; the {entry.inputs:,} rows of its unit are computed again")
     return found
-
-
-def whole_tables(root: Path, recipe: str, tell: Callable[[str], None]) -> list[Path]:
-    """Returns the index tables of the units of this recipe that are whole; their rows can be read."""
-    files = layout.index_files(root)
-    return [files[place] for place in whole_units(root, recipe, read_tables=True, tell=tell)]
-
-
-def rejected_reasons(root: Path, recipe: str) -> list[str]:
-    """Returns the reasons of the rejected inputs in the units of this recipe that are whole."""
-    files, whole = layout.index_files(root), whole_units(root, recipe)
-    tables = [read_index(files[place], ["reason"]) for place, entry in whole.items() if entry.rejected]
-    return [reason for table in tables for reason in table["reason"].drop_null().to_pylist()]
 
 
 def _entry(table: Path, whole: bool) -> UnitEntry:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from embedx.errors import ConfigError, StoreError, StoreMismatchError
-from embedx.names import LOCK
+from embedx.names import CHECK_TIMES, LOCK
 from embedx.store.format import layout
 from embedx.store.format.atomic import sync_folder
 from embedx.store.format.index import read_entry
@@ -172,6 +172,7 @@ def remove_store(root: Path, rescue_to: Path | None = None) -> None:
     for path in [*our_shards(root), *_index_tables(root), *layout.temporary_files(root)]:
         path.unlink()
         remove_empty_folders(path.parent, root)
+    (root / CHECK_TIMES).unlink(missing_ok=True)
     if rescue_to is not None:
         _move_into(rescue_to, root)
     (root / LOCK).unlink(missing_ok=True)

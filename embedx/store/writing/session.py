@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,10 +29,11 @@ from embedx.store.format.contents import StoredRecipe
 from embedx.store.format.differences import leaves_that_differ
 from embedx.store.format.layout import StoreTerms, Unit
 from embedx.store.format.manifest import Manifest, existing_store
-from embedx.store.writing import checks, replacement, stock
+from embedx.store.writing import replacement, stock
 from embedx.store.writing.checks import Place, place_of
 from embedx.store.writing.lock import StoreLock
 from embedx.store.writing.session_choice import Choice, Holding, Mode, can_continue, choose, same_names
+from embedx.store.writing.unit_checks import UnitChecks, carry_over
 from embedx.store.writing.unit_journal import JOURNAL_SECONDS
 from embedx.store.writing.unit_rows import EarlierUnits, StayingRows
 
@@ -40,8 +41,8 @@ from embedx.store.writing.unit_rows import EarlierUnits, StayingRows
 class StoreSession:
     """One run's hold of a store, from `begin` to `close`."""
 
-    def __init__(self, out: Path, manifest: Manifest) -> None:
-        self.out = out
+    def __init__(self, out: Path, manifest: Manifest, checks: UnitChecks) -> None:
+        self.out, self.checks = out, checks
         self.root = out
         """The folder in which this run writes: `out`, or the folder beside it that will replace it."""
         self.manifest = manifest
@@ -58,15 +59,13 @@ class StoreSession:
         """True if this session has made the store at `root`."""
         self._made: list[Path] = []
         """The folders that this session has made, parents first."""
-        self.damages: dict[str, None] = {}
-        """A sentence for each damaged unit that was found; its rows are computed again."""
         self._locks = contextlib.ExitStack()
         self._committed: set[Place] = set()
         self.goes_on = False
         """True if an earlier run has brought rows to disk."""
 
     @classmethod
-    def begin(cls, out: Path, manifest: Manifest, mode: Mode) -> Self:
+    def begin(cls, out: Path, manifest: Manifest, mode: Mode, *, verify_kept: bool = False) -> Self:
         """Takes hold of the store at `out`, and makes it if it isn't there.
 
         Args:
@@ -74,6 +73,7 @@ class StoreSession:
             manifest: The recipe, plan and environment of the run.
             mode: The wish for a store that is there already: refuse it (`create`), finish it (`resume`), or write
                 another one beside it that takes its place once complete (`overwrite`).
+            verify_kept: True if all units that stay are read and compared with their sha256.
 
         Raises:
             StoreMismatchError: If `out` is not a store, or one of another recipe or plan; nothing is changed.
@@ -81,7 +81,10 @@ class StoreSession:
             ConfigError: If the folder can't be made or locked.
         """
         existing_store(out)  # refuses a stranger's folder before anything is written into it
-        session = cls(out.resolve(), manifest)  # through a link, so that it is the folder itself that is replaced
+        checks = UnitChecks(manifest.fingerprint, thorough=verify_kept)
+        session = cls(
+            out.resolve(), manifest, checks
+        )  # through a link, so that it is the folder itself that is replaced
         try:
             replacement.recover(session.out)
             session._enter(session.out)
@@ -127,14 +130,12 @@ class StoreSession:
         """True if an input's place in the plan no longer tells its unit."""
         return self._before is not None and bool(self._before.updates)
 
-    @property
-    def rejected_reasons(self) -> list[str]:
-        """The reasons of the rejected inputs of the store at `out`."""
-        return checks.rejected_reasons(self.out, self.manifest.fingerprint)
-
-    def whole_tables(self) -> list[Path]:
-        """Returns the index tables of the store at `out` whose units are whole."""
-        return checks.whole_tables(self.out, self.manifest.fingerprint, self.damages.setdefault)
+    def find_damaged(self, linked: Iterable[Unit], staying: Iterable[StayingRows]) -> bool:
+        """Checks the units of the store at `out` that an update is to take; tells whether damaged ones were found."""
+        shards = {path for rows in staying for path in rows.places["shard"].drop_null().unique().to_pylist()}
+        damaged = self.checks.damaged_shards(self.out, shards)
+        index = self._before.index if self._before is not None else {}
+        return bool(damaged or self.checks.find_damaged(self.out, map(place_of, linked), index))
 
     @property
     def classes_before(self) -> Sequence[str]:
@@ -178,6 +179,7 @@ class StoreSession:
         if not self.manifest.complete:
             missing = {unit: rows for unit, rows in linked.items() if not self.is_committed(unit)}
             stock.link_units(missing, self.out, self.root)
+            carry_over(self.out, self.root)
             self._committed.update(map(place_of, missing))
         self.earlier.staying = {unit: rows for unit, rows in staying.items() if not self.is_committed(unit)}
 
@@ -287,9 +289,9 @@ class StoreSession:
         """
         if planned is None:  # after an update the plan does not tell it
             planned = {} if self.manifest.updates else stock.planned_units(self.manifest.plan)
-        recipe, tell = self.manifest.fingerprint, self.damages.setdefault
-        whole = checks.whole_units(self.root, recipe, read_tables=not self.manifest.complete, tell=tell)
+        whole = self.checks.whole_units(self.root, read_tables=not self.manifest.complete)
         found = {place for place, entry in whole.items() if planned.get(place, entry.inputs) == entry.inputs}
+        found -= self.checks.find_damaged(self.root, found, self.manifest.index)
         self._committed = found
         self.goes_on = bool(found)
         if self.manifest.complete and found == layout.index_files(self.root).keys() and found >= planned.keys():

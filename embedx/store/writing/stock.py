@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Set
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -86,16 +87,18 @@ def link_units(units: Mapping[Unit, pa.Table | None], source: Path, target: Path
     A unit with a table gets an index table of these rows, beside the same shards.
     """
     entries = {unit: read_entry(source / layout.index_path(unit)) for unit in units}
-    _link([shard.path for entry in entries.values() for shard in entry.shards], source, target)
-    _link([layout.index_path(unit) for unit, rows in units.items() if rows is None], source, target)
+    shards = {shard.path: shard.sha256 for entry in entries.values() for shard in entry.shards}
+    _link(shards, source, target, shards.__getitem__)
+    tables = [layout.index_path(unit) for unit, rows in units.items() if rows is None]
+    _link(tables, source, target, lambda path: read_whole(source / path)[1])
     for unit, rows in units.items():
         if rows is not None:
             write_index(target, in_order(rows), entries[unit])
 
 
-def _link(paths: Sequence[str], source: Path, target: Path) -> None:
+def _link(paths: Iterable[str], source: Path, target: Path, sha256_of: Callable[[str], str]) -> None:
     for path in paths:
         make_folder((target / path).parent, below=target)
-        link_or_copy(source / path, target / path)
+        link_or_copy(source / path, target / path, partial(sha256_of, path))
     for folder in dict.fromkeys((target / path).parent for path in paths):
         sync_folder(folder)

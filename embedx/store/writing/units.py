@@ -9,6 +9,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -76,7 +77,7 @@ class UnitBuffer:
             for path in index_files(folder).values():
                 with contextlib.suppress(StoreError):  # what is damaged does not stay
                     units.append(read_entry(path))
-            self._stores[folder] = StoredRows(StoreFolder(folder), units)
+            self._stores[folder] = StoredRows(StoreFolder(folder), units, check=True)
         return self._stores[folder]
 
     def add(self, batch: UnitBatch | EarlierRows) -> None:
@@ -123,7 +124,8 @@ class UnitBuffer:
         embedded = pc.is_valid(batch.places["shard"])
         positions = torch.from_numpy(self._count + _numbers(pc.indices_nonzero(embedded)))
         places, store = batch.places.filter(embedded), self._store(batch.store)
-        for name in store.names if len(places) else ():
+        found = [store.names_in(path) for path in pc.unique(places["shard"]).to_pylist()]
+        for name in dict.fromkeys(chain.from_iterable(found)):
             tensor = store.gather(name, places)
             self._allocate(name, tensor)[positions] = tensor
 

@@ -104,7 +104,7 @@ def test_types_that_differ_between_splits_and_runs_work_everywhere(tmp_path: Pat
     assert list(verify(tmp_path / "store")) == []
     assert embedx.open(tmp_path / "store").index()["plate"].to_pylist() == ["01", "2", "A1", "x"]
     (tmp_path / "1.csv").write_text(f"path,plate,label\n{names[2]},5,1\n")
-    extract(config(tmp_path / "store", *data, update=True))
+    extract(config(tmp_path / "store", *data, update=True, max_gone=1.0))
     assert list(verify(tmp_path / "store")) == []
     assert list(map(str, embedx.open(tmp_path / "store").index()["plate"].to_pylist())) == ["1", "2", "5"]
     assert compare(tmp_path / "store", tmp_path / "store").overlap["val"].compared == 1

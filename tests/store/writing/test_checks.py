@@ -30,7 +30,7 @@ def test_a_damaged_index_table_is_computed_again_and_told(tmp_path: Path, place:
     flip(out / "index/train-00001.parquet", place)
     session = StoreSession.begin(out, manifest({"train": 24}), "resume")
     assert session.is_committed(Unit("train", 0)) and not session.is_committed(Unit("train", 1))
-    (told,) = session.damages
+    (told,) = session.checks.told
     assert "index/train-00001.parquet" in told and told.endswith("the rows of its unit are computed again")
     for start in (8, 16):
         commit(session, unit_batch(start, start + 8))
@@ -57,4 +57,4 @@ def test_a_missing_shard_is_told(tmp_path: Path) -> None:
     session = StoreSession.begin(out, manifest({"train": 16}), "resume")
     session.close()
     shard = out / "train/cat/shard-00001.safetensors"
-    assert list(session.damages) == [f"{shard} is missing; the 8 rows of its unit are computed again"]
+    assert list(session.checks.told) == [f"{shard} is missing; the 8 rows of its unit are computed again"]

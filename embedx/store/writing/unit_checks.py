@@ -1,0 +1,163 @@
+"""The checks of one run on the units that stay: by their sizes always, and by their sha256 where it matters or is due.
+
+Rows that are read to be written again are always checked by sha256. Units that stay as they are would take hours to
+read in a large store, so each is read once in a while: a file of the store has the times.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from embedx.errors import StoreError, is_refusal
+from embedx.names import CHECK_TIMES
+from embedx.store.format.atomic import write_atomic
+from embedx.store.format.index import UnitEntry, read_index, read_whole
+from embedx.store.format.layout import Unit, index_files, index_path
+from embedx.store.format.open_folder import StoreFolder
+from embedx.store.format.typed_json import parse_json, typed
+from embedx.store.writing.checks import Place, place_of, whole_units
+
+AGE_SECONDS = 30 * 86_400.0
+"""The time after which a unit is due to be read again; disks that scrub themselves take about as long."""
+BYTES_PER_RUN = 1024**3
+"""The bytes of due units that one run reads: 1 to 4 seconds, by the processor; a nightly run stays quick."""
+_SKEW_SECONDS = 86_400.0
+"""The time by which another machine's clock may be ahead; times beyond are not believed."""
+
+
+class UnitChecks:
+    """The checks of one run.
+
+    Args:
+        recipe: The fingerprint of the recipe.
+        thorough: True if all units are due, as with `--verify-kept`.
+    """
+
+    def __init__(self, recipe: str, *, thorough: bool = False) -> None:
+        self.told: dict[str, None] = {}
+        """A sentence for each damaged unit that was found; its rows are computed again."""
+        self._recipe = recipe
+        self._thorough = thorough
+        self._results: dict[Path, bool] = {}
+        """The units that were read, by their index tables: True for those that were found whole."""
+
+    def whole_units(self, root: Path, *, read_tables: bool = False) -> dict[Place, UnitEntry]:
+        """Returns the units that are whole (see `checks.whole_units`), but for those that were found damaged."""
+        whole = whole_units(root, self._recipe, read_tables=read_tables, tell=self.told.setdefault)
+        return {place: entry for place, entry in whole.items() if self._results.get(_table(root, entry), True)}
+
+    def whole_tables(self, root: Path) -> list[Path]:
+        """Returns the index tables of the units that are whole; their rows can be read."""
+        files = index_files(root)
+        return [files[place] for place in self.whole_units(root, read_tables=True)]
+
+    def damaged_shards(self, root: Path, shards: Iterable[str]) -> set[str]:
+        """Reads the units that have these shards, and returns the shards of the damaged ones."""
+        wanted = set(shards)
+        units = (unit for unit in self.whole_units(root).values() if any(one.path in wanted for one in unit.shards))
+        return {shard.path for unit in units if not self._is_right(root, unit) for shard in unit.shards}
+
+    def rejected_reasons(self, root: Path) -> list[str]:
+        """Returns the reasons of the rejected inputs in the units that are whole."""
+        files, whole = index_files(root), self.whole_units(root)
+        tables = [read_index(files[place], ["reason"]) for place, entry in whole.items() if entry.rejected]
+        return [reason for table in tables for reason in table["reason"].drop_null().to_pylist()]
+
+    def find_damaged(self, root: Path, places: Iterable[Place], index: Mapping[str, str]) -> set[Place]:
+        """Reads those of the units that are due, and returns the places of the damaged ones.
+
+        Args:
+            root: The folder of the store.
+            places: The places of the units that stay as they are.
+            index: The sha256 of the store's index tables; none of an unfinished store, all of whose units are due,
+                beginning with the last, as the machine may have failed.
+        """
+        whole, now = self.whole_units(root), time.time()
+        staying = [whole[place] for place in places if place in whole]
+        times = _read_times(root)
+        last = {_name(unit): _last_time(root, unit, times.get(_name(unit), 0.0), now) for unit in staying}
+        due = [unit for unit in staying if self._thorough or not index or now - last[_name(unit)] > AGE_SECONDS]
+        left = float("inf") if self._thorough else BYTES_PER_RUN
+        checked, damaged = {}, set()
+        for unit in sorted(due, key=lambda unit: last[_name(unit)], reverse=not index):
+            if left <= 0:
+                break
+            left -= sum(shard.bytes for shard in unit.shards)
+            if self._is_right(root, unit, index.get(_name(unit))):
+                checked[_name(unit)] = now
+            else:
+                damaged.add(place_of(Unit(unit.split, unit.unit)))
+        if checked:
+            write_times(root, {name: times[name] for name in last.keys() & times.keys()} | checked)
+        return damaged
+
+    def _is_right(self, root: Path, unit: UnitEntry, table_sha256: str | None = None) -> bool:
+        """Reads a unit's files, unless this run has done so, and tells whether they are as they were written."""
+        table = _table(root, unit)
+        if table not in self._results:
+            damage = next(_damages(root, unit, table_sha256), None)
+            self._results[table] = damage is None
+            if damage is not None:
+                self.told[f"{damage}; the {unit.inputs:,} rows of its unit are computed again"] = None
+        return self._results[table]
+
+
+def carry_over(source: Path, target: Path) -> None:
+    """Gives a store that takes units of another one the times at which these were checked."""
+    if times := _read_times(source):
+        write_times(target, times)
+
+
+def write_times(root: Path, times: Mapping[str, float]) -> None:
+    """Writes the time of the last check of each unit, by the path of its index table."""
+    write_atomic(root / CHECK_TIMES, json.dumps(times, indent=1, sort_keys=True).encode())
+
+
+def _read_times(root: Path) -> dict[str, float]:
+    """Returns the times of the last checks; none if they can't be read, so that the files' own times count."""
+    try:
+        times: dict[str, float] = typed(parse_json((root / CHECK_TIMES).read_bytes()), dict[str, float])
+    except (OSError, ValueError):
+        return {}
+    return times
+
+
+def _last_time(root: Path, unit: UnitEntry, checked: float, now: float) -> float:
+    """Returns the time at which a unit was last checked or written, 0 if neither can be believed."""
+    paths = [root / shard.path for shard in unit.shards] or [_table(root, unit)]
+    written = min(path.stat().st_mtime for path in paths)
+    return max((one for one in (checked, written) if one <= now + _SKEW_SECONDS), default=0.0)
+
+
+def _damages(root: Path, unit: UnitEntry, table_sha256: str | None) -> Iterator[str]:
+    """Yields a phrase for each file of a unit that is not as it was written."""
+    table = _table(root, unit)
+    try:
+        if read_whole(table)[1] != table_sha256 and table_sha256 is not None:
+            yield f"{table} is damaged (its sha256 is not the one in the manifest)"
+    except StoreError as error:
+        if is_refusal(error.__cause__):
+            raise
+        yield str(error)
+    folder = StoreFolder(root)
+    for shard in unit.shards:
+        file = folder / shard.path
+        try:
+            with file.open() as opened:
+                digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        except OSError as error:
+            raise StoreError(f"{file}: can't be read ({error.strerror})") from error
+        if digest != shard.sha256:
+            yield f"{file} is damaged (its sha256 is not the one in its index table)"
+
+
+def _name(unit: UnitEntry) -> str:
+    return index_path(Unit(unit.split, unit.unit))
+
+
+def _table(root: Path, unit: UnitEntry) -> Path:
+    return root / _name(unit)

@@ -1,0 +1,177 @@
+"""Stores with damaged files: no run gives damage a fresh checksum; the rows are computed again, and that is told."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embedx import ExtractConfig
+from embedx.cli.output import STDERR
+from embedx.errors import ConfigError, StoreError, StoreMismatchError, WriterError
+from embedx.heartbeat import Heartbeat
+from embedx.names import CHECK_TIMES
+from embedx.run.extract import extract
+from embedx.run.summary import Summary
+from embedx.run.up_to_date import look_for_work
+from embedx.store.format.index import read_entry
+from embedx.store.format.layout import index_files
+from embedx.store.reading.verify import verify
+from embedx.store.writing import unit_checks
+from tests.run.test_update import config, draw, folder, rows
+
+SHARD = "train/shard-00000.safetensors"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty images in `images`, and in `store` their embeddings: two units of train and one of val."""
+    root = tmp_path_factory.mktemp("made")
+    extract(config(folder(root / "images", 30), root / "store", group_key=None))
+    return root
+
+
+@pytest.fixture
+def settings(tmp_path: Path, made: Path) -> ExtractConfig:
+    shutil.copytree(made / "store", tmp_path / "store")
+    shutil.copytree(made / "images", tmp_path / "images")
+    return config(made / "images", tmp_path / "store", group_key=None)
+
+
+def damage(path: Path, *, days: float = 0) -> None:
+    """Flips a bit of the last number, and lets the file be so many days old."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    seconds = time.time() - days * 86_400
+    os.utime(path, (seconds, seconds))
+
+
+def run(settings: ExtractConfig, capsys: pytest.CaptureFixture[str]) -> tuple[Summary, str]:
+    """Runs as the command does: the fast path first."""
+    heartbeat = Heartbeat(STDERR)
+    summary, plan = look_for_work(settings, heartbeat)
+    return summary or extract(settings, heartbeat, plan), capsys.readouterr().err
+
+
+def assert_told(said: str, path: Path, count: int) -> None:
+    text = (
+        f"{path} is damaged (its sha256 is not the one in its index table); the {count} rows of its unit are computed"
+    )
+    assert text in said.replace("\n", " ")
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_an_update_does_not_take_damaged_rows_for_good(
+    tmp_path: Path, made: Path, settings: ExtractConfig, number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One more input goes to the last unit: rows of its first shard stay, and the other unit is linked unread."""
+    shutil.copytree(made / "images", tmp_path / "more")
+    draw(tmp_path / "more/train/class-0/99999.ppm", 4711)
+    settings = dataclasses.replace(settings, data=(str(tmp_path / "more"),), update=True, verify_kept=number == 0)
+    shard = settings.out / f"train/shard-{number:05d}.safetensors"
+    damage(shard)
+    summary, said = run(settings, capsys)
+    assert not summary.up_to_date
+    assert_told(said, shard, read_entry(index_files(settings.out)["train", number]).inputs - number)
+    fresh = dataclasses.replace(settings, out=tmp_path / "fresh", update=False)
+    extract(fresh)
+    assert list(verify(settings.out)) == [] == list(verify(fresh.out))
+    assert rows(settings.out) == rows(fresh.out)
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_a_plain_rerun_reads_the_shards_on_demand_or_once_in_a_month(
+    settings: ExtractConfig, flag: bool, capsys: pytest.CaptureFixture[str], made: Path
+) -> None:
+    shard = settings.out / SHARD
+    assert run(settings, capsys)[0].up_to_date and not (settings.out / CHECK_TIMES).exists()
+    damage(shard, days=0 if flag else 31)
+    (settings.out / CHECK_TIMES).write_text("damaged too")
+    summary, said = run(dataclasses.replace(settings, verify_kept=flag), capsys)
+    assert not summary.up_to_date
+    assert_told(said, shard, 16)
+    assert shard.read_bytes() == (made / "store" / SHARD).read_bytes() and list(verify(settings.out)) == []
+    before = (settings.out / "manifest.json").read_bytes()
+    assert run(settings, capsys)[0].up_to_date and (settings.out / "manifest.json").read_bytes() == before
+
+
+def test_a_young_shard_is_not_read_and_a_run_reads_no_more_than_its_share(
+    settings: ExtractConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest unit is read first; the next run reads the next one, and times go on in the store's file."""
+    damage(settings.out / SHARD, days=29)
+    assert run(settings, capsys)[0].up_to_date
+    monkeypatch.setattr(unit_checks, "BYTES_PER_RUN", 1)
+    for path, days in (("val/shard-00000.safetensors", 50), ("train/shard-00001.safetensors", 40), (SHARD, 35)):
+        seconds = time.time() - days * 86_400
+        os.utime(settings.out / path, (seconds, seconds))
+    for count in (1, 2):
+        assert run(settings, capsys)[0].up_to_date
+        assert len(unit_checks._read_times(settings.out)) == count
+    summary, said = run(settings, capsys)
+    assert not summary.up_to_date
+    assert_told(said, settings.out / SHARD, 16)
+
+
+def test_a_split_that_stays_and_is_damaged_has_to_be_named(settings: ExtractConfig, tmp_path: Path) -> None:
+    damage(settings.out / "val/shard-00000.safetensors")
+    only = dataclasses.replace(settings, data=(f"train={tmp_path / 'images/train'}",), update=True, verify_kept=True)
+    draw(tmp_path / "images/train/class-0/99999.ppm", 4711)
+    with pytest.raises(ConfigError, match=r"lacks 8 of the 8 inputs of its split 'val'"):
+        extract(only)
+
+
+def test_a_copy_of_a_damaged_shard_is_refused_where_there_are_no_links(
+    settings: ExtractConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what the message advises computes its rows again."""
+
+    def link(*args: Any, **options: Any) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", link)
+    damage(settings.out / SHARD)
+    draw(tmp_path / "images/val/class-0/99999.ppm", 4711)
+    changed = dataclasses.replace(settings, data=(str(tmp_path / "images"),), update=True)
+    with pytest.raises(StoreError, match=r"is damaged.*--verify-kept"):
+        extract(changed)
+    extract(dataclasses.replace(changed, verify_kept=True))
+    assert list(verify(settings.out)) == []
+
+
+def test_the_writer_checks_what_it_takes_over_once_more(
+    settings: ExtractConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The damage comes after the look of the main process, which finds it at the next try."""
+    draw(tmp_path / "images/train/class-0/99999.ppm", 4711)
+    changed = dataclasses.replace(settings, data=(str(tmp_path / "images"),), update=True)
+    shard = settings.out / "train/shard-00001.safetensors"
+    damage(shard)
+    monkeypatch.setattr(unit_checks.UnitChecks, "damaged_shards", lambda *_: set())
+    with pytest.raises(WriterError, match=r"shard-00001\.safetensors: the sha256 is not the one"):
+        extract(changed)
+    monkeypatch.undo()
+    extract(changed)
+    assert list(verify(settings.out)) == []
+
+
+def test_an_update_that_would_drop_much_of_a_split_is_refused(tmp_path: Path, settings: ExtractConfig) -> None:
+    """As where a disk below the folder is not mounted; the advice is followed to the letter."""
+    shutil.rmtree(tmp_path / "images/train/class-1")
+    less = dataclasses.replace(settings, data=(str(tmp_path / "images"),), update=True, max_gone=0.1)
+    before = {path: path.read_bytes() for path in settings.out.rglob("*.*") if path.is_file()}
+    with pytest.raises(StoreMismatchError, match=r"7 of the 22 inputs of split 'train' are gone .*--max-gone 32%"):
+        extract(less)
+    assert {path: path.read_bytes() for path in settings.out.rglob("*.*") if path.is_file()} == before
+    assert not list(tmp_path.glob(".store*"))
+    with pytest.raises(StoreMismatchError, match="are gone"):
+        extract(dataclasses.replace(less, max_gone=0.31))
+    summary = extract(dataclasses.replace(less, max_gone=0.32))
+    assert summary.changes is not None and summary.changes["gone"] == 7
