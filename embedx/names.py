@@ -19,6 +19,9 @@ LOCK = ".embedx.lock"
 CHECK_TIMES = ".embedx.checked"
 """The file with the times at which units of the store were last read and found whole."""
 
+PREDECESSOR = ".embedx.replaced"
+"""The file that marks a store as one that another is about to replace, or has replaced if it stands beside it."""
+
 EMBEDDINGS = "embeddings"
 """The tensor of the backbone's own output: in batches' outputs, in shards and in feature files."""
 INDEX = "index"

@@ -76,9 +76,9 @@ def link_or_copy(source: Path, target: Path, sha256: Callable[[], str]) -> None:
     """Gives a file that is never written again a second name, or copies it where the file system has no links.
 
     Args:
-        source: The file.
-        target: Its further name, or its copy.
-        sha256: The function that returns what the sha256 of a copy has to be.
+        source: The path of the file.
+        target: The path of the second name, or of the copy.
+        sha256: The function that returns the right sha256 of a copy.
 
     Raises:
         StoreError: If a copy has another sha256.

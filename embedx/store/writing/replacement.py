@@ -1,7 +1,9 @@
 """Puts a new store in the place of an old one, and removes the files of a store that embedx has written.
 
-The new store is written to a folder beside the old one. Once it is complete the two folders exchange their names in one
-step. Then the files that embedx wrote to the old store are removed, and all others move into the new one.
+The new store is written to a folder beside the old one. Once it is complete, a file marks the old one as the
+predecessor, and the two folders exchange their names in one step. Then the files that embedx wrote to the old store are
+removed, and all others move into the new one. What a kill leaves beside the store is told by the mark: with it, it is
+the predecessor, which the next run removes; without it, it is work that has not been finished.
 
 A new store that an interrupted update has begun, of other inputs than those of now, is set aside. The next update takes
 from it what it need not compute.
@@ -18,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from embedx.errors import ConfigError, StoreError, StoreMismatchError
-from embedx.names import CHECK_TIMES, LOCK
+from embedx.names import CHECK_TIMES, LOCK, PREDECESSOR
 from embedx.store.format import layout
 from embedx.store.format.atomic import sync_folder
 from embedx.store.format.index import read_entry
@@ -93,6 +95,8 @@ def take_place(new: Path, out: Path) -> None:
     for folder in leftovers(out):
         if not _has_further_splits(folder, new, out):
             remove_store(folder)
+    (out / PREDECESSOR).touch()
+    sync_folder(out)
     old = new
     if not _exchange(new, out):
         # The file system can't exchange two names; between these two renames only `old` is readable.
@@ -153,12 +157,24 @@ def recover(out: Path) -> None:
 
 
 def finish_removal(out: Path) -> None:
-    """Removes the rest of a store that `out` has replaced, if its removal was interrupted; `out` must be locked."""
+    """Removes a store that `out` has replaced, if that was interrupted, and marks `out` no longer as replaced itself.
+
+    The store at `out` must be locked. What else a kill may have left in a complete store is removed too.
+    """
+    for name in (layout.MANIFEST, CHECK_TIMES):
+        (out / f".{name}{layout.TEMPORARY_SUFFIX}").unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        (out / PREDECESSOR).unlink()
+        sync_folder(out)
     old = layout.staging_folder(out)
-    if (old / LOCK).exists() and not os.path.lexists(old / layout.MANIFEST):
+    is_half_removed = (old / LOCK).exists() and not os.path.lexists(old / layout.MANIFEST)
+    if is_half_removed or os.path.lexists(old / PREDECESSOR):
         remove_store(old, rescue_to=out)
     if (_set_aside(out) / LOCK).exists():
         remove_store(_set_aside(out), rescue_to=out)
+    for folder in (old, _set_aside(out)):  # one that was emptied, and not removed
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def remove_store(root: Path, rescue_to: Path | None = None) -> None:
@@ -169,6 +185,7 @@ def remove_store(root: Path, rescue_to: Path | None = None) -> None:
     """
     (root / layout.MANIFEST).unlink(missing_ok=True)
     sync_folder(root)
+    (root / PREDECESSOR).unlink(missing_ok=True)
     for path in [*our_shards(root), *_index_tables(root), *layout.temporary_files(root)]:
         path.unlink()
         remove_empty_folders(path.parent, root)
