@@ -16,7 +16,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Iterator
-from multiprocessing import connection, reduction
+from multiprocessing import connection, queues, reduction
 from typing import Any, NamedTuple, Self
 
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -198,6 +198,9 @@ def _start_worker(worker: int) -> None:
     # Starts the thread that hands out the memory of batches. If memory were too short for it later, when the first one
     # is asked for, the parent would wait for ever.
     reduction.DupFd(nowhere)
+    # A batch that can't be sent, for want of descriptors or of shared memory, would be dropped without a word, and the
+    # parent wait for it for minutes; with its worker it is lost at once. (Without this hook the minutes are waited.)
+    queues.Queue._on_queue_feeder_error = lambda *_: os._exit(1)  # type: ignore[attr-defined]
 
 
 def _as_is(batch: Any) -> Any:

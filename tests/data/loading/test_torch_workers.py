@@ -41,6 +41,8 @@ class Steps(Dataset[Any]):
                 raise {"RuntimeError": RuntimeError, "EOFError": EOFError, "OSError": FileNotFoundError}[value]("no")
         if step == "idle":
             time.sleep(float(value))
+        if step == "unsendable":
+            return {"order": lambda: None}
         return {"order": orders[0], "images": torch.zeros(1 << 16)}
 
 
@@ -122,6 +124,13 @@ def test_workers_that_have_nothing_in_hand_are_lost_after_a_while(monkeypatch: p
     monkeypatch.setattr(torch_workers, "_IDLE_SECONDS", 1.5)
     with pytest.raises(WorkerLostError):
         next(workers_on("idle 60"))
+
+
+def test_a_batch_that_can_t_be_sent_is_lost_with_its_worker_at_once() -> None:
+    started = time.monotonic()
+    with pytest.raises(WorkerLostError):
+        list(workers_on("ok", "unsendable"))
+    assert time.monotonic() - started < torch_workers._IDLE_SECONDS / 3
 
 
 def test_more_workers_than_cores_are_no_cause_for_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
