@@ -34,7 +34,7 @@ enum { ROLES = 4, LONGEST = 8192 };
 
 struct state {
     uint32_t calls[ROLES][KINDS];
-    uint32_t struck;
+    char struck[512]; /* the path of the last call that was struck */
 };
 
 static struct state *state;
@@ -137,7 +137,7 @@ static char strikes(int kind, const char *path) {
     errno = before;
     if (kind != fault_kind || mine != fault_role || number < fault_number) return 0;
     if (fault_mode != 't' && number > fault_number) return 0;
-    __atomic_add_fetch(&state->struck, 1, __ATOMIC_SEQ_CST);
+    snprintf(state->struck, sizeof state->struck, "%s", path);
     if (fault_mode == 'k') {
         syscall(SYS_kill, getpid(), SIGKILL);
         for (;;) pause();

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 KINDS = ["open", "read", "write", "fsync", "rename", "link", "unlink", "mkdir", "rmdir", "mmap", "flock", "ftruncate",
          "close", "stat", "list"]  # fmt: skip
 ROLES = ["main", "writer", "worker", "server"]
-_STATE_BYTES = 4 * (len(KINDS) * len(ROLES) + 1)
+_STATE_BYTES = 4 * len(KINDS) * len(ROLES) + 512
 _NAMESPACE = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs /dev/shm && exec "$@"', "sh"]
 """Gives a process a /dev/shm of its own, which goes with it."""
 _SECONDS = 90.0
@@ -96,8 +96,8 @@ class Done(NamedTuple):
     stderr: str
     hung: bool
     """True if it had to be killed after its time."""
-    struck: bool
-    """True if a call was struck."""
+    struck: str
+    """The path of the last call that was struck; empty if none was."""
     calls: dict[tuple[str, str], int]
     """The number of calls by kind and role, where there were some."""
     left: list[str]
@@ -211,10 +211,11 @@ class Launcher:
             time.sleep(0.02)
         names = [f"{process.pid} {process.name()}" for process in left if process.is_running()]
         _kill(pid)
-        *calls, struck = np.frombuffer(self._state.read_bytes(), np.uint32).tolist()
+        state = self._state.read_bytes()
+        calls, struck = np.frombuffer(state[:-512], np.uint32).tolist(), state[-512:].partition(b"\0")[0].decode()
         pairs = [(kind, role) for role in ROLES for kind in KINDS]
         counted = {pair: number for pair, number in zip(pairs, calls, strict=True) if number}
-        return Done(code, stdout, stderr, hung, bool(struck), counted, names)
+        return Done(code, stdout, stderr, hung, struck, counted, names)
 
 
 def _session(leader: int) -> list[psutil.Process]:

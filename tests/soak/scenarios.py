@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ from tests.soak.runs import Done, Fault, Launcher, files_below
 
 _IMAGE = ["--image-size", "8", "--resize", "8", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5", "-b", "2"]
 _LOCK = ".embedx.lock"
+_TRIAL = re.compile("[a-z0-9_]{8}")
+"""The names of the files by which Python's tempfile tries a folder; they stay where it can't remove them."""
 
 
 class Scenario(NamedTuple):
@@ -105,7 +108,8 @@ class Stage:
     def left_outside(self) -> list[str]:
         """What a run has left where nothing of it should be."""
         beside = [path.name for path in self.stores.iterdir() if path != self.out]
-        found = {"beside the store": beside, "in TMPDIR": list(files_below(self.launcher.temporary))}
+        temporary = [name for name in files_below(self.launcher.temporary) if not _TRIAL.fullmatch(name)]
+        found = {"beside the store": beside, "in TMPDIR": temporary}
         found["in /dev/shm"] = [path.name for path in self.launcher.shared_memory()]
         return [f"left {place}: {names}" for place, names in found.items() if names]
 
@@ -130,14 +134,18 @@ class Stage:
             found += self.faults()
         elif "Traceback" in done.stderr or "fault of embedx" in done.stderr:
             found.append("is called a fault of embedx's")
-        if fault.mode != "kill":
+        if fault.mode != "kill" and not done.struck.startswith(str(self.launcher.temporary)):
             found += [text for text in self.left_outside() if "beside" not in text]
         again = run(self.arguments, self._environment)
         if again.code != 0 or again.hung or again.left:
             found.append(f"the rerun ends with {again.code}, leaves {again.left}: {again.stderr}")
         else:
             found += [f"after the rerun: {text}" for text in self.faults()]
-        return [f"{text}\n  exit code {done.code}: {done.stderr[-20_000 if done.hung else -1500 :]}" for text in found]
+        if done.struck.startswith("/dev/shm/"):
+            # torch and multiprocessing leave the name of memory that they could not get or were killed at
+            found = [text for text in found if "/dev/shm" not in text]
+        told = done.stderr if done.hung else done.stderr[-1500:]
+        return [f"{text}\n  struck at {done.struck}, exit code {done.code}: {told}" for text in found]
 
 
 def draw_inputs(folder: Path) -> None:

@@ -18,9 +18,9 @@ from tests.runs import assert_gone, assert_visible_units_are_whole, descendants,
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
 
-IMAGES = 60
-LIMIT = 24 * 1024**2
-"""Bytes; an image has 36 million when it is decoded, and a unit of the writer's 47 million."""
+IMAGES = 30
+LIMIT = 8 * 1024**2
+"""Bytes; an image has 12 million when it is decoded, and a unit of the writer's 24 million."""
 
 
 @contextlib.contextmanager
@@ -55,10 +55,10 @@ def kills(group: Path) -> int:
 
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Images of one colour, 4000 x 3000, and rows of 768 KiB: the image itself, 256 x 256."""
+    """Images of one colour, 2000 x 2000, and rows of 768 KiB: the image itself, 256 x 256."""
     folder = tmp_path_factory.mktemp("images")
     for number in range(IMAGES):
-        Image.new("RGB", (4000, 3000), (number, 2 * number, 3 * number)).save(folder / f"{number:02}.png")
+        Image.new("RGB", (2000, 2000), (number, 2 * number, 3 * number)).save(folder / f"{number:02}.png")
     arguments = ["extract", "--backbone", "torch.nn:Flatten", "--image-size", "256", "--resize", "256", "-b", "4"]
     return [*arguments, "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5", "-j", "1", "--data", f"all={folder}"]
 

@@ -216,6 +216,8 @@ class WriterProcess:
     def _gone(self) -> WriterError:
         code = self._process.exitcode or 0
         cause = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        if code == -signal.SIGKILL:
+            cause += ", by hand or by the system for want of memory,"
         if killer := server_killed_by():
             cause = f"was lost as its fork server, the process that starts embedx's others, was killed by {killer},"
         return WriterError(
