@@ -43,7 +43,7 @@ def compare(name: str, variants: dict[str, Variant], out: Path, rounds: int) -> 
         for variant in sorted(variants, reverse=number % 2 == 1):
             shutil.rmtree(out, ignore_errors=True)
             checkout, arguments = variants[variant]
-            taken[variant].append(run(checkout, "extract", *arguments, "--out", out, "-q"))
+            taken[variant].append(run(checkout, "extract", *arguments, "--out", out, "--quiet"))
     medians = {variant: tuple(map(statistics.median, zip(*times, strict=True))) for variant, times in taken.items()}
     first = next(iter(medians.values()))
     for variant, (seconds, cpu) in medians.items():
@@ -91,7 +91,7 @@ def measure_reading(folder: Path, rounds: int) -> None:
     large, store = folder / "large.safetensors", folder / "large"
     if not store.exists():
         save_file({"embeddings": torch.randn(200_000, 2048)}, large)
-        run(ROOT, "extract", *FEATURES, large, "--out", store, "-q")
+        run(ROOT, "extract", *FEATURES, large, "--out", store, "--quiet")
     files = sorted(store.rglob("*.safetensors"))
     for cold in (True, False):
         pairs = [(read(files, cold=cold), verify_rate(store, files, cold=cold)) for _ in range(rounds)]
@@ -99,7 +99,7 @@ def measure_reading(folder: Path, rounds: int) -> None:
         print(
             f"{'cold' if cold else 'warm'}: plain {plain:.0f} MB/s, verify {verified:.0f} MB/s, {verified / plain:.2f}"
         )
-    again = [run(ROOT, "extract", *FEATURES, large, "--out", store, "-q")[0] for _ in range(rounds)]
+    again = [run(ROOT, "extract", *FEATURES, large, "--out", store, "--quiet")[0] for _ in range(rounds)]
     print(f"a run with nothing to do: {statistics.median(again):.2f} s")
 
 
