@@ -7,12 +7,14 @@ import fcntl
 import functools
 import glob
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from multiprocessing.util import Finalize
 
 _PREFIX = "embedx-run-"
+_NAME = re.compile(_PREFIX + "[a-z0-9_]{8}")
 _LOCK = "in-use"
 _LONGEST = 50
 """The bytes of the path in which it is made; a socket's whole path in it has at most 108 on Linux, and 104 on macOS."""
@@ -33,14 +35,26 @@ def run_folder() -> str:
     if len(os.fsencode(base)) > _LONGEST:
         base = "/tmp"
     _clear(base)
-    folder = tempfile.mkdtemp(prefix=_PREFIX, dir=base)
-    Finalize(None, shutil.rmtree, (folder, True), exitpriority=_AFTER_SOCKETS)
-    held = os.open(os.path.join(folder, "new"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    while True:
+        folder = tempfile.mkdtemp(prefix=_PREFIX, dir=base)
+        with contextlib.suppress(FileNotFoundError):  # another run has taken it for abandoned before it was locked
+            _hold(folder)
+            Finalize(None, shutil.rmtree, (folder, True), exitpriority=_AFTER_SOCKETS)
+            return folder
+
+
+def _hold(folder: str) -> None:
+    """Locks the folder for the life of this process.
+
+    Raises:
+        FileNotFoundError: If another process has removed it meanwhile.
+    """
+    path = os.path.join(folder, _LOCK)
+    held = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     with contextlib.suppress(OSError):  # without locks in this file system, none is ever taken for abandoned
+        fcntl.flock(held, fcntl.LOCK_EX)  # waits for one that clears it away
         os.write(held, str(os.getpid()).encode())
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.rename(os.path.join(folder, "new"), os.path.join(folder, _LOCK))
-    return folder
+    os.stat(path)
 
 
 @contextlib.contextmanager
@@ -59,25 +73,34 @@ def _clear(base: str) -> None:
     """Removes the folders of this user's runs whose lock nobody holds."""
     with contextlib.suppress(OSError), os.scandir(base) as entries:
         for entry in entries:
-            if entry.name.startswith(_PREFIX) and entry.is_dir(follow_symlinks=False):
+            if _NAME.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
                 with contextlib.suppress(OSError):
                     _clear_one(entry.path)
 
 
 def _clear_one(folder: str) -> None:
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)  # if its run was killed before it was locked, or after all else was removed
+        return
     lock = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         if os.fstat(lock).st_uid == os.getuid():
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove_semaphores(os.read(lock, 20).decode("ascii", "replace"))
+            _free_shared_memory(os.read(lock, 20).decode("ascii", "replace"))
+            for sockets in glob.glob(f"{glob.escape(folder)}/*/"):  # before the lock, as without it the rest would stay
+                shutil.rmtree(sockets, ignore_errors=True)
             shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(lock)
 
 
-def _remove_semaphores(pid: str) -> None:
-    """Removes the semaphores that a killed process has left, if its tracker of resources was killed with it."""
+def _free_shared_memory(pid: str) -> None:
+    """Removes the semaphores that a killed process has left, if its tracker of resources was killed with it.
+
+    Other memory is nameless but for a moment, in which the process may have been killed.
+    """
     if pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
-        for path in glob.glob(f"/dev/shm/sem.loky-{pid}-*"):
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+        for name in (f"sem.loky-{pid}-*", f"pym-{pid}-*", f"torch_{pid}_*"):
+            for path in glob.glob(f"/dev/shm/{name}"):
+                with contextlib.suppress(OSError):
+                    os.unlink(path)

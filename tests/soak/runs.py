@@ -114,8 +114,7 @@ class Launcher:
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
         self._folder = folder
-        self.temporary = folder / "tmp"
-        self.temporary.mkdir()
+        self.temporary = Path(tempfile.mkdtemp(prefix="soak-", dir="/tmp"))  # sockets' paths have to be short
         self._state = folder / "state"
         self._environment = {
             "LD_PRELOAD": str(library()),
@@ -139,6 +138,7 @@ class Launcher:
         self._process.kill()
         self._process.communicate()
         self._log.close()
+        shutil.rmtree(self.temporary)
 
     def _answer(self, name: str, seconds: float) -> int | None:
         """The number on the launcher's next line, which must be of this name; None if none comes in time."""

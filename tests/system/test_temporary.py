@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 
 HOLD = """
-import multiprocessing, sys, time
+import multiprocessing, os, sys, time
 from embedx.system.processes import start_fork_server
 from embedx.system.temporary import run_folder
 if "serve" in sys.argv:
     start_fork_server()
     semaphore = multiprocessing.get_context("forkserver").Semaphore()
+    open(f"/dev/shm/pym-{os.getpid()}-abcdefgh", "x")  # as where it is killed while it makes room for a semaphore
 print(run_folder(), flush=True)
 if "wait" in sys.argv:
     time.sleep(60)
@@ -51,16 +52,17 @@ def test_the_next_run_removes_what_killed_runs_left_and_nothing_else(short: Path
         folders = [Path(str(process.stdout and process.stdout.readline()).strip()) for process in runs]
         (short / "embedx-run-results").mkdir()  # somebody's own
         (short / "pymp-other").mkdir()
+        (short / "embedx-run-00000000").mkdir()  # of a run that was killed before it locked its folder
         os.killpg(killed.pid, signal.SIGKILL)
         alone.kill()
         killed.wait()
-        semaphores = glob.glob(f"/dev/shm/sem.*-{killed.pid}-*")
+        shared = glob.glob(f"/dev/shm/*-{killed.pid}-*")
         alone.wait()
         assert all(folder.is_dir() for folder in folders) and len(list(folders[0].glob("pymp-*/listener-*"))) == 1
         with begin(short) as last:
             assert last.wait() == 0
         assert {path.name for path in short.iterdir()} == {folders[2].name, "embedx-run-results", "pymp-other"}
-        assert semaphores and not any(map(os.path.exists, semaphores))
+        assert len(shared) > 1 and not any(map(os.path.exists, shared))
         going_on.kill()
 
 
