@@ -42,9 +42,12 @@ def expand_path(text: str | Path) -> str:
     A URL of another scheme is returned as it is.
 
     Raises:
-        ValueError: If a variable is not set, the home folder is unknown, or `file://` names another machine.
+        ValueError: If it is empty or has a NUL byte, a variable is not set, the home folder is unknown, or `file://`
+            names another machine.
     """
     text = str(text)
+    if not text or "\0" in text:
+        raise ValueError(f"{text!r}: no path is empty, or has a NUL byte; write . for the current folder")
     scheme = _SCHEME.match(text)
     if os.path.lexists(text) or (scheme and scheme[1].lower() != "file"):
         return text

@@ -45,7 +45,7 @@ def parse_size(text: str | int) -> int:
         size = int(float(match[1]) * _SIZE_UNITS[match[2].lower()]) if match else 0
     except (ValueError, KeyError):
         size = 0
-    if size <= 0:
+    if not 0 < size < 2**63:
         raise ValueError(f"{text!r} is not a size; write it like 128MiB, 1GB or 1000000")
     return size
 

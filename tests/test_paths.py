@@ -67,6 +67,12 @@ def test_a_variable_that_is_not_set_is_named(text: str) -> None:
         expand_path(text)
 
 
+@pytest.mark.parametrize("text", ["", "a\0b", "file:///a\0b"])
+def test_an_empty_path_is_not_the_current_folder(text: str) -> None:
+    with pytest.raises(ValueError, match=r"no path is empty, or has a NUL byte; write \. for the current folder"):
+        expand_path(text)
+
+
 def test_a_file_url_of_another_machine_is_refused() -> None:
     with pytest.raises(ValueError, match=r"file://nas/x names the machine nas; write file:///PATH"):
         expand_path("file://nas/x")

@@ -188,6 +188,8 @@ def test_layers_lists_names_and_shapes(embedx) -> None:
     assert "fc\t3" in made.stdout.splitlines()
     unknown = embedx("layers", "resnet1")
     assert unknown.code == 2 and "unknown backbone 'resnet1'" in unknown.stderr
+    useless = embedx("layers", "resnet18", "--backbone-arg", "num_classes=3")
+    assert useless.code == 2 and "--backbone-arg is for backbones given as" in useless.stderr
     unsized = embedx("layers", "torchvision.models:resnet18")
     assert unsized.code == 2 and "give --image-size" in unsized.stderr
 
@@ -236,6 +238,10 @@ BAD_USAGE = {
     "cls of a map": ([*GOOD, "--layer", "stage2", "--pool", "cls"], "needs tokens"),
     "output of bytes that are no text": ([*GOOD, "--out", "{tmp}/caf\udce9"], "has bytes that are no text"),
     "overwriting what others call manifest.json": ([*GOOD, "--out", "{tmp}/web", "--overwrite"], "not a store"),
+    "output without a name": ([*GOOD, "--out", ""], "no path is empty"),
+    "a path with a NUL byte": ([*GOOD, "--config", "a\0b"], "no path is empty, or has a NUL byte"),
+    "a shard of more bytes than there are": ([*GOOD, "--shard-size", "9" * 40], "is not a size"),
+    "a link that leads nowhere": ([*GOOD, "--data", "x={tmp}/dangling"], "is a link that leads to no folder"),
     "no backbone": (["--out", "{tmp}/store"], "--backbone"),
 }
 """Arguments and a part of the message; `{tmp}` and `{few}` are filled in."""
@@ -245,6 +251,7 @@ BAD_USAGE = {
 def test_bad_usage_is_one_clear_message_and_writes_nothing(embedx, tmp_path: Path, few: Path, case: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to("nowhere")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "diary.txt").touch()
     (tmp_path / "web").mkdir()

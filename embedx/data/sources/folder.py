@@ -146,6 +146,8 @@ def _check_folder(spec: str, path: Path) -> None:
         return
     if os.path.exists(path):
         raise ConfigError(f"--data {spec}: {path} is a file; give a folder of images, or a table such as .csv")
+    if os.path.islink(path):
+        raise ConfigError(f"--data {spec}: {path} is a link that leads to no folder; mend the link, or give the folder")
     siblings = os.listdir(path.parent) if os.path.isdir(path.parent) else []
     near = difflib.get_close_matches(path.name, siblings, n=1)
     hint = f"did you mean {path.parent / near[0]}?" if near else "give a folder of images, or NAME=FOLDER"

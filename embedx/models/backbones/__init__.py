@@ -66,9 +66,7 @@ def describe_backbone(config: ExtractConfig, *, download: bool = True) -> Backbo
             not take this image size.
     """
     options = BackboneOptions.of(config)
-    architecture = _kind(options.backbone).find(options, download)
-    if config.backbone_arg and not architecture.arguments:
-        raise ConfigError("--backbone-arg is for backbones given as package.module:factory; leave it out")
+    architecture = _find(options, download)
     preprocessing = resolve_preprocessing(
         architecture.preprocessing, PreprocessingOptions.of(config), fixed_size=architecture.image_size
     )
@@ -84,7 +82,7 @@ def describe_layers(options: BackboneOptions) -> dict[str, tuple[int, ...]]:
     Raises:
         ConfigError: If there is no such backbone, or it has no layers, or takes no images of this size.
     """
-    architecture = _kind(options.backbone).find(options, False)
+    architecture = _find(options, False)
     _check_has_layers(architecture)
     own = architecture.preprocessing
     size = options.image_size or (own.crop if own else architecture.image_size)
@@ -96,6 +94,14 @@ def describe_layers(options: BackboneOptions) -> dict[str, tuple[int, ...]]:
         return layer_shapes(model, _blank_images(architecture, batch, size, torch.float32))
 
     return _try_batches(architecture, shapes, size)
+
+
+def _find(options: BackboneOptions, download: bool) -> Architecture:
+    """Returns the backbone's architecture; raises a ConfigError if it takes no arguments, and some are given."""
+    architecture = _kind(options.backbone).find(options, download)
+    if options.backbone_arg and not architecture.arguments:
+        raise ConfigError("--backbone-arg is for backbones given as package.module:factory; leave it out")
+    return architecture
 
 
 def runs_code(name: str) -> bool:
