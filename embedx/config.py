@@ -18,6 +18,7 @@ from embedx.credentials import value_without_credentials
 from embedx.errors import ConfigError
 from embedx.recipe import canonical_json, pixel_faults, pixels_text
 from embedx.values import (
+    MAX_BYTES,
     MAX_PIXELS,
     DecoderName,
     Interpolation,
@@ -28,6 +29,7 @@ from embedx.values import (
     StoredDtype,
     channel_faults,
     out_of_range,
+    parse_allowed,
     parse_batch_size,
     parse_channels,
     parse_resize,
@@ -51,6 +53,7 @@ def setting(default: Any = dataclasses.MISSING, *, help: str, short: str = "", *
 
 LOCAL: dict[str, Any] = {"path": paths.local_path, "metavar": "PATH"}
 """The further facts of a setting that is a path on this machine."""
+_SIZE: dict[str, Any] = {"parser": parse_size, "metavar": "SIZE"}
 _CHANNELS: dict[str, Any] = {"parser": parse_channels, "metavar": "R,G,B"}
 
 
@@ -190,9 +193,8 @@ class ExtractConfig:
         lowest=1,
         highest=2**63 - 1,
     )
-    shard_size: int = setting(
-        128 * 1024**2, help="Approximate size of a shard.", parser=parse_size, metavar="SIZE", shown="128MiB"
-    )
+    max_bytes: int = setting(MAX_BYTES, help="Size above which an input is rejected.", shown="1GiB", **_SIZE)
+    shard_size: int = setting(128 * 1024**2, help="Approximate size of a shard.", shown="128MiB", **_SIZE)
     overwrite: bool = setting(False, help="Begin the store anew, and replace the old one at the end.")
     update: bool = setting(
         False,
@@ -216,8 +218,12 @@ class ExtractConfig:
     on_error: OnError = setting("reject", help="Reject an unreadable input and go on, or fail at once.")
     allow_nonfinite: bool = setting(False, help="Store rows with NaN or infinity, instead of rejecting their inputs.")
     timeout: float = setting(300.0, help="Seconds allowed to read and decode an input, before it is rejected.")
-    max_errors: int = setting(
-        0, help="Number of rejected inputs above which the exit code is 3.", lowest=0, highest=2**63 - 1
+    max_errors: int = setting(0, help="Rejected inputs above which the exit code is 3.", lowest=0, highest=2**63 - 1)
+    max_unavailable: str = setting(
+        "1%",
+        help="Inputs that disk or network may fail to give before the run fails; up to then its exit code is 3.",
+        parser=parse_allowed,
+        metavar="N|P%",
     )
     seed: int = setting(0, help="Random seed of --weights random.", lowest=-(2**63), highest=2**63 - 1)
 
@@ -284,12 +290,10 @@ class ExtractConfig:
         Raises:
             ConfigError: If `settings` does not describe an extraction.
         """
-        names = {field.name for field in dataclasses.fields(cls)}.intersection(settings)
-        values: dict[str, Any] = {name: settings[name] for name in names}
+        values: dict[str, Any] = {}
         try:
-            for name, value in values.items():
-                if isinstance(value, list):
-                    values[name] = tuple(value)
+            for name in {field.name for field in dataclasses.fields(cls)}.intersection(settings):
+                values[name] = tuple(settings[name]) if isinstance(settings[name], list) else settings[name]
             return cls(**values)
         except TypeError as error:
             raise ConfigError(f"the settings {canonical_json(settings)} are not those of an extraction") from error

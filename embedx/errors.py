@@ -13,7 +13,8 @@ EmbedxError                    1  a run failed
 ├── LoaderError                1  a worker process died
 ├── DeviceMemoryError          1  the forward pass does not fit into the device's memory
 ├── InputError                 1  an input was rejected and `--on-error fail` was given
-├── TooManyRejectedError       3  finished, but more inputs were rejected than allowed
+├── TooManyUnavailableError    1  more inputs were unavailable than `--max-unavailable` allows
+├── TooManyRejectedError       3  finished, but inputs are unavailable, or more were rejected than allowed
 └── StoreLockedError          75  another run holds the store
 
 Interrupted (a BaseException)  130 for SIGINT, such as Ctrl-C; 143 for SIGTERM
@@ -126,8 +127,12 @@ class InputError(EmbedxError):
     """An input was rejected, and the settings say that this ends the run."""
 
 
+class TooManyUnavailableError(EmbedxError):
+    """The machine or the network did not give more inputs than the settings allow."""
+
+
 class TooManyRejectedError(EmbedxError):
-    """The run finished, but more inputs were rejected than allowed."""
+    """The run finished, but inputs are unavailable, or more were rejected than allowed."""
 
     exit_code = 3
 

@@ -6,7 +6,8 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, SupportsIndex
+from fractions import Fraction
+from typing import Any, Literal, NamedTuple, SupportsIndex
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 StoredDtype = Literal["float32", "float16", "bfloat16"]
@@ -18,6 +19,8 @@ Interpolation = Literal["bilinear", "bicubic"]
 
 MAX_PIXELS = 178_956_970
 """The default limit of an image's pixels, against decompression bombs; Pillow's own default."""
+MAX_BYTES = 1024**3
+"""The default limit of an input's bytes, once decompressed."""
 
 _SIZE_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
 
@@ -48,6 +51,35 @@ def parse_size(text: str | int) -> int:
     if not 0 < size < 2**63:
         raise ValueError(f"{text!r} is not a size; write it like 128MiB, 1GB or 1000000")
     return size
+
+
+class Allowed(NamedTuple):
+    """A number of inputs that is allowed."""
+
+    given: str
+    """The number or percentage that was given."""
+    inputs: int
+    """The number of inputs that it is a share of."""
+
+    @property
+    def number(self) -> int:
+        """The allowed number; a fraction of an input does not count."""
+        if not self.given.endswith("%"):
+            return int(self.given)
+        return math.floor(self.inputs * Fraction(self.given[:-1]) / 100)
+
+
+def parse_allowed(value: str | int) -> str:
+    """Reads a number of inputs such as `20`, or a percentage such as `0.5%`.
+
+    Raises:
+        ValueError: If the value is neither.
+    """
+    text = str(value).replace(" ", "")
+    match = re.fullmatch(r"\d{1,18}|(\d{1,3}(?:\.\d{1,9})?)%", text)
+    if match is None or (match[1] and Fraction(match[1]) > 100):
+        raise ValueError(f"{value!r} is neither a number of inputs nor a percentage; write it like 20 or 1%")
+    return text
 
 
 def parse_batch_size(value: str | int) -> int | Literal["auto"]:
@@ -83,6 +115,11 @@ def parse_share(value: str | float) -> float:
     if not 0 <= share <= 1:
         raise ValueError(f"{value!r} is no share; give a percentage such as 60%, or a number from 0 to 1 such as 0.6")
     return share
+
+
+def too_large(most: int) -> str:
+    """Returns the reason of an input that is larger than `--max-bytes`."""
+    return f"more than the {size_text(most)} of --max-bytes"
 
 
 def parse_resize(value: str | int | Sequence[int]) -> int | tuple[int, int]:

@@ -102,6 +102,8 @@ class HttpServer:
         self.password = password
         self.failures: list[int] = []
         """Statuses with which the next requests fail, 0 for a connection that is reset."""
+        self.broken: dict[str, int] = {}
+        """Statuses with which all requests of a target fail."""
         self.requests: list[tuple[str, str]] = []
         """Method and target of those that there were."""
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -122,8 +124,8 @@ class HttpServer:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 outer.requests.append((self.command, self.path))
-                if outer.failures:
-                    if (status := outer.failures.pop(0)) != 0:
+                if outer.failures or self.path in outer.broken:
+                    if (status := outer.failures.pop(0) if outer.failures else outer.broken[self.path]) != 0:
                         self.send_error(status)
                     return
                 query = dict(parse_qsl(urlsplit(self.path).query))

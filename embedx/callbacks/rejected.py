@@ -1,33 +1,42 @@
-"""Counts rejected inputs, and says it at once where none of a batch gives a finite row."""
+"""Counts inputs without a row, and says it at once where none of a batch gives a finite row."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from itertools import repeat
 
 from torch import nn
 
 from embedx.callbacks.finite_rows import NotFinite
 from embedx.engine.callback import Callback
 from embedx.engine.state import Batch, Metrics, Outputs, TrainerState
-from embedx.errors import InputError
-from embedx.values import OnError
+from embedx.errors import InputError, TooManyUnavailableError
+from embedx.values import Allowed, OnError
 
 
 class RejectedInputs(Callback):
-    """Counts rejected inputs by dataloader; the count is the metric `rejected`.
+    """Counts rejected and unavailable inputs; the counts are the metrics `rejected` and `unavailable`.
 
     Args:
-        on_error: The reaction to a rejected input: `reject` goes on, `fail` ends the run.
+        on_error: The reaction to an input without a row: `reject` goes on, `fail` ends the run.
         say: The way to tell the user something at once; None tells nothing.
+        unavailable: The allowed number of unavailable inputs; None allows all.
     """
 
-    def __init__(self, on_error: OnError = "reject", say: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        on_error: OnError = "reject",
+        say: Callable[[str], None] | None = None,
+        unavailable: Allowed | None = None,
+    ) -> None:
         super().__init__()
         self.on_error = on_error
         self.say = say
+        self.allowed = unavailable
         self.counts: Counter[int] = Counter()
         """The rejected inputs by dataloader, without the rows that are not finite."""
+        self.unavailable = 0
         self.rows = 0
         self.not_finite = 0
         self._has_said = False
@@ -35,7 +44,7 @@ class RejectedInputs(Callback):
     def on_test_epoch_start(self, trainer_state: TrainerState, model: nn.Module) -> None:
         """Resets the counts."""
         self.counts.clear()
-        self.rows = self.not_finite = 0
+        self.rows = self.not_finite = self.unavailable = 0
         self._has_said = False
 
     def on_test_batch_end(
@@ -47,16 +56,34 @@ class RejectedInputs(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Counts the batch's rejected inputs.
+        """Counts the batch's inputs without a row.
 
         Raises:
             InputError: If there is one and `on_error` is `fail`; it names the input and the reason.
+            TooManyUnavailableError: If more are unavailable than allowed.
         """
-        for key, reason in zip(batch["keys"], batch.get("reasons", ()), strict=False):
-            if reason is not None:
+        passing = batch.get("unavailable") or repeat(False)
+        for key, reason, is_unavailable in zip(batch["keys"], batch.get("reasons", ()), passing, strict=False):
+            if reason is None:
+                continue
+            if is_unavailable:
+                self._add_unavailable(key, reason)
+            else:
                 self.counts[dataloader_idx] += 1
                 if self.on_error == "fail":
                     raise InputError(f"{key}: {reason}; repair or remove it, or go on without it by --on-error reject")
+
+    def _add_unavailable(self, key: str, reason: str) -> None:
+        self.unavailable += 1
+        if self.on_error == "fail":
+            raise InputError(f"{key} is unavailable: {reason}; once the cause is gone, the same command goes on")
+        if self.allowed is not None and self.unavailable > self.allowed.number:
+            count = "1 input is" if self.unavailable == 1 else f"{self.unavailable:,} inputs are"
+            raise TooManyUnavailableError(
+                f"{count} unavailable (such as {key}: {reason}), and --max-unavailable {self.allowed.given} allows "
+                f"{self.allowed.number:,} of {self.allowed.inputs:,}; once the cause is gone, the same command goes on "
+                "from what is kept; to go on without such inputs allow more, as in --max-unavailable 100%"
+            )
 
     def add_rows(self, rows: int, found: list[NotFinite]) -> None:
         """Counts a batch's computed rows, and those of them that are not finite.
@@ -82,5 +109,5 @@ class RejectedInputs(Callback):
             )
 
     def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> Metrics:
-        """Returns the count."""
-        return {"rejected": self.counts.total() + self.not_finite}
+        """Returns the counts."""
+        return {"rejected": self.counts.total() + self.not_finite, "unavailable": self.unavailable}

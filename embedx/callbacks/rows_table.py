@@ -13,7 +13,7 @@ from embedx.arrow import spell
 from embedx.engine.state import Batch
 from embedx.errors import ConfigError
 from embedx.names import RESERVED_COLUMNS
-from embedx.store.format.index import OK, REJECTED, ROW_SCHEMA
+from embedx.store.format.index import OK, REJECTED, ROW_SCHEMA, UNAVAILABLE
 from embedx.store.format.shards import UNKNOWN_TARGET
 
 
@@ -44,6 +44,7 @@ def rows_table(batch: Batch, split: str, group_key: str | None) -> pa.Table:
     count = len(batch["index"])
     nothing = [None] * count
     reasons = batch.get("reasons", nothing)
+    failed = [UNAVAILABLE if passing else REJECTED for passing in batch.get("unavailable", nothing)]
     columns = {
         "split": [split] * count,
         "index": batch["index"].tolist(),
@@ -52,7 +53,7 @@ def rows_table(batch: Batch, split: str, group_key: str | None) -> pa.Table:
         "offset": batch.get("offsets", nothing),
         "group": spell(pa.chunked_array([_array(metadata[group_key])])) if group_key is not None else nothing,
         "target": _targets(batch, count),
-        "status": [OK if reason is None else REJECTED for reason in reasons],
+        "status": [OK if reason is None else status for reason, status in zip(reasons, failed, strict=False)],
         "reason": reasons,
         "bytes": batch.get("bytes", nothing),
         "mtime_ns": batch.get("mtime_ns", nothing),

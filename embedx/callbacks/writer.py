@@ -39,8 +39,8 @@ class EmbeddingsWriter(Callback):
     """Writes embeddings to a store, in a separate process, so that the forward pass never waits for a disk.
 
     The batch must have `index` [n] int64, rising within a dataloader, and `keys`. It may have `paths`, `offsets`,
-    `targets`, `metadata`, `reasons`, `bytes`, `mtime_ns` and `sha256`. A row with a reason is rejected, and so is one
-    that is not finite, or that isn't in the stored type.
+    `targets`, `metadata`, `reasons`, `unavailable`, `bytes`, `mtime_ns` and `sha256`. A row with a reason is rejected,
+    or unavailable where that entry is True; rejected is also one that is not finite, or not in the stored type.
 
     Args:
         output_dir: The store's folder.

@@ -48,8 +48,8 @@ def command(
 
     Prints the path of the store's manifest. Running the same command again computes only the rows that are missing.
 
-    Exit codes: 0 complete; 1 failed; 2 a setting, file or path has to change; 3 complete, but with more rejected
-    inputs than --max-errors; 75 another run holds the store; 130 or 143 interrupted.
+    Exit codes: 0 complete; 1 failed; 2 a setting, file or path has to change; 3 complete, but with unavailable
+    inputs, or more rejected ones than --max-errors; 75 another run holds the store; 130 or 143 interrupted.
     """
     if dry_run:
         import_torchvision()
@@ -83,11 +83,20 @@ def _report(config: ExtractConfig, summary: Summary, *, as_json: bool, profile: 
             soft_wrap=True,
         )
     print_json(summary.to_json(), indent=None) if as_json else print_line(str(summary.manifest))
-    if summary.rejected > config.max_errors:
-        raise TooManyRejectedError(
-            f"{count_text(summary.rejected, 'input')} rejected, and --max-errors allows {config.max_errors}; the store "
-            f"is complete, and `embedx info {config.out} --rejected` lists them with their reasons"
+    lists = f"`embedx info {config.out} --{{}}` lists them with their reasons"
+    told = []
+    if summary.unavailable:
+        told.append(
+            f"{count_text(summary.unavailable, 'input')} unavailable, as disk or network did not give them; the same "
+            f"command tries them again, and {lists.format('unavailable')}"
         )
+    if summary.rejected > config.max_errors:
+        told.append(
+            f"{count_text(summary.rejected, 'input')} rejected, and --max-errors allows {config.max_errors}; the store "
+            f"is complete, and {lists.format('rejected')}"
+        )
+    if told:
+        raise TooManyRejectedError("\n".join(told))
 
 
 def _run(config: ExtractConfig, heartbeat: Heartbeat) -> Summary:
@@ -118,7 +127,8 @@ def _summary_lines(summary: Summary) -> list[str]:
         return [f"up to date: {count_text(summary.rows, 'row')}"]
     rate = summary.timings.get("images_per_second")
     pace = f", {rate:.0f} images/s ({_ran_on(summary)})" if rate else ""
-    done = f"{count_text(summary.rows, 'row')}, {summary.rejected} rejected, in {summary.seconds:.1f} s"
+    also = f"{summary.unavailable} unavailable, " if summary.unavailable else ""
+    done = f"{count_text(summary.rows, 'row')}, {summary.rejected} rejected, {also}in {summary.seconds:.1f} s"
     if summary.changes is None:
         return [done + pace]
     computed = count_text(int(summary.timings["inputs"]), "input")

@@ -14,10 +14,13 @@ from embedx.values import size_text
 if TYPE_CHECKING:
     from embedx.store.reading.reader import Store
 
+_COUNTS = ("inputs", "rows", "rejected", "unavailable")
+
 
 def command(
     path: StoreArgument,
     rejected: Annotated[bool, typer.Option("--rejected", help="List the rejected inputs instead.")] = False,
+    unavailable: Annotated[bool, typer.Option("--unavailable", help="List the unavailable inputs instead.")] = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -25,8 +28,9 @@ def command(
     from embedx.store.reading.attempts import start_anew
     from embedx.store.reading.reader import Store
 
-    if rejected:
-        _print_rejected(start_anew(lambda: _rejected_rows(Store.open(path))), as_json=as_json)
+    if rejected or unavailable:
+        statuses = {name for name, is_asked in (("rejected", rejected), ("unavailable", unavailable)) if is_asked}
+        _print_without_rows(start_anew(lambda: _without_rows(Store.open(path), statuses)), as_json=as_json)
         return
     description = start_anew(lambda: _description(Store.open(path)))
     print_json(description) if as_json else _print_summary(description)
@@ -40,8 +44,8 @@ def _description(store: Store) -> dict[str, Any]:
     splits: dict[str, dict[str, Any]] = {}
     groups: dict[str, Counter[str | None]] = {}
     for unit in store.units.values():
-        split = splits.setdefault(unit.split, {"inputs": 0, "rows": 0, "rejected": 0, "bytes": 0})
-        for name in ("inputs", "rows", "rejected"):
+        split = splits.setdefault(unit.split, dict.fromkeys((*_COUNTS, "bytes"), 0))
+        for name in _COUNTS:
             split[name] += getattr(unit, name)
         for shard in unit.shards:
             split["bytes"] += shard.bytes
@@ -76,12 +80,14 @@ def _print_summary(description: dict[str, Any]) -> None:
         "rate": f"{description['timings'].get('images_per_second', 0):.0f} images/s",
     }
     STDOUT.print(facts_table(facts))
-    table = numbers_table("split", "group", "inputs", "rows", "rejected", "size")
+    has_unavailable = any(split["unavailable"] for split in description["splits"].values())
+    counts = _COUNTS if has_unavailable else _COUNTS[:-1]
+    table = numbers_table("split", "group", *counts, "size")
     for name, split in description["splits"].items():
-        numbers = [str(split[column]) for column in ("inputs", "rows", "rejected")]
+        numbers = [str(split[column]) for column in counts]
         table.add_row(name, "", *numbers, size_text(split["bytes"]))
         for group in split["groups"]:
-            table.add_row("", group_text(group["group"]), "", str(group["rows"]), "", "")
+            table.add_row("", group_text(group["group"]), "", str(group["rows"]), *[""] * (len(counts) - 1))
     STDOUT.print(table)
 
 
@@ -90,12 +96,13 @@ def _unfinished_text(kept: dict[str, int] | None) -> str:
     return f"no{progress}: run the same command again to finish it"
 
 
-def _rejected_rows(store: Store) -> list[dict[str, Any]]:
+def _without_rows(store: Store, statuses: set[str]) -> list[dict[str, Any]]:
+    """Returns the inputs with one of these statuses, and why they have no row."""
     rows = store.index().select(["split", "key", "path", "reason", "status"]).to_pylist()
-    return [row for row in rows if row.pop("status") == "rejected"]
+    return [row for row in rows if row.pop("status") in statuses]
 
 
-def _print_rejected(rows: list[dict[str, Any]], *, as_json: bool) -> None:
+def _print_without_rows(rows: list[dict[str, Any]], *, as_json: bool) -> None:
     if as_json:
         print_json(rows)
     else:

@@ -54,7 +54,7 @@ class Verdict(enum.IntEnum):
     MOVED = 7
     """All is the same but its path, or its place in that file."""
     RETRIED = 8
-    """It was rejected, and is to be tried again."""
+    """It was rejected, or unavailable, and is to be tried again."""
     UNCHANGED = 9
 
 
@@ -147,7 +147,7 @@ def compare(
     *,
     classes: Sequence[str],
     names_differ: bool,
-    retries: Callable[[str], bool],
+    retries: Callable[[str, str], bool],
 ) -> Changes:
     """Compares a plan with the rows of a store, which its whole units' index tables hold.
 
@@ -157,7 +157,7 @@ def compare(
         sha256_of: The function that reads inputs.
         classes: The names of the store's classes.
         names_differ: False if keys, groups and targets are the same, so that an input that the store lacks is pending.
-        retries: The function that tells by its reason whether a rejected input is to be tried again.
+        retries: The function that tells by its status and reason whether an input without a row is to be tried again.
     """
     units = [read_index(path) for path in tables]
     stored = pa.concat_tables([_NO_ROWS, *(unit.select(INDEX_SCHEMA.names) for unit in units)])
@@ -165,7 +165,7 @@ def compare(
     missing = Verdict.NEW if names_differ else Verdict.PENDING
     matches, contents = {}, {}
     reasons = zip(stored["status"].to_pylist(), stored["reason"].to_pylist(), strict=True)
-    again = np.array([status != OK and retries(reason or "") for status, reason in reasons], bool)
+    again = np.array([status != OK and retries(status, reason or "") for status, reason in reasons], bool)
     unclaimed, movable = np.ones((2, len(stored)), bool)
     for name, split in plan.splits.items():
         slot = same_keys(split, stored)

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache, partial
+from itertools import starmap
 
 import torch
 from rich.console import Console
@@ -20,10 +21,9 @@ from embedx.callbacks.writer import EmbeddingsWriter
 from embedx.config import ExtractConfig
 from embedx.credentials import without_credentials
 from embedx.data.decoding.batch_rows import NoDecoder
-from embedx.data.loading.circumstances import deserves_another_try
 from embedx.data.loading.loaders import SplitLoader
 from embedx.data.plan import Plan, SplitPlan
-from embedx.errors import ConfigError, StoreError, StoreMismatchError
+from embedx.errors import ConfigError, InputError, StoreError, StoreMismatchError
 from embedx.heartbeat import SILENT, Heartbeat
 from embedx.models.device import has_bf16
 from embedx.models.runtimes.base import Runtime
@@ -31,6 +31,7 @@ from embedx.run.changes import Changes, check_gone, compare
 from embedx.run.job import Job
 from embedx.run.kept_splits import check_complete
 from embedx.run.prepare import prepare
+from embedx.run.retries import is_tried_again
 from embedx.run.summary import Summary
 from embedx.run.take_up import take_up
 from embedx.run.update import Layout, lay_out
@@ -39,7 +40,7 @@ from embedx.store.writing.replacement import is_replaceable
 from embedx.store.writing.session import StoreSession
 from embedx.store.writing.session_choice import Mode
 from embedx.system.machine import allow_files, check_threads, keep_large_blocks
-from embedx.values import size_text
+from embedx.values import Allowed, size_text
 
 _FILES = 48
 """The files that a run has open besides its batches."""
@@ -70,6 +71,7 @@ def extract(config: ExtractConfig, heartbeat: Heartbeat = SILENT, plan: Plan | N
         WriterError: If the embeddings can't be written.
         DeviceMemoryError: If the forward pass does not fit into the device's memory.
         InputError: At the first rejected input, with `--on-error fail`.
+        TooManyUnavailableError: If the machine or the network does not give more inputs than `--max-unavailable`.
     """
     started = time.perf_counter()
     console = heartbeat.console
@@ -118,10 +120,10 @@ def _update(job: Job, session: StoreSession, console: Console) -> Layout | None:
     config = job.config
     can_replace = cache(partial(is_replaceable, session.out))  # asked only where it matters, as it may move the folder
 
-    def retries(reason: str) -> bool:
-        return config.retry_rejected or (deserves_another_try(reason) and can_replace())
+    def retries(status: str, reason: str) -> bool:
+        return config.retry_rejected or (is_tried_again(status, reason) and can_replace())
 
-    if not session.needs_comparison and not any(map(retries, session.checks.rejected_reasons(session.out))):
+    if not session.needs_comparison and not any(starmap(retries, session.checks.failures(session.out))):
         return None
 
     def sha256_of(split: SplitPlan, rows: Sequence[int]) -> list[str | None]:
@@ -129,7 +131,7 @@ def _update(job: Job, session: StoreSession, console: Console) -> Layout | None:
             return []
         inputs = "1 input" if len(rows) == 1 else f"{len(rows):,} inputs"
         console.print(f"{split.name}: reading {inputs} to see what has changed", markup=False)
-        return [digest for batch in job.loader(split, [rows], NoDecoder()) for digest in batch["sha256"]]
+        return _digests(job.loader(split, [rows], NoDecoder()), all_are_needed=not config.update)
 
     def compared() -> Changes:
         return compare(
@@ -163,6 +165,17 @@ def _update(job: Job, session: StoreSession, console: Console) -> Layout | None:
     return layout
 
 
+def _digests(batches: SplitLoader, *, all_are_needed: bool) -> list[str | None]:
+    """Returns the sha256 of each input; None for one that can't be read, unless all are needed."""
+    found: list[str | None] = []
+    for batch in batches:
+        if all_are_needed and True in batch["unavailable"]:
+            key, reason = (batch[name][batch["unavailable"].index(True)] for name in ("keys", "reasons"))
+            raise InputError(f"{key} is unavailable: {reason}; whether it has changed can't be told: try again later")
+        found += batch["sha256"]
+    return found
+
+
 def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], heartbeat: Heartbeat) -> None:
     """Embeds the loaders' inputs and finishes the store."""
     _warn_of_space(job, session, loaders, heartbeat.console)
@@ -175,7 +188,12 @@ def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], heart
         if job.device.type == "cpu":
             keep_large_blocks()
         model = _model(job, session, heartbeat.console)
-    rejected = RejectedInputs(job.config.on_error, partial(heartbeat.console.print, style="bold yellow", markup=False))
+    inputs = sum(len(split) for split in job.plan.splits.values() if split.kept is None)
+    rejected = RejectedInputs(
+        job.config.on_error,
+        partial(heartbeat.console.print, style="bold yellow", markup=False),
+        Allowed(job.config.max_unavailable, inputs),
+    )
     writer = EmbeddingsWriter(
         job.config.out,
         dataloader_idx_map=dict(enumerate(loaders)),

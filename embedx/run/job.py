@@ -158,6 +158,7 @@ class Job:
             again=again,
             unique_keys=self.config.key_column is not None,
             timeout=self.config.timeout,
+            max_bytes=self.config.max_bytes,
         )
 
     def build_model(self, console: Console) -> Runtime:

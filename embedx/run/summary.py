@@ -28,7 +28,7 @@ class Summary:
     manifest: Path
     """The path of the store's manifest."""
     totals: dict[str, SplitTotals]
-    """The store's counts per split: inputs, rows, rejected, units, shards, bytes."""
+    """The store's counts per split: inputs, rows, rejected, unavailable, units, shards, bytes."""
     up_to_date: bool
     """True if there was nothing to do."""
     changes: dict[str, int] | None
@@ -51,6 +51,11 @@ class Summary:
     def rejected(self) -> int:
         """The number of rejected inputs in the store."""
         return sum(split.rejected for split in self.totals.values())
+
+    @property
+    def unavailable(self) -> int:
+        """The number of inputs in the store that the machine or the network did not give."""
+        return sum(split.unavailable for split in self.totals.values())
 
     @property
     def profile(self) -> dict[str, dict[str, float]]:
@@ -78,10 +83,13 @@ class Summary:
             "up_to_date": self.up_to_date,
             "rows": self.rows,
             "rejected": self.rejected,
+            "unavailable": self.unavailable,
             "changes": self.changes,
             "kept": self.kept,
             "seconds": round(self.seconds, 3),
-            "splits": {name: totals.to_json() for name, totals in self.totals.items()},
+            "splits": {
+                name: {**totals.to_json(), "unavailable": totals.unavailable} for name, totals in self.totals.items()
+            },
             "means": self.ran_on,
             "timings": self.timings,
             "verdict": self.verdict,

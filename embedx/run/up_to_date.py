@@ -6,15 +6,16 @@ import dataclasses
 import hashlib
 import time
 from importlib.metadata import PackageNotFoundError, version
+from itertools import starmap
 from pathlib import Path
 
 from embedx.config import ExtractConfig
-from embedx.data.loading.circumstances import deserves_another_try
 from embedx.data.plan import Plan
 from embedx.errors import StoreError
 from embedx.heartbeat import SILENT, Heartbeat
 from embedx.recipe import canonical_json
 from embedx.run.inputs import list_inputs
+from embedx.run.retries import is_tried_again
 from embedx.run.summary import Summary
 from embedx.store.format.contents import PlanTerms
 from embedx.store.format.layout import MANIFEST
@@ -23,8 +24,8 @@ from embedx.store.writing.session import StoreSession
 
 _WITHOUT_EFFECT = dict.fromkeys(
     [
-        *("workers", "threads", "on_error", "timeout", "max_pixels", "max_errors", "allow_nonfinite"),
-        *("data", "update", "max_gone", "verify_kept"),
+        *("workers", "threads", "on_error", "timeout", "max_pixels", "max_bytes", "max_errors", "max_unavailable"),
+        *("data", "update", "max_gone", "verify_kept", "allow_nonfinite"),
     ]
 )
 """The settings that change nothing in a complete store of the same inputs."""
@@ -64,7 +65,7 @@ def look_for_work(config: ExtractConfig, heartbeat: Heartbeat = SILENT) -> tuple
     if (
         session.needs_comparison
         or not session.is_finished
-        or any(map(deserves_another_try, session.checks.rejected_reasons(session.out)))
+        or any(starmap(is_tried_again, session.checks.failures(session.out)))
     ):
         return None, plan
     seconds = time.perf_counter() - started

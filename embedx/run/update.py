@@ -20,7 +20,7 @@ from embedx.data.sources.base import paths_as_text
 from embedx.run.changes import Changes, Verdict
 from embedx.run.columns import at
 from embedx.run.metadata import Positions
-from embedx.store.format.index import INDEX_SCHEMA, PLACE_SCHEMA, ROW_SCHEMA
+from embedx.store.format.index import INDEX_SCHEMA, PLACE_SCHEMA, REJECTED, ROW_SCHEMA
 from embedx.store.format.layout import Unit
 from embedx.store.writing.unit_rows import StayingRows
 
@@ -37,7 +37,7 @@ class Layout:
     plan: Plan
     """The plan, with each input's `index` in the updated store."""
     retried: dict[str, set[int]]
-    """The inputs that are tried again, as rows of the plan, per split."""
+    """The rejected inputs that are tried again, as rows of the plan, per split."""
     computed: dict[str, list[int]]
     """The inputs to be computed, as rows of the plan, per split."""
     units: dict[Unit, int]
@@ -63,7 +63,9 @@ def lay_out(changes: Changes, rows_per_unit: int) -> Layout:
         positions = np.empty(len(split), np.int64)
         positions[order] = np.repeat(numbers * rows_per_unit - starts, counts) + np.arange(len(split))
         layout.plan.splits[name] = dataclasses.replace(split, positions=positions)
-        layout.retried[name] = set(changes.splits[name].rows(Verdict.RETRIED).tolist())
+        retried = changes.splits[name].rows(Verdict.RETRIED)
+        was_rejected = pc.equal(changes.stored["status"].take(pa.array(slot[retried])), REJECTED)
+        layout.retried[name] = set(retried[was_rejected.to_numpy()].tolist())
         layout.computed[name] = order[source_row[order] < 0].tolist()
         rows = index_rows(layout.plan.splits[name], changes.stored, source_row).take(pa.array(order))
         has_source = pa.array(source_row[order] >= 0)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +68,8 @@ def _fetch(url: str, path: Path, notice: Callable[[str], None]) -> None:
         with remote.open_url(url, in_parts=False) as source:
             size = source.seek(0, os.SEEK_END)
             source.seek(0)
+            if size > (free := shutil.disk_usage(path.parent).free):
+                raise OSError(f"it has {size_text(size)}, and {size_text(free)} are free for {path.parent}")
             notice(f"fetching {shown} ({size_text(size)}) into {path.parent}")
             descriptor, part = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".part", dir=path.parent)
             with open(descriptor, "wb") as target:

@@ -8,25 +8,29 @@ from __future__ import annotations
 import errno
 import io
 import random
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
-from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
-from urllib.parse import unquote
+from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
 from fsspec.caching import AllBytes
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile
 
-from embedx.credentials import credentials_hidden
 from embedx.errors import ConfigError, unknown
 from embedx.paths import mark_of_commit
+from embedx.system.links import LONGEST_PAGE, ListedFile, listed_by_links, matching_links
+from embedx.system.passing import LaterError
+from embedx.system.remote_errors import cause_of, final_error, status_of, words_of
+from embedx.values import MAX_BYTES, size_text, too_large
 
 _ATTEMPTS = 4
 _FIRST_DELAY = 0.5
 """The seconds before the second attempt; each further delay is twice as long."""
+_PIECE = 1 << 20
+_NO_SUCH_RANGE = 416
 _BUFFER = 4 << 20
 """The number of bytes to read ahead in a file that is read piece by piece."""
 _EXTRAS = {**dict.fromkeys(("s3", "s3a", "gs", "gcs", "http", "https"), "cloud"), "hf": "hf"}
@@ -35,16 +39,6 @@ _TIMES = ("LastModified", "updated", "mtime", "modified", "last_modified")
 """The entries in which file systems give the time of a file's last modification."""
 
 T = TypeVar("T")
-
-
-class ListedFile(NamedTuple):
-    """A file in the listing of a folder."""
-
-    url: str
-    path: str
-    """The path below the folder that was listed."""
-    size: int | None
-    mtime_ns: int | None
 
 
 def check_schemes(urls: Mapping[str, str]) -> None:
@@ -66,18 +60,19 @@ def check_schemes(urls: Mapping[str, str]) -> None:
     ConfigError.check(faults)
 
 
-def read(url: str, offset: int | None = None, size: int | None = None) -> bytes:
+def read(url: str, offset: int | None = None, size: int | None = None, most: int = MAX_BYTES) -> bytes:
     """Reads `size` bytes from `offset` on, or everything if `offset` is None.
 
     Raises:
-        OSError: If the bytes can't be read, after several attempts for a failure that may pass.
+        OSError: If the bytes can't be read, after several attempts for a failure that may pass, or everything is more
+            than `most` bytes, which are not held in memory.
     """
     if offset is None:
-        return _attempt(url, lambda fs, path: bytes(fs.cat_file(path)))
+        return _attempt(url, lambda fs, path: _everything(fs, path, most))
     end = offset + (size or 0)
     data = _attempt(url, lambda fs, path: bytes(fs.cat_file(path, start=offset, end=end)))
     if len(data) > end - offset:
-        raise OSError(errno.EIO, "its server sends no parts of files, only whole ones; download it")
+        raise OSError(errno.EINVAL, "its server sends no parts of files, only whole ones; download it")
     return data
 
 
@@ -91,17 +86,27 @@ def open_url(url: str, *, in_parts: bool) -> BinaryIO:
     if in_parts:
         read(url, 0, 1)
     if size is None:
-        return io.BytesIO(read(url))
+        try:
+            return io.BytesIO(read(url))
+        except OSError as error:
+            if error.errno != errno.EFBIG:
+                raise
+            text = f"its server does not tell its size, and it has more than {size_text(MAX_BYTES)}; download it"
+            raise OSError(errno.EFBIG, text) from error
     return cast(BinaryIO, _RemoteFile(None, url, block_size=_BUFFER, size=size))
 
 
 def list_files(url: str) -> list[ListedFile]:
     """Lists all files below a folder; raises an OSError if it can't be listed."""
+    if _is_http(url):
+        return list(listed_by_links(url, _page))
     return _attempt(url, lambda fs, path: list(_files(fs, path)))
 
 
 def find(pattern: str) -> list[str]:
     """Returns the files that match a pattern with wildcards, by name; raises an OSError if they can't be listed."""
+    if _is_http(pattern):
+        return matching_links(pattern, _page)
     return _attempt(pattern, lambda fs, path: sorted(fs.unstrip_protocol(name) for name in fs.glob(path)))
 
 
@@ -139,6 +144,40 @@ class _RemoteFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no 
         return data
 
 
+class _Sink(io.BytesIO):
+    """Takes what is downloaded, at most so many bytes."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def write(self, piece: Any) -> int:
+        if self.tell() + len(piece) > self._most:
+            raise OSError(errno.EFBIG, too_large(self._most))
+        return super().write(piece)
+
+
+def _everything(fs: Any, path: str, most: int) -> bytes:
+    sink = _Sink(most)
+    if "http" in fs.protocol:
+        fs.get_file(path, sink, chunk_size=_PIECE)  # in pieces, each decompressed as the server's headers say
+        return sink.getvalue()
+    try:
+        sink.write(fs.cat_file(path, start=0, end=most + 1))
+    except Exception as error:
+        if status_of(error) != _NO_SUCH_RANGE:  # an empty object has no first byte
+            raise
+    return sink.getvalue()
+
+
+def _page(url: str) -> bytes:
+    return read(url, most=LONGEST_PAGE)
+
+
+def _is_http(url: str) -> bool:
+    return url.partition("://")[0].lower() in ("http", "https")
+
+
 def _attempt(url: str, step: Callable[[Any, str], T]) -> T:
     """Calls `step` with the file system and path of a URL, and again after a delay while its error may pass.
 
@@ -151,15 +190,15 @@ def _attempt(url: str, step: Callable[[Any, str], T]) -> T:
         try:
             return step(*_file_system(url))
         except Exception as error:
-            last = _cause(error)
-            final = _final(last)
+            last = cause_of(error)
+            final = final_error(last)
             if final is not None:
                 raise final from error
-    raise OSError(errno.EIO, f"{_words(last)}, at each of {_ATTEMPTS} attempts") from last
+    raise LaterError(errno.EIO, f"{words_of(last)}, at each of {_ATTEMPTS} attempts") from last
 
 
 def _file_system(url: str) -> tuple[Any, str]:
-    scheme = url.partition("://")[0]
+    scheme = url.partition("://")[0].lower()
     options: dict[str, Any] = {}
     if scheme in ("s3", "s3a"):
         # One request per object, and no attempts besides those made here.
@@ -168,81 +207,23 @@ def _file_system(url: str) -> tuple[Any, str]:
         import aiohttp
 
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=30)
-        options = {"client_kwargs": {"timeout": timeout, "trust_env": True}}
+        client = {"timeout": timeout, "trust_env": True}
+        return fsspec.filesystem(scheme, client_kwargs=client), url  # in which `::` is no chain
     fs, path = url_to_fs(url, **options)
+    if isinstance(fs, LocalFileSystem):
+        raise ValueError("a file of this machine is read by its path alone; give that")
     if scheme in ("s3", "s3a"):
         fs.retries = 1
     return fs, path
 
 
-def _cause(error: BaseException) -> BaseException:
-    """Returns the HTTP error behind fsspec's FileNotFoundError, which it raises for any status, or else the error."""
-    cause = error.__cause__
-    behind = isinstance(cause, TimeoutError) or type(cause).__module__.startswith("aiohttp")
-    return cause if cause is not None and behind and isinstance(error, FileNotFoundError) else error
-
-
-def _final(error: BaseException) -> OSError | None:
-    """Returns the error to raise for one that will not pass, or None for one that may."""
-    status = _status(error)
-    if status in (401, 403) or isinstance(error, PermissionError):
-        return PermissionError(errno.EACCES, f"no access ({_words(error)})")
-    if status in (404, 410) or (status is None and isinstance(error, FileNotFoundError)):
-        return FileNotFoundError(errno.ENOENT, "not found")
-    if type(error).__name__ == "NoCredentialsError":
-        return PermissionError(errno.EACCES, f"{error}; for public data set FSSPEC_S3='{{\"anon\": true}}'")
-    passing = (408, 425, 429)
-    if (status is not None and 400 <= status < 500 and status not in passing) or isinstance(
-        error, (ValueError, TypeError, NotImplementedError, ImportError, IsADirectoryError)
-    ):
-        return OSError(errno.EIO, _words(error))
-    return None
-
-
-def _status(error: BaseException | None) -> int | None:
-    """Returns the HTTP status that caused an error, or None."""
-    while error is not None:
-        response = getattr(error, "response", None)  # of botocore, or of the hub
-        status = response["ResponseMetadata"].get("HTTPStatusCode") if isinstance(response, dict) else None
-        status = status or getattr(response, "status_code", None) or getattr(error, "status", None)  # of aiohttp
-        if isinstance(status, int):
-            return status
-        error = error.__cause__
-    return None
-
-
-def _words(error: BaseException) -> str:
-    """Returns an error's status and message, or else its text, without the credentials of URLs."""
-    if isinstance(status := getattr(error, "status", None), int):
-        return f"{status} {getattr(error, 'message', '')}".strip()
-    text = getattr(error, "strerror", None) or str(error)
-    text = credentials_hidden(" ".join(text.split()))
-    if isinstance(error, OSError) and text:
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
 def _files(fs: Any, folder: str) -> Iterator[ListedFile]:
-    if "http" in fs.protocol:
-        yield from _linked(fs, re.split("[?#]", folder)[0].rstrip("/"), "")
-        return
     folder = folder.rstrip("/")
     for name, info in fs.find(folder, detail=True).items():
         below = name.removeprefix(folder).lstrip("/")
         url = fs.unstrip_protocol(name)
         time_ns = _time_ns(info)
         yield ListedFile(url, below, info.get("size"), mark_of_commit(url.encode()) if time_ns is None else time_ns)
-
-
-def _linked(fs: Any, root: str, below: str) -> Iterator[ListedFile]:
-    """Yields the files to which a server's page of a folder links, and those of the folders below."""
-    for info in fs.ls(f"{root}/{below}", detail=True):
-        name = info["name"].removeprefix(f"{root}/")
-        if name.endswith("/"):
-            if not {".", ".."}.intersection(name.split("/")):
-                yield from _linked(fs, root, name)
-        else:
-            yield ListedFile(info["name"], unquote(name), info["size"], None)
 
 
 def _time_ns(info: Mapping[str, Any]) -> int | None:

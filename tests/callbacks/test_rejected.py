@@ -38,14 +38,14 @@ def test_rejected_inputs_are_counted_by_dataloader() -> None:
     }
     state = loop.run_test(Echo(), loaders, [callback])
     assert callback.counts == {0: 3, 2: 1}
-    assert state["metrics"] == {"test/rejected": 4}
+    assert state["metrics"] == {"test/rejected": 4, "test/unavailable": 0}
 
 
 @pytest.mark.parametrize("on_error", ["reject", "fail"])
 def test_no_reasons_means_nothing_is_rejected(on_error: Any) -> None:
     without = {name: value for name, value in batch(None).items() if name != "reasons"}
     state = loop.run_test(Echo(), {"all": [batch(None, None), without]}, [RejectedInputs(on_error)])
-    assert state["metrics"] == {"test/rejected": 0}
+    assert state["metrics"] == {"test/rejected": 0, "test/unavailable": 0}
 
 
 def test_fail_ends_the_run_at_the_first_one_naming_input_and_reason() -> None:
@@ -71,7 +71,7 @@ def test_rows_that_are_not_finite_count_and_a_batch_of_nothing_else_is_told_once
     bad = [NotFinite(f"image-{row}", Cause.FORWARD, "NaN came") for row in range(4)]
     for rows, found in ((4, bad[:1]), (1, bad[:1])):  # most rows so far are finite
         callback.add_rows(rows, found)
-    assert said == [] and callback.on_test_epoch_end({}, Echo()) == {"rejected": 2}
+    assert said == [] and callback.on_test_epoch_end({}, Echo()) == {"rejected": 2, "unavailable": 0}
     for _ in range(2):
         callback.add_rows(4, bad)
     assert len(said) == 1 and said[0].startswith("none of 4 rows is finite (image-0: NaN came): check the weights")

@@ -16,6 +16,7 @@ from embedx.data.reading.files import RejectedInputError
 from embedx.data.sources.feature_files import tensor_of_features
 from embedx.data.sources.kinds import SUFFIXES
 from embedx.errors import ConfigError
+from embedx.values import MAX_BYTES
 
 _NPY_MAGIC = b"\x93NUMPY"
 _TRIED = 1000
@@ -78,7 +79,7 @@ def _first_shape(split: SplitPlan) -> tuple[int, ...]:
     reason = "there are none"
     for sample in split.table.slice(0, _TRIED).select(["path", "offset", "size"]).to_pylist():
         try:
-            return tuple(read_features(split.reader.read(**sample)).shape)
+            return tuple(read_features(split.reader.read(**sample, most=MAX_BYTES)).shape)
         except RejectedInputError as error:
             reason = str(error)
     raise ConfigError(

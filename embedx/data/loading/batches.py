@@ -6,6 +6,7 @@ import contextlib
 import copy
 import hashlib
 import math
+import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, Self
@@ -16,13 +17,14 @@ from torch.utils.data import Dataset, Sampler
 
 from embedx.data.decoding import memory
 from embedx.data.decoding.batch_rows import BatchBuffer, Decoder
-from embedx.data.loading.circumstances import NO_MEMORY
+from embedx.data.loading.circumstances import NO_MEMORY, Failure, Patience
 from embedx.data.loading.isolation import InHand
 from embedx.data.loading.torch_workers import is_out_of_memory
 from embedx.data.loading.turns import Turns
 from embedx.data.plan import SplitPlan
 from embedx.data.reading.files import RejectedInputError
 from embedx.data.sources.base import Reader
+from embedx.values import MAX_BYTES, too_large
 
 
 class Order(NamedTuple):
@@ -35,18 +37,29 @@ class Order(NamedTuple):
     size: int | None
 
 
+class _Loaded(NamedTuple):
+    """The outcome of loading an input."""
+
+    failure: Failure | None
+    size: int | None = None
+    """The number of bytes that were read; None if they weren't."""
+    sha256: str | None = None
+
+
 class Batches(Dataset[dict[str, Any]]):
     """Loads whole batches of one split: `__getitems__(orders)` reads and decodes the inputs of one.
 
     It holds nothing of the plan, because each worker gets a copy of it.
     """
 
-    def __init__(self, reader: Reader, decoder: Decoder, batch_size: int) -> None:
+    def __init__(self, reader: Reader, decoder: Decoder, batch_size: int, max_bytes: int = MAX_BYTES) -> None:
         self.reader = reader
+        self.max_bytes = max_bytes
         self.decoder = decoder
         self.batch_size = batch_size
-        self.fatal: dict[int, str] = {}
-        """The rows that end the process which loads them, each with the reason; they are rejected unread."""
+        self.fatal: dict[int, Failure] = {}
+        """The rows that end the process which loads them; they fail unread."""
+        self._patience = Patience()
         self.in_hand = InHand(0)
         """The record of the inputs that the workers have in hand."""
         self.turns = Turns()
@@ -60,35 +73,50 @@ class Batches(Dataset[dict[str, Any]]):
         """Loads these inputs into one batch; of the plan it has only the numbers of its rows, as `plan_rows`."""
         buffer = self.decoder.new_buffer(self.batch_size)
         loaded = [self._load(order, buffer, row) for row, order in enumerate(orders)]
-        reasons, sizes, digests = zip(*loaded, strict=True)
+        failures, sizes, digests = zip(*loaded, strict=True)
         return {
             **buffer.to_batch(len(orders)),
             "plan_rows": [order.row for order in orders],
-            "reasons": list(reasons),
+            "reasons": [failure and failure.reason for failure in failures],
+            "unavailable": [failure is not None and failure.is_unavailable for failure in failures],
             "bytes": list(sizes),
             "sha256": list(digests),
         }
 
-    def _load(self, order: Order, buffer: BatchBuffer, row: int) -> tuple[str | None, int | None, str | None]:
-        """Fills a row of the buffer; returns the reason of a rejection, the input's bytes and its sha256."""
-        size, digest = None, None
-        try:
-            if order.row in self.fatal:
-                raise RejectedInputError(self.fatal[order.row])
+    def _load(self, order: Order, buffer: BatchBuffer, row: int) -> _Loaded:
+        """Fills a row of the buffer; tries again what may pass within seconds."""
+        if order.row in self.fatal:
+            loaded = _Loaded(self.fatal[order.row])
+        else:
             with self.in_hand.hold(order.row):
-                data = self.reader.read(order.path, order.offset, order.size)
-                size, digest = len(data), hashlib.sha256(data).hexdigest()
-                self._decode(buffer, row, data)
+                loaded = self._attempt(order, buffer, row)
+                for delay in self._patience.delays():
+                    if loaded.failure is None or not loaded.failure.may_pass_soon:
+                        break
+                    time.sleep(delay)
+                    loaded = self._attempt(order, buffer, row)
+            self._patience.note(loaded.failure)
+        if loaded.failure is not None:
+            buffer.zero(row)
+        return loaded
+
+    def _attempt(self, order: Order, buffer: BatchBuffer, row: int) -> _Loaded:
+        size, digest, failure = None, None, None
+        try:
+            self.in_hand.note_read(False)
+            data = self.reader.read(order.path, order.offset, order.size, self.max_bytes)
+            if len(data) > self.max_bytes:
+                raise RejectedInputError(too_large(self.max_bytes))
+            size, digest = len(data), hashlib.sha256(data).hexdigest()
+            self.in_hand.note_read(True)
+            self._decode(buffer, row, data)
         except RejectedInputError as error:
-            reason = str(error)
+            failure = Failure.of(error, was_listed=order.size is not None)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            reason = NO_MEMORY
-        else:
-            return None, size, digest
-        buffer.zero(row)
-        return reason, size, digest
+            failure = Failure(NO_MEMORY)
+        return _Loaded(failure, size, digest)
 
     def _decode(self, buffer: BatchBuffer, row: int, data: bytes) -> None:
         """Decodes an input's bytes into a row; one that needs more memory than a worker's share waits for its turn."""

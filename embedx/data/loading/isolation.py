@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import get_worker_info
 
-from embedx.data.loading.circumstances import CRASHED, ENDED, NO_END
+from embedx.data.loading.circumstances import CRASHED, ENDED, NO_END, Failure
 from embedx.system.processes import START_METHOD, abandon, tie_to_parent
 
 _GRACE = 5.0
@@ -32,6 +32,8 @@ class Held(NamedTuple):
     row: int
     seconds: float
     """The time that the worker has spent on it, without the time in which it was suspended."""
+    is_reading: bool
+    """True if its bytes had not all been read."""
 
     def is_overdue(self, timeout: float) -> bool:
         """Tells whether the worker should have been ended long ago."""
@@ -47,7 +49,7 @@ class InHand:
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
-        self._slots = torch.zeros(workers, 3, dtype=torch.float64)  # pid, row, since; 0 for a worker without an input
+        self._slots = torch.zeros(workers, 4, dtype=torch.float64)  # pid, row, since (0: no input), read or not
         self._slots.share_memory_()  # type: ignore[no-untyped-call]
         self._spent: dict[tuple[float, ...], float] = {}  # seconds of each slot's content; known to the parent alone
 
@@ -77,10 +79,18 @@ class InHand:
             if worker is not None:
                 self._slots[worker.id][2] = time.monotonic()
 
+    def note_read(self, is_read: bool) -> None:
+        """Records in a worker whether it has read the bytes of what it has in hand."""
+        if (worker := get_worker_info()) is not None:
+            self._slots[worker.id][3] = is_read
+
     def now(self) -> list[Held]:
         """Lists the inputs that are in hand now."""
         spent = self._spent
-        return [Held(int(slot[0]), int(slot[1]), spent.get(slot, 0.0)) for slot in self._contents()]
+        return [
+            Held(int(slot[0]), int(slot[1]), spent.get(slot, 0.0), is_reading=not is_read)
+            for slot, is_read in self._contents().items()
+        ]
 
     def add(self, seconds: float) -> None:
         """Adds time to all that is in hand, except where the worker has ended or is suspended."""
@@ -90,8 +100,9 @@ class InHand:
             for slot in self._contents()
         }
 
-    def _contents(self) -> list[tuple[float, ...]]:
-        return [tuple(slot) for slot in self._slots.tolist() if slot[2]]
+    def _contents(self) -> dict[tuple[float, ...], bool]:
+        """Returns pid, row and since of what is in hand, each with whether it has been read."""
+        return {tuple(slot): bool(is_read) for *slot, is_read in self._slots.tolist() if slot[2]}
 
 
 def _is_running(pid: int) -> bool:
@@ -138,19 +149,19 @@ def become_decoding_process(name: str) -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
-def find_fatal(dataset: Any, orders: Sequence[Any], timeout: float) -> dict[int, str]:
+def find_fatal(dataset: Any, orders: Sequence[Any], timeout: float) -> dict[int, Failure]:
     """Loads inputs by `dataset[order]` in a process of its own, and in a new one after each input that ends it.
 
     Returns:
-        The position and the reason of each input that ended its process, or that the process did not come back from.
+        The position and the failure of each input that ended its process, or that the process did not come back from.
     """
-    fatal: dict[int, str] = {}
+    fatal: dict[int, Failure] = {}
     first = 0
     while first < len(orders):
         begun, exitcode = _load_one_by_one(dataset, orders[first:], timeout)
         if exitcode == 0:
             break
-        fatal[first + begun] = _reason(exitcode)
+        fatal[first + begun] = _failure(exitcode)
         first += begun + 1
     return fatal
 
@@ -184,9 +195,7 @@ def _probe(dataset: Any, orders: Sequence[Any], progress: connection.Connection)
         dataset[order]
 
 
-def _reason(exitcode: int | None) -> str:
+def _failure(exitcode: int | None) -> Failure:
     if exitcode is None:
-        return NO_END
-    if exitcode < 0:
-        return f"{CRASHED}{signal.Signals(-exitcode).name}"
-    return f"{ENDED}{exitcode}"
+        return Failure(NO_END)
+    return Failure(f"{CRASHED}{signal.Signals(-exitcode).name}" if exitcode < 0 else f"{ENDED}{exitcode}")

@@ -6,6 +6,7 @@ A batch is a plain dict; B is the batch size, n ≤ B the number of its inputs:
               Rows n to B are padding; they are zero, as are the rows of rejected inputs
     index     [n] int64, each input's place in its split of the store
     keys, paths, offsets, mtime_ns, groups, reasons, bytes, sha256   lists of n; the reason of a decoded input is None
+    unavailable   list of n; True for an input whose reason is the machine's or the network's fault
     targets   [n] int64, -1 where unknown; left out if the split has none
     image_rows  [n] int64, the row of `images` that each input has; only where inputs of a batch are one image, then n
               may be larger than B
@@ -23,7 +24,7 @@ import torch
 
 from embedx.data.decoding.batch_rows import Decoder, batch_bytes
 from embedx.data.loading.batches import Batches, UniqueRows, UnitBatches
-from embedx.data.loading.circumstances import NO_END, tried_twice
+from embedx.data.loading.circumstances import Failure, tried_twice
 from embedx.data.loading.isolation import InHand, find_fatal
 from embedx.data.loading.torch_workers import TorchWorkers, WorkerCounts, WorkerLostError
 from embedx.data.loading.turns import Turns
@@ -31,7 +32,10 @@ from embedx.data.plan import SplitPlan
 from embedx.data.sources.base import as_text
 from embedx.errors import LoaderError
 from embedx.system.processes import server_killed_by, start_fork_server
+from embedx.values import MAX_BYTES
 
+_READ = ("reasons", "unavailable", "bytes", "sha256")
+"""The entries of a batch that tell how its inputs were read."""
 _FRUITLESS_RESTARTS = 3
 """The number of times in a row that workers are replaced without a batch in between and without a fault found."""
 
@@ -47,6 +51,7 @@ class SplitLoader:
         again: The rows that an earlier run has tried and rejected.
         unique_keys: Whether keys are no paths, so that rows of a unit may be of one input, which is loaded once.
         timeout: The seconds after which a worker gives up an input, which is then rejected.
+        max_bytes: The largest size of an input; one that is larger is rejected.
 
     Raises:
         LoaderError: If the machine's shared memory has no room for batches of this size.
@@ -64,6 +69,7 @@ class SplitLoader:
         again: Collection[int] = (),
         unique_keys: bool = False,
         timeout: float = 300.0,
+        max_bytes: int = MAX_BYTES,
     ) -> None:
         self.inputs = sum(len(unit) for unit in units)
         self._plan = plan
@@ -71,7 +77,7 @@ class SplitLoader:
         unique = UniqueRows.of(plan, units) if unique_keys else UniqueRows(units, {})
         self._repeats = unique.repeats
         self._batches = UnitBatches(plan, unique.units, batch_size)
-        self._dataset = Batches(plan.reader, decoder, batch_size)
+        self._dataset = Batches(plan.reader, decoder, batch_size, max_bytes)
         self._timeout = timeout
         self._again = again
         workers = min(workers, len(self._batches))
@@ -135,26 +141,26 @@ class SplitLoader:
             pin_memory=self._pin_memory,
         )
 
-    def _find_fatal(self, workers: TorchWorkers, delivered: int) -> dict[int, str]:
-        """Returns the rows that ended their worker, or that it is stuck in, each with the reason.
+    def _find_fatal(self, workers: TorchWorkers, delivered: int) -> dict[int, Failure]:
+        """Returns the rows that ended their worker, or that it is stuck in, each with its failure.
 
         Somebody else may have killed a worker, so the batch that it was at is tried again in another process.
         """
         stuck, suspects = workers.rows_in_hand()
-        fatal = dict.fromkeys(stuck, NO_END)
+        fatal = dict(stuck)
         under_way = self._batches.starting_at(delivered)
         for batch in islice(under_way, self._workers * self._prefetch):
             if suspects.intersection(order.row for order in batch):
                 orders = [order for order in batch if order.row not in fatal.keys() | self._dataset.fatal.keys()]
                 found = find_fatal(self._dataset, orders, self._timeout)
-                fatal |= {orders[position].row: reason for position, reason in found.items()}
+                fatal |= {orders[position].row: failure for position, failure in found.items()}
         return fatal
 
     def _with_repeats(self, batch: dict[str, Any], rows: Sequence[int]) -> list[int]:
         """Gives a batch all rows of its inputs, in order, and the entry `image_rows`; returns these rows."""
         places = sorted((each, place) for place, row in enumerate(rows) for each in self._repeats.get(row, (row,)))
         image_rows = [place for _, place in places]
-        batch |= {name: [batch[name][place] for place in image_rows] for name in ("reasons", "bytes", "sha256")}
+        batch |= {name: [batch[name][place] for place in image_rows] for name in _READ}
         batch["image_rows"] = torch.tensor(image_rows)
         return [row for row, _ in places]
 

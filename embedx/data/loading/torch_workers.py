@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Self
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from embedx.data.loading.circumstances import NO_END, UNREAD, Failure
 from embedx.data.loading.isolation import InHand, become_decoding_process, end_late_workers
 from embedx.errors import LoaderError
 from embedx.system.machine import free_shared_memory
@@ -148,14 +149,15 @@ class TorchWorkers:
                 if not timed_out:
                     raise
 
-    def rows_in_hand(self) -> tuple[set[int], set[int]]:
+    def rows_in_hand(self) -> tuple[dict[int, Failure], set[int]]:
         """Returns the rows that ran into the time limit, and the suspects: rows that other dead workers had in hand."""
         self._any_ended(_POLL_SECONDS)
-        stuck, suspects = set(), set()
+        stuck: dict[int, Failure] = {}
+        suspects: set[int] = set()
         for held in self._in_hand.now():
             process = self._processes[held.pid]
             if held.is_stuck(self._timeout):
-                stuck.add(held.row)
+                stuck[held.row] = UNREAD if held.is_reading else Failure(NO_END)
             elif process.exitcode is not None:
                 suspects.add(held.row)
         return stuck, suspects

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -11,7 +12,10 @@ from urllib.parse import unquote
 
 from embedx.credentials import credentials_hidden
 from embedx.paths import is_url as is_url
+from embedx.values import MAX_BYTES, too_large
 
+_PIECE = 1 << 16
+"""The bytes that are asked for where a file should have ended."""
 _HTTP = re.compile(r"https?://", re.IGNORECASE)
 
 
@@ -25,16 +29,21 @@ class RejectedInputError(Exception):
 class FileReader:
     """Reads whole files, or parts of them."""
 
-    def read(self, path: bytes, offset: int | None = None, size: int | None = None) -> bytes:
+    def read(self, path: bytes, offset: int | None = None, size: int | None = None, most: int = MAX_BYTES) -> bytes:
         """Reads a regular file or a URL: `size` bytes from `offset` on, or everything if `offset` is None.
 
         Raises:
-            RejectedInputError: If it can't be read, or is not a regular file (a FIFO would never end).
+            RejectedInputError: If it can't be read, has more than `most` bytes, or is not a regular file (a FIFO would
+                never end).
         """
+        if offset is not None and (size or 0) > most:
+            raise RejectedInputError(too_large(most))
+        read_bytes = _read_url if b"://" in path and is_url(path) else _read_file
         try:
-            data = _read_url(path, offset, size) if b"://" in path and is_url(path) else _read_file(path, offset, size)
+            data = read_bytes(path, offset, size, most)
         except OSError as error:
-            raise RejectedInputError(f"can't be read: {error.strerror}") from error
+            reason = str(error.strerror)
+            raise RejectedInputError(reason if reason == too_large(most) else f"can't be read: {reason}") from error
         if offset is not None and len(data) != size:
             raise RejectedInputError(f"the file ends after {len(data)} of the input's {size} bytes")
         return data
@@ -76,16 +85,40 @@ def open_file(location: str, *, in_parts: bool = False) -> BinaryIO:
     return remote.open_url(location, in_parts=in_parts)
 
 
-def _read_file(path: bytes, offset: int | None, size: int | None) -> bytes:
-    # Without blocking: opening a FIFO that nobody writes to would wait for ever.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+def _read_file(path: bytes, offset: int | None, size: int | None, most: int) -> bytes:
+    try:
+        # Without blocking: opening a FIFO that nobody writes to would wait for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.ENODEV) and not os.path.isfile(path):  # a socket, or no device
+            raise RejectedInputError("not a regular file") from None
+        raise
+    try:
+        info = os.fstat(descriptor)
+        if not stat.S_ISREG(info.st_mode):
             raise RejectedInputError("not a regular file")
-        return file.read() if offset is None else os.pread(descriptor, size or 0, offset)
+        if offset is not None:
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            return _read_up_to(descriptor, size or 0, size or 0)
+        data = _read_up_to(descriptor, info.st_size, most + 1) if info.st_size <= most else None
+    finally:
+        os.close(descriptor)
+    if data is None or len(data) > most:
+        raise RejectedInputError(too_large(most))
+    return data
 
 
-def _read_url(url: bytes, offset: int | None, size: int | None) -> bytes:
+def _read_up_to(descriptor: int, expected: int, most: int) -> bytes:
+    """Reads to the file's end, wherever that is by now, or `most` bytes."""
+    pieces: list[bytes] = []
+    count = 0
+    while piece := os.read(descriptor, min(max(expected + 1 - count, _PIECE), most - count)):
+        pieces.append(piece)
+        count += len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _read_url(url: bytes, offset: int | None, size: int | None, most: int) -> bytes:
     from embedx.system import remote
 
-    return remote.read(os.fsdecode(url), offset, size)
+    return remote.read(os.fsdecode(url), offset, size, most)

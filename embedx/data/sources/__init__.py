@@ -17,6 +17,7 @@ from embedx.data.sources.patterns import find_files, first_file, is_pattern
 from embedx.errors import ConfigError
 from embedx.names import RESERVED_SPLITS
 from embedx.paths import expand_path
+from embedx.values import MAX_BYTES
 
 _KINDS = (stdin.KIND, dataset.KIND, tables.KIND, tar.KIND, features.KIND, image_files.KIND, folder.KIND)
 """The kinds of source in the order in which they are tried; the folder is last, because any text can name one."""
@@ -81,7 +82,7 @@ class LocationReader:
     def __reduce__(self) -> tuple[type[Self], tuple[SourceOptions]]:
         return type(self), (self.options,)
 
-    def read(self, path: bytes, offset: int | None, size: int | None) -> bytes:
+    def read(self, path: bytes, offset: int | None, size: int | None, most: int = MAX_BYTES) -> bytes:
         """Returns the bytes of an input; raises a RejectedInputError if it can't be read."""
         place = path, offset is None
         if place != self._place:
@@ -89,7 +90,7 @@ class LocationReader:
                 self._reader, self._place = self._find(os.fsdecode(path), whole=offset is None), place
             except ConfigError as error:
                 raise RejectedInputError(str(error)) from error
-        return self._reader.read(path, offset, size)
+        return self._reader.read(path, offset, size, most)
 
     def _find(self, location: str, *, whole: bool) -> Reader:
         kind = _kind_of(location)

@@ -45,11 +45,11 @@ _CHUNK = 1 << 12
 class Reader(Protocol):
     """Reads the bytes of a source's inputs, in a worker process; picklable."""
 
-    def read(self, path: bytes, offset: int | None, size: int | None) -> bytes:
+    def read(self, path: bytes, offset: int | None, size: int | None, most: int) -> bytes:
         """Returns the bytes of the input that has these values in the columns of COMMON_SCHEMA.
 
         Raises:
-            RejectedInputError: If the input can't be read.
+            RejectedInputError: If the input can't be read, or is in a file of its own that has more than `most` bytes.
         """
         ...
 

@@ -19,6 +19,7 @@ from embedx.data.reading.files import RejectedInputError
 from embedx.data.sources.base import SINGLE_SPLIT, TARGET, Source, samples_table
 from embedx.data.sources.kinds import SourceKind, SourceOptions
 from embedx.errors import ConfigError, unknown
+from embedx.values import MAX_BYTES
 
 _PREFIX = "torchvision:"
 _LABELS = ("targets", "labels", "_labels", "y")
@@ -49,7 +50,7 @@ class DatasetReader:
     def __reduce__(self) -> tuple[type[Self], tuple[str, Mapping[str, Any]]]:
         return type(self), (self.name, self.arguments)
 
-    def read(self, path: bytes, offset: int | None, size: int | None) -> bytes:
+    def read(self, path: bytes, offset: int | None, size: int | None, most: int = MAX_BYTES) -> bytes:
         """Returns item `offset` as the bytes of an image file.
 
         Raises:

@@ -20,6 +20,7 @@ from embedx.data.sources.kinds import SUFFIXES, SourceKind, SourceOptions
 from embedx.data.sources.patterns import find_files, short_names
 from embedx.errors import ConfigError
 from embedx.names import EMBEDDINGS, TARGETS
+from embedx.values import MAX_BYTES
 
 
 class FeatureFile:
@@ -33,6 +34,7 @@ class FeatureFile:
         self.path = path
         try:
             with _as_file(path) as local:
+                open(local, "rb").close()  # as safetensors calls every error a file that is not there
                 self.size, self.mtime_ns = size_and_time(os.fsencode(local))
                 if plain_name(path).endswith(".npy"):
                     self._tensors: Any = None
@@ -93,7 +95,7 @@ class RowReader:
     def __init__(self) -> None:
         self._file: FeatureFile | None = None
 
-    def read(self, path: bytes, offset: int | None, size: int | None) -> bytes:
+    def read(self, path: bytes, offset: int | None, size: int | None, most: int = MAX_BYTES) -> bytes:
         """Returns the row of number `offset`."""
         name = os.fsdecode(path)
         try:

@@ -18,7 +18,7 @@ from embedx.errors import ConfigError
 from embedx.names import LOCK
 
 if TYPE_CHECKING:
-    from embedx.system.remote import ListedFile
+    from embedx.system.links import ListedFile
 
 CHUNK = 1 << 16
 """The number of inputs per table; a single table of all would take four times the memory while it is built."""

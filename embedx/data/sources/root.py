@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 
 from embedx.data.reading.files import absolute, check_urls, is_url, plain_name
 from embedx.errors import ConfigError
 from embedx.paths import path_of_file_url
+
+_CHAIN = re.compile(r"(?!https?://)([\w+.-]+://.*::|([\w+.-]+::)+[\w+.-]+://)", re.IGNORECASE | re.DOTALL)
+"""A URL of several schemes, as fsspec reads it; a web server's own URL may have `::` in it."""
 
 
 class Root:
@@ -39,12 +43,15 @@ class Root:
         A path with `\\` for which there is no file is one of Windows, if there is a file with `/` in their place.
 
         Raises:
-            ValueError: If it leads out of a closed root, has a NUL byte, or is a `file:` URL of another machine.
+            ValueError: If it leads out of a closed root, has a NUL byte, is a `file:` URL of another machine, or a
+                chain of file systems such as `simplecache::file://…`, which a table's author may not set up.
         """
         if "\0" in path:
             raise ValueError(f"{path!r} has a NUL byte, as no path has")
         if path[:7].lower() == "file://":
             path = path_of_file_url(path)
+        elif _CHAIN.match(path):
+            raise ValueError(f"{path!r} chains file systems by `::`; name the file or its URL itself")
         whole = self._whole(path)
         if "\\" in path and not is_url(whole) and not os.path.lexists(whole):
             slashed = self._whole(path.replace("\\", "/"))

@@ -25,6 +25,7 @@ from embedx.data.sources.targets import TARGET_COLUMNS, Target, find_target
 from embedx.data.sources.written import WRITTEN, as_written
 from embedx.errors import ConfigError
 from embedx.names import RESERVED_COLUMNS
+from embedx.values import MAX_BYTES
 
 _PATH_COLUMNS = ("path", "image", "file", "filename", "file_name")
 _ODD = r"^/|://|\x00|\\|(^|/)\.{0,2}(/|$)"
@@ -56,14 +57,14 @@ class EmbeddedReader:
     def __reduce__(self) -> tuple[type[Self], tuple[SourceOptions]]:
         return type(self), (self.options,)
 
-    def read(self, path: bytes, offset: int | None, size: int | None) -> bytes:
+    def read(self, path: bytes, offset: int | None, size: int | None, most: int = MAX_BYTES) -> bytes:
         """Returns the bytes of the image in row `offset`, or of the file if that is None.
 
         Raises:
             RejectedInputError: If they can't be read, or the row has no image.
         """
         if offset is None:
-            return FileReader().read(path)
+            return FileReader().read(path, most=most)
         try:
             image = self._image(os.fsdecode(path), offset)
             if image.get("bytes") is not None:
@@ -75,7 +76,7 @@ class EmbeddedReader:
             raise RejectedInputError(f"can't be read: {error}") from error
         if elsewhere is None:
             raise RejectedInputError("the row has neither bytes nor a path")
-        return FileReader().read(os.fsencode(elsewhere))
+        return FileReader().read(os.fsencode(elsewhere), most=most)
 
     def _image(self, location: str, row: int) -> dict[str, Any]:
         """Returns the struct of a row: its `bytes`, and its `path` if it has one; empty for null."""

@@ -24,9 +24,12 @@ from embedx.data.sources.inline import holds_bytes, holds_images, is_bytes
 from embedx.data.sources.json_lines import parse_json_lines
 from embedx.data.sources.written import as_written, differing
 from embedx.errors import ConfigError
+from embedx.values import size_text
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _FORMATS = (*_DELIMITERS, ".jsonl", ".parquet", ".arrow")
+_MOST_UNPACKED, _MOST_TIMES = 256 << 20, 50
+"""The bytes to which a table behind a URL may unpack, or how many times as many as were sent; texts pack to a tenth."""
 _TYPED = frozenset({".parquet", ".arrow"})
 """The formats whose columns have types."""
 TABLE_SUFFIXES = frozenset(f"{suffix}{packed}" for suffix in _FORMATS for packed in ("", ".gz"))
@@ -247,7 +250,22 @@ def open_table_file(location: str) -> BinaryIO:
     if not plain_name(location).lower().endswith(".gz"):
         return file
     with file:
-        return io.BytesIO(gzip.decompress(file.read()))
+        return io.BytesIO(_decompressed(file, is_strange=is_url(location)))
+
+
+def _decompressed(file: BinaryIO, *, is_strange: bool) -> bytes:
+    """Decompresses a file; a stranger's may not unpack to far more than was sent."""
+    packed = file.read()
+    if not is_strange:
+        return gzip.decompress(packed)
+    most = max(_MOST_UNPACKED, _MOST_TIMES * len(packed))
+    with gzip.open(io.BytesIO(packed)) as unpacked:
+        data = unpacked.read(most + 1)
+    if len(data) > most:
+        raise OSError(
+            f"{size_text(len(packed))} unpack to more than {size_text(most)}; download and unpack it yourself"
+        )
+    return data
 
 
 def _first_chunks(parquet: pq.ParquetFile, name: str) -> Iterator[pa.Array]:

@@ -23,6 +23,7 @@ from embedx.data.sources.targets import TARGET_COLUMNS, find_target
 from embedx.data.sources.written import WRITTEN, as_written, differing
 from embedx.errors import ConfigError
 from embedx.names import RESERVED_COLUMNS
+from embedx.values import MAX_BYTES
 
 _NAME = re.compile(r"\.(tar(\.\w+)?|t[gbx]z2?|tzst)$", re.IGNORECASE)
 _CONNECTIONS = 8
@@ -36,7 +37,7 @@ _TAKEN = RESERVED_COLUMNS.union(COMMON_SCHEMA.names)
 class TarReader(FileReader):
     """Reads images from their place in a tar."""
 
-    def read(self, path: bytes, offset: int | None = None, size: int | None = None) -> bytes:
+    def read(self, path: bytes, offset: int | None = None, size: int | None = None, most: int = MAX_BYTES) -> bytes:
         """Reads `size` bytes from `offset` on.
 
         Raises:
@@ -44,7 +45,7 @@ class TarReader(FileReader):
         """
         if offset is None:
             raise RejectedInputError("the sample has no image: none of its members is one, or a link to one in the tar")
-        return super().read(path, offset, size)
+        return super().read(path, offset, size, most)
 
 
 def open_tars(name: str | None, location: str, options: SourceOptions) -> Mapping[str, Source]:

@@ -33,15 +33,16 @@ class ManifestPart:
         for field in cls._entries():
             if field.name in stated:
                 entries[field.name] = typed(stated[field.name], hints[field.name], f"{name}.{field.name}")
-            elif field.default is not None:
+            elif field.default is dataclasses.MISSING:
                 raise ValueError(f"{name} has no {field.name}")
         return cls(**entries, stated=stated)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the JSON object; an optional entry without a value is left out unless it stood in the file."""
-        values = {field.name: getattr(self, field.name) for field in self._entries()}
-        optional = {field.name for field in self._entries() if field.default is None}
-        present = {name: value for name, value in values.items() if value is not None or name not in optional}
+        """Returns the JSON object; an entry with its default value is left out unless it stood in the file."""
+        values = {field: getattr(self, field.name) for field in self._entries()}
+        present = {
+            field.name: value for field, value in values.items() if field.name in self.stated or value != field.default
+        }
         return {**self.stated, **to_json(present)}
 
     def replacing(self, **entries: Any) -> Self:
@@ -166,6 +167,7 @@ class SplitTotals(ManifestPart):
     units: int
     shards: int
     bytes: int
+    unavailable: int = 0
 
     @classmethod
     def of(cls, units: Iterable[UnitEntry]) -> Self:
@@ -179,6 +181,7 @@ class SplitTotals(ManifestPart):
             units=len(units),
             shards=len(shards),
             bytes=sum(shard.bytes for shard in shards),
+            unavailable=sum(unit.unavailable for unit in units),
         )
 
 

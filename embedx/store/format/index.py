@@ -26,6 +26,10 @@ from embedx.store.untrusted.parquet_size import footer_bytes, key_values
 
 OK = "ok"
 REJECTED = "rejected"
+"""The status of an input whose bytes, or place, give no embedding."""
+UNAVAILABLE = "unavailable"
+"""The status of an input that the machine or the network did not give; every later run tries it again."""
+STATUSES = (OK, REJECTED, UNAVAILABLE)
 
 ROW_SCHEMA = pa.schema(
     [
@@ -49,7 +53,7 @@ ROW_SCHEMA = pa.schema(
 describe the bytes that were read, and `mtime_ns` is the file's modification time when it was listed."""
 
 PLACE_SCHEMA = pa.schema([("shard", pa.string()), ("row", pa.int64())])
-"""The columns that locate an input's embedding: the shard's path in the store and the row in it; null if rejected."""
+"""The columns that locate an input's embedding: the shard's path in the store and the row in it; null without one."""
 
 INDEX_SCHEMA = pa.unify_schemas([ROW_SCHEMA, PLACE_SCHEMA])
 """The columns of every index table."""
@@ -70,6 +74,8 @@ class UnitEntry(NamedTuple):
     rows: int
     rejected: int
     shards: tuple[ShardEntry, ...]
+    unavailable: int = 0
+    """Left out of the file where it is 0."""
 
 
 def in_order(rows: pa.Table) -> pa.Table:
@@ -91,6 +97,8 @@ def write_index(root: Path, rows: pa.Table, entry: UnitEntry) -> None:
     place = Path(path_inside(root, index_path(Unit(entry.split, entry.unit))))
     shards = [shard._asdict() for shard in entry.shards]
     metadata = entry._asdict() | {"format": FORMAT, _SEALED: True, "shards": shards}
+    if not entry.unavailable:
+        del metadata["unavailable"]
     table = rows.replace_schema_metadata({_METADATA_KEY: canonical_json(metadata)})
     try:
         _check_rows(table, entry.inputs, INDEX_SCHEMA.names)
@@ -174,7 +182,7 @@ def _described(name: str, footer: bytes, data: bytes | None = None) -> tuple[Uni
     """
     values = key_values(footer)
     kinds = {"format": int, _SEALED: bool, **get_type_hints(UnitEntry)}
-    stated = fields(parse_json(values[_METADATA_KEY]), kinds, optional={_SEALED})
+    stated = fields(parse_json(values[_METADATA_KEY]), kinds, optional={_SEALED, *UnitEntry._field_defaults})
     is_sealed = stated.pop(_SEALED, False)
     body = None if data is None else memoryview(data)[: -len(footer)]
     check_seal(values.get(KEY), footer, body, is_sealed=is_sealed)
@@ -205,5 +213,5 @@ def _check_rows(table: pa.Table, inputs: int, columns: Sequence[str]) -> None:
         if name in _NEVER_NULL and table[name].null_count:
             raise ValueError(f"the column {name!r} has empty places")
     table.validate(full=True)
-    if "status" in columns and (found := set(pc.unique(table["status"]).to_pylist()) - {OK, REJECTED}):
-        raise ValueError(f"the status {min(found)!r:.60} is neither {OK} nor {REJECTED}")
+    if "status" in columns and (found := set(pc.unique(table["status"]).to_pylist()) - {*STATUSES}):
+        raise ValueError(f"the status {min(found)!r:.60} is none of {', '.join(STATUSES)}")

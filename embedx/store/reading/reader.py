@@ -195,8 +195,8 @@ class Store:
                 if pc.count_distinct(tables[-1]["shard"]).as_py() < len(shards):
                     raise self.folder.fault(f"{path} and its shards disagree; run `embedx verify {self.path}`")
         if not tables:
-            rejected = sum(unit.rejected for unit in self.units.values() if unit.split == split)
-            raise StoreError(f"split {split!r} of {self.path} has no rows, and {rejected} rejected inputs")
+            count = sum(unit.inputs for unit in self.units.values() if unit.split == split)
+            raise StoreError(f"split {split!r} of {self.path} has no rows, as its {count} inputs gave none")
         from embedx.store.reading.stored_rows import StoredRows
 
         rows = concat_rows(tables)
@@ -219,15 +219,15 @@ class Store:
             The embeddings [N, D] with their rows of the index tables.
 
         Raises:
-            StoreError: If there is no such split, key or tensor, a key's input was rejected, or a file is damaged.
+            StoreError: If there is no such split, key or tensor, a key's input has no row, or a file is damaged.
         """
         keys = [keys] if isinstance(keys, str) else keys
         index = self.index(split)
         positions = pc.index_in(pa.array(keys, pa.string()), value_set=index["key"].combine_chunks())
         found = index.take(positions)
         if missing := [key for key, row in zip(keys, found["row"].to_pylist(), strict=True) if row is None]:
-            reasons = dict(zip(index["key"].to_pylist(), index["reason"].to_pylist(), strict=True))
-            why = f"was rejected: {reasons[missing[0]]}" if missing[0] in reasons else "is not there"
+            row = found.filter(pc.is_null(found["row"])).slice(0, 1).to_pylist()[0]
+            why = f"was {row['status']}: {row['reason']}" if row["status"] else "is not there"
             raise StoreError(f"split {split!r} of {self.path}: the key {missing[0]!r} {why}")
         from embedx.store.reading.stored_rows import StoredRows
 

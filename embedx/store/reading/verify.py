@@ -18,7 +18,7 @@ from embedx.errors import StoreError
 from embedx.names import INDEX, LOCK, TARGETS
 from embedx.store.format import layout
 from embedx.store.format.contents import SplitTotals
-from embedx.store.format.index import OK, UnitEntry, read_entry, read_index
+from embedx.store.format.index import OK, STATUSES, UnitEntry, read_entry, read_index
 from embedx.store.format.open_folder import StoreFile
 from embedx.store.format.shards import (
     FORMAT,
@@ -106,8 +106,11 @@ def _check_sums(store: Store, units: dict[str, list[UnitEntry]]) -> Iterator[str
     manifest = store.manifest
     for split in dict.fromkeys([*manifest.plan.splits, *manifest.totals, *units]):
         found = SplitTotals.of(units.get(split, ()))
-        if found.inputs != found.rows + found.rejected:
-            yield f"split {split!r}: {found.inputs} inputs, but {found.rows} rows + {found.rejected} rejected"
+        if found.inputs != found.rows + found.rejected + found.unavailable:
+            yield (
+                f"split {split!r}: {found.inputs} inputs, but {found.rows} rows + {found.rejected} rejected + "
+                f"{found.unavailable} unavailable"
+            )
         if not store.complete:
             continue
         stated = manifest.totals[split].to_json() if split in manifest.totals else {}
@@ -149,7 +152,8 @@ def _check_unit(
     `forms` has the form of each tensor and the first shard that has it, by the tensor's name; new ones are added.
     """
     ok = table.filter(pc.equal(table["status"], OK))
-    if (len(table), len(ok), len(table) - len(ok)) != (unit.inputs, unit.rows, unit.rejected):
+    counts = [pc.sum(pc.equal(table["status"], status)).as_py() for status in STATUSES]
+    if [len(table), *counts] != [unit.inputs, unit.rows, unit.rejected, unit.unavailable]:
         yield f"{relative}: {len(table)} inputs and {len(ok)} rows, but its metadata say otherwise"
     if pc.unique(table["split"]).to_pylist() != [unit.split]:
         yield f"{relative}: not all of its rows are of split {unit.split!r}"

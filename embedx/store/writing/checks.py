@@ -30,8 +30,8 @@ def whole_units(
     Args:
         root: The folder of the store.
         recipe: The recipe's fingerprint.
-        read_tables: True if each index table is checked in full, as its rows will be used; those with rejected inputs
-            always are, as their reasons are read.
+        read_tables: True if each index table is checked in full, as its rows will be used; those with inputs without
+            a row always are, as their reasons are read.
         tell: The function that is told of each damaged unit, in a sentence.
 
     Raises:
@@ -58,7 +58,7 @@ def whole_units(
 
 def _entry(table: Path, whole: bool) -> UnitEntry:
     entry = read_entry(table)
-    return read_whole(table)[0] if whole or entry.rejected else entry
+    return read_whole(table)[0] if whole or entry.rejected or entry.unavailable else entry
 
 
 def _damages(root: Path, entry: UnitEntry) -> Iterator[str]:

@@ -6,7 +6,7 @@ begin:   refuse a folder that is no store → lock → choose by the two manifes
          replace          the same in a folder beside the store
          compare          nothing yet: the caller compares the inputs, and then calls `resume`, if they are the same
                           after all, or `update`, which works in a folder beside the store and links what stays there
-finish:  add up the index tables → check inputs = rows + rejected → manifest with `complete: true`
+finish:  add up the index tables → check inputs = rows + rejected + unavailable → manifest with `complete: true`
          → exchange the two folders, where this run has worked beside the store
 """
 
@@ -197,7 +197,7 @@ class StoreSession:
         """Declares the store complete, with the timings of the run, if it has every input of the plan exactly once.
 
         Raises:
-            StoreError: If inputs = rows + rejected does not hold for a split.
+            StoreError: If inputs = rows + rejected + unavailable does not hold for a split.
         """
         totals, index = stock.add_up(self.root, self.manifest, self.out)
         self._write_manifest(complete=True, totals=totals, index=index, timings=dict(timings))

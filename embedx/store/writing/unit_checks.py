@@ -15,7 +15,7 @@ from pathlib import Path
 from embedx.errors import StoreError, is_refusal
 from embedx.names import CHECK_TIMES
 from embedx.store.format.atomic import write_atomic
-from embedx.store.format.index import UnitEntry, read_index, read_whole
+from embedx.store.format.index import OK, UnitEntry, read_index, read_whole
 from embedx.store.format.layout import Unit, index_files, index_path
 from embedx.store.format.open_folder import StoreFolder
 from embedx.store.format.typed_json import parse_json, typed
@@ -61,11 +61,12 @@ class UnitChecks:
         units = (unit for unit in self.whole_units(root).values() if any(one.path in wanted for one in unit.shards))
         return {shard.path for unit in units if not self._is_right(root, unit) for shard in unit.shards}
 
-    def rejected_reasons(self, root: Path) -> list[str]:
-        """Returns the reasons of the rejected inputs in the units that are whole."""
+    def failures(self, root: Path) -> list[tuple[str, str]]:
+        """Returns the status and the reason of each input without a row in the units that are whole."""
         files, whole = index_files(root), self.whole_units(root)
-        tables = [read_index(files[place], ["reason"]) for place, entry in whole.items() if entry.rejected]
-        return [reason for table in tables for reason in table["reason"].drop_null().to_pylist()]
+        places = [place for place, entry in whole.items() if entry.rejected or entry.unavailable]
+        rows = [row for place in places for row in read_index(files[place], ["status", "reason"]).to_pylist()]
+        return [(row["status"], row["reason"]) for row in rows if row["status"] != OK]
 
     def find_damaged(self, root: Path, places: Iterable[Place], index: Mapping[str, str]) -> set[Place]:
         """Reads those of the units that are due, and returns the places of the damaged ones.

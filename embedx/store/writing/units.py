@@ -22,7 +22,7 @@ from torch import Tensor
 from embedx.errors import StoreError
 from embedx.names import INDEX, TARGETS
 from embedx.store.format.atomic import write_all
-from embedx.store.format.index import OK, UnitEntry, in_order, read_entry, write_index
+from embedx.store.format.index import OK, STATUSES, UnitEntry, in_order, read_entry, write_index
 from embedx.store.format.journal import records
 from embedx.store.format.layout import GroupFolders, StoreTerms, Unit, folder_name, index_files, shard_path
 from embedx.store.format.no_follow import path_inside
@@ -176,9 +176,11 @@ class UnitBuffer:
         shards: list[ShardEntry] = []
         files = self._shard_files(unit, rows, groups, order, shards)
         write_all(files, below=self.terms.root, many=len(groups) > _MANY_SHARDS)
-        written = sum(shard.rows for shard in shards)
-        rejected = len(rows) - written
-        entry = UnitEntry(unit.split, unit.number, self.terms.recipe, len(rows), written, rejected, tuple(shards))
+        counts = (pc.sum(pc.equal(rows["status"], status)).as_py() for status in STATUSES)
+        written, rejected, unavailable = counts
+        entry = UnitEntry(
+            unit.split, unit.number, self.terms.recipe, len(rows), written, rejected, tuple(shards), unavailable
+        )
         write_index(self.terms.root, _with_places(rows, shards, groups), entry)
         if self.terms.journal_seconds is not None:
             (self._journal or UnitJournal(self.terms, unit)).remove()
@@ -245,9 +247,9 @@ def _with_places(rows: pa.Table, shards: Sequence[ShardEntry], groups: Groups) -
     shard, row = np.full((2, len(rows)), -1)
     for number, (_, positions) in enumerate(groups):
         shard[positions], row[positions] = number, np.arange(len(positions))
-    rejected = shard < 0
-    paths = pa.array([entry.path for entry in shards], pa.string()).take(pa.array(shard, mask=rejected))
-    return in_order(rows.append_column("shard", paths).append_column("row", pa.array(row, mask=rejected)))
+    missing = shard < 0
+    paths = pa.array([entry.path for entry in shards], pa.string()).take(pa.array(shard, mask=missing))
+    return in_order(rows.append_column("shard", paths).append_column("row", pa.array(row, mask=missing)))
 
 
 def _numbers(column: pa.Array | pa.ChunkedArray) -> Numbers:

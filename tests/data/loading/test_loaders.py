@@ -303,9 +303,9 @@ def little_memory() -> Iterator[None]:
 
 
 class PoorReader(FileReader):
-    def read(self, path: bytes, offset: int | None = None, size: int | None = None) -> bytes:
+    def read(self, path: bytes, offset: int | None = None, size: int | None = None, *_: object) -> bytes:
         with little_memory():
-            return super().read(path, offset, size)
+            return super().read(path, offset, size, 1 << 40)
 
 
 class PoorDecoder(ImageDecoder):
@@ -323,7 +323,7 @@ def test_what_does_not_fit_into_memory_is_rejected_and_the_worker_lives_on(folde
         sparse.truncate(1 << 33)
     shutil.copy(folder / "cat/0.webp", place / "cat/d.webp")
     plan = dataclasses.replace(plan_of(place), reader=PoorReader())
-    batches = list(SplitLoader(plan, plan.unit_rows(4), PoorDecoder(STEPS), batch_size=1, workers=1))
+    batches = list(SplitLoader(plan, plan.unit_rows(4), PoorDecoder(STEPS), batch_size=1, workers=1, max_bytes=1 << 40))
     assert [reason for batch in batches for reason in batch["reasons"]] == [NO_MEMORY] * 3 + [None]
     assert torch.equal(batches[3]["images"][0], preprocess(decode((folder / "cat/0.webp").read_bytes()), STEPS))
 
@@ -348,7 +348,8 @@ def test_a_read_that_nothing_can_end_is_given_up_and_so_is_its_process(folder: P
             (batch,) = struck
             (stuck,) = workers_alive()
             assert stuck.status() == psutil.STATUS_DISK_SLEEP
-            assert batch["reasons"] == [None, "no end within --timeout", None]
+            assert batch["reasons"] == [None, "no end of reading it within --timeout", None]
+            assert batch["unavailable"] == [False, True, False]
             assert all(image.any() for image in batch["images"][[0, 2]]) and not batch["images"][1].any()
         finally:
             server.kill()

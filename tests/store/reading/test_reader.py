@@ -49,7 +49,7 @@ def test_rows_without_a_group_can_be_told_and_had(tmp_path: Path) -> None:
 
 def test_a_split_whose_inputs_are_all_rejected_says_so(tmp_path: Path) -> None:
     store = embedx.open(build_store(tmp_path / "store", inputs=3, rejected=(0, 1, 2)))
-    with pytest.raises(StoreError, match="has no rows, and 3 rejected inputs"):
+    with pytest.raises(StoreError, match="has no rows, as its 3 inputs gave none"):
         store.load("train")
 
 
