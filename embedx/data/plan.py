@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -205,11 +206,7 @@ def _unstorable(metadata: pa.Table, split: str, group_key: str | None) -> list[s
     """Returns a message per column of metadata that Parquet can't store, and for a group key that is no plain value."""
     faults = []
     for field in metadata.schema:
-        try:
-            pq.write_table(
-                pa.table([metadata[field.name].slice(0, 0)], schema=pa.schema([field])), pa.MockOutputStream()
-            )
-        except pa.ArrowException:
+        if not _is_storable(field):
             faults.append(
                 f"split {split!r}: the column {field.name!r} is {field.type}, which an index table can't hold; make it "
                 "text, or leave it out"
@@ -217,6 +214,16 @@ def _unstorable(metadata: pa.Table, split: str, group_key: str | None) -> list[s
         if field.name == group_key and pa.types.is_nested(field.type):
             faults.append(f"--group-key {group_key}: split {split!r} has values of type {field.type}; give plain ones")
     return faults
+
+
+@functools.lru_cache
+def _is_storable(field: pa.Field) -> bool:
+    """Tells whether Parquet can store a column of this name and type, which thousands of splits may have."""
+    try:
+        pq.write_table(pa.schema([field]).empty_table(), pa.MockOutputStream())
+    except pa.ArrowException:
+        return False
+    return True
 
 
 def _plan_split(
@@ -237,9 +244,12 @@ def _digest(table: pa.Table) -> str:
     """Returns the sha256 of a table's values, whatever its chunks: per column the values' lengths, then their text."""
     digest = hashlib.sha256()
     for name in table.column_names:
-        for part in (pc.binary_length, lambda values: values):
-            for batch in table.select([name]).to_batches(_CHUNK):
-                digest.update(_content(part(pc.fill_null(batch.column(0).cast(pa.large_string()), "\0"))))
+        batches = table.select([name]).to_batches(_CHUNK)
+        texts = (pc.fill_null(batch.column(0).cast(pa.large_string()), "\0") for batch in 2 * batches)
+        if len(batches) == 1:  # as in each of thousands of splits
+            texts = 2 * [next(texts)]
+        for number, text in enumerate(texts):
+            digest.update(_content(pc.binary_length(text) if number < len(batches) else text))
     return digest.hexdigest()
 
 

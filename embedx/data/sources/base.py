@@ -132,6 +132,8 @@ def repeated(texts: pa.ChunkedArray) -> list[str]:
         start += len(batch)
     ordered = np.sort(hashes)
     twice = ordered[1:][ordered[1:] == ordered[:-1]]
+    if not len(twice):
+        return []
     counts = pc.value_counts(texts.filter(pa.array(np.isin(hashes, twice))))
     found: list[str] = counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist()
     return found
