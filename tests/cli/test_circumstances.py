@@ -5,11 +5,16 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from embedx import sample
@@ -99,3 +104,65 @@ def test_a_limit_of_the_machine_is_named(tmp_path: Path, setting: str, words: st
     )
     assert ran.returncode in (1, 2), ran.stderr
     assert re.search(words, ran.stderr) and "a fault of embedx itself" not in ran.stderr
+
+
+class Run:
+    """An extraction of 400 images in a session of its own, with a folder of its own for temporary files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.temporary = Path(tempfile.mkdtemp(dir="/tmp"))
+        inputs = folder / "inputs"
+        inputs.mkdir(exist_ok=True)
+        for number in range(400):
+            shutil.copy(next(sample.IMAGES.rglob("*.jpg")), inputs / f"{number}.jpg")
+        self.command = [sys.executable, "-m", "embedx", *EXTRACT, "-b", "1", "--image-size", "224"]
+        self.command += ["--data", str(inputs), "--out", str(folder / "out")]
+        self.process = subprocess.Popen(
+            self.command,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "TMPDIR": str(self.temporary)},
+        )
+        self.children: list[psutil.Process] = []
+        while not any(self.named("embedx-writer")):
+            assert self.process.poll() is None
+            time.sleep(0.05)
+            self.children = psutil.Process(self.process.pid).children(recursive=True)
+        time.sleep(1)
+
+    def named(self, name: str) -> list[psutil.Process]:
+        """The children with a name, or with that word in their command."""
+        alive = (child for child in self.children if child.is_running() and child.status() != "zombie")
+        return [child for child in alive if name in (child.name(), *" ".join(child.cmdline()).split())]
+
+
+@pytest.mark.soak
+def test_a_killed_fork_server_is_named_and_the_run_goes_on(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    server = psutil.Process(run.named("embedx-writer")[0].ppid())
+    server.kill()
+    said = run.process.communicate(timeout=100)[1]
+    assert run.process.returncode == 1
+    assert "fork server, the process that starts embedx's others, was killed by SIGKILL" in said
+    assert subprocess.run(run.command).returncode == 0
+    assert psutil.wait_procs(run.children, timeout=20)[1] == []
+    shutil.rmtree(run.temporary)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("whole_group", [False, True])
+def test_a_killed_run_leaves_no_process_and_the_next_one_removes_its_files(tmp_path: Path, whole_group: bool) -> None:
+    run = Run(tmp_path)
+    if whole_group:
+        os.killpg(run.process.pid, signal.SIGKILL)
+    else:
+        run.process.kill()
+    run.process.communicate(timeout=30)
+    assert psutil.wait_procs(run.children, timeout=20)[1] == []
+    assert [path.name.startswith("embedx-run-") for path in run.temporary.iterdir()] == [True]
+    environment = {**os.environ, "TMPDIR": str(run.temporary)}
+    assert subprocess.run(run.command, env=environment).returncode == 0
+    assert list(run.temporary.iterdir()) == []
+    assert not list(Path("/dev/shm").glob(f"*{run.process.pid}*"))
+    shutil.rmtree(run.temporary)
