@@ -245,9 +245,8 @@ def _digest(table: pa.Table) -> str:
     digest = hashlib.sha256()
     for name in table.column_names:
         batches = table.select([name]).to_batches(_CHUNK)
-        texts = (pc.fill_null(batch.column(0).cast(pa.large_string()), "\0") for batch in 2 * batches)
-        if len(batches) == 1:  # as in each of thousands of splits
-            texts = 2 * [next(texts)]
+        once = (pc.fill_null(batch.column(0).cast(pa.large_string()), "\0") for batch in 2 * batches)
+        texts = 2 * [next(once)] if len(batches) == 1 else once  # one, as each of thousands of splits has
         for number, text in enumerate(texts):
             digest.update(_content(pc.binary_length(text) if number < len(batches) else text))
     return digest.hexdigest()
