@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from rich.text import Text
 
-from embedx.cli import backbones, compare, extract, info, layers, probe, verify
+from embedx.cli import backbones, compare, extract, info, layers, probe, repair, verify
 from embedx.cli.foreign_errors import words_for
 from embedx.cli.output import STDERR, data_alone_on_stdout
 from embedx.credentials import credentials_hidden
@@ -28,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (extract, info, verify, compare, probe, backbones, layers):
+for module in (extract, info, verify, repair, compare, probe, backbones, layers):
     paragraphs = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(module.command) or "")  # the terminal breaks the lines
     app.command(module.__name__.rpartition(".")[2], help=paragraphs)(data_alone_on_stdout()(module.command))
 

@@ -145,8 +145,8 @@ def compare(
     tables: Iterable[Path],
     sha256_of: Digests,
     *,
-    classes: Sequence[str],
-    names_differ: bool,
+    classes: Sequence[str] | None,
+    names_differ: bool | None,
     retries: Callable[[str, str], bool],
 ) -> Changes:
     """Compares a plan with the rows of a store, which its whole units' index tables hold.
@@ -155,13 +155,16 @@ def compare(
         plan: The inputs. A split that is kept is the store's own: of it only the labels are compared.
         tables: The paths of the index tables.
         sha256_of: The function that reads inputs.
-        classes: The names of the store's classes.
-        names_differ: False if keys, groups and targets are the same, so that an input that the store lacks is pending.
+        classes: The names of the store's classes; None if it does not tell them.
+        names_differ: False if keys, groups and targets are the same, so that an input that the store lacks is pending;
+            None if the store does not say: then they are if its rows stand where the plan has them.
         retries: The function that tells by its status and reason whether an input without a row is to be tried again.
     """
     units = [read_index(path) for path in tables]
     stored = pa.concat_tables([_NO_ROWS, *(unit.select(INDEX_SCHEMA.names) for unit in units)])
-    renamed = renamed_classes(plan.classes, classes)
+    renamed = renamed_classes(plan.classes, classes) if classes is not None else []
+    if names_differ is None:
+        names_differ = not all(_is_in_place(split, stored) for split in plan.splits.values())
     missing = Verdict.NEW if names_differ else Verdict.PENDING
     matches, contents = {}, {}
     reasons = zip(stored["status"].to_pylist(), stored["reason"].to_pylist(), strict=True)
@@ -207,6 +210,12 @@ def check_gone(changes: Changes, max_gone: float) -> None:
                 f"{str(changes.stored['key'][int(gone[0])])!r}), and their rows would be dropped; see that all folders "
                 f"are there and mounted, or give --update --max-gone {math.ceil(100 * len(gone) / total)}%"
             )
+
+
+def _is_in_place(split: SplitPlan, stored: pa.Table) -> bool:
+    """Tells whether each stored row of a split's keys has the number that its input has in the plan."""
+    slot = same_keys(split, stored)
+    return np.array_equal(numbers(stored["index"])[slot[slot >= 0]], np.flatnonzero(slot >= 0))
 
 
 def _changed(split: SplitPlan, stored: pa.Table, slot: Positions, sha256_of: Digests) -> dict[int, str | None]:

@@ -139,7 +139,7 @@ def _update(job: Job, session: StoreSession, console: Console) -> Layout | None:
             session.checks.whole_tables(session.out),
             sha256_of,
             classes=session.classes_before,
-            names_differ=not session.inputs_are_the_same,
+            names_differ=None if session.inputs_are_the_same is None else not session.inputs_are_the_same,
             retries=retries,
         )
 

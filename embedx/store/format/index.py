@@ -6,7 +6,7 @@ import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -59,6 +59,7 @@ INDEX_SCHEMA = pa.unify_schemas([ROW_SCHEMA, PLACE_SCHEMA])
 """The columns of every index table."""
 
 _METADATA_KEY = b"embedx"
+_ABOUT_KEY = b"embedx.store"
 _SEALED = "sealed"
 """The entry of the description that says that the table has a seal, so that it can't be lost unnoticed."""
 _NEVER_NULL = ("split", "index", "key", "status")
@@ -86,8 +87,14 @@ def in_order(rows: pa.Table) -> pa.Table:
     return rows.select([*first, *(name for name in rows.column_names if name not in first)])
 
 
-def write_index(root: Path, rows: pa.Table, entry: UnitEntry) -> None:
+def write_index(root: Path, rows: pa.Table, entry: UnitEntry, about: str | None = None) -> None:
     """Writes a unit's index table, with one row per input; it commits the unit.
+
+    Args:
+        root: The folder of the store.
+        rows: The rows, with the columns of INDEX_SCHEMA and the source's own.
+        entry: The description of the unit.
+        about: The terms of the whole store, `Manifest.about`, from which its manifest can be written anew.
 
     Raises:
         OSError: If the file can't be written.
@@ -99,7 +106,8 @@ def write_index(root: Path, rows: pa.Table, entry: UnitEntry) -> None:
     metadata = entry._asdict() | {"format": FORMAT, _SEALED: True, "shards": shards}
     if not entry.unavailable:
         del metadata["unavailable"]
-    table = rows.replace_schema_metadata({_METADATA_KEY: canonical_json(metadata)})
+    described = {_METADATA_KEY: canonical_json(metadata)} | ({_ABOUT_KEY: about} if about else {})
+    table = rows.replace_schema_metadata(described)
     try:
         _check_rows(table, entry.inputs, INDEX_SCHEMA.names)
     except ValueError as error:
@@ -123,6 +131,21 @@ def read_entry(path: Path | StoreFile) -> UnitEntry:
             return _described(table.name, footer_bytes(opened))[0]
         except (OSError, KeyError, ValueError) as error:
             raise StoreError(f"{table}: not a readable index table ({error})") from error
+
+
+def read_about(path: Path | StoreFile) -> Any:
+    """Reads the terms of the whole store from an index table, as JSON; None in one that is not sealed or has none.
+
+    Raises:
+        StoreError: If the file can't be read, is damaged or is not the index table that its name says.
+    """
+    table = StoreFile.of(path, depth=1)
+    try:
+        footer = footer_bytes(io.BytesIO(table.read()))
+        about = key_values(footer).get(_ABOUT_KEY)
+        return parse_json(about) if about is not None and _described(table.name, footer)[1] else None
+    except (OSError, KeyError, ValueError) as error:
+        raise StoreError(f"{table}: not a readable index table ({error})") from error
 
 
 def read_index(path: Path | StoreFile, columns: Sequence[str] | None = None, *, sha256: str | None = None) -> pa.Table:

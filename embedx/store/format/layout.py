@@ -57,6 +57,8 @@ class StoreTerms(NamedTuple):
     """The store that this one will replace, from which it takes the rows that stay; None if there is none."""
     journal_seconds: float | None = None
     """The age of a row at which it is written to its unit's journal; None if there are no journals."""
+    about: str | None = None
+    """The `about` of the store's manifest; None leaves it out of the index tables."""
 
 
 def folder_name(name: str | None) -> str:

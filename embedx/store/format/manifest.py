@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from embedx.errors import NotAStoreError, StoreError, StoreMismatchError, is_refusal, output_error
-from embedx.recipe import fingerprint
+from embedx.recipe import canonical_json, fingerprint
 from embedx.store.format.atomic import write_atomic
 from embedx.store.format.contents import Environment, PlanTerms, SplitTotals, StoredRecipe, StoredSettings, to_json
-from embedx.store.format.layout import MANIFEST, is_index_path, is_temporary
+from embedx.store.format.layout import MANIFEST, index_files, index_tables, is_index_path, is_temporary
 from embedx.store.format.open_folder import StoreFolder
 from embedx.store.format.shards import FORMAT
 from embedx.store.format.typed_json import fields, parse_json
@@ -53,6 +53,12 @@ class Manifest:
         """The recipe's fingerprint."""
         return fingerprint(self.recipe.to_json())
 
+    @property
+    def about(self) -> str:
+        """The terms of the store that no index table's rows tell, as JSON; each index table has them too."""
+        plan = {"group_key": self.plan.group_key, "rows_per_unit": self.plan.rows_per_unit}
+        return canonical_json({"recipe": self.recipe.to_json(), **plan})
+
     def encode(self) -> bytes:
         """Returns the file's bytes, in which a checksum covers all the rest."""
         contents = {**to_json(vars(self)), "fingerprint": self.fingerprint}
@@ -77,9 +83,10 @@ class Manifest:
             data = folder.read(MANIFEST)
         except StoreError as error:
             if isinstance(error.__cause__, FileNotFoundError) and folder.is_current():
-                raise NotAStoreError(
-                    f"{folder.path} is not a store: it has no {MANIFEST}; give the folder that `embedx extract` wrote"
-                ) from error
+                advice = "give the folder that `embedx extract` wrote"
+                if index_tables(folder):
+                    advice = f"where it was one, `embedx repair {folder.path}` writes that file anew"
+                raise NotAStoreError(f"{folder.path} is not a store: it has no {MANIFEST}; {advice}") from error
             raise
         folder.manifest_sha256 = hashlib.sha256(data).hexdigest()
         try:
@@ -90,14 +97,19 @@ class Manifest:
             if stray := [name for name in manifest.index if not is_index_path(name)]:
                 raise ValueError(f"{stray[0]!r:.300} can't be an index table's place")
         except ValueError as error:
-            raise StoreError(f"{path}: not a readable manifest ({error})") from error
+            raise StoreError(
+                f"{path}: not a readable manifest ({error}); `embedx repair {folder.path}` writes it anew"
+            ) from error
         if manifest.format != FORMAT:
             raise StoreError(f"{path}: the format is {manifest.format}; this embedx reads format {FORMAT}")
         if manifest.fingerprint != recipe_checksum:
             raise StoreError(f"{path}: the recipe does not match its fingerprint; the file was changed")
         del contents[_CHECKSUM]
         if fingerprint(contents) != checksum:
-            raise StoreError(f"{path}: the contents do not match their sha256; the file was changed, put back a copy")
+            raise StoreError(
+                f"{path}: the contents do not match their sha256; the file was changed, put back a copy, "
+                f"or have it written anew by `embedx repair {folder.path}`"
+            )
         return manifest
 
 
@@ -123,5 +135,6 @@ def existing_store(root: Path) -> Manifest | None:
                 raise
             raise StoreMismatchError(f"--out {root} is not a store of embedx's ({error}); {_ELSEWHERE}") from error
     if any(not is_temporary(path.name) for path in root.iterdir()):
-        raise StoreMismatchError(f"--out {root}: the folder is not empty and not a store; {_ELSEWHERE}")
+        lost = f"; where it was one, `embedx repair {root}` writes its {MANIFEST} anew" if index_files(root) else ""
+        raise StoreMismatchError(f"--out {root}: the folder is not empty and not a store; {_ELSEWHERE}{lost}")
     return None

@@ -32,7 +32,7 @@ from embedx.store.format.manifest import Manifest, existing_store
 from embedx.store.writing import replacement, stock
 from embedx.store.writing.checks import Place, place_of
 from embedx.store.writing.lock import StoreLock
-from embedx.store.writing.session_choice import Choice, Holding, Mode, can_continue, choose, same_names
+from embedx.store.writing.session_choice import Choice, Holding, Mode, can_continue, choose, going_on, same_names
 from embedx.store.writing.unit_checks import UnitChecks, carry_over
 from embedx.store.writing.unit_journal import JOURNAL_SECONDS
 from embedx.store.writing.unit_rows import EarlierUnits, StayingRows
@@ -105,7 +105,8 @@ class StoreSession:
             raise RuntimeError("set_rows_per_unit() has not been called")
         base = self.out if self.root != self.out else None
         seconds = JOURNAL_SECONDS if plan.splits else None  # no later run could tell whose rows a journal has
-        return StoreTerms(self.root, self.manifest.fingerprint, plan.grouped, plan.rows_per_unit, base, seconds)
+        fingerprint, about = self.manifest.fingerprint, self.manifest.about
+        return StoreTerms(self.root, fingerprint, plan.grouped, plan.rows_per_unit, base, seconds, about)
 
     @property
     def is_finished(self) -> bool:
@@ -117,8 +118,8 @@ class StoreSession:
         return place_of(unit) in self._committed
 
     @property
-    def inputs_are_the_same(self) -> bool:
-        """True if every input has the key, group and target that it has in the plan of the store that is there."""
+    def inputs_are_the_same(self) -> bool | None:
+        """True if every input has the key, group and target of the plan of the store that is there; None: unknown."""
         return self._before is not None and same_names(self._before.plan, self.manifest.plan)
 
     def goes_on_with(self, store: Manifest) -> bool:
@@ -138,9 +139,9 @@ class StoreSession:
         return bool(damaged or self.checks.find_damaged(self.out, map(place_of, linked), index))
 
     @property
-    def classes_before(self) -> Sequence[str]:
-        """The names of the classes of the store that is there."""
-        return (self._before and self._before.plan.classes) or ()
+    def classes_before(self) -> Sequence[str] | None:
+        """The names of the classes of the store that is there; None if it does not tell them."""
+        return self._before.plan.classes if self._before is not None else None
 
     def resume(self, *, is_elsewhere: bool) -> None:
         """Goes on with the store as it is, after the caller found that its inputs are those of the plan.
@@ -178,7 +179,7 @@ class StoreSession:
         self._take_stock({place_of(unit): inputs for unit, inputs in units.items()})
         if not self.manifest.complete:
             missing = {unit: rows for unit, rows in linked.items() if not self.is_committed(unit)}
-            stock.link_units(missing, self.out, self.root)
+            stock.link_units(missing, self.out, self.root, self.manifest.about)
             carry_over(self.out, self.root)
             self._committed.update(map(place_of, missing))
         self.earlier.staying = {unit: rows for unit, rows in staying.items() if not self.is_committed(unit)}
@@ -271,16 +272,11 @@ class StoreSession:
             self.manifest = self._with_environment(before)
 
     def _with_environment(self, before: Manifest) -> Manifest:
-        """Returns the manifest with which a run goes on, with this run's environment and the rows that it allows."""
-        now = self._now.environment
-        self.changes = list(leaves_that_differ("", before.environment.to_json(), now.to_json()))
-        later = before.later_environments
-        if self.changes and now not in later:
-            later = [*later, now]
-        settings = before.settings
-        if self._now.settings.allow_nonfinite and not settings.allow_nonfinite:
-            settings = settings.replacing(allow_nonfinite=True)
-        return dataclasses.replace(before, later_environments=later, settings=settings)
+        """Returns the manifest with which a run goes on (see `going_on`)."""
+        manifest = going_on(before, self._now)
+        now = self._now.environment.to_json()
+        self.changes = list(leaves_that_differ("", manifest.environment.to_json(), now))
+        return manifest
 
     def _take_stock(self, planned: Mapping[Place, int] | None = None) -> None:
         """Finds the units that are whole; if some are missing, declares the store unfinished and removes all others.

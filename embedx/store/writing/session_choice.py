@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -87,8 +88,27 @@ def can_continue(before: Manifest, now: Manifest) -> bool:
     )
 
 
-def same_names(before: PlanTerms, now: PlanTerms) -> bool:
-    """Tells whether the inputs of two plans have the same keys, groups and targets."""
+def going_on(before: Manifest, now: Manifest) -> Manifest:
+    """Returns the manifest with which a run goes on: the store's, with the run's environment and the rows it allows.
+
+    One that was written anew does not say how it was made, and takes environment and settings from the run.
+    """
+    if not before.environment.to_json():
+        before = dataclasses.replace(before, environment=now.environment, settings=now.settings)
+    later = before.later_environments
+    if now.environment not in (before.environment, *later):
+        later = [*later, now.environment]
+    settings = before.settings
+    if now.settings.allow_nonfinite and not settings.allow_nonfinite:
+        settings = settings.replacing(allow_nonfinite=True)
+    return dataclasses.replace(before, later_environments=later, settings=settings)
+
+
+def same_names(before: PlanTerms, now: PlanTerms) -> bool | None:
+    """Tells whether the inputs of two plans have the same keys, groups and targets; None if one does not say."""
+    pairs = [(terms, now.splits[split]) for split, terms in before.splits.items() if split in now.splits]
+    if any(then.names_sha256 is None and here.names_sha256 is not None for then, here in pairs):
+        return None
     then, here = (
         {split: (one.inputs, one.names_sha256) for split, one in plan.splits.items()} for plan in (before, now)
     )

@@ -81,10 +81,10 @@ def remove_others(root: Path, committed: Set[Place], planned: Set[Place]) -> Non
             remove_empty_folders(path.parent, root)
 
 
-def link_units(units: Mapping[Unit, pa.Table | None], source: Path, target: Path) -> None:
+def link_units(units: Mapping[Unit, pa.Table | None], source: Path, target: Path, about: str) -> None:
     """Gives the files of units a second name in another store: first the shards, as in every commit.
 
-    A unit with a table gets an index table of these rows, beside the same shards.
+    A unit with a table gets an index table of these rows, beside the same shards; `about` is the new store's.
     """
     entries = {unit: read_entry(source / layout.index_path(unit)) for unit in units}
     shards = {shard.path: shard.sha256 for entry in entries.values() for shard in entry.shards}
@@ -93,7 +93,7 @@ def link_units(units: Mapping[Unit, pa.Table | None], source: Path, target: Path
     _link(tables, source, target, lambda path: read_whole(source / path)[1])
     for unit, rows in units.items():
         if rows is not None:
-            write_index(target, in_order(rows), entries[unit])
+            write_index(target, in_order(rows), entries[unit], about)
 
 
 def _link(paths: Iterable[str], source: Path, target: Path, sha256_of: Callable[[str], str]) -> None:

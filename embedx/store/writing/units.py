@@ -181,7 +181,7 @@ class UnitBuffer:
         entry = UnitEntry(
             unit.split, unit.number, self.terms.recipe, len(rows), written, rejected, tuple(shards), unavailable
         )
-        write_index(self.terms.root, _with_places(rows, shards, groups), entry)
+        write_index(self.terms.root, _with_places(rows, shards, groups), entry, self.terms.about)
         if self.terms.journal_seconds is not None:
             (self._journal or UnitJournal(self.terms, unit)).remove()
         self.unit = self._journal = None
