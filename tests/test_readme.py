@@ -112,8 +112,8 @@ def test_the_checks_of_a_store_run(
     session: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     lines = [line for block in blocks("sh") for line in block.splitlines()]
-    commands = [line for line in lines if re.match("embedx (verify|compare) ", line)]
-    assert len(commands) == 3
+    commands = [line for line in lines if re.match("embedx (verify|compare|repair) ", line)]
+    assert len(commands) == 4
     monkeypatch.chdir(session[0])
     for name in ("before", "after"):
         Path(name).symlink_to("demo")

@@ -51,7 +51,7 @@ class _Found(NamedTuple):
     whole: dict[Place, tuple[StoreFile, UnitEntry, np.ndarray[Any, np.dtype[np.int64]]]]
     """The index table, its description and the numbers of its inputs in the plan."""
     damaged: dict[Place, str]
-    """What is wrong, in a sentence."""
+    """A sentence on the damage of each."""
 
 
 def repair(path: str | Path, *, like: str | Path | None = None, drop_damaged: bool = False) -> Repair:
@@ -197,7 +197,7 @@ def _about(root: Path, found: _Found, recipe: str, like: str | Path | None) -> A
         if other.fingerprint != recipe:
             raise StoreMismatchError(
                 f"--like {like} has another recipe (fingerprint {other.fingerprint[:12]}) than the units of {root} "
-                f"({recipe[:12]}); give a store that was made with the same settings, --batch-size and --runtime too"
+                f"({recipe[:12]}); give a store that was made with the same settings, the resolved ones too"
             )
         return {"recipe": other.recipe.to_json(), **other.plan.to_json()}
     for table, _, _ in found.whole.values():
