@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import re
@@ -19,11 +20,11 @@ import pytest
 
 from embedx import sample
 from embedx.cli.app import run
-from embedx.data.sources import parse_data
+from embedx.data.sources import parse_data, table_file
 from embedx.errors import ConfigError
 
 EXTRACT = ["extract", "--backbone", "shufflenet_v2_x0_5", "--weights", "sample", "--image-size", "32", "-j", "1"]
-DEEP = "[" * 3000
+DEEP = "[" * 1500
 
 
 def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -49,16 +50,24 @@ def test_a_file_of_settings_that_no_parser_takes_is_named(
 
 def test_json_that_is_nested_too_deeply_is_named(tmp_path: Path) -> None:
     table = tmp_path / "images.jsonl"
-    table.write_text('{"path": "a.jpg", "more": ' + DEEP + "]" * 3000 + "}\n")
+    table.write_text('{"path": "a.jpg", "more": ' + DEEP + "]" * 1500 + "}\n")
     with pytest.raises(ConfigError, match=r"images.jsonl: .*nested too deeply"):
         parse_data([str(table)])["all"].scan()
     with tarfile.open(tmp_path / "images.tar", "w") as tar:
-        for name, content in (("a.jpg", b"x"), ("a.json", ('{"more": ' + DEEP + "]" * 3000 + "}").encode())):
+        for name, content in (("a.jpg", b"x"), ("a.json", ('{"more": ' + DEEP + "]" * 1500 + "}").encode())):
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
     with pytest.raises(ConfigError, match=r"a: its .json .*(nested too deeply|recursion)"):
         parse_data([str(tmp_path / "images.tar")])["all"].scan()
+
+
+def test_a_table_that_unpacks_beyond_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = tmp_path / "images.csv.gz"
+    table.write_bytes(gzip.compress(b"path\n" + b"a.jpg\n" * 1_000_000))
+    monkeypatch.setattr(table_file, "available_memory", lambda: 8 * 1024**2)
+    with pytest.raises(ConfigError, match=r"images.csv.gz: .*KiB unpack to more than 2.0 MiB; make it a .parquet"):
+        parse_data([str(table)])["all"].scan()
 
 
 def test_folders_are_read_at_any_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

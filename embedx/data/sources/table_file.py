@@ -24,12 +24,16 @@ from embedx.data.sources.inline import holds_bytes, holds_images, is_bytes
 from embedx.data.sources.json_lines import parse_json_lines
 from embedx.data.sources.written import as_written, differing
 from embedx.errors import ConfigError
+from embedx.system.machine import available_memory
 from embedx.values import size_text
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _FORMATS = (*_DELIMITERS, ".jsonl", ".parquet", ".arrow")
 _MOST_UNPACKED, _MOST_TIMES = 256 << 20, 50
 """The bytes to which a table behind a URL may unpack, or how many times as many as were sent; texts pack to a tenth."""
+_PARSED = 4
+"""The times that a table takes its own bytes in memory while it is parsed."""
+_PART = 1 << 20
 _TYPED = frozenset({".parquet", ".arrow"})
 """The formats whose columns have types."""
 TABLE_SUFFIXES = frozenset(f"{suffix}{packed}" for suffix in _FORMATS for packed in ("", ".gz"))
@@ -250,22 +254,23 @@ def open_table_file(location: str) -> BinaryIO:
     if not plain_name(location).lower().endswith(".gz"):
         return file
     with file:
-        return io.BytesIO(_decompressed(file, is_strange=is_url(location)))
+        return _decompressed(file, is_strange=is_url(location))
 
 
-def _decompressed(file: BinaryIO, *, is_strange: bool) -> bytes:
-    """Decompresses a file; a stranger's may not unpack to far more than was sent."""
+def _decompressed(file: BinaryIO, *, is_strange: bool) -> BinaryIO:
+    """Decompresses a file; a stranger's may not unpack to far more than was sent, and none beyond the memory."""
     packed = file.read()
-    if not is_strange:
-        return gzip.decompress(packed)
-    most = max(_MOST_UNPACKED, _MOST_TIMES * len(packed))
-    with gzip.open(io.BytesIO(packed)) as unpacked:
-        data = unpacked.read(most + 1)
-    if len(data) > most:
-        raise OSError(
-            f"{size_text(len(packed))} unpack to more than {size_text(most)}; download and unpack it yourself"
-        )
-    return data
+    most, advice = available_memory() // _PARSED, "make it a .parquet, which is read in parts, or several tables"
+    if is_strange and (usual := max(_MOST_UNPACKED, _MOST_TIMES * len(packed))) < most:
+        most, advice = usual, "download and unpack it yourself"
+    unpacked = io.BytesIO()
+    with gzip.open(io.BytesIO(packed)) as parts:
+        while part := parts.read(_PART):
+            unpacked.write(part)
+            if unpacked.tell() > most:
+                raise OSError(f"{size_text(len(packed))} unpack to more than {size_text(most)}; {advice}")
+    unpacked.seek(0)
+    return unpacked
 
 
 def _first_chunks(parquet: pq.ParquetFile, name: str) -> Iterator[pa.Array]:
