@@ -128,13 +128,14 @@ class Stage:
         done = run(self.arguments, self._environment, fault)
         if not done.struck:
             return None
+        in_temporary = done.struck.startswith(str(self.launcher.temporary))  # which multiprocessing can't remove then
         found = ["hangs"] if done.hung else []
         found += [f"processes left: {done.left}"] if done.left else []
         if done.code == 0:
             found += self.faults()
-        elif "Traceback" in done.stderr or "fault of embedx" in done.stderr:
+        elif "fault of embedx" in done.stderr or ("Traceback" in done.stderr and not in_temporary):
             found.append("is called a fault of embedx's")
-        if fault.mode != "kill" and not done.struck.startswith(str(self.launcher.temporary)):
+        if fault.mode != "kill" and not in_temporary:
             found += [text for text in self.left_outside() if "beside" not in text]
         again = run(self.arguments, self._environment)
         if again.code != 0 or again.hung or again.left:

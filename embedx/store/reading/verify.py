@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,6 +34,7 @@ from embedx.store.format.shards import (
 )
 from embedx.store.reading.attempts import start_anew
 from embedx.store.reading.reader import Store
+from embedx.system.machine import cores
 
 NOT_COMPLETE = f"{layout.MANIFEST}: the store is not complete; run the same `embedx extract` again"
 """The fault of a store whose run was interrupted; nothing else has to be wrong with it."""
@@ -73,27 +76,62 @@ def _faults(store: Store) -> Iterator[str]:
     units: dict[str, list[UnitEntry]] = {}
     keys: dict[str, list[pa.Array]] = {}
     forms: dict[str, tuple[str, str]] = {}
-    for file in layout.index_tables(store.folder).values():
-        relative = file.relative
-        known.add(relative)
-        try:
-            stated = store.manifest.index.get(relative)
-            if store.complete and stated != _sha256(file):
-                yield f"{relative}: {'the sha256 is not the one' if stated else 'it is not'} in {layout.MANIFEST}"
-            unit = read_entry(file)
-            table = read_index(file)
-        except (StoreError, OSError) as error:
-            yield str(error)
+    for table in _tables_with_digests(store):
+        known.add(table.relative)
+        yield from table.faults
+        if table.unit is None or table.rows is None:
             continue
-        known.update(entry.path for entry in unit.shards)
-        units.setdefault(unit.split, []).append(unit)
-        keys.setdefault(unit.split, []).extend(table["key"].chunks)
-        yield from _check_unit(store, relative, unit, table, forms)
+        known.update(entry.path for entry in table.unit.shards)
+        units.setdefault(table.unit.split, []).append(table.unit)
+        keys.setdefault(table.unit.split, []).extend(table.rows["key"].chunks)
+        yield from _check_unit(store, table.relative, table.unit, table.rows, table.digests, forms)
     yield from _check_sums(store, units)
     yield from _check_keys(keys)
     for relative in sorted(store.manifest.index.keys() - known):
         yield f"{relative}: missing"
     yield from _strangers(store, known)
+
+
+class _Table(NamedTuple):
+    """An index table, and the sha256 of its shards."""
+
+    relative: str
+    faults: list[str]
+    """The faults of the table itself."""
+    unit: UnitEntry | None = None
+    """The unit that it commits; None if the table can't be read, as with `rows`."""
+    rows: pa.Table | None = None
+    digests: Sequence[Future[str]] = ()
+    """The sha256 of each of the unit's shards, which threads compute."""
+
+
+def _tables_with_digests(store: Store) -> Iterator[_Table]:
+    """Yields the index tables; each core computes the sha256 of a shard meanwhile, a few units ahead."""
+    threads = cores()
+    pool = ThreadPoolExecutor(threads)
+    ahead: deque[_Table] = deque()
+    try:
+        for file in layout.index_tables(store.folder).values():
+            ahead.append(_read_table(store, file, pool))
+            if len(ahead) > threads:
+                yield ahead.popleft()
+        yield from ahead
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _read_table(store: Store, file: StoreFile, pool: ThreadPoolExecutor) -> _Table:
+    faults = []
+    try:
+        stated = store.manifest.index.get(file.relative)
+        if store.complete and stated != _sha256(file):
+            said = "the sha256 is not the one" if stated else "it is not"
+            faults.append(f"{file.relative}: {said} in {layout.MANIFEST}")
+        unit, rows = read_entry(file), read_index(file)
+    except (StoreError, OSError) as error:
+        return _Table(file.relative, [*faults, str(error)])
+    digests = [pool.submit(_sha256, store.folder / entry.path) for entry in unit.shards]
+    return _Table(file.relative, faults, unit, rows, digests)
 
 
 def _sha256(file: StoreFile) -> str:
@@ -145,7 +183,12 @@ def _strangers(store: Store, known: set[str]) -> Iterator[str]:
 
 
 def _check_unit(
-    store: Store, relative: str, unit: UnitEntry, table: pa.Table, forms: dict[str, tuple[str, str]]
+    store: Store,
+    relative: str,
+    unit: UnitEntry,
+    table: pa.Table,
+    digests: Sequence[Future[str]],
+    forms: dict[str, tuple[str, str]],
 ) -> Iterator[str]:
     """Checks an index table and its shards.
 
@@ -165,17 +208,22 @@ def _check_unit(
     unnamed = pc.invert(pc.is_in(ok["shard"], pa.array([entry.path for entry in unit.shards], pa.string())))
     for key in ok.filter(unnamed)["key"].to_pylist()[:1]:
         yield f"{relative}: the row of {key!r} is in no shard"
-    for entry in unit.shards:
+    for entry, digest in zip(unit.shards, digests, strict=True):
         try:
             if entry.path.count("/") != (2 if grouped else 1):
                 yield f"{entry.path}: not where a store {'with' if grouped else 'without'} groups has its shards"
-            yield from _check_shard(store, unit, entry, ok.filter(pc.equal(ok["shard"], entry.path)), forms)
+            yield from _check_shard(store, unit, entry, digest, ok.filter(pc.equal(ok["shard"], entry.path)), forms)
         except (StoreError, OSError) as error:
             yield str(error)
 
 
 def _check_shard(
-    store: Store, unit: UnitEntry, entry: ShardEntry, rows: pa.Table, forms: dict[str, tuple[str, str]]
+    store: Store,
+    unit: UnitEntry,
+    entry: ShardEntry,
+    digest: Future[str],
+    rows: pa.Table,
+    forms: dict[str, tuple[str, str]],
 ) -> Iterator[str]:
     """Checks a shard's file, header, tensors and identities; `rows` are those of the index table that name it."""
     file = store.folder / entry.path
@@ -188,7 +236,7 @@ def _check_shard(
         return
     if size != entry.bytes:
         yield f"{entry.path}: {size} bytes, not {entry.bytes}"
-    if _sha256(file) != entry.sha256:
+    if digest.result() != entry.sha256:
         yield f"{entry.path}: the sha256 is not the one in its index table; the file was changed"
         return
     with open_shard(file) as shard:
@@ -219,7 +267,10 @@ def _check_tensor(
 
 def _check_finite(entry: ShardEntry, name: str, tensor: Tensor, rows: pa.Table) -> Iterator[str]:
     """Counts the rows of a tensor that are not finite, and names the first."""
-    bad = (~tensor.isfinite()).reshape(len(tensor), -1).any(dim=1).nonzero().flatten().tolist()
+    # Such a row's sum is not finite either, which takes one pass; a sum of very large numbers may not be so either.
+    values = tensor.reshape(len(tensor), -1)
+    suspects = (~values.sum(dim=1).isfinite()).nonzero().flatten()
+    bad = suspects[~values[suspects].isfinite().all(dim=1)].tolist()
     if bad:
         key = rows.filter(pc.equal(rows["row"], bad[0]))["key"].to_pylist()
         yield f"{entry.path}: {len(bad)} rows of {name!r} {NOT_FINITE}, first row {bad[0]} {key}"
