@@ -39,7 +39,7 @@ def run_folder() -> str:
         folder = tempfile.mkdtemp(prefix=_PREFIX, dir=base)
         with contextlib.suppress(FileNotFoundError):  # another run has taken it for abandoned before it was locked
             _hold(folder)
-            Finalize(None, shutil.rmtree, (folder, True), exitpriority=_AFTER_SOCKETS)
+            Finalize(None, _remove, (folder,), exitpriority=_AFTER_SOCKETS)
             return folder
 
 
@@ -87,11 +87,18 @@ def _clear_one(folder: str) -> None:
         if os.fstat(lock).st_uid == os.getuid():
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _free_shared_memory(os.read(lock, 20).decode("ascii", "replace"))
-            for sockets in glob.glob(f"{glob.escape(folder)}/*/"):  # before the lock, as without it the rest would stay
-                shutil.rmtree(sockets, ignore_errors=True)
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
     finally:
         os.close(lock)
+
+
+def _remove(folder: str) -> None:
+    """Removes a run's folder; the lock stays as long as something else does, so that the next run finds both."""
+    inner = f"{glob.escape(folder)}/*/"
+    for sockets in glob.glob(inner):
+        shutil.rmtree(sockets, ignore_errors=True)
+    if not glob.glob(inner):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _free_shared_memory(pid: str) -> None:

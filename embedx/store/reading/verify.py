@@ -269,7 +269,8 @@ def _check_finite(entry: ShardEntry, name: str, tensor: Tensor, rows: pa.Table) 
     """Counts the rows of a tensor that are not finite, and names the first."""
     # Such a row's sum is not finite either, which takes one pass; a sum of very large numbers may not be so either.
     values = tensor.reshape(len(tensor), -1)
-    suspects = (~values.sum(dim=1).isfinite()).nonzero().flatten()
+    sums = (values.float() if values.dtype.itemsize == 1 else values).sum(dim=1)  # torch sums no float8
+    suspects = (~sums.isfinite()).nonzero().flatten()
     bad = suspects[~values[suspects].isfinite().all(dim=1)].tolist()
     if bad:
         key = rows.filter(pc.equal(rows["row"], bad[0]))["key"].to_pylist()

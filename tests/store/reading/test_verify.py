@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -240,6 +241,19 @@ def test_rows_that_are_nan_are_named(tmp_path: Path) -> None:
     settings = dataclasses.replace(was.settings, allow_nonfinite=True)
     dataclasses.replace(was, settings=settings).write(tmp_path / "store")
     assert faults(tmp_path / "store") == ""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e5m2])
+def test_a_row_with_infinity_is_named_and_one_of_the_largest_numbers_is_not(tmp_path: Path, dtype: torch.dtype) -> None:
+    session = StoreSession.begin(tmp_path / "store", manifest({"train": 8}), "create")
+    batch = unit_batch(0, 8)
+    values = batch.tensors["embeddings"].to(dtype)
+    values[2] = torch.finfo(dtype).max
+    values[5, 1] = -torch.inf
+    commit(session, batch._replace(tensors={"embeddings": values}))
+    session.finish({})
+    session.close()
+    assert re.findall("[0-9]+ rows|key-[0-9]", faults(tmp_path / "store")) == ["1 rows", "key-5"]
 
 
 def test_units_that_do_not_go_together_are_found(tmp_path: Path) -> None:
