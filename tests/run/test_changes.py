@@ -43,7 +43,7 @@ def differences(
     nothing = [None] * len(inputs)
     table = pa.table({name: pa.chunked_array([columns.get(name, nothing)], kind) for name, kind in PLAN_TYPES.items()})
     contents = list(inputs.values())
-    options = {"classes": [], "names_differ": True, "retries": lambda reason: False} | options
+    options = {"classes": [], "names_differ": True, "retries": lambda status, reason: False} | options
     plan = Plan({"all": SplitPlan("all", table)}, [], None)
     return compare(plan, [Path("one")], lambda split, rows: [contents[row] for row in rows], **options)
 
@@ -56,7 +56,7 @@ def test_every_input_has_one_verdict_from_which_counts_examples_and_sources_foll
         *(stored_row(4, "label", target=7), stored_row(5, "broken", status="rejected")),
     ]
     inputs = {"k0": "same", "k1": "after", "other": "moves", "k4": "label", "k5": "broken", "k9": "fresh"}
-    found = differences(monkeypatch, rows, inputs, retries=lambda reason: True)
+    found = differences(monkeypatch, rows, inputs, retries=lambda status, reason: True)
     expected = ["UNCHANGED", "CHANGED", "RENAMED", "RELABELLED", "RETRIED", "NEW"]
     assert [Verdict(verdict).name for verdict in found.splits["all"].verdicts] == expected
     assert found.splits["all"].source_row.tolist() == [0, -1, 2, 4, -1, -1]

@@ -100,6 +100,23 @@ def test_a_damaged_shard_stays_until_its_unit_may_be_dropped_and_is_computed_aga
     assert summary.timings["inputs"] == 4 and shards(store) == files and list(verify(store)) == []
 
 
+def test_other_inputs_than_those_of_a_repaired_store_are_still_told_apart(
+    settings: ExtractConfig, tmp_path: Path
+) -> None:
+    data = images(tmp_path, "train", "bd", 20), images(tmp_path, "val", "b", 5, first=100)
+    settings = dataclasses.replace(settings, data=data)
+    (settings.out / MANIFEST).unlink()
+    (settings.out / "index/train-00001.parquet").unlink()
+    assert repair(settings.out).units == 2
+    images(tmp_path, "train", "a", 1)  # the first in the plan, which moves all others
+    before = digests(settings.out)
+    with pytest.raises(StoreMismatchError, match=r"5 new .*--update"):
+        extract(settings)
+    assert digests(settings.out) == before
+    assert extract(dataclasses.replace(settings, update=True)).timings["inputs"] == 5
+    assert list(verify(settings.out)) == [] and len(embedx.open(settings.out)) == 26
+
+
 def test_a_damaged_table_of_a_store_whose_manifest_is_whole_is_dropped_too(settings: ExtractConfig) -> None:
     store, files = settings.out, shards(settings.out)
     flip(store / "index/val-00000.parquet", 100)
