@@ -21,9 +21,10 @@ from embedx.run.extract import extract
 from embedx.run.summary import Summary
 from embedx.run.up_to_date import look_for_work
 from embedx.store.format.index import read_entry
-from embedx.store.format.layout import index_files
+from embedx.store.format.layout import index_files, staging_folder
 from embedx.store.reading.verify import verify
 from embedx.store.writing import unit_checks
+from tests.run import test_take_up as take_up
 from tests.run.test_update import config, draw, folder, rows
 
 SHARD = "train/shard-00000.safetensors"
@@ -175,3 +176,22 @@ def test_an_update_that_would_drop_much_of_a_split_is_refused(tmp_path: Path, se
         extract(dataclasses.replace(less, max_gone=0.31))
     summary = extract(dataclasses.replace(less, max_gone=0.32))
     assert summary.changes is not None and summary.changes["gone"] == 7
+
+
+def test_rows_of_an_interrupted_update_that_was_set_aside_are_checked(tmp_path: Path) -> None:
+    """Three new rows stood in the unit that it had written, and five in its journal, which has checksums of its own."""
+    images, out = folder(tmp_path / "images", 60), tmp_path / "store"
+    extract(take_up.config(images, out))
+    for number in range(11):
+        draw(images / f"train/class-0/00000-{number:02d}.ppm", 4711 + number)
+    take_up.interrupt(take_up.config(images, out, update=True), 1)
+    shards = list(staging_folder(out).glob("train/*/shard-00002.safetensors"))
+    for shard in shards:
+        damage(shard)
+    take_up.files(images)[30].unlink()
+    computed, said = take_up.finish(take_up.config(images, out, update=True))
+    assert computed == 11 - 8 + 1 + 3
+    assert "embedx-left-1/train/" in said and "is damaged (its sha256 is not the one in its index table)" in said
+    extract(take_up.config(images, tmp_path / "fresh"))
+    values, fresh = ({key: row[0] for key, row in rows(store).items()} for store in (out, tmp_path / "fresh"))
+    assert values == fresh and list(verify(out)) == []

@@ -51,6 +51,21 @@ def test_a_damaged_index_table_gets_no_fresh_checksum_at_the_end_of_a_run(tmp_pa
     assert not Store.open(out).complete
 
 
+def test_a_damaged_shard_of_a_run_that_was_interrupted_is_computed_again(tmp_path: Path) -> None:
+    """However young it is: what a crash leaves is read, the last first."""
+    out = tmp_path / "store"
+    session = StoreSession.begin(out, manifest({"train": 24}), "create")
+    for start in (0, 8):
+        commit(session, unit_batch(start, start + 8))
+    session.close()
+    flip(out / "train/dog/shard-00000.safetensors", -1)
+    session = StoreSession.begin(out, manifest({"train": 24}), "resume")
+    session.close()
+    assert session.is_committed(Unit("train", 1)) and not session.is_committed(Unit("train", 0))
+    (told,) = session.checks.told
+    assert "train/dog/shard-00000.safetensors is damaged (its sha256" in told
+
+
 def test_a_missing_shard_is_told(tmp_path: Path) -> None:
     out = build_store(tmp_path / "store", inputs=16)
     (out / "train/cat/shard-00001.safetensors").unlink()
