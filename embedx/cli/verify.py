@@ -81,8 +81,8 @@ def command(
         )
     if faults:
         raise StoreError(
-            f"{path} has {count_text(len(faults), 'fault')}; remove the damaged shards and index tables, and run the "
-            "same `embedx extract` again, which writes what is missing"
+            f"{path} has {count_text(len(faults), 'fault')}; run the same `embedx extract` again "
+            "with --verify-kept, which computes the rows of damaged files again"
         )
     STDERR.print(f"{path} is whole", soft_wrap=True)
 

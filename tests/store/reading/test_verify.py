@@ -236,7 +236,7 @@ def test_rows_that_are_nan_are_named(tmp_path: Path) -> None:
     assert "NaN" in found and "key-5" in found
     command = [sys.executable, "-m", "embedx", "verify", str(tmp_path / "store")]
     stderr = subprocess.run(command, capture_output=True, text=True).stderr
-    assert "no damage, but rows that are not finite" in stderr and "remove the damaged" not in stderr
+    assert "no damage, but rows that are not finite" in stderr and "--verify-kept" not in stderr
     was = Manifest.read(tmp_path / "store")
     settings = dataclasses.replace(was.settings, allow_nonfinite=True)
     dataclasses.replace(was, settings=settings).write(tmp_path / "store")
