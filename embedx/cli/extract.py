@@ -27,6 +27,7 @@ from embedx.heartbeat import Heartbeat
 from embedx.store.format.layout import MANIFEST, staging_folder
 from embedx.system import signals
 from embedx.system.processes import start_fork_server
+from embedx.system.temporary import clear_killed_runs
 from embedx.system.torch_imports import import_torchvision
 from embedx.values import size_text
 
@@ -108,6 +109,7 @@ def _run(config: ExtractConfig, heartbeat: Heartbeat) -> Summary:
             heartbeat.say("listing the inputs")
             summary, plan = look_for_work(config, heartbeat)
             if summary is not None:
+                clear_killed_runs()
                 return summary
         heartbeat.say("starting")
         start_fork_server()

@@ -32,7 +32,7 @@ _KINDS = (
     ),
     _Kind(
         "RuntimeError|BatchError",
-        r"unable to (open|resize|create) (shared memory object|file </?torch_)",
+        r"unable to (open|resize|create|write to) (shared memory object|file </?torch_)",
         "shared memory (/dev/shm) can't be used ({error}); make it a writable tmpfs" + _AGAIN,
     ),
     _Kind(

@@ -31,10 +31,7 @@ def run_folder() -> str:
     """
     import loky  # type: ignore[import-untyped]  # noqa: F401  (which gives semaphores the process's id as a name)
 
-    base = tempfile.gettempdir()
-    if len(os.fsencode(base)) > _LONGEST:
-        base = "/tmp"
-    _clear(base)
+    base = clear_killed_runs()
     while True:
         folder = tempfile.mkdtemp(prefix=_PREFIX, dir=base)
         with contextlib.suppress(FileNotFoundError):  # another run has taken it for abandoned before it was locked
@@ -69,13 +66,17 @@ def sockets_in_run_folder() -> Iterator[None]:
         tempfile.tempdir = before
 
 
-def _clear(base: str) -> None:
-    """Removes the folders of this user's runs whose lock nobody holds."""
+def clear_killed_runs() -> str:
+    """Removes the folders of this user's runs whose lock nobody holds; returns the folder in which they were."""
+    base = tempfile.gettempdir()
+    if len(os.fsencode(base)) > _LONGEST:
+        base = "/tmp"
     with contextlib.suppress(OSError), os.scandir(base) as entries:
         for entry in entries:
             if _NAME.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
                 with contextlib.suppress(OSError):
                     _clear_one(entry.path)
+    return base
 
 
 def _clear_one(folder: str) -> None:
