@@ -22,6 +22,9 @@ from embedx.values import MAX_BYTES
 _KINDS = (stdin.KIND, dataset.KIND, tables.KIND, tar.KIND, features.KIND, image_files.KIND, folder.KIND)
 """The kinds of source in the order in which they are tried; the folder is last, because any text can name one."""
 
+_MOST_FAULTS = 20
+"""The number of faults after which no further source is opened."""
+
 
 def parse_data(specs: Sequence[str], options: SourceOptions | None = None) -> dict[str, Source]:
     """Opens the values of `--data`, each `[NAME=]SOURCE`, as one source per split.
@@ -29,7 +32,7 @@ def parse_data(specs: Sequence[str], options: SourceOptions | None = None) -> di
     Sources of the same split are joined in the order in which they are given.
 
     Raises:
-        ConfigError: If there are faults, all of which it names: a source that does not exist, a split name that is
+        ConfigError: If there are faults; it names the first 20: a source that does not exist, a split name that is
             empty, reserved or differs from another in case alone, an option that applies to none of the sources.
     """
     options = options or SourceOptions()
@@ -38,6 +41,8 @@ def parse_data(specs: Sequence[str], options: SourceOptions | None = None) -> di
     faults: list[str] = []
     used: set[SourceKind] = set()
     for name, locations in _gathered(specs, faults):
+        if len(faults) >= _MOST_FAULTS:  # as each is looked into, and nobody reads thousands
+            raise ConfigError([*faults[:_MOST_FAULTS], "and perhaps more, as the rest was not looked at"])
         location = locations[0]
         spec = location if name is None else f"{name}={location}"
         kind = image_files.KIND if len(locations) > 1 else _kind_of(first_file(location))

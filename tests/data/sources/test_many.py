@@ -10,6 +10,7 @@ import pytest
 
 from embedx.data.plan import build_plan
 from embedx.data.sources import parse_data
+from embedx.errors import ConfigError
 
 
 def calls_of(specs: list[str]) -> int:
@@ -37,3 +38,9 @@ def test_listing_many_sources_takes_work_in_proportion(tmp_path: Path, spec: str
     calls_of(specs[:2])  # what is done once
     few, many = calls_of(specs[:80]), calls_of(specs)
     assert many < 4.4 * few
+
+
+def test_of_thousands_of_missing_sources_the_first_are_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_data([f"s{number}={tmp_path}/gone-{number}" for number in range(3000)])
+    assert len(caught.value.faults) == 21 and caught.value.faults[-1].startswith("and perhaps more")
