@@ -78,7 +78,9 @@ def test_an_update_does_not_take_damaged_rows_for_good(
     settings = dataclasses.replace(settings, data=(str(tmp_path / "more"),), update=True, verify_kept=number == 0)
     shard = settings.out / f"train/shard-{number:05d}.safetensors"
     damage(shard)
+    unit_checks.write_times(settings.out, {"index/val-00000.parquet": 5.0})
     summary, said = run(settings, capsys)
+    assert unit_checks._read_times(settings.out).keys() >= {"index/val-00000.parquet"}
     assert not summary.up_to_date
     assert_told(said, shard, read_entry(index_files(settings.out)["train", number]).inputs - number)
     fresh = dataclasses.replace(settings, out=tmp_path / "fresh", update=False)

@@ -33,7 +33,7 @@ from embedx.store.writing import replacement, stock
 from embedx.store.writing.checks import Place, place_of
 from embedx.store.writing.lock import StoreLock
 from embedx.store.writing.session_choice import Choice, Holding, Mode, can_continue, choose, going_on, same_names
-from embedx.store.writing.unit_checks import UnitChecks, carry_over
+from embedx.store.writing.unit_checks import UnitChecks
 from embedx.store.writing.unit_journal import JOURNAL_SECONDS
 from embedx.store.writing.unit_rows import EarlierUnits, StayingRows
 
@@ -180,7 +180,6 @@ class StoreSession:
         if not self.manifest.complete:
             missing = {unit: rows for unit, rows in linked.items() if not self.is_committed(unit)}
             stock.link_units(missing, self.out, self.root, self.manifest.about)
-            carry_over(self.out, self.root)
             self._committed.update(map(place_of, missing))
         self.earlier.staying = {unit: rows for unit, rows in staying.items() if not self.is_committed(unit)}
 

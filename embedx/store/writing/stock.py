@@ -18,6 +18,7 @@ from embedx.store.format.manifest import Manifest
 from embedx.store.writing.checks import Place, place_of, whole_units
 from embedx.store.writing.replacement import our_shards, remove_empty_folders
 from embedx.store.writing.session_choice import Holding
+from embedx.store.writing.unit_checks import carry_over
 
 _MEANWHILE = "something may have removed files during the run; run the same command again to write what is missing"
 
@@ -94,6 +95,8 @@ def link_units(units: Mapping[Unit, pa.Table | None], source: Path, target: Path
     for unit, rows in units.items():
         if rows is not None:
             write_index(target, in_order(rows), entries[unit], about)
+    if units:
+        carry_over(source, target)
 
 
 def _link(paths: Iterable[str], source: Path, target: Path, sha256_of: Callable[[str], str]) -> None:
