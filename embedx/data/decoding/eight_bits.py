@@ -75,8 +75,9 @@ def to_eight_bits(samples: Samples, options: PixelOptions) -> Callable[[int, int
 def pick(values: NDArray[Any], channels: tuple[int, ...]) -> NDArray[Any]:
     """Returns the channels of these numbers of an array [H, W, C]; a view of it where they are evenly spaced."""
     if max(channels) >= values.shape[-1]:
+        which = told(values).partition(" with ")[0]  # the values may be those of a strip
         raise RejectedInputError(
-            f"{told(values)}: there is none of number {max(channels)}, counted from 0; give others by --pixels"
+            f"{which}: there is none of number {max(channels)}, counted from 0; give others by --pixels"
         )
     steps = {after - before for before, after in itertools.pairwise(channels)} or {1}
     if len(steps) > 1 or 0 in steps:
