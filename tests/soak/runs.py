@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import functools
 import json
@@ -55,7 +56,9 @@ def library() -> Path:
     """Compiles the library that is preloaded; skips the test where nothing can be compiled or preloaded."""
     if sys.platform != "linux" or not (compiler := shutil.which("cc") or shutil.which("gcc")):
         pytest.skip("a library to be preloaded can't be compiled here: there is no cc, or no Linux")
-    target = Path(tempfile.mkdtemp(prefix="embedx-calls-")) / "calls.so"
+    folder = tempfile.mkdtemp(prefix="embedx-calls-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    target = Path(folder) / "calls.so"
     arguments = ["-O1", "-shared", "-fPIC", "-o", str(target), str(Path(__file__).with_name("calls.c")), "-ldl"]
     done = subprocess.run([compiler, *arguments], capture_output=True, text=True, check=False)
     if done.returncode != 0:
