@@ -116,6 +116,7 @@ def test_a_run_that_is_struck_again_and_again_is_finished_with_the_same_bytes(
     assert digests(out) == undisturbed and list(verify(out)) == []
 
 
+@pytest.mark.soak
 def test_a_run_that_is_suspended_for_longer_than_the_timeout_rejects_nothing(
     tmp_path: Path, arguments: list[str], undisturbed: dict[str, str]
 ) -> None:

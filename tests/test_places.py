@@ -89,7 +89,8 @@ def test_without_flock_and_sync_of_folders_and_with_a_long_temporary_path_it_wor
     assert done.stderr.count("error:") == 1 and not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize(("size", "fits"), [pytest.param("3m", True, marks=pytest.mark.soak), ("400k", False)])
+@pytest.mark.soak
+@pytest.mark.parametrize(("size", "fits"), [("3m", True), ("400k", False)])
 def test_little_shared_memory_is_enough_or_refused_at_once(tmp_path: Path, size: str, fits: bool) -> None:
     command = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"'
     arguments = [*EMBEDX, *FEW, "--workers", "8", "--out", str(tmp_path / "store")]
@@ -129,6 +130,7 @@ def open_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
+@pytest.mark.soak
 def test_few_threads_are_told_before_the_work(open_folder: Path) -> None:
     if os.getuid() != 0 or not shutil.which("setpriv"):
         pytest.skip("only root can become another user here")

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.runs import OFFLINE
 
 
@@ -36,6 +38,7 @@ assert sys.modules["torch._dynamo.utils"] is real
     python(code)
 
 
+@pytest.mark.soak
 def test_a_torchvision_that_asks_for_more_gets_the_compiler(tmp_path: Path) -> None:
     package = tmp_path / "torchvision"
     package.mkdir()

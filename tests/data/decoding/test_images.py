@@ -359,7 +359,7 @@ def test_what_is_no_regular_file_is_rejected_and_nobody_waits_for_it(tmp_path: P
     (tmp_path / "self.jpg").symlink_to("self.jpg")
     for name, reason in (
         ("fifo.jpg", "not a regular file"),
-        ("folder.jpg", "Is a directory"),
+        ("folder.jpg", "not a regular file"),
         ("link.jpg", "can't be read: No such file or directory"),
         ("missing.jpg", "can't be read: No such file or directory"),
         ("self.jpg", "can't be read: Too many levels of symbolic links"),

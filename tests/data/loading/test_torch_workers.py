@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from embedx.data.loading import torch_workers
+from embedx.data.loading.circumstances import UNREAD
 from embedx.data.loading.isolation import Held, InHand
 from embedx.data.loading.torch_workers import BatchError, TorchWorkers, WorkerLostError, is_out_of_memory
 from embedx.system.processes import START_METHOD, start_fork_server
@@ -74,7 +75,7 @@ def test_a_worker_that_a_signal_ends_is_lost_with_its_row(order: str) -> None:
     workers = workers_on(order, "ok")
     with pytest.raises(WorkerLostError):
         next(workers)
-    assert workers.rows_in_hand() == (set(), {7})
+    assert workers.rows_in_hand() == ({}, {7})
 
 
 def test_a_batch_whose_worker_died_before_its_memory_was_asked_for_is_lost() -> None:
@@ -102,8 +103,12 @@ def test_a_worker_that_does_not_come_back_is_ended_with_its_row() -> None:
     workers = workers_on("sleep 60", timeout=0.5)
     with pytest.raises(WorkerLostError):
         next(workers)
-    assert workers.rows_in_hand() == ({7}, set())
-    assert Held(1, 7, 6.0).is_stuck(0.5) and Held(1, 7, 6.0).is_overdue(0.5) and not Held(1, 7, 0.0).is_stuck(0.5)
+    assert workers.rows_in_hand() == ({7: UNREAD}, set())
+    assert (
+        Held(1, 7, 6.0, True).is_stuck(0.5)
+        and Held(1, 7, 6.0, True).is_overdue(0.5)
+        and not Held(1, 7, 0.0, True).is_stuck(0.5)
+    )
 
 
 def test_time_in_which_a_worker_alone_is_suspended_does_not_count() -> None:

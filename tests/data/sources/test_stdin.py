@@ -139,4 +139,4 @@ def test_a_folder_among_the_paths_is_rejected(tmp_path: Path, images: Path, stdi
     settings = {"backbone": sample.BACKBONE, "weights": "sample", "workers": 0, "batch_size": 4}
     assert extract(ExtractConfig(**settings, out=tmp_path / "store", data=("-",))).rejected == 2
     reasons = [row["reason"] for row in embedx.open(tmp_path / "store").index().sort_by("index").to_pylist()]
-    assert reasons == ["can't be read: Is a directory", None, "can't be read: No such file or directory"]
+    assert reasons == ["not a regular file", None, "can't be read: No such file or directory"]
