@@ -255,7 +255,12 @@ def _loaders(job: Job, session: StoreSession, update: Layout | None, console: Co
 
 
 def _missing(job: Job, session: StoreSession, plan: Plan, update: Layout | None) -> dict[Unit, Sequence[int]]:
-    """Returns the inputs to be computed, as rows of the plan, by their unit."""
+    """Returns the inputs to be computed, as rows of the plan, by their unit.
+
+    In a store that was updated an input's place in the plan does not tell its unit: what is missing is an update.
+    """
+    if update is None and session.was_updated:
+        return {}
     missing: dict[Unit, Sequence[int]] = {}
     for name, split in plan.splits.items():
         units: dict[int, list[int]] = {}

@@ -197,3 +197,41 @@ def test_rows_of_an_interrupted_update_that_was_set_aside_are_checked(tmp_path: 
     extract(take_up.config(images, tmp_path / "fresh"))
     values, fresh = ({key: row[0] for key, row in rows(store).items()} for store in (out, tmp_path / "fresh"))
     assert values == fresh and list(verify(out)) == []
+
+
+@pytest.mark.parametrize("days", [0, 31])
+def test_damage_in_a_store_that_was_updated_is_computed_again_in_its_place(
+    settings: ExtractConfig, tmp_path: Path, days: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its units are no longer told by the inputs' places in the plan: here two are gone, and one has come."""
+    pictures = sorted((tmp_path / "images/train").rglob("*.ppm"))
+    for picture in pictures[1:3]:
+        picture.unlink()
+    draw(tmp_path / "images/train/class-0/00000.ppm", 4711)
+    settings = dataclasses.replace(settings, data=(str(tmp_path / "images"),), update=True)
+    assert not run(settings, capsys)[0].up_to_date
+    damage(settings.out / SHARD, days=days)
+    summary, said = run(dataclasses.replace(settings, update=False, verify_kept=not days), capsys)
+    assert not summary.up_to_date
+    assert_told(said, settings.out / SHARD, read_entry(index_files(settings.out)["train", 0]).inputs)
+    assert list(verify(settings.out)) == []
+    fresh = dataclasses.replace(settings, out=tmp_path / "fresh", update=False)
+    extract(fresh)
+    assert rows(settings.out) == rows(fresh.out)
+
+
+def test_a_shard_that_no_longer_says_whose_it_is_leaves_nothing(
+    settings: ExtractConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The damage is in the header; in the one store the table that names the shard goes first, in the other both."""
+    for place, change in ((SHARD, {}), ("val/shard-00000.safetensors", {"update": True})):
+        data = bytearray((settings.out / place).read_bytes())
+        data[20] ^= 1
+        (settings.out / place).write_bytes(data)
+        if change:
+            (settings.out / "index/val-00000.parquet").write_bytes(b"")
+            draw(tmp_path / "images/train/class-0/99999.ppm", 4711)
+        named = dataclasses.replace(settings, data=(str(tmp_path / "images"),), verify_kept=True, **change)
+        assert not run(named, capsys)[0].up_to_date
+        assert list(verify(settings.out)) == []
+        assert {path.name for path in tmp_path.iterdir()} == {"images", "store"}

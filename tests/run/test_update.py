@@ -199,6 +199,22 @@ def test_a_store_that_was_updated_is_mended_where_it_is_damaged(tmp_path: Path, 
     assert digests(out) == before and list(verify(out)) == []
 
 
+def test_a_rerun_of_a_store_that_has_lost_a_whole_unit_computes_nothing(tmp_path: Path) -> None:
+    """The backbone is code, of which only a whole run can tell whether there is something to do."""
+    root = tmp_path / "images"
+    for number in range(40):
+        draw(root / f"{number:05d}.ppm", number)
+    settings = config(root, tmp_path / "store", group_key=None)
+    extract(settings)
+    for number in range(16):
+        (root / f"{number:05d}.ppm").unlink()
+    assert changes(extract(dataclasses.replace(settings, update=True))) == {"gone": 16, "unchanged": 24}
+    before = digests(settings.out)
+    for again in (settings, dataclasses.replace(settings, retry_rejected=True, verify_kept=True)):
+        assert extract(again).up_to_date and digests(settings.out) == before
+    assert list(verify(settings.out)) == []
+
+
 def test_what_was_stored_under_another_name_is_not_computed_again(tmp_path: Path) -> None:
     root, out = folder(tmp_path / "images", 40), tmp_path / "store"
     extract(config(root, out))

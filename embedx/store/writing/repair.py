@@ -156,7 +156,10 @@ def _new_manifest(root: Path, found: _Found, like: str | Path | None) -> Manifes
     recipes = {entry.recipe for _, entry, _ in found.whole.values()}
     if len(recipes) != 1:
         what = "of several recipes" if recipes else "all damaged"
-        raise StoreError(f"{root}: its units are {what}, so that no manifest goes with them")
+        raise StoreError(
+            f"{root}: its units are {what}, so that no manifest goes with them; delete it, and run `embedx extract` "
+            "again"
+        )
     about = _about(root, found, recipes.pop(), like)
     try:
         terms = {name: about[name] for name in ("group_key", "rows_per_unit")}

@@ -186,7 +186,7 @@ def remove_store(root: Path, rescue_to: Path | None = None) -> None:
     (root / layout.MANIFEST).unlink(missing_ok=True)
     sync_folder(root)
     (root / PREDECESSOR).unlink(missing_ok=True)
-    for path in [*our_shards(root), *_index_tables(root), *layout.temporary_files(root)]:
+    for path in [*our_shards(root, rescue_to), *_index_tables(root), *layout.temporary_files(root)]:
         path.unlink()
         remove_empty_folders(path.parent, root)
     (root / CHECK_TIMES).unlink(missing_ok=True)
@@ -197,18 +197,31 @@ def remove_store(root: Path, rescue_to: Path | None = None) -> None:
         root.rmdir()
 
 
-def our_shards(root: Path) -> Iterator[Path]:
+def our_shards(root: Path, successor: Path | None = None) -> Iterator[Path]:
     """Yields the shards of the store at `root`: an index table names them, or their header says that they belong there.
 
-    A copy elsewhere in the folder, and a shard of another store below this one, belong to somebody else.
+    A copy elsewhere in the folder, and a shard of another store below this one, belong to somebody else. A damaged file
+    whose place is that of a shard of the successor is a shard too.
     """
+    named = _named_shards(root)
+    others = []
+    for split, _, path in layout.shard_files(root):
+        if path in named or (not os.path.lexists(root / split / layout.MANIFEST) and _says_it_belongs(path, root)):
+            yield path
+        else:
+            others.append(path)
+    if others and successor is not None:
+        taken = {root / shard.relative_to(successor) for shard in _named_shards(successor)}
+        yield from (path for path in others if path in taken)
+
+
+def _named_shards(root: Path) -> set[Path]:
+    """Returns the paths of the shards that the index tables of the store at `root` name."""
     named: set[Path] = set()
     for path in _index_tables(root):
         with contextlib.suppress(StoreError):
             named.update(root / shard.path for shard in read_entry(path).shards)
-    for split, _, path in layout.shard_files(root):
-        if path in named or (not os.path.lexists(root / split / layout.MANIFEST) and _says_it_belongs(path, root)):
-            yield path
+    return named
 
 
 def _move_into(target: Path, folder: Path) -> None:

@@ -242,7 +242,7 @@ class StoreSession:
         before = existing_store(self.out)  # this time for good, as no other run changes it now
         self._began = before is None
         kept = before if mode != "overwrite" else None  # a store that is replaced may be damaged
-        holding = Holding() if kept is None else stock.holding(self.out, kept)
+        holding = Holding() if kept is None else stock.holding(self.out, kept, self.checks)
         choice = choose(self.out, mode, before, self.manifest, holding)
         if choice is Choice.REPLACE:
             self._stage()

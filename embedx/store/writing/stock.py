@@ -18,18 +18,24 @@ from embedx.store.format.manifest import Manifest
 from embedx.store.writing.checks import Place, place_of, whole_units
 from embedx.store.writing.replacement import our_shards, remove_empty_folders
 from embedx.store.writing.session_choice import Holding
-from embedx.store.writing.unit_checks import carry_over
+from embedx.store.writing.unit_checks import UnitChecks, carry_over
 
 _MEANWHILE = "something may have removed files during the run; run the same command again to write what is missing"
 
 
-def holding(root: Path, manifest: Manifest) -> Holding:
-    """Looks up what the store at `root`, which has this manifest, has on disk."""
+def holding(root: Path, manifest: Manifest, checks: UnitChecks) -> Holding:
+    """Looks up what the store at `root`, which has this manifest, has on disk.
+
+    Of a store that was updated, the units that are due are read, as what is damaged of it has to be compared: the rows
+    of a missing unit are not told by its number.
+    """
     tables = layout.index_files(root)
     is_whole = manifest.complete and bool(manifest.updates)  # else it is not asked for
-    if is_whole:
-        whole = whole_units(root, manifest.fingerprint).values()
-        is_whole = {layout.index_path(Unit(entry.split, entry.unit)) for entry in whole} == set(manifest.index)
+    if manifest.updates:
+        whole = checks.whole_units(root)
+        damaged = checks.find_damaged(root, whole, manifest.index)
+        is_whole = is_whole and {tables[place].relative_to(root).as_posix() for place in whole} == set(manifest.index)
+        is_whole = is_whole and not damaged
     return Holding(bool(tables), bool(layout.journal_files(root)), is_whole)
 
 
@@ -71,12 +77,13 @@ def remove_others(root: Path, committed: Set[Place], planned: Set[Place]) -> Non
 
     The journals of those that are planned stay.
     """
+    ours = [*layout.temporary_files(root), *our_shards(root)]  # of which a damaged one is known by its table alone
     for place, table in layout.index_files(root).items():
         if place not in committed:
             table.unlink()
     kept = {path for *place, path in layout.shard_files(root) if tuple(place) in committed}
     kept.update(path for place, path in layout.journal_files(root).items() if place in planned - committed)
-    for path in [*layout.temporary_files(root), *our_shards(root)]:
+    for path in ours:
         if path not in kept:
             path.unlink()
             remove_empty_folders(path.parent, root)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -44,6 +45,8 @@ class UnitChecks:
         self._thorough = thorough
         self._results: dict[Path, bool] = {}
         """The units that were read, by their index tables: True for those that were found whole."""
+        self._left: dict[Path, float] = {}
+        """The bytes of due units that this run may still read, by the store's folder."""
 
     def whole_units(self, root: Path, *, read_tables: bool = False) -> dict[Place, UnitEntry]:
         """Returns the units that are whole (see `checks.whole_units`), but for those that were found damaged."""
@@ -82,7 +85,7 @@ class UnitChecks:
         times = _read_times(root)
         last = {_name(unit): _last_time(root, unit, times.get(_name(unit), 0.0), now) for unit in staying}
         due = [unit for unit in staying if self._thorough or not index or now - last[_name(unit)] > AGE_SECONDS]
-        left = float("inf") if self._thorough else BYTES_PER_RUN
+        left = self._left.get(root, math.inf if self._thorough else BYTES_PER_RUN)
         checked, damaged = {}, set()
         for unit in sorted(due, key=lambda unit: last[_name(unit)], reverse=not index):
             if left <= 0:
@@ -92,6 +95,7 @@ class UnitChecks:
                 checked[_name(unit)] = now
             else:
                 damaged.add(place_of(Unit(unit.split, unit.unit)))
+        self._left[root] = left
         if checked:
             write_times(root, {name: times[name] for name in last.keys() & times.keys()} | checked)
         return damaged
