@@ -7,6 +7,7 @@ EmbedxError                    1  a run failed
 │   ├── RuntimeUnfitError      2  a runtime can't run this backbone on this machine
 │   └── StoreMismatchError     2  the output folder holds something else
 ├── StoreError                 1  a store is damaged, incomplete or can't be written
+│   ├── DamagedUnitsError      1  units of a store are damaged, each of which it names
 │   ├── NotAStoreError         2  there is no store at the path
 │   └── StoreReplacedError     1  another store took the place of the one that was being read
 ├── WriterError                1  the writer process failed
@@ -99,6 +100,18 @@ class StoreMismatchError(ConfigError):
 
 class StoreError(EmbedxError):
     """A store is damaged, incomplete or can't be written."""
+
+
+class DamagedUnitsError(StoreError):
+    """Units of a store are damaged.
+
+    Args:
+        lines: The message, with a line for each of them.
+    """
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = lines
 
 
 class NotAStoreError(StoreError):

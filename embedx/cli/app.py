@@ -14,7 +14,7 @@ from embedx.cli import backbones, compare, extract, info, layers, probe, repair,
 from embedx.cli.foreign_errors import words_for
 from embedx.cli.output import STDERR, data_alone_on_stdout
 from embedx.credentials import credentials_hidden
-from embedx.errors import ConfigError, EmbedxError
+from embedx.errors import ConfigError, DamagedUnitsError, EmbedxError
 from embedx.terminal import one_line, traceback_lines
 
 _UsageError: Any = typer.BadParameter.__base__
@@ -60,6 +60,8 @@ def _verdict(error: Exception) -> tuple[int, list[str]]:
     """Returns the exit code of an error, and its message, line by line."""
     if isinstance(error, ConfigError):
         return error.exit_code, error.faults
+    if isinstance(error, DamagedUnitsError):
+        return error.exit_code, list(error.lines)
     if isinstance(error, EmbedxError):
         return error.exit_code, [str(error)]
     if isinstance(error, _UsageError):

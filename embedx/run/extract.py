@@ -88,8 +88,7 @@ def extract(config: ExtractConfig, heartbeat: Heartbeat = SILENT, plan: Plan | N
         loaders = _loaders(job, session, update, console)
         for name, then, now in session.changes if loaders else ():
             console.print(f"the store was begun with {name} {then}, and goes on with {now}", markup=False)
-        for damage in session.checks.told:
-            heartbeat.tell(damage)
+        _tell_damage(session, heartbeat)
         up_to_date = session.is_finished and not loaders
         there, total = _progress(job, loaders)
         if session.goes_on and not up_to_date:
@@ -97,6 +96,7 @@ def extract(config: ExtractConfig, heartbeat: Heartbeat = SILENT, plan: Plan | N
         if not up_to_date:
             _run(job, session, loaders, heartbeat)
     except ConfigError:
+        _tell_damage(session, heartbeat)  # it may be the cause
         session.discard()
         raise
     finally:
@@ -107,6 +107,11 @@ def extract(config: ExtractConfig, heartbeat: Heartbeat = SILENT, plan: Plan | N
     ran_on = _ran_on(job, manifest.recipe.runtime or job.runtimes[0]) if loaders else {}
     out, timings = config.out / MANIFEST, manifest.timings
     return Summary(out, manifest.totals, up_to_date, changes, seconds, timings, ran_on, kept)
+
+
+def _tell_damage(session: StoreSession, heartbeat: Heartbeat) -> None:
+    for damage in session.checks.told:
+        heartbeat.tell(damage)
 
 
 def _ran_on(job: Job, runtime: str) -> dict[str, str | int]:

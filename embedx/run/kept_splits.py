@@ -35,7 +35,9 @@ def with_kept_splits(plan: Plan, out: Path, store: Manifest, dropped: Sequence[s
         StoreError: If an index table is damaged.
     """
     ConfigError.check([*_faults(plan, out, store, dropped)])
-    units = {Unit(entry.split, entry.unit): entry.inputs for entry in whole_units(out, store.fingerprint).values()}
+    damages: list[str] = []
+    whole = whole_units(out, store.fingerprint, read_tables=True, tell=damages.append)
+    units = {Unit(entry.split, entry.unit): entry.inputs for entry in whole.values()}
     begun = {split for split, _ in journal_files(out)}
     splits: dict[str, SplitPlan] = {}
     names: dict[str, Sequence[str]] = {}
@@ -46,7 +48,7 @@ def with_kept_splits(plan: Plan, out: Path, store: Manifest, dropped: Sequence[s
         elif name not in dropped and (tables or folder_name(name) in begun):
             found = sum(inputs for unit, inputs in units.items() if unit.split == name)
             if found != terms.inputs:
-                raise _lacking(out, name, terms.inputs - found, terms.inputs)
+                raise _lacking(out, name, terms.inputs - found, terms.inputs, damages)
             splits[name] = _stored_split(name, terms, concat_rows([read_index(out / table) for table in tables]))
             names[name] = store.plan.classes or ()
     new = plan.splits.keys() - splits.keys()
@@ -64,11 +66,12 @@ def check_complete(plan: Plan, missing: Mapping[str, int], out: Path) -> None:
             raise _lacking(out, name, missing[name], len(split))
 
 
-def _lacking(out: Path, name: str, missing: int, inputs: int) -> ConfigError:
-    return ConfigError(
+def _lacking(out: Path, name: str, missing: int, inputs: int, damages: Sequence[str] = ()) -> ConfigError:
+    message = (
         f"{out} lacks {missing:,} of the {inputs:,} inputs of its split {name!r}, which --data does not name; name it "
         f"again, as in --data {name}=SOURCE, or give --update --drop-split {name}"
     )
+    return ConfigError([message, *damages])
 
 
 def _faults(plan: Plan, out: Path, store: Manifest, dropped: Sequence[str]) -> list[str]:

@@ -60,7 +60,7 @@ def look_for_work(config: ExtractConfig, heartbeat: Heartbeat = SILENT) -> tuple
         return None, plan
     session = StoreSession.begin(config.out, now, mode="resume", verify_kept=config.verify_kept)
     session.close()
-    for damage in session.checks.told:  # which the whole run does not find any more
+    for damage in session.checks.told if not session.needs_comparison else ():  # else the whole run finds and tells it
         heartbeat.tell(damage)
     if (
         session.needs_comparison

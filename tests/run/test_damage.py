@@ -123,12 +123,18 @@ def test_a_young_shard_is_not_read_and_a_run_reads_no_more_than_its_share(
     assert_told(said, settings.out / SHARD, 16)
 
 
-def test_a_split_that_stays_and_is_damaged_has_to_be_named(settings: ExtractConfig, tmp_path: Path) -> None:
-    damage(settings.out / "val/shard-00000.safetensors")
+@pytest.mark.parametrize("name", ["val/shard-00000.safetensors", "index/val-00000.parquet"])
+def test_a_split_that_stays_and_is_damaged_has_to_be_named(
+    settings: ExtractConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    data = bytearray((settings.out / name).read_bytes())
+    data[len(data) // 4] ^= 1
+    (settings.out / name).write_bytes(data)
     only = dataclasses.replace(settings, data=(f"train={tmp_path / 'images/train'}",), update=True, verify_kept=True)
     draw(tmp_path / "images/train/class-0/99999.ppm", 4711)
-    with pytest.raises(ConfigError, match=r"lacks 8 of the 8 inputs of its split 'val'"):
-        extract(only)
+    with pytest.raises(ConfigError, match=r"lacks 8 of the 8 inputs of its split 'val'.* --data val=SOURCE") as error:
+        run(only, capsys)
+    assert name in str(error.value) + capsys.readouterr().err.replace("\n", "")
 
 
 def test_a_copy_of_a_damaged_shard_is_refused_where_there_are_no_links(

@@ -8,10 +8,10 @@ import struct
 
 MOST_SCANS = 100
 """The scans above which a JPEG is rejected; encoders make about 10 of a progressive one."""
-_SCAN = 0xDA
 _START_OF_SCAN = b"\xff\xda"
-_AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-"""A marker that ends the data of a scan."""
+_END = b"\xff\xd9"
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
+"""A marker that a segment follows; in a scan's data, and where bytes that belong to nothing are skipped, it is next."""
 
 
 def count_scans(data: bytes) -> int:
@@ -20,14 +20,8 @@ def count_scans(data: bytes) -> int:
     if markers <= MOST_SCANS:
         return markers
     scans, at = 0, 2
-    with contextlib.suppress(IndexError, struct.error):
-        while data[at] == 0xFF and (marker := data[at + 1]) != 0xD9:
-            if marker == 0xFF or marker == 0x01 or 0xD0 <= marker <= 0xD8:
-                at += 1 if marker == 0xFF else 2
-                continue
-            at += 2 + struct.unpack_from(">H", data, at + 2)[0]
-            if marker == _SCAN:
-                scans += 1
-                after = _AFTER_SCAN.search(data, at)
-                at = after.start() if after else len(data)
+    with contextlib.suppress(struct.error):
+        while (found := _MARKER.search(data, at)) and found[0] != _END:
+            at = found.end() + struct.unpack_from(">H", data, found.end())[0]
+            scans += found[0] == _START_OF_SCAN
     return scans

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.compute as pc
 
-from embedx.errors import ConfigError, NotAStoreError, StoreError, StoreMismatchError, is_refusal
+from embedx.errors import ConfigError, DamagedUnitsError, NotAStoreError, StoreError, StoreMismatchError, is_refusal
 from embedx.recipe import fingerprint
 from embedx.store.format import layout
 from embedx.store.format.contents import PlanTerms, SplitTerms, StoredRecipe
@@ -65,7 +65,7 @@ def repair(path: str | Path, *, like: str | Path | None = None, drop_damaged: bo
 
     Raises:
         NotAStoreError: If there is no index table.
-        StoreError: If units are damaged, and not to be removed; it names them, and nothing was changed.
+        DamagedUnitsError: If some are damaged, and not to be removed; nothing was changed.
         ConfigError: If nothing tells the recipe.
         StoreLockedError: If another run holds the store.
     """
@@ -86,11 +86,14 @@ def _repair(root: Path, like: str | Path | None, drop_damaged: bool) -> Repair:
     before, state = _manifest(root)
     found = _units(root, before)
     if found.damaged and not drop_damaged:
-        lines = "\n  ".join(found.damaged.values())
-        raise StoreError(
-            f"{root}: {len(found.damaged)} of its {len(found.damaged) + len(found.whole)} units are damaged, and "
-            f"nothing was changed:\n  {lines}\nadd --drop-damaged to remove them, so that the next `embedx extract` "
-            "computes them again"
+        count, units = len(found.damaged), len(found.damaged) + len(found.whole)
+        are = "is" if count == 1 else "are"
+        raise DamagedUnitsError(
+            [
+                f"{root}: {count} of its {units} units {are} damaged, and nothing was changed; add --drop-damaged to "
+                "remove what is left of them, so that the next `embedx extract` computes them again",
+                *(f"  {damage}" for damage in found.damaged.values()),
+            ]
         )
     manifest = before or _new_manifest(root, found, like)
     _remove(root, found)

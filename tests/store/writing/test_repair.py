@@ -90,7 +90,7 @@ def test_a_damaged_shard_stays_until_its_unit_may_be_dropped_and_is_computed_aga
     (store / MANIFEST).unlink()
     flip(store / shard)
     there = digests(store)
-    with pytest.raises(StoreError, match=rf"(?s)1 of its 3 units are damaged, .*{shard}.*--drop-damaged"):
+    with pytest.raises(StoreError, match=rf"(?s)1 of its 3 units is damaged, .*--drop-damaged.*{shard}"):
         repair(store)
     assert digests(store) == there
     done = repair(store, drop_damaged=True)
@@ -191,7 +191,8 @@ def test_the_command_says_what_it_found(
         return run(), *capfd.readouterr()
 
     code, out, err = call()
-    assert (code, out) == (1, "") and "1 of its 2 units are damaged" in err and "--drop-damaged" in err
+    assert (code, out) == (1, "") and "1 of its 2 units is damaged" in err and "--drop-damaged" in err
+    assert err.splitlines()[-1].startswith(f"  {store}/train/cat/shard-00001.safetensors: ")
     code, out, err = call("--drop-damaged")
     assert code == 0 and out.count("\n") == 1 and "train/cat/shard-00001.safetensors" in out
     assert "manifest.json is gone" in err and "written anew, for 1 unit with 7 rows" in err
