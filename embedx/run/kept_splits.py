@@ -14,7 +14,7 @@ from embedx.data.sources.base import TARGET, as_path
 from embedx.errors import ConfigError
 from embedx.store.format.contents import SplitTerms
 from embedx.store.format.index import INDEX_SCHEMA, read_index
-from embedx.store.format.layout import Unit, folder_name, index_path, journal_files
+from embedx.store.format.layout import Unit, folder_name, index_files, index_path, journal_files
 from embedx.store.format.manifest import Manifest
 from embedx.store.reading.reader import concat_rows
 from embedx.store.writing.checks import whole_units
@@ -38,14 +38,14 @@ def with_kept_splits(plan: Plan, out: Path, store: Manifest, dropped: Sequence[s
     damages: list[str] = []
     whole = whole_units(out, store.fingerprint, read_tables=True, tell=damages.append)
     units = {Unit(entry.split, entry.unit): entry.inputs for entry in whole.values()}
-    begun = {split for split, _ in journal_files(out)}
+    begun = {split for split, _ in [*journal_files(out), *index_files(out)]}
     splits: dict[str, SplitPlan] = {}
     names: dict[str, Sequence[str]] = {}
     for name, terms in store.plan.splits.items():
         tables = [index_path(unit) for unit in units if unit.split == name]
         if name in plan.splits:
             splits[name], names[name] = plan.splits[name], plan.classes
-        elif name not in dropped and (tables or folder_name(name) in begun):
+        elif name not in dropped and (store.complete or folder_name(name) in begun):
             found = sum(inputs for unit, inputs in units.items() if unit.split == name)
             if found != terms.inputs:
                 raise _lacking(out, name, terms.inputs - found, terms.inputs, damages)
