@@ -241,3 +241,19 @@ def test_a_shard_that_no_longer_says_whose_it_is_leaves_nothing(
         assert not run(named, capsys)[0].up_to_date
         assert list(verify(settings.out)) == []
         assert {path.name for path in tmp_path.iterdir()} == {"images", "store"}
+
+
+def test_a_unit_that_was_put_back_from_an_older_store_is_computed_again(
+    settings: ExtractConfig, tmp_path: Path, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is whole in itself; another unit has lost its shard, so that the manifest is written anew."""
+    draw(min((tmp_path / "images/train").rglob("*.ppm")), 4711)
+    settings = dataclasses.replace(settings, data=(str(tmp_path / "images"),))
+    extract(dataclasses.replace(settings, overwrite=True))
+    before = rows(settings.out)
+    for path in (SHARD, "index/train-00000.parquet"):
+        shutil.copy2(made / "store" / path, settings.out / path)
+    (settings.out / "val/shard-00000.safetensors").unlink()
+    assert "the sha256 is not the one in manifest.json" in next(iter(verify(settings.out)))
+    run(settings, capsys)
+    assert rows(settings.out) == before and list(verify(settings.out)) == []

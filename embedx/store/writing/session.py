@@ -291,5 +291,7 @@ class StoreSession:
         self.goes_on = bool(found)
         if self.manifest.complete and found == layout.index_files(self.root).keys() and found >= planned.keys():
             return
+        found -= self.checks.find_replaced(self.root, found, self.manifest.index)
+        self._committed = found
         self._write_manifest(complete=False, totals={}, index={}, timings={})
         stock.remove_others(self.root, found, planned.keys())

@@ -100,6 +100,20 @@ class UnitChecks:
             write_times(root, {name: times[name] for name in last.keys() & times.keys()} | checked)
         return damaged
 
+    def find_replaced(self, root: Path, places: Iterable[Place], index: Mapping[str, str]) -> set[Place]:
+        """Returns the places of units whose table is not the one of a complete store, before its digests are dropped.
+
+        A whole unit of an older store, which somebody has put back, is told by them alone.
+        """
+        found = set()
+        for place, unit in self.whole_units(root).items():
+            digest = read_whole(_table(root, unit))[1]
+            if place in places and index.get(_name(unit), digest) != digest:
+                found.add(place)
+                damage = f"{_table(root, unit)} is damaged (its sha256 is not the one in the manifest)"
+                self.told[f"{damage}; the {unit.inputs:,} rows of its unit are computed again"] = None
+        return found
+
     def _is_right(self, root: Path, unit: UnitEntry, table_sha256: str | None = None) -> bool:
         """Reads a unit's files, unless this run has done so, and tells whether they are as they were written."""
         table = _table(root, unit)
