@@ -13,6 +13,7 @@ import embedx
 from embedx import sample
 from embedx.cli.app import run
 from embedx.credentials import credentials_hidden, without_credentials
+from embedx.system import remote
 from tests.servers import HttpServer
 
 SECRET = "SECRETsecret0123456789"
@@ -63,6 +64,11 @@ def test_a_text_shows_no_credentials_and_keeps_its_words() -> None:
     assert credentials_hidden(text) == "--data https://h/x.csv: can't be read (see 'http://proxy:3128', …)"
     assert credentials_hidden("https://h/a?id=7&unknown=0123456789") == "https://h/a?id=7&unknown=…"
     assert credentials_hidden("Authorization: Bearer abcdef012345") == "Authorization: Bearer …"
+
+
+def test_what_knows_no_user_gets_none_to_show_as_a_bucket_s_name() -> None:
+    assert remote._file_system("s3://user:secret@bucket/a@b.png")[1] == "bucket/a@b.png"
+    assert remote._file_system("s3://bucket/a@b.png")[1] == "bucket/a@b.png"
 
 
 class Calls:

@@ -88,8 +88,8 @@ def _report(config: ExtractConfig, summary: Summary, *, as_json: bool, profile: 
     told = []
     if summary.unavailable:
         told.append(
-            f"{count_text(summary.unavailable, 'input')} unavailable, as disk or network did not give them; the same "
-            f"command tries them again, and {lists.format('unavailable')}"
+            f"{count_text(summary.unavailable, 'input')} unavailable, by the fault of disk or network; the same "
+            f"command tries again, and {lists.format('unavailable')}"
         )
     if summary.rejected > config.max_errors:
         told.append(
@@ -97,7 +97,7 @@ def _report(config: ExtractConfig, summary: Summary, *, as_json: bool, profile: 
             f"is complete, and {lists.format('rejected')}"
         )
     if told:
-        raise TooManyRejectedError("\n".join(told))
+        raise TooManyRejectedError("; ".join(told))
 
 
 def _run(config: ExtractConfig, heartbeat: Heartbeat) -> Summary:

@@ -19,6 +19,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile
 
+from embedx.credentials import without_credentials
 from embedx.errors import ConfigError, unknown
 from embedx.paths import mark_of_commit
 from embedx.system.links import LONGEST_PAGE, ListedFile, listed_by_links, matching_links
@@ -200,6 +201,8 @@ def _attempt(url: str, step: Callable[[Any, str], T]) -> T:
 def _file_system(url: str) -> tuple[Any, str]:
     scheme = url.partition("://")[0].lower()
     options: dict[str, Any] = {}
+    if scheme in ("s3", "s3a", "gs", "gcs") and "@" in url.split("/")[2]:
+        url = without_credentials(url)  # they know no user, and would show it as the bucket's name
     if scheme in ("s3", "s3a"):
         # One request per object, and no attempts besides those made here.
         options = {"max_concurrency": 1, "config_kwargs": {"retries": {"total_max_attempts": 1}}}
