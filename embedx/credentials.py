@@ -114,7 +114,7 @@ def _without_user(rest: str) -> str:
     host = re.split("[/?#]", rest, maxsplit=1)[0]
     if "@" in host:
         return rest[host.rindex("@") + 1 :]
-    if re.fullmatch(r"[^:]*(:\d*)?|\[.*\](:\d*)?", host):
+    if re.fullmatch(r"[^:]*(:\d*)?|\[.*\](:\d*)?|arn:.*", host):  # by port, of IPv6, an access point of S3
         return rest
     return rest.rpartition("@")[2]  # the password has a slash or a question mark
 

@@ -40,6 +40,7 @@ EXTRACT = ("extract", "--backbone", sample.BACKBONE, "--weights", "sample", "--i
         ("http://u:p@[::1]:80/x?sig=s", "http://[::1]:80/x"),
         ("zip://a.png::https://u:p@h/z.zip?id=1&sig=s", "zip://a.png::https://h/z.zip?id=1"),
         ("s3://key:secret@bucket/a?b#c@d", "s3://bucket/a?b#c@d"),
+        ("s3://arn:aws:s3:eu-west-1:1:accesspoint/a/b@c.jpg", "s3://arn:aws:s3:eu-west-1:1:accesspoint/a/b@c.jpg"),
         ("abfs://container@account.dfs.core.windows.net/a", "abfs://container@account.dfs.core.windows.net/a"),
         ("hf://owner/name@main/model.safetensors", "hf://owner/name@main/model.safetensors"),
         ("a/path@b?token=c", "a/path@b?token=c"),
