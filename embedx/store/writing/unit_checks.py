@@ -105,13 +105,13 @@ class UnitChecks:
 
         A whole unit of an older store, which somebody has put back, is told by them alone.
         """
+        whole = self.whole_units(root)
+        known = {place: index[_name(whole[place])] for place in places if _name(whole[place]) in index}
         found = set()
-        for place, unit in self.whole_units(root).items():
-            digest = read_whole(_table(root, unit))[1]
-            if place in places and index.get(_name(unit), digest) != digest:
+        for place, sha256 in known.items():
+            if damage := _table_damage(_table(root, whole[place]), sha256):
                 found.add(place)
-                damage = f"{_table(root, unit)} is damaged (its sha256 is not the one in the manifest)"
-                self.told[f"{damage}; the {unit.inputs:,} rows of its unit are computed again"] = None
+                self.told[f"{damage}; the {whole[place].inputs:,} rows of its unit are computed again"] = None
         return found
 
     def _is_right(self, root: Path, unit: UnitEntry, table_sha256: str | None = None) -> bool:
@@ -152,16 +152,22 @@ def _last_time(root: Path, unit: UnitEntry, checked: float, now: float) -> float
     return max((one for one in (checked, written) if one <= now + _SKEW_SECONDS), default=0.0)
 
 
-def _damages(root: Path, unit: UnitEntry, table_sha256: str | None) -> Iterator[str]:
-    """Yields a phrase for each file of a unit that is not as it was written."""
-    table = _table(root, unit)
+def _table_damage(table: Path, sha256: str | None) -> str | None:
+    """Returns a phrase if an index table is not as it was written, or has another sha256 than one that is known."""
     try:
-        if read_whole(table)[1] != table_sha256 and table_sha256 is not None:
-            yield f"{table} is damaged (its sha256 is not the one in the manifest)"
+        if read_whole(table)[1] != sha256 and sha256 is not None:
+            return f"{table} is damaged (its sha256 is not the one in the manifest)"
     except StoreError as error:
         if is_refusal(error.__cause__):
             raise
-        yield str(error)
+        return str(error)
+    return None
+
+
+def _damages(root: Path, unit: UnitEntry, table_sha256: str | None) -> Iterator[str]:
+    """Yields a phrase for each file of a unit that is not as it was written."""
+    if damage := _table_damage(_table(root, unit), table_sha256):
+        yield damage
     folder = StoreFolder(root)
     for shard in unit.shards:
         file = folder / shard.path
