@@ -156,14 +156,16 @@ def _check_shards(folder: StoreFolder, table: StoreFile, entry: UnitEntry) -> np
 
 def _new_manifest(root: Path, found: _Found, like: str | Path | None) -> Manifest:
     """Returns an unfinished manifest that goes with the whole units."""
-    recipes = {entry.recipe for _, entry, _ in found.whole.values()}
-    if len(recipes) != 1:
-        what = "of several recipes" if recipes else "all damaged"
+    tables = {entry.recipe: table.relative for table, entry, _ in found.whole.values()}
+    if not tables:
+        raise StoreError(f"{root}: its units are all damaged; delete it, and run `embedx extract` again")
+    if len(tables) > 1:
+        one, other, *_ = tables.values()
         raise StoreError(
-            f"{root}: its units are {what}, so that no manifest goes with them; delete it, and run `embedx extract` "
-            "again"
+            f"{root}: its units are of {len(tables)} recipes, such as {one} and {other}; move the index tables of all "
+            "recipes but one elsewhere, and repair it again"
         )
-    about = _about(root, found, recipes.pop(), like)
+    about = _about(root, found, next(iter(tables)), like)
     try:
         terms = {name: about[name] for name in ("group_key", "rows_per_unit")}
         plan = PlanTerms.from_json({**terms, "splits": {}})

@@ -148,6 +148,20 @@ def test_without_index_tables_nothing_can_be_known(settings: ExtractConfig) -> N
     assert digests(settings.out) == before
 
 
+def test_units_of_two_recipes_are_told_apart_by_their_owner(settings: ExtractConfig, tmp_path: Path) -> None:
+    other = dataclasses.replace(settings, out=tmp_path / "other", dtype="float16")
+    extract(other)
+    for name in ("val", "index/val-00000.parquet"):
+        move = shutil.rmtree if (settings.out / name).is_dir() else Path.unlink
+        move(settings.out / name)
+        (other.out / name).rename(settings.out / name)
+    (settings.out / MANIFEST).unlink()
+    with pytest.raises(StoreError, match="of 2 recipes, such as index/train-00001.parquet and index"):
+        repair(settings.out)
+    (settings.out / "index/val-00000.parquet").rename(tmp_path / "elsewhere.parquet")
+    assert repair(settings.out).units == 2
+
+
 def test_a_store_of_an_older_embedx_takes_the_recipe_from_another_store(tmp_path: Path) -> None:
     store = shutil.copytree(Path(__file__).parents[1] / "golden", tmp_path / "golden")
     before = Manifest.read(store)
