@@ -156,7 +156,7 @@ def test_units_of_two_recipes_are_told_apart_by_their_owner(settings: ExtractCon
         move(settings.out / name)
         (other.out / name).rename(settings.out / name)
     (settings.out / MANIFEST).unlink()
-    with pytest.raises(StoreError, match="of 2 recipes, such as index/train-00001.parquet and index"):
+    with pytest.raises(StoreError, match=r"of 2 recipes, such as index/train-00001.parquet and index"):
         repair(settings.out)
     (settings.out / "index/val-00000.parquet").rename(tmp_path / "elsewhere.parquet")
     assert repair(settings.out).units == 2
