@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 from collections.abc import Mapping
@@ -108,7 +109,12 @@ class Stage:
     def left_outside(self) -> list[str]:
         """What a run has left where nothing of it should be."""
         beside = [path.name for path in self.stores.iterdir() if path != self.out]
-        temporary = [name for name in files_below(self.launcher.temporary) if not _TRIAL.fullmatch(name)]
+        of_torch = "torchinductor_"  # the cache of its compiler, which stays
+        temporary = [
+            name
+            for name in files_below(self.launcher.temporary)
+            if not (_TRIAL.fullmatch(name) or name.startswith(of_torch))
+        ]
         found = {"beside the store": beside, "in TMPDIR": temporary}
         found["in /dev/shm"] = [path.name for path in self.launcher.shared_memory()]
         return [f"left {place}: {names}" for place, names in found.items() if names]
@@ -126,7 +132,8 @@ class Stage:
         self.reset()
         run = self.launcher.start_anew if anew else self.launcher.run
         done = run(self.arguments, self._environment, fault)
-        if not done.struck:
+        is_verdict = fault.errno == errno.EACCES and "/inputs/" in done.struck  # as if the owner had forbidden it
+        if not done.struck or is_verdict:
             return None
         in_temporary = done.struck.startswith(str(self.launcher.temporary))  # which multiprocessing can't remove then
         found = ["hangs"] if done.hung else []
@@ -139,12 +146,14 @@ class Stage:
             found += [text for text in self.left_outside() if "beside" not in text]
         if in_temporary:  # the folder itself: then the next run has to remove it
             found = [text for text in found if "TMPDIR" not in text]
+        if fault.kind == "rmdir":  # a folder that can't be removed stays until the next run
+            found = [text for text in found if "beside" not in text]
         again = run(self.arguments, self._environment)
         if again.code != 0 or again.hung or again.left:
             found.append(f"the rerun ends with {again.code}, leaves {again.left}: {again.stderr}")
         else:
             found += [f"after the rerun: {text}" for text in self.faults()]
-        if done.struck.startswith("/dev/shm/"):
+        if done.struck.startswith("/dev/shm/") or (fault.kind, fault.mode) == ("ftruncate", "sticky"):
             # torch and multiprocessing leave the name of memory that they could not get or were killed at
             found = [text for text in found if "/dev/shm" not in text]
         told = done.stderr if done.hung else done.stderr[-1500:]

@@ -192,9 +192,10 @@ def remove_store(root: Path, rescue_to: Path | None = None) -> None:
     (root / CHECK_TIMES).unlink(missing_ok=True)
     if rescue_to is not None:
         _move_into(rescue_to, root)
-    (root / LOCK).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        root.rmdir()
+    if all(path.name == LOCK for path in root.iterdir()):  # else the next run that finds the lock goes on
+        (root / LOCK).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            root.rmdir()
 
 
 def our_shards(root: Path, successor: Path | None = None) -> Iterator[Path]:
