@@ -9,12 +9,11 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.runs import SEED
-from tests.soak.runs import Fault, Launcher
+from tests.soak.runs import Fault
 from tests.soak.scenarios import SCENARIOS, Stage
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
@@ -23,18 +22,6 @@ PARTS, EACH = 3, 24
 """For each scenario; 432 failures in all, and ten in processes that are started anew."""
 TRIES = 3
 """Draws for each failure, as a call may not come to pass: then none is struck."""
-
-
-@pytest.fixture(scope="module")
-def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
-    launcher = Launcher(tmp_path_factory.mktemp("launcher") / "runs")
-    yield launcher
-    launcher.close()
-
-
-@pytest.fixture
-def stage(tmp_path: Path, scenario: str, launcher: Launcher) -> Stage:
-    return Stage(tmp_path / "stage", scenario, launcher)
 
 
 def drawn(stage: Stage, chance: random.Random) -> Iterator[Fault]:

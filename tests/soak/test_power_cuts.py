@@ -22,7 +22,6 @@ from embedx.store.format.manifest import Manifest
 from embedx.store.reading.verify import verify
 from tests.runs import SEED, digests
 from tests.soak.power_cuts import Disk, Trace, lay_out, read_trace
-from tests.soak.runs import Launcher
 from tests.soak.scenarios import SCENARIOS, Stage
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
@@ -33,18 +32,6 @@ RERUNS = 6
 """For each scenario."""
 MUTANTS = {"files": "fsync", "folders": "fsync-folder", "file systems": "syncfs"}
 """What a run forgets to sync."""
-
-
-@pytest.fixture(scope="module")
-def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
-    launcher = Launcher(tmp_path_factory.mktemp("launcher") / "runs")
-    yield launcher
-    launcher.close()
-
-
-@pytest.fixture
-def stage(tmp_path: Path, scenario: str, launcher: Launcher) -> Stage:
-    return Stage(tmp_path / "stage", scenario, launcher)
 
 
 def traced(stage: Stage, log: Path) -> Trace:

@@ -82,9 +82,8 @@ class StoreSession:
         """
         existing_store(out)  # refuses a stranger's folder before anything is written into it
         checks = UnitChecks(manifest.fingerprint, thorough=verify_kept)
-        session = cls(
-            out.resolve(), manifest, checks
-        )  # through a link, so that it is the folder itself that is replaced
+        folder = out.resolve()  # through a link, so that it is the folder itself that is replaced
+        session = cls(folder, manifest, checks)
         try:
             replacement.recover(session.out)
             session._enter(session.out)
