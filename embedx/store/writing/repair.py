@@ -72,8 +72,8 @@ def repair(path: str | Path, *, like: str | Path | None = None, drop_damaged: bo
     root = Path(path).resolve()
     if not layout.index_files(root):
         raise NotAStoreError(
-            f"{path} has no index table, from which its manifest could be written; delete it, and run "
-            "`embedx extract` again"
+            f"{path} has no index table, from which its manifest could be written; give the folder that "
+            "`embedx extract` wrote, or extract into another one"
         )
     lock = StoreLock(root)
     try:
