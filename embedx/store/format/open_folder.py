@@ -24,6 +24,8 @@ from embedx.names import MANIFEST
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY
 _GONE = frozenset({errno.ENOENT, errno.ESTALE})
 """The error numbers of a file that is not there, or no longer."""
+_HASHED_AT_ONCE = 4 * 1024**2
+"""The bytes that are hashed without Python's lock; where another thread holds that, each part waits for it."""
 _MAYBE_A_LINK = frozenset({errno.ELOOP, errno.ENOTDIR})
 """The error numbers of a link where none is followed."""
 
@@ -185,6 +187,11 @@ class StoreFile(NamedTuple):
         with self.open() as file:
             return os.fstat(file.fileno()).st_size
 
+    def sha256(self) -> str:
+        """Returns the sha256 of its bytes, as hexadecimal digits; errors as by `open`."""
+        with self.open() as file:
+            return sha256_of(file)
+
     @contextlib.contextmanager
     def path_of(self, opened: BufferedReader) -> Iterator[str]:
         """Yields a path by which a library can open the same file, as long as it is open here."""
@@ -195,6 +202,14 @@ class StoreFile(NamedTuple):
         yield path
         if not _is_file(path, own):
             raise self.folder.fault(f"{self} was replaced while it was being opened; try again")
+
+
+def sha256_of(opened: BufferedReader) -> str:
+    """Returns the sha256 of an open file's bytes, from where it stands, as hexadecimal digits."""
+    digest, part = hashlib.sha256(), memoryview(bytearray(_HASHED_AT_ONCE))
+    while size := opened.readinto(part):
+        digest.update(part[:size])
+    return digest.hexdigest()
 
 
 def _is_file(path: str, status: os.stat_result) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import struct
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -20,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from embedx.errors import StoreError, StoreReplacedError
 from embedx.names import EMBEDDINGS, INDEX, TARGETS
 from embedx.recipe import canonical_json
-from embedx.store.format.open_folder import StoreFile
+from embedx.store.format.open_folder import StoreFile, sha256_of
 from embedx.store.format.typed_json import parse_json, typed
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ def inputs_digest(rows: pa.Table) -> str:
 
     It ties a shard to the index table of its unit, as the two could be of different stores.
     """
-    digest = hashlib.sha256(struct.pack(f"<{len(rows)}q", *rows["index"].to_pylist()))
+    digest = hashlib.sha256(rows["index"].to_numpy().astype("<i8").tobytes())
     digest.update("".join(f"{sha256 or ''}\n" for sha256 in rows["sha256"].to_pylist()).encode())
     return digest.hexdigest()
 
@@ -159,7 +158,7 @@ def open_shard(path: Path | StoreFile, *, sha256: str | None = None) -> Abstract
     """
     file = StoreFile.of(path)
     with file.open() as opened:
-        if sha256 is not None and hashlib.file_digest(opened, "sha256").hexdigest() != sha256:
+        if sha256 is not None and sha256_of(opened) != sha256:
             raise file.folder.fault(
                 f"{file}: the sha256 is not the one in its index table; run `embedx verify` on its store"
             )

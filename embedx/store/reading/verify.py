@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 from collections import deque
@@ -124,19 +123,14 @@ def _read_table(store: Store, file: StoreFile, pool: ThreadPoolExecutor) -> _Tab
     faults = []
     try:
         stated = store.manifest.index.get(file.relative)
-        if store.complete and stated != _sha256(file):
+        if store.complete and stated != file.sha256():
             said = "the sha256 is not the one" if stated else "it is not"
             faults.append(f"{file.relative}: {said} in {layout.MANIFEST}")
         unit, rows = read_entry(file), read_index(file)
     except (StoreError, OSError) as error:
         return _Table(file.relative, [*faults, str(error)])
-    digests = [pool.submit(_sha256, store.folder / entry.path) for entry in unit.shards]
+    digests = [pool.submit((store.folder / entry.path).sha256) for entry in unit.shards]
     return _Table(file.relative, faults, unit, rows, digests)
-
-
-def _sha256(file: StoreFile) -> str:
-    with file.open() as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _check_sums(store: Store, units: dict[str, list[UnitEntry]]) -> Iterator[str]:
@@ -279,13 +273,17 @@ def _check_finite(entry: ShardEntry, name: str, tensor: Tensor, rows: pa.Table) 
 
 def _check_inputs(entry: ShardEntry, header: ShardHeader, rows: pa.Table, shard: Any) -> Iterator[str]:
     """Compares all that a shard and the rows [N] of its index table, sorted by `row`, both say of the inputs."""
-    numbered = rows["row"].to_pylist() == list(range(len(rows)))
-    index = torch.tensor(rows["index"].to_pylist(), dtype=torch.int64)
-    if not (numbered and torch.equal(shard.get_tensor(INDEX), index)):
+    numbered = torch.equal(_numbers(rows["row"].fill_null(-1)), torch.arange(len(rows)))
+    if not (numbered and torch.equal(shard.get_tensor(INDEX), _numbers(rows["index"]))):
         yield f"{entry.path}: its rows are not those of its index table"
     elif not has_inputs(header, rows):
         yield f"{entry.path}: its inputs are not those of its index table, by their sha256"
     unknown = torch.full((len(rows),), UNKNOWN_TARGET)
-    targets = torch.tensor(rows["target"].fill_null(UNKNOWN_TARGET).to_pylist(), dtype=torch.int64)
-    if not torch.equal(shard.get_tensor(TARGETS) if TARGETS in shard.keys() else unknown, targets):  # noqa: SIM118
+    targets = shard.get_tensor(TARGETS) if TARGETS in shard.keys() else unknown  # noqa: SIM118
+    if not torch.equal(targets, _numbers(rows["target"].fill_null(UNKNOWN_TARGET))):
         yield f"{entry.path}: its targets are not those of its index table"
+
+
+def _numbers(column: pa.ChunkedArray) -> Tensor:
+    """Returns a column of whole numbers without nulls as an int64 tensor [N]."""
+    return torch.from_numpy(column.to_numpy().astype("int64"))

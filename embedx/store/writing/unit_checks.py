@@ -6,7 +6,6 @@ read in a large store, so each is read once in a while: a file of the store has 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
@@ -172,8 +171,7 @@ def _damages(root: Path, unit: UnitEntry, table_sha256: str | None) -> Iterator[
     for shard in unit.shards:
         file = folder / shard.path
         try:
-            with file.open() as opened:
-                digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            digest = file.sha256()
         except OSError as error:
             raise StoreError(f"{file}: can't be read ({error.strerror})") from error
         if digest != shard.sha256:
