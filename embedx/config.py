@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
-from embedx import paths
+from embedx import paths, settings
 from embedx.credentials import value_without_credentials
 from embedx.errors import ConfigError
 from embedx.recipe import canonical_json, pixel_faults, pixels_text
@@ -31,89 +31,74 @@ from embedx.values import (
     out_of_range,
     parse_allowed,
     parse_batch_size,
-    parse_channels,
     parse_resize,
     parse_share,
-    parse_size,
 )
-
-
-def setting(default: Any = dataclasses.MISSING, *, help: str, short: str = "", **extra: Any) -> Any:
-    """Declares one field of a configuration, with all that the command line needs to make an option of it.
-
-    Args:
-        default: The value without the option; a setting without a default must be given.
-        help: The option's help, which ends with the default where the value itself does not tell it.
-        short: The option's short form, such as `-b`.
-        **extra: Further facts: `flag`, `parser`, `metavar`, `shown` (the default in words), `lowest`, `highest`, and
-            `path` (the function of `embedx.paths` that expands it).
-    """
-    return dataclasses.field(default=default, metadata={"help": help, "short": short, **extra})
-
-
-LOCAL: dict[str, Any] = {"path": paths.local_path, "metavar": "PATH"}
-"""The further facts of a setting that is a path on this machine."""
-_SIZE: dict[str, Any] = {"parser": parse_size, "metavar": "SIZE"}
-_CHANNELS: dict[str, Any] = {"parser": parse_channels, "metavar": "R,G,B"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExtractConfig:
     """The settings of one `embedx extract`."""
 
-    backbone: str = setting(
+    backbone: str = settings.backbone(
         path=paths.expand_backbone,
         help="Model to run: a name that `embedx backbones` lists, timm:NAME, hf:NAME or hf:FOLDER, a program's file, "
         "module:factory, or none if the inputs are features.",
     )
-    backbone_arg: tuple[str, ...] = setting(
-        (), help="Argument of the factory in --backbone module:factory, as KEY=VALUE with VALUE in JSON; repeatable."
+    backbone_arg: tuple[str, ...] = settings.backbone(
+        (), metavar="KEY=VALUE", help="Argument of the factory in --backbone module:factory; VALUE is JSON; repeatable."
     )
-    out: Path = setting(help="Folder to write the store to; it is created if missing.", **LOCAL)
-    data: tuple[str, ...] = setting(
+    out: Path = settings.output(short="-o", help="Folder of the store; it is created if missing.", **settings.LOCAL)
+    data: tuple[str, ...] = settings.inputs(
         (),
-        positional="[NAME=]SOURCE",
-        help="Inputs, as [NAME=]SOURCE: NAME is the split; SOURCE is a folder, an image, a table, a tar, a feature "
-        "file, a pattern or URL of these (s3://…), torchvision:NAME, or - for paths on stdin; repeatable, and --data "
-        "can be left out. Default: the bundled sample images.",
+        metavar="[NAME=]SOURCE",
+        positional=True,
+        help="Inputs; NAME is their split. SOURCE is a folder, an image, a table, a tar, a feature file, a pattern or "
+        "URL of these (s3://…), torchvision:NAME, or - for paths on stdin; repeatable, and --data can be left out. "
+        "Default: the bundled sample images.",
     )
-    path_column: str | None = setting(
-        None, help="Table column with each input's path. Default: the first of path, image, file, filename, file_name."
+    path_column: str | None = settings.inputs(
+        None, help="Table column with the inputs' paths. Default: the first of path, image, file, filename, file_name."
     )
-    key_column: str | None = setting(None, help="Table column with a unique name for each input. Default: its path.")
-    target_column: str | None = setting(
+    key_column: str | None = settings.inputs(
+        None, help="Table column with a unique name for each input. Default: its path."
+    )
+    target_column: str | None = settings.inputs(
         None, help="Column of a table or tar with class names or numbers. Default: target or label; tars: cls first."
     )
-    split_column: str | None = setting(None, help="Table column with the split of each input.")
-    root: str | None = setting(
-        None, help="Folder or URL where a table's relative paths start. Default: its own.", path=paths.expand_path
+    split_column: str | None = settings.inputs(None, help="Table column with the split of each input.")
+    root: str | None = settings.inputs(
+        None,
+        help="Where a table's relative paths start. Default: its own folder.",
+        path=paths.expand_path,
+        metavar="PATH|URL",
     )
-    include: tuple[str, ...] = setting(
+    include: tuple[str, ...] = settings.inputs(
         (),
         metavar="GLOB",
         help="Take only files of folders and tars that match, as in .gitignore: *.png, 2024/**/thumb_?.jpg, cats/; "
         "endings in any case; repeatable.",
     )
-    exclude: tuple[str, ...] = setting(
+    exclude: tuple[str, ...] = settings.inputs(
         (), metavar="GLOB", help="Leave out files and folders of folders and tars that match; repeatable."
     )
-    null: bool = setting(False, help="Paths on stdin end in NUL, as from `find -print0`.", short="-0")
-    weights: str = setting(
+    null: bool = settings.inputs(False, help="Paths on stdin end in NUL, as from `find -print0`.", short="-0")
+    weights: str = settings.backbone(
         "DEFAULT", help="Weights: DEFAULT (pretrained), a torchvision weights name, random, or sample (bundled)."
     )
-    checkpoint: str | None = setting(
+    checkpoint: str | None = settings.backbone(
         None,
         help="File, folder or URL to load the backbone's weights from, instead of --weights.",
         path=paths.expand_path,
         metavar="PATH|URL",
     )
-    checkpoint_key: str | None = setting(
+    checkpoint_key: str | None = settings.backbone(
         None, help="Part of the checkpoint with the weights, as dotted keys (teacher.vit). Default: the part that fits."
     )
-    group_key: str | None = setting(
+    group_key: str | None = settings.output(
         None, help="Metadata field, such as class or parent, whose values each get a sub-folder of shards."
     )
-    batch_size: int | Literal["auto"] = setting(
+    batch_size: int | Literal["auto"] = settings.machine(
         32,
         short="-b",
         parser=parse_batch_size,
@@ -122,62 +107,70 @@ class ExtractConfig:
         help="Images per forward pass; part of the recipe. auto takes the store's size, or else the largest power of "
         "two that fits into the device's memory: up to 1024 on CUDA, and 32 on the CPU.",
     )
-    workers: int | None = setting(
+    workers: int | None = settings.machine(
         None,
-        help="Number of processes that read and decode. Default: one per available core. 0 decodes in this process: a "
-        "crashing image ends the run, and a hanging one stalls it, as --timeout has no effect.",
+        help="Processes that read and decode. Default: one per available core. 0 decodes in this process: a crashing "
+        "image ends the run, and a hanging one stalls it, as --timeout has no effect.",
         short="-j",
         lowest=0,
     )
-    threads: int | None = setting(
+    threads: int | None = settings.machine(
         None, help="CPU threads of the forward pass. Default: torch's choice, at most one per available core.", lowest=1
     )
-    device: str = setting("auto", help="Device of the forward pass: auto (CUDA if available), cpu, cuda or cuda:N.")
-    runtime: RuntimeName = setting(
+    device: str = settings.machine(
+        "auto", help="Device of the forward pass: auto (CUDA if available), cpu, cuda or cuda:N."
+    )
+    runtime: RuntimeName = settings.machine(
         "auto", help="Engine of the forward pass. auto takes the one expected to be the fastest for this many images."
     )
-    precision: Precision | None = setting(
+    precision: Precision | None = settings.machine(
         None, help="Number format of the forward pass. Default: fp32 on CPU, tf32 on CUDA."
     )
-    dtype: StoredDtype = setting("float32", help="Number format of the stored embeddings.")
-    layer: tuple[str, ...] = setting(
+    dtype: StoredDtype = settings.output("float32", help="Number format of the stored embeddings.")
+    layer: tuple[str, ...] = settings.backbone(
         (), help="Layer whose output is stored too, under its name; `embedx layers` lists them; repeatable."
     )
-    pool: Pooling = setting(
+    pool: Pooling = settings.backbone(
         "avg", help="How to pool feature maps or tokens into one vector; none keeps them as they are."
     )
-    normalize: bool = setting(False, help="Scale each embedding to unit L2 length.")
-    image_size: int | None = setting(
+    normalize: bool = settings.output(False, help="Scale each embedding to unit L2 length.")
+    image_size: int | None = settings.preprocessing(
         None,
         help="Height and width of the backbone's input; resizing is scaled along. Default: the weights'.",
         lowest=1,
     )
-    resize: int | tuple[int, int] | None = setting(
+    resize: int | tuple[int, int] | None = settings.preprocessing(
         None,
         help="Shorter side, or height x width, to resize to. Default: the weights'.",
         parser=parse_resize,
         metavar="N|HxW",
     )
-    crop: int | None = setting(
+    crop: int | None = settings.preprocessing(
         None, help="Side of the centred square to cut out after resizing. Default: the weights'.", lowest=1
     )
-    crop_pct: float | None = setting(
-        None, help="Share of the resized shorter side that is kept by the crop: resizes to crop / share, as timm does."
+    crop_pct: float | None = settings.preprocessing(
+        None,
+        metavar="SHARE",
+        help="Share of the shorter side that the crop keeps: resizes to crop / share, as timm does.",
     )
-    crop_first: bool = setting(
+    crop_first: bool = settings.preprocessing(
         False, help="Cut out the centred square, of the crop's share of the shorter side, before resizing (TensorFlow)."
     )
-    mean: tuple[float, float, float] | None = setting(
+    mean: tuple[float, float, float] | None = settings.preprocessing(
         None,
         help="Mean per channel, or one for all, in [0, 1], as 127/255. Default: the weights'.",
-        **_CHANNELS,
+        **settings.CHANNELS,
     )
-    std: tuple[float, float, float] | None = setting(
-        None, help="Standard deviation per channel, or one for all, to divide by. Default: the weights'.", **_CHANNELS
+    std: tuple[float, float, float] | None = settings.preprocessing(
+        None,
+        help="Standard deviation per channel, or one for all, to divide by. Default: the weights'.",
+        **settings.CHANNELS,
     )
-    interpolation: Interpolation | None = setting(None, help="Interpolation of resizing. Default: the weights'.")
-    exif: bool = setting(True, help="Rotate images as their EXIF orientation says.", flag="--exif/--no-exif")
-    pixels: str = setting(
+    interpolation: Interpolation | None = settings.preprocessing(
+        None, help="Filter of resizing. Default: the weights'."
+    )
+    exif: bool = settings.preprocessing(True, help="Rotate images by their EXIF orientation.", flag="--exif/--no-exif")
+    pixels: str = settings.preprocessing(
         "",
         parser=pixels_text,
         metavar="KEY=VALUE,…",
@@ -186,46 +179,52 @@ class ExtractConfig:
         "range=0:1, black and white of floats and numbers with a sign; background=white under alpha; color=srgb by the "
         "colour profile. Default: as the file states; in doubt a reject; alpha and profiles are left out.",
     )
-    decoder: DecoderName = setting("cpu", help="Device that decodes JPEGs; part of the recipe. cuda relieves the CPU.")
-    max_pixels: int = setting(
+    decoder: DecoderName = settings.machine("cpu", help="Device that decodes JPEGs; part of the recipe.")
+    max_pixels: int = settings.inputs(
         MAX_PIXELS,
         help="Pixels above which an image, as it is or once resized, is rejected undecoded.",
         lowest=1,
         highest=2**63 - 1,
     )
-    max_bytes: int = setting(MAX_BYTES, help="Size above which an input is rejected.", shown="1GiB", **_SIZE)
-    shard_size: int = setting(128 * 1024**2, help="Approximate size of a shard.", shown="128MiB", **_SIZE)
-    overwrite: bool = setting(False, help="Begin the store anew, and replace the old one at the end.")
-    update: bool = setting(
+    max_bytes: int = settings.inputs(
+        MAX_BYTES, help="Size above which an input is rejected.", shown="1GiB", **settings.SIZE
+    )
+    shard_size: int = settings.output(
+        128 * 1024**2, help="Approximate size of a shard.", shown="128MiB", **settings.SIZE
+    )
+    overwrite: bool = settings.running_again(False, help="Begin the store anew, and replace the old one at the end.")
+    update: bool = settings.running_again(
         False,
         help="Embed inputs that are new or have changed, drop those that are gone, and bring in other labels, metadata "
         "and paths. A split of the store that --data does not name stays as it is.",
     )
-    drop_split: tuple[str, ...] = setting((), help="Split to drop from the store by --update; repeatable.")
-    max_gone: float = setting(
+    drop_split: tuple[str, ...] = settings.running_again((), help="Split to drop by --update; repeatable.")
+    max_gone: float = settings.running_again(
         0.1,
         parser=parse_share,
         metavar="SHARE",
         shown="10%",
         help="Share of a split's inputs that may be gone in an --update, as 60% or 0.6; above it nothing is changed.",
     )
-    verify_kept: bool = setting(
+    verify_kept: bool = settings.running_again(
         False,
         help="Compare all shards that stay with their sha256, and compute damaged ones again. Default: their sizes, "
         "and by sha256 at most 1 GiB of those last checked 30 days ago, as reading a large store takes long.",
     )
-    retry_rejected: bool = setting(False, help="Try the rejected inputs again.")
-    on_error: OnError = setting("reject", help="Reject an unreadable input and go on, or fail at once.")
-    allow_nonfinite: bool = setting(False, help="Store rows with NaN or infinity, instead of rejecting their inputs.")
-    timeout: float = setting(300.0, help="Seconds allowed to read and decode an input, before it is rejected.")
-    max_errors: int = setting(0, help="Rejected inputs above which the exit code is 3.", lowest=0, highest=2**63 - 1)
-    max_unavailable: str = setting(
+    retry_rejected: bool = settings.running_again(False, help="Try the rejected inputs again.")
+    on_error: OnError = settings.inputs("reject", help="Reject an unreadable input and go on, or fail at once.")
+    allow_nonfinite: bool = settings.output(False, help="Store rows with NaN or infinity too; else they are rejected.")
+    timeout: float = settings.inputs(300.0, metavar="SECONDS", help="Longest time to read and decode an input.")
+    max_errors: int = settings.inputs(
+        0, help="Rejected inputs above which the exit code is 3.", lowest=0, highest=2**63 - 1
+    )
+    max_unavailable: str = settings.inputs(
         "1%",
         help="Inputs that disk or network may fail to give before the run fails; up to then its exit code is 3.",
         parser=parse_allowed,
         metavar="N|P%",
     )
-    seed: int = setting(0, help="Random seed of --weights random.", lowest=-(2**63), highest=2**63 - 1)
+    seed: int = settings.backbone(0, help="Random seed of --weights random.", lowest=-(2**63), highest=2**63 - 1)
 
     def __post_init__(self) -> None:
         """Takes one text or path where several may be given, as the command line does, and expands paths."""
@@ -279,21 +278,21 @@ class ExtractConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the settings as plain JSON values, with the folder from which their relative paths start."""
-        settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(self).items()}
-        settings = {name: value_without_credentials(value) for name, value in settings.items()}
-        return {**cast(dict[str, Any], json.loads(json.dumps(settings))), "working_directory": os.getcwd()}
+        plain = {name: str(value) if isinstance(value, Path) else value for name, value in vars(self).items()}
+        plain = {name: value_without_credentials(value) for name, value in plain.items()}
+        return {**cast(dict[str, Any], json.loads(json.dumps(plain))), "working_directory": os.getcwd()}
 
     @classmethod
-    def from_json(cls, settings: Mapping[str, Any]) -> Self:
+    def from_json(cls, stored: Mapping[str, Any]) -> Self:
         """Returns the configuration that `to_json` described; a setting that is missing there gets its default.
 
         Raises:
-            ConfigError: If `settings` does not describe an extraction.
+            ConfigError: If `stored` does not describe an extraction.
         """
         values: dict[str, Any] = {}
         try:
-            for name in {field.name for field in dataclasses.fields(cls)}.intersection(settings):
-                values[name] = tuple(settings[name]) if isinstance(settings[name], list) else settings[name]
+            for name in {field.name for field in dataclasses.fields(cls)}.intersection(stored):
+                values[name] = tuple(stored[name]) if isinstance(stored[name], list) else stored[name]
             return cls(**values)
         except TypeError as error:
-            raise ConfigError(f"the settings {canonical_json(settings)} are not those of an extraction") from error
+            raise ConfigError(f"the settings {canonical_json(stored)} are not those of an extraction") from error

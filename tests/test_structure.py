@@ -19,7 +19,7 @@ PACKAGE = Path(embedx.__file__).parent
 MODULES = {path.relative_to(PACKAGE.parent).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__"): path
            for path in sorted(PACKAGE.rglob("*.py"))}  # fmt: skip
 
-GROUND = {"errors", "names", "credentials", "terminal", "paths", "values", "arrow", "sample"}
+GROUND = {"errors", "names", "credentials", "terminal", "paths", "values", "settings", "arrow", "sample"}
 MIDDLE = GROUND | {"recipe", "config", "heartbeat", "system"}
 MIDDLE_ROOMS = {"data", "models", "store"}
 MAY_IMPORT = {
@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "terminal": {"credentials"},
     "paths": {"errors", "terminal"},
     "values": {"errors"},
+    "settings": {"paths", "values"},
     "recipe": GROUND,
     "config": GROUND | {"recipe"},
     "heartbeat": GROUND,

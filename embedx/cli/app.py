@@ -5,14 +5,17 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from typing import Any
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
 
 from embedx.cli import backbones, compare, extract, info, layers, probe, repair, verify
+from embedx.cli.completion import whole_words_in_bash
 from embedx.cli.foreign_errors import words_for
-from embedx.cli.output import STDERR, data_alone_on_stdout
+from embedx.cli.output import STDERR, data_alone_on_stdout, print_line
+from embedx.cli.usage import CommandWithPage, GroupWithPage
 from embedx.credentials import credentials_hidden
 from embedx.errors import ConfigError, DamagedUnitsError, EmbedxError
 from embedx.terminal import one_line, traceback_lines
@@ -22,15 +25,36 @@ _UsageError: Any = typer.BadParameter.__base__
 
 app = typer.Typer(
     name="embedx",
-    help="Extract image embeddings: fast, resumable, every row tied to its input.",
-    no_args_is_help=True,
-    add_completion=False,
+    cls=GroupWithPage,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for module in (extract, info, verify, repair, compare, probe, backbones, layers):
     paragraphs = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(module.command) or "")  # the terminal breaks the lines
-    app.command(module.__name__.rpartition(".")[2], help=paragraphs)(data_alone_on_stdout()(module.command))
+    name = module.__name__.rpartition(".")[2]
+    app.command(name, cls=CommandWithPage, help=paragraphs, epilog=module.EXAMPLES)(
+        data_alone_on_stdout()(module.command)
+    )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print_line(f"embedx {version('embedx')}")
+        raise typer.Exit
+
+
+@app.callback(help="Extract image embeddings: fast, resumable, every row tied to its input.")
+def program(
+    context: typer.Context,
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Prints the help page if there is no command."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
 
 
 def run() -> int:
@@ -41,7 +65,8 @@ def run() -> int:
     # Before a command imports torch: threads that spin while they wait would steal the decoders' cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        code = app(prog_name="embedx", standalone_mode=False)
+        with whole_words_in_bash():
+            code = app(prog_name="embedx", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except SystemExit as exit_of_app:
         return exit_of_app.code if isinstance(exit_of_app.code, int) else 0
@@ -66,8 +91,7 @@ def _verdict(error: Exception) -> tuple[int, list[str]]:
         return error.exit_code, [str(error)]
     if isinstance(error, _UsageError):
         command = error.ctx.command_path if error.ctx else "embedx"
-        message = error.format_message()  # empty where no command was given: the help is printed already
-        return error.exit_code, [message, f"`{command} --help` lists the options"] if message else []
+        return error.exit_code, [error.format_message(), f"`{command} --help` lists the options"]
     if isinstance(error, FileNotFoundError) and _has_lost_its_folder():
         return 1, ["the working directory is gone (removed, or unmounted); cd into one that is there, and try again"]
     if words := words_for(error):

@@ -6,6 +6,13 @@ from embedx.cli.options import DebugOption, JsonOption
 from embedx.cli.output import print_json, print_line
 from embedx.system.torch_imports import import_torchvision
 
+EXAMPLES = """\
+# all names
+embedx backbones
+# with the names of their weights
+embedx backbones --json"""
+"""The examples on the help page."""
+
 
 def command(as_json: JsonOption = False, debug: DebugOption = False) -> None:
     """List torchvision's backbones by name; --json adds the names of their weights.

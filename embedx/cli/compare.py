@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from embedx.cli.completion import completer
 from embedx.cli.options import DebugOption, JsonOption, plainly
 from embedx.cli.output import STDERR, STDOUT, count_text, facts_table, numbers_table, print_json
 from embedx.errors import ConfigError, EmbedxError
@@ -17,6 +18,14 @@ if TYPE_CHECKING:
     from embedx.store.reading.drift import Drift
 
 _ALL = "(all)"
+
+
+EXAMPLES = """\
+# the same inputs before and after an upgrade
+embedx compare before after
+# in a script: exit with 1 if a row has drifted
+embedx compare before after --max-drift 1e-4"""
+"""The examples on the help page."""
 
 
 def command(
@@ -32,11 +41,15 @@ def command(
     name: Annotated[
         list[str] | None,
         typer.Option(
-            "--name", help="Tensor to compare: embeddings or a layer; repeatable. Default: all in both stores."
+            "--name",
+            metavar="NAME",
+            autocompletion=completer("NAME"),
+            help="Tensor to compare: embeddings or a layer; repeatable. Default: all in both stores.",
         ),
     ] = None,
     max_drift: Annotated[
-        float | None, typer.Option("--max-drift", help="Exit with 1 if any row has drifted more than this.")
+        float | None,
+        typer.Option("--max-drift", metavar="NUMBER", help="Exit with 1 if any row has drifted more than this."),
     ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,

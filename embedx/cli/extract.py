@@ -35,6 +35,17 @@ if TYPE_CHECKING:
     from embedx.run.summary import Summary
 
 
+EXAMPLES = """\
+# a folder of photographs, with a sub-folder of shards for each class
+embedx extract --backbone resnet50 -o store --group-key class photos/
+# two splits, and half the bytes on disk
+embedx extract --backbone timm:vit_small_patch14_dinov2.lvd142m -o store \\
+  --dtype float16 train=photos/train val=photos/val
+# the same folder a week later: only what is new or has changed is computed
+embedx extract --backbone resnet50 -o store --group-key class --update photos/"""
+"""The examples on the help page."""
+
+
 @with_config_options(ExtractConfig)
 def command(
     config: ExtractConfig,

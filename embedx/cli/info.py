@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 _COUNTS = ("inputs", "rows", "rejected", "unavailable")
 
 
+EXAMPLES = """\
+# what is in a store
+embedx info store
+# why inputs have no row
+embedx info store --rejected"""
+"""The examples on the help page."""
+
+
 def command(
     path: StoreArgument,
     rejected: Annotated[bool, typer.Option("--rejected", help="List the rejected inputs instead.")] = False,

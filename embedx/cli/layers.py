@@ -6,24 +6,37 @@ from typing import Annotated
 
 import typer
 
+from embedx.cli.completion import completer
 from embedx.cli.options import DebugOption, JsonOption, plainly
 from embedx.cli.output import print_json, print_line
 from embedx.paths import expand_backbone
 from embedx.system.torch_imports import import_torchvision
+
+EXAMPLES = """\
+# what --layer takes for a backbone
+embedx layers resnet50
+# of a model that takes images of another size
+embedx layers timm:vit_small_patch14_dinov2 --image-size 224"""
+"""The examples on the help page."""
 
 
 def command(
     backbone: Annotated[
         str,
         typer.Argument(
-            metavar="BACKBONE", help="Model, as in `embedx extract --backbone`.", parser=plainly(expand_backbone)
+            metavar="BACKBONE",
+            autocompletion=completer("BACKBONE"),
+            help="Model, as in `embedx extract --backbone`.",
+            parser=plainly(expand_backbone),
         ),
     ],
     image_size: Annotated[
-        int | None, typer.Option("--image-size", min=1, help="Height and width of the image. Default: the weights'.")
+        int | None,
+        typer.Option("--image-size", metavar="N", min=1, help="Height and width of the image. Default: the weights'."),
     ] = None,
     backbone_arg: Annotated[
-        list[str] | None, typer.Option("--backbone-arg", help="Argument of the factory, as KEY=VALUE; repeatable.")
+        list[str] | None,
+        typer.Option("--backbone-arg", metavar="KEY=VALUE", help="Argument of the factory; VALUE is JSON; repeatable."),
     ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,

@@ -9,10 +9,11 @@ import tomllib
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
+from embedx.cli.completion import completer
 from embedx.cli.output import STDERR
 from embedx.errors import ConfigError, unknown
 from embedx.paths import local_path
@@ -38,7 +39,7 @@ def with_config_options(config: type[Any]) -> Callable[[Callable[..., None]], Ca
     The command's other parameters follow those options.
 
     Args:
-        config: A dataclass with fields that `embedx.config.setting` declares.
+        config: A dataclass with fields that `embedx.settings` declares.
     """
     return functools.partial(_with_options, config)
 
@@ -51,7 +52,7 @@ def _with_options(config: type[Any], command: Callable[..., None]) -> Callable[.
         inspect.Parameter(
             name,
             inspect.Parameter.KEYWORD_ONLY,
-            annotation=Annotated[_option_type(hints[name], field), _option(field)],
+            annotation=Annotated[_option_type(hints[name], field), _option(hints[name], field)],
             default=_default(field),
         )
         for name, field in settings_of.items()
@@ -173,19 +174,35 @@ def _option_type(hint: Any, field: dataclasses.Field[Any]) -> Any:
     return list[str] if get_origin(hint) is tuple else hint
 
 
-def _option(field: dataclasses.Field[Any]) -> Any:
+def _option(hint: Any, field: dataclasses.Field[Any]) -> Any:
     metadata = field.metadata
     flag = metadata.get("flag") or "--" + field.name.replace("_", "-")
     flags = [flag, metadata["short"]] if metadata["short"] else [flag]
-    extra = {name: metadata[name] for name in ("parser", "metavar") if name in metadata}
-    if "parser" in extra:
-        extra["parser"] = plainly(extra["parser"])
-    return typer.Option(*flags, help=metadata["help"], show_default=metadata.get("shown", True), **extra)
+    parser = plainly(metadata["parser"]) if "parser" in metadata else None
+    metavar = metadata.get("metavar") or _metavar(hint, field.name)
+    return typer.Option(
+        *flags,
+        help=metadata["help"],
+        show_default=metadata.get("shown", True),
+        metavar=metavar,
+        parser=parser,
+        autocompletion=completer(metavar),
+        rich_help_panel=metadata.get("panel"),
+    )
+
+
+def _metavar(hint: Any, name: str) -> str | None:
+    """Returns what a value is called on the help page: its choices, N, or the last word of the setting's name."""
+    kinds = [hint, *get_args(hint)]
+    choices = next((get_args(kind) for kind in kinds if get_origin(kind) is Literal), ())
+    if choices or bool in kinds:
+        return "|".join(choices) or None
+    return "N" if int in kinds else "NUMBER" if float in kinds else name.rpartition("_")[2].upper()
 
 
 def _positional(field: dataclasses.Field[Any]) -> inspect.Parameter:
     """Returns the parameter of a setting's further values that stand without its flag; they win over a file's."""
-    argument = typer.Argument(metavar=field.metadata["positional"], help=f"The same as by --{field.name}.")
+    argument = typer.Argument(metavar=field.metadata["metavar"], help=f"The same as by --{field.name}.")
     kind = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(f"more_{field.name}", kind, annotation=Annotated[list[str] | None, argument], default=None)
 

@@ -33,6 +33,14 @@ _MISTAKES = 20
 """The number of mistakes that are listed where the classes are more."""
 
 
+EXAMPLES = """\
+# a linear probe, learned on split train, tested on split val
+embedx probe store
+# nearest neighbours instead, and a picture of what is mistaken for what
+embedx probe store --method knn --neighbours 10 --plot confusion.png"""
+"""The examples on the help page."""
+
+
 @with_config_options(ProbeConfig)
 def command(
     path: StoreArgument,

@@ -12,6 +12,13 @@ from embedx.cli.options import DebugOption, JsonOption, StoreArgument, plainly
 from embedx.cli.output import STDERR, count_text, print_json, print_line
 from embedx.paths import local_path
 
+EXAMPLES = """\
+# manifest.json is gone or damaged
+embedx repair store
+# shards are damaged: remove their units, for the next extract
+embedx repair store --drop-damaged"""
+"""The examples on the help page."""
+
 
 def command(
     path: StoreArgument,

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from embedx.run.row_checker import Recomputation
 
 
+EXAMPLES = """\
+# has anything changed since the store was written?
+embedx verify store
+# and are the numbers those of the images? asks 100 rows
+embedx verify store --recompute 100"""
+"""The examples on the help page."""
+
+
 def command(
     path: StoreArgument,
     recompute: Annotated[
@@ -25,10 +33,12 @@ def command(
         typer.Option("--recompute", metavar="N", min=1, help="Also embed N random rows again, and compare them."),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", help="Random seed that chooses the rows. Default: a new one each time.")
+        int | None,
+        typer.Option("--seed", metavar="N", help="Random seed that chooses the rows. Default: a new one each time."),
     ] = None,
     device: Annotated[
-        str | None, typer.Option("--device", help="Device to recompute on. Default: the recipe's, if available.")
+        str | None,
+        typer.Option("--device", metavar="DEVICE", help="Device to recompute on. Default: the recipe's, if available."),
     ] = None,
     trust: Annotated[
         bool, typer.Option("--trust", help="Let --recompute run the code or the program that is the store's backbone.")
@@ -37,6 +47,7 @@ def command(
         float | None,
         typer.Option(
             "--tolerance",
+            metavar="NUMBER",
             help="Largest allowed difference of a recomputed number, relative to its row's largest absolute value. "
             "Default: 1e-4 for fp32, 1e-2 for tf32 and fp16, 5e-2 for bf16; at least 2e-3 if stored as float16, "
             "2e-2 as bfloat16.",

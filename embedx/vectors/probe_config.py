@@ -7,10 +7,9 @@ import math
 from pathlib import Path
 from typing import Literal
 
-from embedx.config import LOCAL, setting
 from embedx.errors import ConfigError
 from embedx.paths import expand_paths
-from embedx.values import parse_size
+from embedx.settings import LOCAL, SIZE, setting
 
 Method = Literal["linear", "knn"]
 
@@ -19,10 +18,10 @@ Method = Literal["linear", "knn"]
 class ProbeConfig:
     """The settings of one `embedx probe`."""
 
-    train: str = setting("train", help="Split to learn from.")
-    test: str = setting("val", help="Split to predict.")
+    train: str = setting("train", metavar="SPLIT", help="Split to learn from.")
+    test: str = setting("val", metavar="SPLIT", help="Split to predict.")
     method: Method = setting("linear", help="Multinomial logistic regression, or a vote of the nearest neighbours.")
-    name: str = setting("embeddings", help="Tensor to probe: embeddings, or a layer's name.")
+    name: str = setting("embeddings", metavar="NAME", help="Tensor to probe: embeddings, or a layer's name.")
     l2: float | None = setting(
         None,
         help="Strength of linear's penalty: the loss is the mean cross-entropy + L2 / 2 * the weights' squared norm. "
@@ -34,11 +33,12 @@ class ProbeConfig:
     memory: int = setting(
         1024**3,
         help="Size of a split up to which it is kept in memory; a larger one is streamed shard by shard.",
-        parser=parse_size,
-        metavar="SIZE",
         shown="1GiB",
+        **SIZE,
     )
-    out: Path | None = setting(None, help="Folder for linear's head, and for the checkpoints of --resume.", **LOCAL)
+    out: Path | None = setting(
+        None, short="-o", help="Folder for linear's head, and for the checkpoints of --resume.", **LOCAL
+    )
     resume: bool = setting(False, help="Go on from the checkpoint of an interrupted run in --out.", flag="--resume")
 
     def __post_init__(self) -> None:

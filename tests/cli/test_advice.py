@@ -15,12 +15,15 @@ import embedx
 from embedx.cli.app import app
 
 PACKAGE = Path(embedx.__file__).parent
-COMMANDS = typer.main.get_command(app).commands
+PROGRAM = typer.main.get_command(app)
+COMMANDS = PROGRAM.commands
 OPTIONS = {
     name: {flag: option for option in command.params for flag in (*option.opts, *option.secondary_opts)}
     | dict.fromkeys(("--help", "-h"))
     for name, command in COMMANDS.items()
 }
+OF_PROGRAM = {flag for option in PROGRAM.params for flag in option.opts}
+"""Options that stand before the command."""
 UNKNOWN = "\0"
 """The place of a value that an f-string computes."""
 OPTION = re.compile(
@@ -58,7 +61,7 @@ def faults_of(text: str) -> Iterator[str]:
         own = [name for start, end, name in calls if start <= match.start() < end and name in COMMANDS]
         flag, value = match["flag"], (match["value"] or "").rstrip(".,")
         takers = [name for name in own or COMMANDS if flag in OPTIONS[name]]
-        if flag in OTHERS:
+        if flag in OTHERS or (flag in OF_PROGRAM and not own):
             continue
         if not takers:
             yield f"{flag} is no option of {' or '.join(own) or 'any command'}"

@@ -1,0 +1,115 @@
+"""The values that a shell completes, by what an option's value is called on the help page; read from files alone.
+
+Nothing here imports torch, torchvision or timm, which takes seconds: their names are read from their source files, and
+those in a store from its manifest. Where nothing is returned, the shell completes paths.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from embedx.names import EMBEDDINGS, MANIFEST, NO_BACKBONE
+
+_TORCHVISION = ("", "segmentation", "detection", "quantization")
+"""The folders of torchvision's models that are backbones."""
+_BUILDER = re.compile(r"^@register_model(?:\((?:name=\"(\w+)\")?\))?\n(?:@.*?^)?def (\w+)\(", re.MULTILINE | re.DOTALL)
+"""The registration of a model, in torchvision and in timm: its name, or else that of its function."""
+_TAGGED = re.compile(r"^    ['\"](\w+\.[\w-]+)['\"]: ", re.MULTILINE)
+"""The entry of pretrained weights in one of timm's tables."""
+
+
+def torchvision_names() -> list[str]:
+    """Returns the names that `embedx backbones` lists of torchvision."""
+    return [name for folder in _TORCHVISION for name in sorted(set(_names("torchvision", folder)))]
+
+
+def timm_names() -> list[str]:
+    """Returns the names of timm's models and of their weights, each as `timm:NAME` or `timm:NAME.TAG`."""
+    names = {*_names("timm", ""), *_names("timm", "", _TAGGED)}
+    return [f"timm:{name}" for name in sorted(names)]
+
+
+def _names(package: str, folder: str, pattern: re.Pattern[str] = _BUILDER) -> Iterator[str]:
+    spec = find_spec(package)
+    for place in (spec.submodule_search_locations or ()) if spec else ():
+        for file in Path(place, "models", folder).glob("*.py"):
+            for match in pattern.finditer(file.read_text(encoding="utf-8")):
+                yield next(filter(None, match.groups()))
+
+
+def _backbones(values: dict[str, Any], incomplete: str) -> list[str]:
+    return timm_names() if incomplete.startswith("timm") else [*torchvision_names(), NO_BACKBONE]
+
+
+def _weights(values: dict[str, Any], incomplete: str) -> list[str]:
+    return ["DEFAULT", "random", "sample"]
+
+
+def _splits(values: dict[str, Any], incomplete: str) -> list[str]:
+    return [name for manifest in _manifests(values) for name in manifest["plan"]["splits"]]
+
+
+def _tensors(values: dict[str, Any], incomplete: str) -> list[str]:
+    return [EMBEDDINGS, *_layers(values, incomplete)]
+
+
+def _layers(values: dict[str, Any], incomplete: str) -> list[str]:
+    return [name for manifest in _manifests(values) for name in manifest["recipe"]["layers"]]
+
+
+def _manifests(values: dict[str, Any]) -> Iterator[Any]:
+    """Yields what the manifests of the stores that the line names so far say."""
+    for place in {str(values[name]) for name in ("path", "out", "a", "b") if values.get(name)}:
+        yield json.loads(Path(place, MANIFEST).expanduser().read_bytes())
+
+
+_COMPLETERS = {"BACKBONE": _backbones, "WEIGHTS": _weights, "SPLIT": _splits, "NAME": _tensors, "LAYER": _layers}
+"""The function that lists the values of each kind."""
+
+
+def completer(metavar: str | None) -> Callable[[typer.Context, str], list[str]] | None:
+    """Returns the function that completes values of this kind; None leaves them to the shell."""
+    if metavar not in _COMPLETERS:
+        return None
+    names = _COMPLETERS[metavar]
+
+    def complete(context: typer.Context, incomplete: str) -> list[str]:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no store, or a damaged one
+            return [name for name in dict.fromkeys(names(context.params, incomplete)) if name.startswith(incomplete)]
+        return []
+
+    return complete
+
+
+@contextlib.contextmanager
+def whole_words_in_bash() -> Iterator[None]:
+    """Joins the words that bash has cut at : and =, as in `timm:vit`, and prints but what follows the last of these."""
+    words = os.environ.get("COMP_WORDS", "").split("\n")
+    here = int(os.environ.get("COMP_CWORD", 0))
+    if "_EMBEDX_COMPLETE" not in os.environ or here >= len(words):
+        yield
+        return
+    first = here
+    while first > 1 and (words[first] in (":", "=") or words[first - 1] in (":", "=")):
+        first -= 1
+    joined = "".join(words[first : here + 1])
+    os.environ["COMP_WORDS"] = "\n".join([*words[:first], joined])
+    os.environ["COMP_CWORD"] = str(first)
+    shown = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(shown):
+            yield
+    finally:
+        begin = max(joined.rfind(":"), joined.rfind("=")) + 1
+        for line in shown.getvalue().splitlines():
+            print(line[begin:])
