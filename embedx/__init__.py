@@ -5,6 +5,7 @@ The public names are imported when first used, so that `import embedx` is quick 
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from embedx.vectors.probe_result import ProbeResult as ProbeResult
 
     open = Store.open
+    __version__: str
 
 _NAMES = {
     "callbacks.checkpoint": "Checkpoint",
@@ -72,6 +74,10 @@ __all__ = [*_HOMES, "open"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("embedx")
+    if name in __all__ and sys.platform == "win32":
+        raise ImportError(import_module("embedx.errors").WINDOWS)
     if name == "open":
         return import_module("embedx.store.reading.reader").Store.open
     if name in _HOMES:
@@ -82,4 +88,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, "__version__"])

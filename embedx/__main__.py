@@ -6,12 +6,15 @@ import os
 import sys
 from typing import NoReturn
 
-from embedx.errors import Interrupted
+from embedx.errors import WINDOWS, Interrupted
 from embedx.system import signals
 
 
 def main() -> NoReturn:
     """Runs the command line, and ends the process."""
+    if sys.platform == "win32":
+        print(f"error: {WINDOWS}", file=sys.stderr)
+        sys.exit(2)
     _fill_standard_streams()
     signals.install()
     try:

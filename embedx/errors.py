@@ -30,6 +30,8 @@ from typing import Self
 
 from embedx.credentials import credentials_hidden
 
+WINDOWS = "embedx does not run on Windows itself; install and run it in WSL, the Windows Subsystem for Linux"
+
 _PERMISSION = frozenset({errno.EACCES, errno.EPERM})
 _OF_THE_MACHINE = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV}

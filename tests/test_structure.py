@@ -166,7 +166,7 @@ def test_a_name_means_one_idea() -> None:
 def test_public_names_are_all_there_and_documented() -> None:
     for name in embedx.__all__:
         assert inspect.getdoc(getattr(embedx, name)), name
-    assert dir(embedx) == sorted(embedx.__all__)
+    assert dir(embedx) == sorted([*embedx.__all__, "__version__"])
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = embedx.nothing
 
