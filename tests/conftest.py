@@ -19,7 +19,7 @@ import torch
 
 from tests.runs import SEED
 
-LONGEST = {"test_walk.py", "test_readme.py", "test_extract.py", "test_app.py", "test_loaders.py"}
+LONGEST = {"test_walk.py", "test_manual.py", "test_readme.py", "test_extract.py", "test_app.py", "test_loaders.py"}
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

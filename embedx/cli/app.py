@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from embedx.cli import backbones, compare, extract, info, layers, probe, repair, verify
+from embedx.cli import backbones, compare, extract, help, info, layers, probe, repair, verify
 from embedx.cli.completion import whole_words_in_bash
 from embedx.cli.foreign_errors import words_for
 from embedx.cli.output import STDERR, data_alone_on_stdout, print_line
@@ -30,12 +30,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (extract, info, verify, repair, compare, probe, backbones, layers):
+for module in (extract, info, verify, repair, compare, probe, backbones, layers, help):
     paragraphs = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(module.command) or "")  # the terminal breaks the lines
     name = module.__name__.rpartition(".")[2]
-    app.command(name, cls=CommandWithPage, help=paragraphs, epilog=module.EXAMPLES)(
-        data_alone_on_stdout()(module.command)
-    )
+    function = module.command if module is help else data_alone_on_stdout()(module.command)  # a pager takes stdout
+    app.command(name, cls=CommandWithPage, help=paragraphs, epilog=module.EXAMPLES)(function)
 
 
 def _print_version(wanted: bool) -> None:

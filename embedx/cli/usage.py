@@ -68,7 +68,8 @@ def _usage(command: Any, context: typer.Context) -> Iterator[str]:
     yield "[OPTIONS]"
     for parameter in command.get_params(context):
         if parameter.param_type_name == "argument":
-            yield parameter.metavar if parameter.required else f"[{parameter.metavar}]..."
+            name = parameter.metavar if parameter.required else f"[{parameter.metavar}]"
+            yield f"{name}..." if parameter.nargs == -1 else name
     if hasattr(command, "commands"):
         yield "COMMAND ..."
 
