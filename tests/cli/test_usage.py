@@ -137,5 +137,6 @@ def test_every_example_runs(embedx: Run, photographs: Path) -> None:
     run("extract", 1)
     run("probe")
     assert (photographs / "confusion.png").is_file()
+    run("help")
     run("backbones")
     run("layers")

@@ -120,6 +120,8 @@ def type_line(line: str, *, as_shown: bool) -> str:
     with pytest.MonkeyPatch.context() as patch, _both_streams() as seen:
         patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(piped)))
         patch.setattr(sys, "argv", [program, *arguments])
+        patch.setattr(sys, "path", list(sys.path))
+        patch.delitem(sys.modules, "mine", raising=False)  # that of another page
         patch.setenv("COLUMNS", "110")
         code = run()
     assert code == 0, f"{line}\n{seen[0]}"
