@@ -41,6 +41,7 @@ WIDEST = 100
 """The widest text on a terminal, in columns: longer lines are hard to read."""
 PLAIN = Theme({"markdown.code": "bold", "markdown.item.bullet": "bold", "markdown.block_quote": "none"})
 """Styles that are readable on dark and on light terminals; Rich's own paint code on black."""
+FENCE = re.compile(r"^```\w+", re.MULTILINE)
 LINK = re.compile(r"\[([^\]]+)\]\(([\w-]+)\.md\)")
 
 EXAMPLES = """\
@@ -106,7 +107,8 @@ def rendered(text: str) -> RenderableType:
     """Returns a page for a terminal; a link to another page becomes the command that shows it."""
     from rich.markdown import Markdown
 
-    return Markdown(LINK.sub(r"`embedx help \2`", text), code_theme="bw", hyperlinks=False)
+    plain = FENCE.sub("```text", LINK.sub(r"`embedx help \2`", text))
+    return Markdown(plain, code_theme="ansi_dark", hyperlinks=False)  # a theme without a background
 
 
 def web_page() -> str:

@@ -51,7 +51,7 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def pretend(name: str, **options: bool | None) -> None:
     """Puts random weights where torch keeps the pretrained ones of a torchvision model."""
-    path = cache_path(models.get_model_weights(name).DEFAULT.url)  # type: ignore[attr-defined]
+    path = cache_path(models.get_model_weights(name).DEFAULT.url)
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch deprecates its quantisation
