@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,8 @@ from embedx.errors import StoreError
 from embedx.store.format import index_file
 from embedx.store.format.index import UnitEntry, read_entry, read_index, write_index
 from embedx.store.format.index_file import PARQUET_OPTIONS
-from embedx.store.format.layout import Unit
-from embedx.store.reading.reader import Store
-from embedx.store.reading.verify import verify
 from embedx.store.untrusted.parquet_size import extent
-from embedx.store.writing.session import StoreSession
-from tests.store.builders import build_store, commit, manifest, unit_batch
+from tests.store.builders import build_store, unit_batch
 
 ENTRY = UnitEntry("train", 0, "r", 8, 0, 8, ())
 
@@ -161,21 +156,3 @@ def test_a_seal_can_t_be_taken_off(small: Path) -> None:
         for read in (read_entry, read_index):
             with pytest.raises(StoreError, match=r"its seal is damaged|must have"):
                 read(small)
-
-
-def test_a_store_of_an_older_embedx_is_read_and_continued(tmp_path: Path) -> None:
-    """It was written before tables had seals, and shards the digest of their inputs."""
-    out = tmp_path / "store"
-    shutil.copytree(Path(__file__).parents[1] / "golden", out)
-    assert b"embedx.seal" not in (out / "index/train-00000.parquet").read_bytes()
-    assert list(verify(out)) == []
-    rows = Store.open(out).load("train")
-    assert rows.keys == [f"key-{row}" for row in range(10) if row != 2]
-    assert rows.embeddings.tolist() == [[row] * 3 for row in range(10) if row != 2]
-    (out / "index/train-00001.parquet").unlink()
-    session = StoreSession.begin(out, manifest({"train": 10, "val": 3}), "resume")
-    assert session.is_committed(Unit("train", 0)) and not session.is_committed(Unit("train", 1))
-    commit(session, unit_batch(8, 10))
-    session.finish({})
-    session.close()
-    assert list(verify(out)) == [] and b"embedx.seal" in (out / "index/train-00001.parquet").read_bytes()

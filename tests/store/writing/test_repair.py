@@ -163,7 +163,7 @@ def test_units_of_two_recipes_are_told_apart_by_their_owner(settings: ExtractCon
 
 
 def test_a_store_of_an_older_embedx_takes_the_recipe_from_another_store(tmp_path: Path) -> None:
-    store = shutil.copytree(Path(__file__).parents[1] / "golden", tmp_path / "golden")
+    store = shutil.copytree(Path(__file__).parents[1] / "golden/unsealed", tmp_path / "store")
     before = Manifest.read(store)
     like = shutil.copytree(store, tmp_path / "like")
     (store / MANIFEST).unlink()
