@@ -91,6 +91,8 @@ class Manifest:
         folder.manifest_sha256 = hashlib.sha256(data).hexdigest()
         try:
             contents = parse_json(data)
+            if isinstance(contents, dict) and type(other := contents.get("format")) is int and other != FORMAT:
+                raise StoreError(f"{path}: the format is {other}; this embedx reads format {FORMAT}")
             stated = fields(contents, {**get_type_hints(cls), "fingerprint": str, _CHECKSUM: str})
             checksum, recipe_checksum = stated.pop(_CHECKSUM), stated.pop("fingerprint")
             manifest = cls(**stated)
@@ -100,8 +102,6 @@ class Manifest:
             raise StoreError(
                 f"{path}: not a readable manifest ({error}); `embedx repair {folder.path}` writes it anew"
             ) from error
-        if manifest.format != FORMAT:
-            raise StoreError(f"{path}: the format is {manifest.format}; this embedx reads format {FORMAT}")
         if manifest.fingerprint != recipe_checksum:
             raise StoreError(f"{path}: the recipe does not match its fingerprint; the file was changed")
         del contents[_CHECKSUM]

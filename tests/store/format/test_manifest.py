@@ -111,5 +111,10 @@ def test_a_part_that_is_none_is_named(tmp_path: Path, place: str, value: Any, to
         read(tmp_path, {**JSON, place: value})
 
 
+def test_a_later_format_is_named_whatever_else_it_holds(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"manifest.json: the format is 2; this embedx reads format 1$"):
+        read(tmp_path, {**JSON, "format": 2, "units": [1, 2]})
+
+
 def test_the_totals_of_no_units_are_zero() -> None:
     assert set(SplitTotals.of(()).to_json().values()) == {0}
