@@ -39,6 +39,14 @@ def test_what_is_installed_is_this_project() -> None:
         assert set(extras.split(",")) - {""} <= PROJECT["optional-dependencies"].keys()
 
 
+def test_every_value_of_the_tables_is_run_by_a_step() -> None:
+    values = re.findall(r"^\| .* \| `(?!--)(.+)` \|$", README, re.MULTILINE)
+    runs = [step.text for page in PAGES for step in steps(page)]
+    assert len(values) == 11
+    for value in values:
+        assert any(re.search(rf"--(data|backbone) {re.escape(value)}(?= |$)", run) for run in runs), value
+
+
 def test_make_knows_the_pages_targets() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for name, page in PAGES.items():
