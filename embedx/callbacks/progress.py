@@ -84,6 +84,7 @@ class _Bars:
             _RateColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
+            TextColumn("left"),
             console=heartbeat.console,
             expand=True,
             speed_estimate_period=60.0,

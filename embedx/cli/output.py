@@ -13,6 +13,7 @@ from rich.console import Console, ConsoleOptions, Group
 from rich.segment import Segment
 from rich.table import Column, Table
 from rich.text import Text
+from rich.theme import Theme
 
 from embedx.credentials import credentials_hidden
 from embedx.errors import EmbedxError
@@ -105,8 +106,20 @@ def _writing_stdout() -> Iterator[None]:
         raise EmbedxError(f"stdout can't be written ({error.strerror}); everything else is done") from error
 
 
+_LEGIBLE = Theme(
+    {
+        "bar.back": "bright_black",
+        "bar.pulse": "bright_black",
+        "progress.percentage": "bold",
+        "progress.download": "none",
+        "progress.elapsed": "none",
+        "progress.remaining": "none",
+    }
+)
+"""The styles in place of Rich's: yellow and green can't be read on white, and a dark bar's rest looks like the done."""
+
 # No markup: a name that looks like it is a name.
-STDERR = StderrConsole(stderr=True, highlight=False, markup=False, emoji=False)
+STDERR = StderrConsole(stderr=True, highlight=False, markup=False, emoji=False, theme=_LEGIBLE)
 """The console for notices, progress and errors."""
 STDOUT = StdoutConsole(highlight=False, markup=False, emoji=False)
 """The console for tables; `print_line` and `print_json` print plain data, never wrapped or coloured."""

@@ -72,7 +72,7 @@ def command(
 
         result = start_anew(lambda: _probe(path, config, heartbeat))
     if not result.converged:
-        STDERR.print("the fit has not converged; a larger --l2 converges sooner", style="bold yellow")
+        STDERR.print("the fit has not converged; a larger --l2 converges sooner", style="bold magenta")
     if plot is not None:
         _write_plot(result, plot)
     print_json(result.to_json(), indent=None) if as_json else _print(result)

@@ -196,7 +196,7 @@ def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], heart
     inputs = sum(len(split) for split in job.plan.splits.values() if split.kept is None)
     rejected = RejectedInputs(
         job.config.on_error,
-        partial(heartbeat.console.print, style="bold yellow", markup=False),
+        partial(heartbeat.console.print, style="bold magenta", markup=False),
         Allowed(job.config.max_unavailable, inputs),
     )
     writer = EmbeddingsWriter(
@@ -239,7 +239,7 @@ def _warn_of_space(job: Job, session: StoreSession, loaders: dict[str, SplitLoad
     free = shutil.disk_usage(session.root).free
     if needed > free:
         text = f"the embeddings take about {size_text(needed)}, and {size_text(free)} are free for {job.config.out}"
-        console.print(text, style="bold yellow", markup=False, soft_wrap=True)
+        console.print(text, style="bold magenta", markup=False, soft_wrap=True)
 
 
 def _loaders(job: Job, session: StoreSession, update: Layout | None, console: Console) -> dict[str, SplitLoader]:
@@ -282,10 +282,12 @@ def _notices(job: Job, console: Console) -> None:
     """Prints a notice for each choice that the user may not expect."""
     if not (job.config.data or job.config.drop_split):
         total = sum(len(split) for split in job.plan.splits.values())
-        console.print(f"no --data given: using the bundled sample of {total} images", style="yellow")
+        console.print(f"no --data given: using the bundled sample of {total} images", style="magenta")
     if job.config.batch_size == "auto":
         console.print(f"--batch-size auto: {job.batch_size}", markup=False)
     if job.precision == "bf16" and not has_bf16(job.device):
-        console.print(f"this {job.device.type.upper()} does not compute in bf16 itself: fp32 is faster", style="yellow")
+        console.print(
+            f"this {job.device.type.upper()} does not compute in bf16 itself: fp32 is faster", style="magenta"
+        )
     if (weights := job.spec.architecture.weights).name == "random":
-        console.print(f"random weights (seed {weights.seed}): these embeddings mean nothing", style="bold yellow")
+        console.print(f"random weights (seed {weights.seed}): these embeddings mean nothing", style="bold magenta")

@@ -96,8 +96,8 @@ def test_on_a_terminal_a_bar_ends_at_the_total_and_the_cursor_comes_back() -> No
     assert text.rindex(HIDE_CURSOR) < text.rindex(SHOW_CURSOR)
     *_, train, val, finishing = [line for line in re.split(r"[\r\n]+", ESCAPE.sub("", text)) if line.strip()]
     assert "finishing" in finishing
-    assert re.match(r"train ━+ 100% 20/20 +[\d,]+ img/s 0:00:0\d 0:00:00", train) and len(train) == 100
-    assert re.match(r"val +━+ 100% 3/3 +[\d,]+ img/s 0:00:0\d 0:00:00", val) and len(val) == 100
+    assert re.match(r"train ━+ 100% 20/20 +[\d,]+ img/s 0:00:0\d 0:00:00 left", train) and len(train) == 100
+    assert re.match(r"val +━+ 100% 3/3 +[\d,]+ img/s 0:00:0\d 0:00:00 left", val) and len(val) == 100
     assert_ended(set(threading.enumerate()) - before)
 
 
