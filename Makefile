@@ -4,7 +4,7 @@ BIN := .venv/bin
 PYTEST_FLAGS ?= --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test soak check format bench
+.PHONY: help install demo test soak check format bench pictures
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,3 +38,6 @@ format: install ## Format the code, and mend what the linter can
 
 bench: install ## Measure images per second, end to end, beside the forward pass alone and loading alone
 	$(BIN)/python scripts/bench.py measure
+
+pictures: install ## Draw the README's pictures anew, from the values that were measured
+	$(BIN)/python -m scripts.pictures.draw
