@@ -5,8 +5,8 @@ from __future__ import annotations
 from scripts.pictures.svg import Svg, Theme
 
 TITLE = (
-    "The flow of a run: worker processes read, decode and resize images; the main process runs the backbone batch by "
-    "batch; through a ring of shared memory its rows reach the writer process, which writes shards and index tables."
+    "The flow of a run: worker processes decode, the main process computes, and the writer process beside it "
+    "takes rows from a ring of shared memory to the store."
 )
 _SLOTS, _FULL = 8, 3
 

@@ -16,8 +16,8 @@ import embedx
 from scripts.pictures.svg import Theme
 
 TITLE = (
-    "Two photographs, a rabbit and a blackbird, each beside the four of 127 others that are nearest to it by cosine "
-    "similarity: rabbits and a marmot; a crow, a gull, a pigeon and a hen."
+    "Two photographs, each beside its four nearest neighbours: of a rabbit rabbits, a marmot and a mouse; of a "
+    "blackbird a crow, a gull, a pigeon and a chicken."
 )
 _QUERIES, _NEAREST = ("mammals/rodents/rabbit-2.png", "birds/blackbird.png"), 4
 _PHOTOGRAPHS = Path(__file__).parent / "photographs"

@@ -20,8 +20,8 @@ from scripts.bench import make_photographs
 from scripts.pictures.svg import LIGHT, Theme
 
 TITLE = (
-    "embedx extract on a terminal: a bar for each split, with its percentage, the inputs that are done, images per "
-    "second, the time so far and the time left."
+    "embedx extract on a terminal: a bar for each split, with the inputs that are done, images per second, and "
+    "the time left."
 )
 _COMMAND = "embedx extract --backbone shufflenet_v2_x0_5 --weights sample \\\n    --data photos --out store"
 _SPLITS = {"train": 1200, "val": 300}

@@ -16,8 +16,8 @@ from embedx import sample
 from scripts.pictures.svg import Svg, Theme
 
 TITLE = (
-    "A store on disk: manifest.json, an index table per split, a folder of shards per split and class. One row of the "
-    "index table names the shard and the row that hold the embedding, and the image it is of, by key and by sha256."
+    "A store on disk, and one row of its index table: it names the shard and the row of an embedding, and its "
+    "image by key and by sha256."
 )
 _INDEX, _KEY = "index/val-00000.parquet", "star/star_03.jpg"
 _SIDE, _COLOURS = 48, "0123456789abcdefghijklmnopqrstuvwxyz"
