@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import pyarrow as pa
 import torch
@@ -50,7 +50,7 @@ def write_store(out: Path, sizes: dict[str, int], dim: int, classes: int) -> Non
             count = min(_ROWS_PER_UNIT, rows - start)
             targets = torch.randint(0, classes, (count,), generator=generator)
             embeddings = 0.1 * centres[targets] + torch.randn(count, dim, generator=generator)
-            columns = {name: [None] * count for name in ROW_SCHEMA.names}
+            columns: dict[str, Any] = {name: [None] * count for name in ROW_SCHEMA.names}
             columns |= {"split": [split] * count, "index": range(start, start + count), "status": ["ok"] * count}
             columns |= {"key": [str(row) for row in range(start, start + count)], "target": targets.tolist()}
             buffer = UnitBuffer(session.terms)
@@ -92,7 +92,7 @@ class PeakMemory:
 
     @staticmethod
     def _now() -> int:
-        return 1024 * int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+        return 1024 * int(re.findall(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[0])
 
 
 def main(

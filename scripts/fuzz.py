@@ -15,7 +15,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -190,7 +190,7 @@ TARGETS = {
 }
 
 
-def _encoded(image: Image.Image, form: str, **options: object) -> bytes:
+def _encoded(image: Image.Image, form: str, **options: Any) -> bytes:
     content = io.BytesIO()
     image.save(content, form, **options)
     return content.getvalue()

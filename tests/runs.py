@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import signal
@@ -11,8 +12,10 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
+from rich.console import Console
 
 from embedx.store.format.layout import index_files
 from embedx.store.reading.verify import verify
@@ -25,7 +28,7 @@ OFFLINE = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:
 """Makes every download fail at once: nothing listens on the discard port."""
 
 
-def run(*arguments: str | Path, env: dict[str, str] | None = None, **options) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str | Path, env: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*EMBEDX, *map(str, arguments)],
         capture_output=True,
@@ -36,7 +39,7 @@ def run(*arguments: str | Path, env: dict[str, str] | None = None, **options) ->
     )
 
 
-def start(*arguments: str | Path, **options) -> subprocess.Popen[str]:
+def start(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
     """Starts a run that can be interrupted, even where these tests run in the background and ignore SIGINT."""
     return subprocess.Popen(
         [*EMBEDX, *map(str, arguments)],
@@ -47,6 +50,12 @@ def start(*arguments: str | Path, **options) -> subprocess.Popen[str]:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **options,
     )
+
+
+def written(console: Console) -> str:
+    """All that a console with a `StringIO` has written."""
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
 
 
 def memory_of(processes: Iterable[psutil.Process]) -> int:

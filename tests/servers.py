@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import boto3
 import gcsfs
@@ -130,7 +130,7 @@ class HttpServer:
                     return
                 query = dict(parse_qsl(urlsplit(self.path).query))
                 path = outer.folder / query.get("id", unquote(urlsplit(self.path).path).strip("/"))
-                if outer.password is not None and not self._is_allowed(query.get("sig", "")):
+                if outer.password and not self._is_allowed(query.get("sig", ""), outer.password):
                     self.send_error(403)
                     return
                 if not path.exists():
@@ -148,9 +148,9 @@ class HttpServer:
 
             do_HEAD = do_GET
 
-            def _is_allowed(self, signature: str) -> bool:
+            def _is_allowed(self, signature: str, password: str) -> bool:
                 user = base64.b64decode(self.headers.get("Authorization", "").removeprefix("Basic ")).decode()
-                return signature.startswith(outer.password) or user.partition(":")[2] == outer.password
+                return signature.startswith(password) or user.partition(":")[2] == password
 
             def log_message(self, *_: object) -> None:
                 """Says nothing."""
@@ -229,5 +229,5 @@ class HubServer(HttpServer):
 
 def _page(folder: Path) -> bytes:
     names = [f"{path.name}/" if path.is_dir() else path.name for path in sorted(folder.iterdir())]
-    links = "".join(f'<a href="{urllib.request.quote(name)}">{name}</a>' for name in ["../", *names])
+    links = "".join(f'<a href="{quote(name)}">{name}</a>' for name in ["../", *names])
     return f'<html><a href="?C=N;O=D">sort</a>{links}</html>'.encode()

@@ -70,7 +70,7 @@ def test_a_unit_is_whole_batches_of_about_the_shard_size(shard_size: int, row_by
 
 
 def test_all_faults_of_the_preprocessing_are_reported_at_once(tmp_path: Path) -> None:
-    settings = {"image_size": 64, "crop": 0, "mean": (123.7, 0.5, 0.5), "std": (1.0, 0.0, 1.0)}
+    settings: dict[str, Any] = {"image_size": 64, "crop": 0, "mean": (123.7, 0.5, 0.5), "std": (1.0, 0.0, 1.0)}
     faults = ExtractConfig(backbone="resnet50", out=tmp_path, **settings).faults()
     assert len(faults) == 4
     for part in ("--crop is 0", "--image-size and --crop", "--mean is 123.7,0.5,0.5", "--std is 1,0,1"):
@@ -84,7 +84,7 @@ def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
         out=tmp_path / "file" / "store",
         batch_size=0,
         workers=-1,
-        checkpoint=tmp_path / "nothing.pth",
+        checkpoint=str(tmp_path / "nothing.pth"),
         weights="random",
         layer=("a", "a"),
     )
@@ -104,7 +104,7 @@ def test_settings_are_read_back_as_they_were_stated(tmp_path: Path) -> None:
         backbone="resnet50",
         out=tmp_path,
         data=("a", "b"),
-        checkpoint=tmp_path / "it.pth",
+        checkpoint=str(tmp_path / "it.pth"),
         resize=(3, 4),
         mean=(0.1, 0, 1),
     )
@@ -116,11 +116,12 @@ def test_settings_are_read_back_as_they_were_stated(tmp_path: Path) -> None:
 
 
 def test_python_gives_paths_as_text_and_one_source_as_one_text() -> None:
-    config = ExtractConfig(backbone="resnet50", out="x", data="photos", checkpoint="w.pth", layer=["layer1", "layer2"])
+    given: dict[str, Any] = {"out": "x", "data": "photos", "checkpoint": Path("w.pth"), "layer": ["layer1", "layer2"]}
+    config = ExtractConfig(backbone="resnet50", **given)
     assert (config.out, config.checkpoint) == (Path("x"), "w.pth")
     assert (config.data, config.layer, config.backbone_arg) == (("photos",), ("layer1", "layer2"), ())
     for data in (Path("photos"), [Path("photos")]):
-        config = ExtractConfig(backbone="resnet50", out="x", data=data)  # type: ignore[arg-type]
+        config = ExtractConfig(backbone="resnet50", **given | {"data": data})
         assert config.data == ("photos",) and json.dumps(config.to_json())
 
 
@@ -141,5 +142,6 @@ def test_a_fingerprint_does_not_depend_on_the_order_of_keys() -> None:
 
 @pytest.mark.parametrize("name", ["batch_size", "workers", "threads", "image_size", "crop"])
 def test_numbers_beyond_all_machines_are_faults(tmp_path: Path, name: str) -> None:
-    (fault,) = ExtractConfig(backbone="resnet18", out=tmp_path, **{name: 10**40}).faults()
+    settings: dict[str, Any] = {name: 10**40}
+    (fault,) = ExtractConfig(backbone="resnet18", out=tmp_path, **settings).faults()
     assert fault == f"--{name.replace('_', '-')} is 1e+40; give a whole number of at most 2147483647"

@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import statistics
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -64,19 +65,19 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, arguments: list[str]) 
     return digests(out)
 
 
-def kill_main(process) -> None:
+def kill_main(process: subprocess.Popen[str]) -> None:
     process.kill()
 
 
-def kill_writer(process) -> None:
+def kill_writer(process: subprocess.Popen[str]) -> None:
     writer_of(process).kill()
 
 
-def kill_loader(process) -> None:
+def kill_loader(process: subprocess.Popen[str]) -> None:
     next(child for child in descendants(process) if child.name() == "embedx-loader").kill()
 
 
-def interrupt(process) -> None:
+def interrupt(process: subprocess.Popen[str]) -> None:
     process.send_signal(signal.SIGINT)
 
 

@@ -158,7 +158,7 @@ def test_a_run_over_images_that_are_cut_has_a_row_or_a_reject_for_each(tmp_path:
     for suffix in ("jpeg", "png", "webp"):
         for length, data in cut_at_random(suffix).items():
             (tmp_path / "images" / f"{length:05d}.{suffix}").write_bytes(data)
-    arguments = ["--backbone", sample.BACKBONE, "--weights", "sample", "--data", tmp_path / "images"]
+    arguments = ("--backbone", sample.BACKBONE, "--weights", "sample", "--data", tmp_path / "images")
     done = run("extract", *arguments, "--out", tmp_path / "store")
     assert done.returncode == 3 and "Traceback" not in done.stderr, done.stderr
     table = embedx.open(tmp_path / "store").index("all")

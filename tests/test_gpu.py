@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,8 +23,9 @@ from tests.runs import digests
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
-def extracted(out: Path, **settings: object) -> torch.Tensor:
-    extract(ExtractConfig(**{"backbone": sample.BACKBONE, "weights": "sample", "out": out} | settings))
+def extracted(out: Path, **settings: Any) -> torch.Tensor:
+    defaults: dict[str, Any] = {"backbone": sample.BACKBONE, "weights": "sample", "out": out}
+    extract(ExtractConfig(**defaults | settings))
     assert list(verify(out)) == []
     rows: torch.Tensor = embedx.open(out).load("val", framework="torch").embeddings
     return rows
@@ -45,7 +47,7 @@ def test_the_same_bytes_on_cuda_with_any_number_of_workers(tmp_path: Path) -> No
 
 
 def test_out_of_memory_names_a_batch_size_that_fits_and_auto_finds_one(tmp_path: Path) -> None:
-    settings = {"backbone": "resnet50", "weights": "random", "device": "cuda", "precision": "fp32"}
+    settings: dict[str, Any] = {"backbone": "resnet50", "weights": "random", "device": "cuda", "precision": "fp32"}
     allowed = 1_500_000_000  # bytes, of which batches of 2048 need more than ten times as much
     torch.cuda.set_per_process_memory_fraction(allowed / torch.cuda.mem_get_info()[1])
     try:
@@ -53,7 +55,9 @@ def test_out_of_memory_names_a_batch_size_that_fits_and_auto_finds_one(tmp_path:
             DeviceMemoryError, match=r"CUDA is out of memory with --batch-size 2048; \d+ fits"
         ) as caught:
             extract(ExtractConfig(**settings, out=tmp_path / "large", batch_size=2048))
-        fitting = int(re.search(r"--batch-size (\d+), or auto", str(caught.value))[1])
+        told = re.search(r"--batch-size (\d+), or auto", str(caught.value))
+        assert told is not None
+        fitting = int(told[1])
         del caught  # its traceback holds the model
         assert 1 <= fitting < 2048
         extracted(tmp_path / "fitting", **settings, batch_size=fitting)

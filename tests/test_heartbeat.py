@@ -7,21 +7,22 @@ import io
 import re
 import threading
 import time
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from embedx.errors import ConfigError, Interrupted
 from embedx.heartbeat import SILENT, Heartbeat
+from tests.runs import written
 
 
-def console(**options: object) -> Console:
+def console(**options: Any) -> Console:
     return Console(file=io.StringIO(), width=60, **options)
 
 
 def lines(console: Console) -> list[str]:
-    assert isinstance(console.file, io.StringIO)
-    return [re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", "", line) for line in console.file.getvalue().splitlines()]
+    return [re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", "", line) for line in written(console).splitlines()]
 
 
 def test_what_takes_long_is_told_again_and_again_and_what_does_not_is_not() -> None:
@@ -64,9 +65,9 @@ def test_on_a_terminal_it_is_one_line_that_goes_away() -> None:
         heartbeat.say("listing [the] inputs")
         time.sleep(0.2)
         heartbeat.hide()
-        shown = terminal.file.getvalue()
+        shown = written(terminal)
         time.sleep(0.2)
-        assert terminal.file.getvalue() == shown
+        assert written(terminal) == shown
     assert "listing [the] inputs" in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1  # the cursor is back
     assert set(threading.enumerate()) == before
@@ -81,7 +82,7 @@ def test_a_log_tells_when_a_run_begins_and_how_it_ends(error: BaseException | No
     with contextlib.suppress(BaseException), Heartbeat(log).frame("embedx 1.0 extract --out store"):
         if error:
             raise error
-    first, last = log.file.getvalue().splitlines()
+    first, last = written(log).splitlines()
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d embedx 1.0 extract --out store: begins", first)
     assert last.endswith(f" embedx 1.0 extract --out store: ends with exit code {code}")
     terminal = console(force_terminal=True)

@@ -125,7 +125,7 @@ def test_a_run_that_is_killed_at_random_moments_is_finished_with_the_same_bytes(
     while kills < 10:
         stores += 1
         out = tmp_path / f"store-{stores}"
-        victims = []
+        victims: list[str | None] = []
         while len(victims) < 3 and kills < 10 and digests(out) != runs.expected:
             victims.append(runs.kill_one(out, out, chance))
             kills += victims[-1] is not None

@@ -91,14 +91,14 @@ def test_a_backbone_that_is_no_path_stays(name: str) -> None:
 
 
 def test_every_setting_that_is_a_path_is_expanded(home: Path) -> None:
-    config = ExtractConfig(backbone="~/m.pt2", out=Path("~/store"), checkpoint=Path("file:///w.pt"), root="$FOLDER")
+    config = ExtractConfig(backbone="~/m.pt2", out=Path("~/store"), checkpoint="file:///w.pt", root="$FOLDER")
     assert config.backbone == f"{home}/m.pt2"
     assert (config.out, config.checkpoint, config.root) == (home / "store", "/w.pt", "some where")
     assert ExtractConfig(backbone="hf:~/vit", out=Path("x")).backbone == f"hf:{home}/vit"
     assert ExtractConfig(backbone="x", out=Path("x"), root="s3://lake/x").root == "s3://lake/x"
     assert ProbeConfig(out=Path("$HOME/heads")).out == home / "heads"
     with pytest.raises(ConfigError) as caught:
-        ExtractConfig(backbone="$UNSET", out=Path("s3://lake/store"), checkpoint=Path("~/w.pt"))
+        ExtractConfig(backbone="$UNSET", out=Path("s3://lake/store"), checkpoint="~/w.pt")
     assert [fault.split()[0] for fault in caught.value.faults] == ["--backbone", "--out"]
 
 

@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeGuard
 
 import pytest
 
@@ -44,7 +45,7 @@ def arguments(docstring: str) -> Iterator[tuple[str, str]]:
         yield match[1], " ".join(match[2].split())
 
 
-def is_plain_function(node: ast.AST) -> bool:
+def is_plain_function(node: ast.AST) -> TypeGuard[ast.FunctionDef | ast.AsyncFunctionDef]:
     """Whether it is a function whose docstring has a verb: no property, and no command, whose docstring is its help."""
     if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or node.name == "command":
         return False
@@ -67,7 +68,7 @@ def test_docstrings_are_sentences(path: Path) -> None:
 def test_a_function_s_docstring_begins_with_a_verb(path: Path) -> None:
     faults = []
     for node in filter(is_plain_function, ast.walk(ast.parse(path.read_text()))):
-        text = ast.get_docstring(node)  # type: ignore[arg-type]
+        text = ast.get_docstring(node)
         if text and not THIRD_PERSON.match(text):
             faults.append(
                 f"{path}:{node.lineno}: begins with {text.split()[0]}, and not as in Returns or Reads: {text[:80]!r}"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from embedx.config import ExtractConfig
@@ -10,7 +13,7 @@ from embedx.recipe import PixelOptions, Preprocessing, Recipe, parse_pixels
 ALL = "bits=12,channels=0:1:2,range=0.0:1.0,background=white,color=srgb"
 
 
-def recipe(pixels: str) -> dict[str, object]:
+def recipe(pixels: str) -> dict[str, Any]:
     steps = Preprocessing(256, 224, "bilinear", (0.5,) * 3, (0.5,) * 3, pixels=parse_pixels(pixels))
     return Recipe(
         "resnet18", {}, {}, steps, (), "avg", False, "fp32", "eager", "cpu", "cpu", 32, "float32"
@@ -52,5 +55,5 @@ def test_a_reading_of_pixels_has_one_spelling() -> None:
     ],
 )
 def test_a_wrong_reading_of_pixels_is_named(text: str, fault: str) -> None:
-    faults = ExtractConfig(backbone="resnet18", out="store", pixels=text).faults()
+    faults = ExtractConfig(backbone="resnet18", out=Path("store"), pixels=text).faults()
     assert len(faults) == 1 and faults[0].startswith(f"--pixels: {fault}")

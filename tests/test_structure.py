@@ -57,7 +57,7 @@ SHARED_NAMES = {"base": "the interface that the files beside it implement"}
 
 def imports(path: Path) -> set[str]:
     """All that a module imports, at its top, in functions and for types alone, by full names."""
-    found = set()
+    found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
@@ -188,7 +188,7 @@ def test_an_up_to_date_run_needs_no_torch(module: str) -> None:
 
 def test_help_takes_less_than_half_a_second_of_computing() -> None:
     """The best of a few times, as other tests run beside this one."""
-    seconds = []
+    seconds: list[float] = []
     while not seconds or (min(seconds) >= 0.5 and len(seconds) < 8):
         process = subprocess.Popen([sys.executable, "-m", "embedx", "--help"], stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)

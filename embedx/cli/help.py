@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.theme import Theme
 
-from embedx.cli.options import DebugOption
+from embedx.cli.options import DebugOption, plainly
 from embedx.cli.output import STDERR, STDOUT, facts_table, print_line
 from embedx.errors import ConfigError, unknown
+from embedx.paths import local_path
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -59,7 +60,10 @@ def command(
         typer.Argument(metavar="TOPIC", help="Page of the manual, or a command.", autocompletion=lambda: [*TOPICS]),
     ] = None,
     web: Annotated[
-        Path | None, typer.Option("--web", metavar="FILE", help="Write all pages to one HTML file instead.")
+        Path | None,
+        typer.Option(
+            "--web", metavar="FILE", help="Write all pages to one HTML file instead.", parser=plainly(local_path)
+        ),
     ] = None,
     debug: DebugOption = False,
 ) -> None:

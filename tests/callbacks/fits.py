@@ -19,6 +19,8 @@ LOSS = LossConnector({"input": pred_key("logits"), "target": data_key("targets")
 class Classifier(nn.Module):
     """Logits of three classes, and a count that is no float."""
 
+    seen: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(4, 3)

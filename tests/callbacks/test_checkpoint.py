@@ -62,7 +62,12 @@ class Run:
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.05)
         self.average = WeightAverage(0.9)
         self.stop = EarlyStopping("test/loss", patience=2, min_delta=0.02)
-        parts = {"model": self.model, "optimizer": self.optimizer, "average": self.average, "stop": self.stop}
+        parts: dict[str, Any] = {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "average": self.average,
+            "stop": self.stop,
+        }
         self.checkpoint = Checkpoint(folder, parts, {"data": 1}, monitor="test/loss", mode="min", **options)
 
     def __call__(self, *others: Callback, state: TrainerState | None = None) -> TrainerState:

@@ -1,5 +1,7 @@
 """Early stopping: when it looks, what it takes for better, and that it goes on from where it stood."""
 
+from typing import Any
+
 import pytest
 
 from embedx.callbacks.early_stopping import EarlyStopping
@@ -33,7 +35,9 @@ def epochs(stop: EarlyStopping, values: list[float]) -> int:
     ],
 )
 @pytest.mark.parametrize("monitor", ["test/loss", "train/x"])
-def test_it_stops_in_time_and_not_before(monitor: str, options: dict, values: list[float], expected: int) -> None:
+def test_it_stops_in_time_and_not_before(
+    monitor: str, options: dict[str, Any], values: list[float], expected: int
+) -> None:
     assert epochs(EarlyStopping(monitor, **options), list(values)) == expected
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -31,7 +33,7 @@ def made_up(rows: int, classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return logits, torch.randint(0, classes, (rows,), generator=generator)
 
 
-def run(evaluator: Evaluator, logits: Tensor, targets: Tensor, size: int = 16) -> dict[str, float]:
+def run(evaluator: Evaluator, logits: Tensor, targets: Tensor, size: int = 16) -> dict[str, Any]:
     pieces = zip(logits.split(size), targets.split(size), strict=True)
     loader = [{"images": rows, "targets": of_rows, "index": torch.arange(len(rows))} for rows, of_rows in pieces]
     state = run_test(Given(), {"val": loader}, [evaluator])

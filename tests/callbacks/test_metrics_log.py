@@ -14,6 +14,7 @@ from embedx.engine.callback import Callback
 from embedx.engine.fit import Schedule
 from embedx.heartbeat import Heartbeat
 from tests.callbacks.fits import Given, batches, fit
+from tests.runs import written
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -40,8 +41,7 @@ def lines(schedule: Schedule, *callbacks: Callback, terminal: bool = False, **op
     with Heartbeat(console) as heartbeat:
         fit(schedule, *callbacks, MetricsLog(heartbeat, "probe", **options), tests={"val": batches(1)})
     return [
-        re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|^\d{4}-\d\d-\d\d [\d:]{8} ", "", line)
-        for line in console.file.getvalue().splitlines()
+        re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|^\d{4}-\d\d-\d\d [\d:]{8} ", "", line) for line in written(console).splitlines()
     ]
 
 
@@ -49,9 +49,9 @@ def test_a_line_every_so_many_steps_tells_the_smoothed_loss_and_the_rate() -> No
     losses = Losses()
     told = lines(Schedule(7, epoch_based=False), Given("train/x", range(9)), losses, every=3)
     found = [re.fullmatch(r"probe: step (\d), loss ([\d.]+)(?:, x (\d))?, [\d.]+ steps/s", line) for line in told]
-    assert [(match[1], match[3]) for match in found] == [("3", None), ("6", "0")]
+    assert [match and (match[1], match[3]) for match in found] == [("3", None), ("6", "0")]
     for match, count in zip(found, (3, 6), strict=True):
-        assert float(match[2]) == pytest.approx(smoothed(losses.values[:count]), rel=1e-3)
+        assert match and float(match[2]) == pytest.approx(smoothed(losses.values[:count]), rel=1e-3)
 
 
 def test_epochs_can_be_counted_instead_and_other_metrics_told_beside() -> None:

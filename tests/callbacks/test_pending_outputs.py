@@ -135,6 +135,8 @@ def late_copy(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Any]:
 class Overwriting(nn.Module):
     """Gives its outputs in the same memory each time, as a graph does whose outputs have their place."""
 
+    memory: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("memory", torch.zeros(4, 2))

@@ -15,6 +15,7 @@ from embedx.callbacks.progress import ProgressBar
 from embedx.engine import loop
 from embedx.engine.callback import Callback
 from embedx.heartbeat import Heartbeat
+from tests.runs import written
 
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -47,11 +48,6 @@ def console(terminal: bool) -> Console:
     return Console(file=StringIO(), force_terminal=terminal, width=100, _environ={"TERM": "xterm-256color"})
 
 
-def written(console: Console) -> str:
-    assert isinstance(console.file, StringIO)
-    return console.file.getvalue()
-
-
 def assert_ended(threads: set[threading.Thread]) -> None:
     for thread in threads:
         thread.join(5)
@@ -67,7 +63,7 @@ def run(console: Console, totals: dict[str, int], loaders: dict[str, Any], *othe
 def without_times(text: str) -> list[str]:
     """The lines of a log, which must begin with the time of day."""
     matches = [re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (.*)", line) for line in text.splitlines()]
-    return [match[1] for match in matches]
+    return [match[1] for match in matches if match] if all(matches) else []
 
 
 def test_elsewhere_than_on_a_terminal_the_lines_are_sparse_and_plain() -> None:

@@ -9,6 +9,7 @@ from torch import nn
 from embedx.callbacks.finite_rows import Cause, NotFinite
 from embedx.callbacks.rejected import RejectedInputs
 from embedx.engine import loop
+from embedx.engine.state import new_state
 from embedx.errors import InputError
 
 
@@ -71,11 +72,11 @@ def test_rows_that_are_not_finite_count_and_a_batch_of_nothing_else_is_told_once
     bad = [NotFinite(f"image-{row}", Cause.FORWARD, "NaN came") for row in range(4)]
     for rows, found in ((4, bad[:1]), (1, bad[:1])):  # most rows so far are finite
         callback.add_rows(rows, found)
-    assert said == [] and callback.on_test_epoch_end({}, Echo()) == {"rejected": 2, "unavailable": 0}
+    assert said == [] and callback.on_test_epoch_end(new_state(), Echo()) == {"rejected": 2, "unavailable": 0}
     for _ in range(2):
         callback.add_rows(4, bad)
     assert len(said) == 1 and said[0].startswith("none of 4 rows is finite (image-0: NaN came): check the weights")
-    callback.on_test_epoch_start({}, Echo())
+    callback.on_test_epoch_start(new_state(), Echo())
     callback.add_rows(4, bad)
     assert len(said) == 2 and said[1].startswith("none of the first 4 rows is finite")
     with pytest.raises(InputError, match=r"image-0: NaN came; check the weights.*or store it as it is by --allow-nonf"):

@@ -26,7 +26,7 @@ def batches(count: int, rows: int = 3) -> list[dict[str, Any]]:
     return [{"images": torch.zeros(2 * rows, 1), "index": torch.arange(rows)} for _ in range(count)]
 
 
-def figures(callback: Throughput, loaders: dict[str, Any]) -> dict[str, float]:
+def figures(callback: Throughput, loaders: dict[str, Any]) -> dict[str, Any]:
     metrics = loop.run_test(Slow(), loaders, [callback])["metrics"]
     assert all(type(value) in (int, float) for value in metrics.values())
     return {name.removeprefix("test/"): value for name, value in metrics.items()}

@@ -11,6 +11,7 @@ import torch
 from embedx.callbacks.weight_average import WeightAverage
 from embedx.engine.callback import Callback
 from embedx.engine.fit import Schedule
+from embedx.engine.state import new_state
 from tests.callbacks.fits import Classifier, batches, fit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -71,6 +72,6 @@ def test_it_goes_on_from_where_it_stood() -> None:
 
 def test_a_test_before_the_first_step_sees_the_weights() -> None:
     average, model = WeightAverage(), Classifier()
-    average.on_test_epoch_start({}, model)
-    average.on_test_epoch_end({}, model)
+    average.on_test_epoch_start(new_state(), model)
+    average.on_test_epoch_end(new_state(), model)
     assert torch.equal(model.layer.weight, Classifier().layer.weight)

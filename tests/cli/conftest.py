@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
-from embedx.cli.app import run
-
-
-class Ended:
-    """What one call of `embedx` printed, and its exit code."""
-
-    def __init__(self, code: int, stdout: str, stderr: str) -> None:
-        self.code, self.stdout, self.stderr = code, stdout, stderr
+from tests.cli.calls import Embedx
 
 
 @pytest.fixture
-def embedx(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+def embedx(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Embedx:
     """Calls the command line in this process, which has torch imported already."""
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    return Embedx(monkeypatch, capfd)
 
-    def call(*arguments: str | Path) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["embedx", *map(str, arguments)])
-        code = run()
-        stdout, stderr = capfd.readouterr()
-        return Ended(code, stdout, stderr)
 
-    return call
+@pytest.fixture
+def call(embedx: Embedx, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Embedx:
+    """The same in one thread, where a line has 100 columns."""
+    monkeypatch.setenv("COLUMNS", "100")
+    return embedx

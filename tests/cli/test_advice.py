@@ -9,14 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import typer
 
 import embedx
-from embedx.cli.app import app
+from tests.cli.calls import COMMANDS, PROGRAM
 
 PACKAGE = Path(embedx.__file__).parent
-PROGRAM = typer.main.get_command(app)
-COMMANDS = PROGRAM.commands
 OPTIONS = {
     name: {flag: option for option in command.params for flag in (*option.opts, *option.secondary_opts)}
     | dict.fromkeys(("--help", "-h"))

@@ -11,6 +11,7 @@ import pytest
 from embedx import sample
 from embedx.store.format.manifest import Manifest
 from tests import runs
+from tests.cli.calls import Embedx
 
 SAMPLE = ("--backbone", sample.BACKBONE, "--weights", "sample", "-j", "0")
 
@@ -37,7 +38,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, few: Path) -> Path:
     return out
 
 
-def test_help_lists_the_commands_and_every_flag(embedx) -> None:
+def test_help_lists_the_commands_and_every_flag(embedx: Embedx) -> None:
     top = embedx("--help")
     assert top.code == 0 and all(
         name in top.stdout for name in ("extract", "info", "verify", "probe", "backbones", "layers")
@@ -53,7 +54,7 @@ def test_help_lists_the_commands_and_every_flag(embedx) -> None:
         assert flag in text, flag
 
 
-def test_without_data_the_sample_is_used_with_a_notice(embedx, tmp_path: Path) -> None:
+def test_without_data_the_sample_is_used_with_a_notice(embedx: Embedx, tmp_path: Path) -> None:
     done = embedx("extract", *SAMPLE, "--out", tmp_path / "store", "--json")
     assert done.code == 0
     summary = json.loads(done.stdout)
@@ -61,14 +62,14 @@ def test_without_data_the_sample_is_used_with_a_notice(embedx, tmp_path: Path) -
     assert "using the bundled sample" in done.stderr
 
 
-def test_quiet_leaves_stderr_empty_and_a_rerun_says_up_to_date(embedx, store: Path, few: Path) -> None:
+def test_quiet_leaves_stderr_empty_and_a_rerun_says_up_to_date(embedx: Embedx, store: Path, few: Path) -> None:
     arguments = ("extract", *SAMPLE, "--data", few, "--out", store, "--group-key", "class")
     again = embedx(*arguments)
     assert (again.code, again.stdout) == (0, f"{store}/manifest.json\n") and "up to date: 16 rows" in again.stderr
     assert embedx(*arguments, "--quiet").stderr == ""
 
 
-def test_dry_run_prints_the_plan_and_writes_nothing(embedx, tmp_path: Path, few: Path) -> None:
+def test_dry_run_prints_the_plan_and_writes_nothing(embedx: Embedx, tmp_path: Path, few: Path) -> None:
     arguments = ("extract", *SAMPLE, "--data", f"mine={few}", "--out", tmp_path / "store", "--group-key", "class")
     plan = json.loads(embedx(*arguments, "--dry-run", "--json", "-b", "4", "--shard-size", "16KiB").stdout)
     assert plan["splits"]["mine"]["inputs"] == 16 and {"group": "star", "inputs": 2} in plan["splits"]["mine"]["groups"]
@@ -82,7 +83,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(embedx, tmp_path: Path, few:
     assert not (tmp_path / "store").exists()
 
 
-def test_a_config_file_gives_the_settings_and_flags_win(embedx, tmp_path: Path, few: Path) -> None:
+def test_a_config_file_gives_the_settings_and_flags_win(embedx: Embedx, tmp_path: Path, few: Path) -> None:
     config = tmp_path / "embedx.toml"
     config.write_text(
         f'backbone = "{sample.BACKBONE}"\nweights = "sample"\nbatch-size = 8\nworkers = 0\nexif = false\n'
@@ -114,7 +115,7 @@ def test_a_config_file_gives_the_settings_and_flags_win(embedx, tmp_path: Path, 
     assert embedx("extract", "--config", config).code == 2
 
 
-def test_info_shows_a_store(embedx, store: Path) -> None:
+def test_info_shows_a_store(embedx: Embedx, store: Path) -> None:
     text = embedx("info", store).stdout
     assert all(word in text for word in (sample.BACKBONE, "sample", "star", "16", "yes"))
     described = json.loads(embedx("info", store, "--json").stdout)
@@ -123,7 +124,7 @@ def test_info_shows_a_store(embedx, store: Path) -> None:
     assert embedx("info", store, "--rejected").stdout == ""
 
 
-def test_names_are_shown_as_they_are(embedx, tmp_path: Path, few: Path) -> None:
+def test_names_are_shown_as_they_are(embedx: Embedx, tmp_path: Path, few: Path) -> None:
     """Neither markup nor emoji codes nor line ends of a name do anything; an image in the root has no group."""
     images = tmp_path / "[bold]images"
     for name in ("[red]", ":smile:", "."):
@@ -142,14 +143,14 @@ def test_names_are_shown_as_they_are(embedx, tmp_path: Path, few: Path) -> None:
     assert "[store] is whole" in embedx("verify", tmp_path / "[store]").stderr
 
 
-def test_all_faults_of_a_call_are_told_at_once(embedx, tmp_path: Path) -> None:
+def test_all_faults_of_a_call_are_told_at_once(embedx: Embedx, tmp_path: Path) -> None:
     faulty = embedx("extract", "--backbone", "resnet51", "-b", "0", "--data", tmp_path / "no", "--out", tmp_path / "s")
     assert faulty.code == 2 and not (tmp_path / "s").exists()
     for part in ("--batch-size is 0", "there is no folder", "did you mean resnet50?"):
         assert part in faulty.stderr
 
 
-def test_verify_is_silent_on_stdout_or_names_what_is_wrong(embedx, store: Path, tmp_path: Path) -> None:
+def test_verify_is_silent_on_stdout_or_names_what_is_wrong(embedx: Embedx, store: Path, tmp_path: Path) -> None:
     import shutil
 
     good = embedx("verify", store)
@@ -171,7 +172,7 @@ def test_verify_is_silent_on_stdout_or_names_what_is_wrong(embedx, store: Path, 
     assert nowhere.code == 2 and "is not a store" in nowhere.stderr
 
 
-def test_backbones_lists_all_of_torchvision_s(embedx) -> None:
+def test_backbones_lists_all_of_torchvision_s(embedx: Embedx) -> None:
     names = embedx("backbones").stdout.split()
     of_each_kind = {"resnet50", "vit_b_16", "fcn_resnet50", "ssd300_vgg16", "quantized_resnet50"}
     assert len(names) >= 110 and of_each_kind <= set(names)
@@ -179,7 +180,7 @@ def test_backbones_lists_all_of_torchvision_s(embedx) -> None:
     assert weights["resnet50"] == ["IMAGENET1K_V1", "IMAGENET1K_V2"]
 
 
-def test_layers_lists_names_and_shapes(embedx) -> None:
+def test_layers_lists_names_and_shapes(embedx: Embedx) -> None:
     lines = [line.split("\t") for line in embedx("layers", "resnet18", "--image-size", "64").stdout.splitlines()]
     assert ["layer4", "512x2x2"] in lines and all(len(line) == 2 for line in lines)
     listed = json.loads(embedx("layers", "resnet18", "--json").stdout)
@@ -194,7 +195,7 @@ def test_layers_lists_names_and_shapes(embedx) -> None:
     assert unsized.code == 2 and "give --image-size" in unsized.stderr
 
 
-def test_rejected_inputs_give_exit_code_3_unless_allowed(embedx, tmp_path: Path, few: Path) -> None:
+def test_rejected_inputs_give_exit_code_3_unless_allowed(embedx: Embedx, tmp_path: Path, few: Path) -> None:
     import shutil
 
     shutil.copytree(few, tmp_path / "images")
@@ -248,7 +249,9 @@ BAD_USAGE = {
 
 
 @pytest.mark.parametrize("case", BAD_USAGE)
-def test_bad_usage_is_one_clear_message_and_writes_nothing(embedx, tmp_path: Path, few: Path, case: str) -> None:
+def test_bad_usage_is_one_clear_message_and_writes_nothing(
+    embedx: Embedx, tmp_path: Path, few: Path, case: str
+) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     (tmp_path / "dangling").symlink_to("nowhere")
@@ -267,7 +270,7 @@ def test_bad_usage_is_one_clear_message_and_writes_nothing(embedx, tmp_path: Pat
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_debug_shows_the_traceback(embedx, tmp_path: Path, few: Path) -> None:
+def test_debug_shows_the_traceback(embedx: Embedx, tmp_path: Path, few: Path) -> None:
     done = embedx(
         "extract", *SAMPLE, "--data", few, "--out", tmp_path / "s", "--on-error", "fail", "-b", "0", "--debug"
     )

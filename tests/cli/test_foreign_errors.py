@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pyarrow as pa
 import pytest
 import torch
@@ -10,7 +12,7 @@ from embedx.cli.foreign_errors import words_for
 from embedx.data.loading.torch_workers import BatchError
 
 
-def raised(call) -> BaseException:
+def raised(call: Callable[[], object]) -> BaseException:
     with pytest.raises(Exception) as caught:
         call()
     return caught.value
@@ -35,12 +37,12 @@ def of_a_batch() -> None:
         (lambda: int("9" * 5000), "a number is too large"),
     ],
 )
-def test_an_error_of_a_library_s_becomes_words(call, words: str) -> None:
+def test_an_error_of_a_library_s_becomes_words(call: Callable[[], object], words: str) -> None:
     told = words_for(raised(call))
     assert told is not None and told.startswith(words) and "\n" not in told
 
 
 def test_a_fault_of_embedx_itself_stays_one() -> None:
-    assert words_for(raised(lambda: {}["x"])) is None
+    assert words_for(raised(lambda: {"y": 1}["x"])) is None
     assert words_for(RuntimeError()) is None
     assert words_for(raised(lambda: torch.ones(2) @ torch.ones(3))) is None

@@ -8,21 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
 
 from embedx.cli.app import app
 from embedx.config import ExtractConfig
 from embedx.vectors.probe_config import ProbeConfig
+from tests.cli.calls import COMMANDS
 from tests.runs import run
 
-COMMANDS = typer.main.get_command(app).commands
-SETTINGS = {"extract": ExtractConfig, "probe": ProbeConfig}
+SETTINGS: dict[str, type[ExtractConfig] | type[ProbeConfig]] = {"extract": ExtractConfig, "probe": ProbeConfig}
 
 
 def path_parameters() -> Iterator[tuple[str, str]]:
     for command, parsed in COMMANDS.items():
         for parameter in parsed.params:
-            if parameter.metavar in ("PATH", "STORE", "A", "B"):
+            if parameter.metavar in ("PATH", "FILE", "STORE", "A", "B"):
                 yield command, parameter.name
 
 
@@ -32,6 +31,7 @@ def test_no_parameter_is_a_path_unless_it_is_expanded() -> None:
     unexpanded = [
         (command.name, parameter.name)
         for command in app.registered_commands
+        if command.callback is not None
         for parameter in inspect.signature(command.callback, eval_str=True).parameters.values()
         if "Path" in str(parameter.annotation) and not getattr(parameter.annotation.__metadata__[0], "parser", None)
     ]
@@ -60,9 +60,9 @@ def _parsed(command: str, parameter: str, value: str) -> Path:
         if each.name == parameter or each.required:
             arguments += [given] if each.param_type_name == "argument" else [each.opts[0], given]
     values = parsed.make_context(command, arguments).params
-    settings = SETTINGS.get(command)
-    fields = {field: values[field] for field in getattr(settings, "__dataclass_fields__", ()) if field in values}
-    found = getattr(settings(**fields), parameter) if parameter in fields else values[parameter]
+    found = values[parameter]
+    if (settings := SETTINGS.get(command)) and parameter in (names := settings.__dataclass_fields__):
+        found = getattr(settings(**{name: values[name] for name in names if name in values}), parameter)
     assert isinstance(found, Path)
     return found
 

@@ -4,30 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from embedx.cli.app import run
 from embedx.store.format.layout import MANIFEST
 from embedx.store.format.manifest import Manifest
+from tests.cli.calls import Embedx
 from tests.store.builders import write_features
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], one_thread: None):
-    """Calls the command line in this process; returns exit code, stdout and stderr."""
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    monkeypatch.setenv("COLUMNS", "100")
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["embedx", *map(str, arguments)])
-        return run(), *capfd.readouterr()
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +27,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_features(out, {"train": (rows, targets), "val": (rows[:30], wrong)}, names=names)
 
 
-def test_the_result_is_a_table_on_stdout_and_talk_stays_on_stderr(call, store: Path) -> None:
+def test_the_result_is_a_table_on_stdout_and_talk_stays_on_stderr(call: Embedx, store: Path) -> None:
     code, stdout, stderr = call("probe", store)
     assert code == 0 and "top-1                0.9667" in stdout and "learned on           train, 60 rows" in stdout
     assert "│ bee\\n    │ 20         │ 11        │ 10    │ 0.9091   │ ant" in stdout and "[red]cat" in stdout
@@ -50,7 +36,7 @@ def test_the_result_is_a_table_on_stdout_and_talk_stays_on_stderr(call, store: P
     assert (code, stderr) == (0, "") and "knn, k 3, temperature 0.07" in stdout
 
 
-def test_of_many_classes_the_most_frequent_mistakes_are_shown(call, tmp_path: Path) -> None:
+def test_of_many_classes_the_most_frequent_mistakes_are_shown(call: Embedx, tmp_path: Path) -> None:
     """Of 1,100 classes in a line, the first two are mistaken for their neighbours by the nearest one."""
     rows, targets = torch.eye(1100), list(range(1100))
     tested = torch.stack([rows[2], rows[2], rows[5], rows[7]]), [1, 1, 4, 7]
@@ -70,7 +56,7 @@ def test_of_many_classes_the_most_frequent_mistakes_are_shown(call, tmp_path: Pa
     assert result["mistakes"][0] == {"class": "class-1", "predicted": "class-2", "rows": 2}
 
 
-def test_json_is_one_object_in_one_line(call, store: Path) -> None:
+def test_json_is_one_object_in_one_line(call: Embedx, store: Path) -> None:
     code, stdout, _ = call("probe", store, "--json", "--l2", "0.1")
     result = json.loads(stdout)
     assert code == 0 and stdout.count("\n") == 1
@@ -80,7 +66,7 @@ def test_json_is_one_object_in_one_line(call, store: Path) -> None:
     assert {"class": "bee\n", "predicted": "ant", "rows": 1} in result["mistakes"]
 
 
-def test_head_and_plot_are_written_where_they_are_wanted(call, store: Path, tmp_path: Path) -> None:
+def test_head_and_plot_are_written_where_they_are_wanted(call: Embedx, store: Path, tmp_path: Path) -> None:
     code, stdout, _ = call("probe", store, "--out", tmp_path / "out", "--plot", tmp_path / "plot.png", "--l2", "0.1")
     assert code == 0 and f"{tmp_path}/out/head.safetensors" in stdout.replace("\n", "").replace(" ", "")
     with Image.open(tmp_path / "plot.png") as picture:
@@ -94,13 +80,13 @@ def test_head_and_plot_are_written_where_they_are_wanted(call, store: Path, tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "plot.png"]
 
 
-def test_settings_can_stand_in_a_file_and_flags_win(call, store: Path, tmp_path: Path) -> None:
+def test_settings_can_stand_in_a_file_and_flags_win(call: Embedx, store: Path, tmp_path: Path) -> None:
     (tmp_path / "probe.toml").write_text('method = "knn"\nneighbours = 7\ntemperature = 0.5\n')
     settings = json.loads(call("probe", store, "--config", tmp_path / "probe.toml", "-k", "5", "--json")[1])["settings"]
     assert settings == {"k": 5, "temperature": 0.5}
 
 
-def test_an_unfinished_store_is_probed_with_a_notice(call, store: Path, tmp_path: Path) -> None:
+def test_an_unfinished_store_is_probed_with_a_notice(call: Embedx, store: Path, tmp_path: Path) -> None:
     shutil.copytree(store, tmp_path / "store")
     manifest = json.loads((store / MANIFEST).read_text())
     assert manifest.pop("complete")
@@ -129,11 +115,13 @@ def test_an_unfinished_store_is_probed_with_a_notice(call, store: Path, tmp_path
         (("--out", "/dev/null/x"), 2, "--out /dev/null/x"),
     ],
 )
-def test_what_can_not_be_done_is_one_message(call, store: Path, options: tuple[str, ...], code: int, told: str) -> None:
+def test_what_can_not_be_done_is_one_message(
+    call: Embedx, store: Path, options: tuple[str, ...], code: int, told: str
+) -> None:
     found, stdout, stderr = call("probe", store, "--l2", "1", "--quiet", *options)
     assert (found, stdout) == (code, "") and told in stderr and "fault of embedx itself" not in stderr
 
 
-def test_what_is_no_store_is_one_message(call, tmp_path: Path) -> None:
+def test_what_is_no_store_is_one_message(call: Embedx, tmp_path: Path) -> None:
     code, stdout, stderr = call("probe", tmp_path)
     assert (code, stdout) == (2, "") and "is not a store" in stderr and stderr.count("\n") == 1

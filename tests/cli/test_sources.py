@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from embedx.store.reading.reader import Store
+from tests.cli.calls import Embedx
 
 PIXELS = ("--backbone", "tests.models.backbones.programs:pixels", "--image-size", "8", "--mean", "0,0,0",
           "--std", "1,1,1", "--batch-size", "4", "-j", "0")  # fmt: skip
@@ -35,7 +36,7 @@ def keys(store: Path) -> dict[str, list[str]]:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_splits_are_read_from_names_and_it_is_said_once_a_run(embedx, photos: Path) -> None:
+def test_splits_are_read_from_names_and_it_is_said_once_a_run(embedx: Embedx, photos: Path) -> None:
     out = photos / "store"
     command = ("extract", *PIXELS, "--data", photos, "--out", out)
     notice = (
@@ -54,7 +55,9 @@ def test_splits_are_read_from_names_and_it_is_said_once_a_run(embedx, photos: Pa
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_what_is_excluded_later_is_a_difference_that_an_update_brings_in(embedx, photos: Path, tmp_path: Path) -> None:
+def test_what_is_excluded_later_is_a_difference_that_an_update_brings_in(
+    embedx: Embedx, photos: Path, tmp_path: Path
+) -> None:
     command = ("extract", *PIXELS, "--data", photos, "--out", tmp_path / "store")
     assert embedx(*command).code == 0
     refused = embedx(*command, "--exclude", "dog/")
@@ -66,7 +69,7 @@ def test_what_is_excluded_later_is_a_difference_that_an_update_brings_in(embedx,
 
 @pytest.mark.usefixtures("one_thread")
 def test_sources_stand_without_their_flag_and_win_over_a_file_s(
-    embedx, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    embedx: Embedx, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(photos)
     Image.new("RGB", (8, 8)).save("-x.png")

@@ -15,15 +15,16 @@ import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import typer
 from safetensors.torch import save_file
 
 from embedx import sample
-from embedx.cli.app import app, run
+from embedx.cli.app import run
 from embedx.recipe import fingerprint
+from tests.cli.calls import COMMANDS, Embedx
 from tests.servers import HttpServer
 from tests.store.builders import write_features
 
@@ -32,7 +33,6 @@ HOSTILE = f"a\x1b]0;owned\x07\x1b[2J\r\n{FORGED}\u2028{FORGED}\u202eb\x85\x9b3m\
 HOSTILE_NAME = HOSTILE + "\udcff"
 """A file's name, which may also have a byte that is no text."""
 
-COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 MINUTES = {"extract": pytest.mark.soak}
 """The command that has 60 options."""
 FAST = ("--backbone", sample.BACKBONE, "--weights", "sample", "--image-size", "32", "-j", "0")
@@ -89,7 +89,7 @@ def on_terminal() -> Iterator[Callable[[], str]]:
 
 
 @pytest.fixture
-def shown(embedx, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]:
+def shown(embedx: Embedx, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]:
     """Calls a command with pipes, and then with a terminal; returns its text, in which nothing is wrong."""
     monkeypatch.chdir(tmp_path)  # a command may write where it stands
     monkeypatch.setenv("COLUMNS", "2000")
@@ -157,14 +157,17 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return stores
 
 
-def _name(parameter: typer.core.TyperArgument | typer.core.TyperOption) -> str:
+def _name(parameter: Any) -> str:
+    """An option or an argument has a class of Click's, which typer brings along under its own name."""
     return parameter.opts[-1] if parameter.param_type_name == "option" else parameter.metavar or parameter.name or ""
 
 
 @pytest.mark.parametrize("command", [pytest.param(name, marks=MINUTES.get(name, ())) for name in COMMANDS])
-def test_a_value_of_any_argument_and_option(shown, stores, tmp_path: Path, command: str) -> None:
+def test_a_value_of_any_argument_and_option(
+    shown: Callable[..., str], stores: dict[str, Path], tmp_path: Path, command: str
+) -> None:
     """Each argument and option of a command gets a hostile value, while the required ones beside it can be parsed."""
-    sound = dict.fromkeys(("STORE", "A", "B"), stores["whole"])
+    sound: dict[str, str | Path] = dict.fromkeys(("STORE", "A", "B"), stores["whole"])
     sound |= {"BACKBONE": "no_such:thing", "--backbone": "no_such:thing", "--out": tmp_path / "out"}
     parameters = [each for each in COMMANDS[command].params if not getattr(each, "is_flag", False)]
     for hostile in parameters:
@@ -190,7 +193,9 @@ READERS = [name for name, one in COMMANDS.items() if {"STORE", "A"} & {each.meta
 
 @pytest.mark.parametrize("store", ["whole", "damaged", "littered", "strange", "changed", "empty"])
 @pytest.mark.parametrize("command", READERS)
-def test_a_stranger_s_store(shown, stores, one_thread, tmp_path: Path, command: str, store: str) -> None:
+def test_a_stranger_s_store(
+    shown: Callable[..., str], stores: dict[str, Path], one_thread: None, tmp_path: Path, command: str, store: str
+) -> None:
     count = sum(each.param_type_name == "argument" for each in COMMANDS[command].params)
     paths = [stores[store], *[stores["strange"]] * (count - 1)]
     for options in OF_STORES.get(command, [[]]):
@@ -199,7 +204,9 @@ def test_a_stranger_s_store(shown, stores, one_thread, tmp_path: Path, command: 
     assert "error:" not in debugged or "Traceback" in debugged
 
 
-def test_the_names_of_images_groups_and_splits(shown, images, one_thread, tmp_path: Path) -> None:
+def test_the_names_of_images_groups_and_splits(
+    shown: Callable[..., str], images: Path, one_thread: None, tmp_path: Path
+) -> None:
     """A run, its plan, its rerun, its rejected inputs, and an input that ends a run."""
     out = tmp_path / "store"
     extract = ("extract", *FAST, "--data", f"{HOSTILE[:6]}={images}", "--group-key", "class", "--out", out)
@@ -213,7 +220,7 @@ def test_the_names_of_images_groups_and_splits(shown, images, one_thread, tmp_pa
 
 
 @pytest.mark.soak
-def test_tables_archives_and_lists(shown, images, one_thread, tmp_path: Path) -> None:
+def test_tables_archives_and_lists(shown: Callable[..., str], images: Path, one_thread: None, tmp_path: Path) -> None:
     table, lines, archive = tmp_path / "t.csv", tmp_path / "t.jsonl", tmp_path / "t.tar"
     with table.open("w", newline="") as file:
         csv.writer(file).writerows([["path", HOSTILE, f"\n{FORGED}"], [HOSTILE, HOSTILE, "1"], [f"\n{FORGED}", "", ""]])
@@ -229,7 +236,7 @@ def test_tables_archives_and_lists(shown, images, one_thread, tmp_path: Path) ->
     shown("extract", *FAST, "--data", archive, "--out", tmp_path / "s", terminal=False)
 
 
-def test_checkpoints_and_settings_files(shown, images, tmp_path: Path) -> None:
+def test_checkpoints_and_settings_files(shown: Callable[..., str], images: Path, tmp_path: Path) -> None:
     checkpoint = tmp_path / f"{HOSTILE}.safetensors"
     save_file({HOSTILE: torch.zeros(3), f"\n{FORGED}": torch.zeros(3), f"conv1.{HOSTILE}": torch.zeros(1)}, checkpoint)
     garbage = tmp_path / f"{HOSTILE}.pth"
@@ -244,7 +251,7 @@ def test_checkpoints_and_settings_files(shown, images, tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
-def test_names_of_hubs_programs_and_servers(shown, images, tmp_path: Path) -> None:
+def test_names_of_hubs_programs_and_servers(shown: Callable[..., str], images: Path, tmp_path: Path) -> None:
     program = tmp_path / f"{HOSTILE}.pt"
     program.write_bytes(f"\n{FORGED}".encode())
     for backbone in (f"timm:{HOSTILE}", f"{HOSTILE}:build", str(program), f"sys:{HOSTILE}"):
@@ -256,7 +263,7 @@ def test_names_of_hubs_programs_and_servers(shown, images, tmp_path: Path) -> No
             shown("extract", *FAST, "--data", url, "--out", tmp_path / "s", "--dry-run", terminal=False)
 
 
-def test_what_libraries_print(shown, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_libraries_print(shown: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Warnings, logs and prints keep their lines, but steer nothing; bars of progress are drawn."""
     (tmp_path / "talker.py").write_text(
         "import sys, warnings\n"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def folder(root: Path, *names: str) -> Source:
     return folder_source(root)
 
 
-def table(classes: list[str | None]) -> pa.Table:
+def table(classes: Sequence[str | None]) -> pa.Table:
     rows = [
         {"key": f"k{i}", "path": b"p%d" % i, "size": i, "mtime_ns": 10 * i, "target": name, "class": name}
         for i, name in enumerate(classes)

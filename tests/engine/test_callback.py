@@ -52,7 +52,7 @@ def test_every_hook_has_the_contracts_signature(hook: str) -> None:
 def test_every_hook_does_nothing_and_is_documented(hook: str) -> None:
     method = getattr(Callback(), hook)
     assert method(*(None for name in inspect.signature(method).parameters)) is None
-    assert inspect.getdoc(method).startswith("Hook to run ")
+    assert (inspect.getdoc(method) or "").startswith("Hook to run ")
 
 
 def test_the_constructor_has_the_contracts_signature() -> None:
@@ -70,7 +70,8 @@ def test_a_callback_keeps_what_it_is_given() -> None:
 @pytest.mark.parametrize("stage", ["train", "test"])
 def test_the_stages_connector_makes_the_inputs(stage: str) -> None:
     connector = CallbackConnector({"features": pred_key("heads.cls"), "names": data_key("keys")})
-    callback = Callback(**{f"{stage}_connector": connector})
+    given: dict[str, Any] = {f"{stage}_connector": connector}
+    callback = Callback(**given)
     inputs = getattr(callback, f"get_{stage}_callback_inputs")
     assert inputs({"heads": {"cls": 1}}, {"keys": ["a"]}) == {"features": 1, "names": ["a"]}
 
@@ -81,7 +82,8 @@ def test_without_that_stages_connector_the_error_names_the_callback(stage: str) 
         pass
 
     other = {"train": "test", "test": "train"}[stage]
-    callback = LogitsWriter(**{f"{other}_connector": CallbackConnector({})})
+    given: dict[str, Any] = {f"{other}_connector": CallbackConnector({})}
+    callback = LogitsWriter(**given)
     with pytest.raises(ConnectorError, match=rf"LogitsWriter has no {stage}_connector; give it one, such as"):
         getattr(callback, f"get_{stage}_callback_inputs")({}, {})
 

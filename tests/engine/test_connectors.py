@@ -1,6 +1,5 @@
 """Connectors: which value goes where, and what they say when it is not there."""
 
-from functools import reduce
 from typing import Any, NamedTuple
 
 import pytest
@@ -88,7 +87,9 @@ def test_the_longest_beginning_that_is_a_key_wins() -> None:
 
 @given(st.lists(st.text("ab.", min_size=1, max_size=4), min_size=1, max_size=4))
 def test_any_path_of_keys_is_found_dots_or_not(path: list[str]) -> None:
-    nested: Any = reduce(lambda inner, key: {key: inner}, reversed(path), "value")
+    nested: Any = "value"
+    for key in reversed(path):
+        nested = {key: nested}
     assert get_field(nested, ".".join(path), "it") == "value"
 
 

@@ -153,6 +153,12 @@ def test_an_error_is_told_and_everything_torn_down(error: BaseException) -> None
     assert recorder.calls == [("setup",), *first, START, *batch(0), ("on_exception", error), ("teardown",)]
 
 
+def kept(state: TrainerState) -> dict[str, object]:
+    """What a checkpoint keeps of a state."""
+    names = ("current_epoch", "epoch_step", "global_step", "should_stop", "tested", "metrics")
+    return {name: value for name, value in state.items() if name in names}
+
+
 class Saver(Callback):
     """Keeps copies of the state, the model and the optimizer: what a checkpoint does, without a disk."""
 
@@ -169,8 +175,7 @@ class Saver(Callback):
             self._save(trainer_state)
 
     def _save(self, state: TrainerState) -> None:
-        kept = ("current_epoch", "epoch_step", "global_step", "should_stop", "tested", "metrics")
-        self.saved = copy.deepcopy({name: state[name] for name in kept})
+        self.saved = copy.deepcopy(kept(state))
         self.states = copy.deepcopy([part.state_dict() for part in self.parts])
 
 
@@ -203,10 +208,10 @@ def test_going_on_does_what_is_left_and_ends_with_the_same_weights(
     again.load_state_dict(saver.states[0])
     other.load_state_dict(saver.states[1])
     recorder = Recorder()
-    state = {**new_state(), **saver.saved}
+    state: Any = {**new_state(), **saver.saved}
     end = fit(schedule, recorder, model=again, optimizer=other, state=state, test_dataloaders=tests)
     assert recorder.calls == [("setup",), *rest, ("teardown",)]
-    assert {name: end[name] for name in saver.saved} == {name: whole[name] for name in saver.saved}
+    assert kept(end) == kept(whole)
     for name, tensor in again.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
 
@@ -226,7 +231,7 @@ def test_it_learns_as_the_usual_loop_does() -> None:
 
 def test_an_optimizer_may_evaluate_a_batch_several_times_a_step() -> None:
     model, other, (batch,) = Model(), Model(), batches(40)
-    options = {"max_iter": 5, "line_search_fn": "strong_wolfe"}
+    options: dict[str, Any] = {"max_iter": 5, "line_search_fn": "strong_wolfe"}
     state = fit(Schedule(2), model=model, loader=[batch], optimizer=torch.optim.LBFGS(model.parameters(), **options))
     optimizer = torch.optim.LBFGS(other.parameters(), **options)
     evaluated = []

@@ -61,7 +61,7 @@ def test_batches_come_in_order_dataloader_by_dataloader() -> None:
     state = loop.run_test(Doubler(), {"b": batches(1, 2), "a": batches(3)}, [keeper])
     assert keeper.places == [(0, 0, 1), (0, 1, 2), (1, 0, 3)]
     assert [outputs[0, 0].item() for outputs in keeper.outputs] == [2.0, 4.0, 6.0]
-    assert list(state["test_dataloader"]) == ["b", "a"]
+    assert list(state["test_dataloader"] or ()) == ["b", "a"]
 
 
 def test_the_state_counts_batches() -> None:
@@ -150,7 +150,7 @@ def test_every_submodule_gets_its_own_mode_back() -> None:
     assert (model.training, model[0].training, model[1].training) == (True, False, True)
 
 
-class Stream(IterableDataset):
+class Stream(IterableDataset[Batch]):
     """A data set that can't tell its length."""
 
     def __iter__(self) -> Iterator[Batch]:
@@ -163,7 +163,7 @@ def test_a_torch_dataloader_over_a_stream_has_no_length() -> None:
 
 
 def test_a_torch_dataloader_is_a_dataloader() -> None:
-    rows = [{"images": torch.full((3,), float(row)), "index": row} for row in range(5)]
+    rows: Any = [{"images": torch.full((3,), float(row)), "index": row} for row in range(5)]
     keeper = Keeper()
     state = loop.run_test(Doubler(), {"all": DataLoader(rows, batch_size=2)}, [keeper])
     assert state["num_test_batches"] == [3]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -20,7 +21,7 @@ PLAN_TYPES |= {"group": pa.string(), "target": pa.int64()}
 ROWS_PER_UNIT = 3
 
 
-def stored_row(index: int, content: str, *, target: int = 0, status: str = "ok") -> dict[str, object]:
+def stored_row(index: int, content: str, *, target: int = 0, status: str = "ok") -> dict[str, Any]:
     """The index row of the input `k{index}`, as large as its content is long."""
     row = {"split": "all", "index": index, "key": f"k{index}", "path": f"k{index}", "target": target, "status": status}
     row |= {"bytes": len(content), "mtime_ns": 1, "sha256": content}
@@ -28,7 +29,7 @@ def stored_row(index: int, content: str, *, target: int = 0, status: str = "ok")
 
 
 def differences(
-    monkeypatch: pytest.MonkeyPatch, rows: Sequence[dict[str, object]], inputs: dict[str, str], **options: bool
+    monkeypatch: pytest.MonkeyPatch, rows: Sequence[dict[str, Any]], inputs: dict[str, str], **options: Any
 ) -> Changes:
     """Compares inputs, by key their content, with stored rows; others were written later."""
     monkeypatch.setattr(module, "read_index", lambda path: pa.Table.from_pylist(list(rows), schema=INDEX_SCHEMA))
@@ -43,9 +44,9 @@ def differences(
     nothing = [None] * len(inputs)
     table = pa.table({name: pa.chunked_array([columns.get(name, nothing)], kind) for name, kind in PLAN_TYPES.items()})
     contents = list(inputs.values())
-    options = {"classes": [], "names_differ": True, "retries": lambda status, reason: False} | options
+    defaults: dict[str, Any] = {"classes": [], "names_differ": True, "retries": lambda status, reason: False}
     plan = Plan({"all": SplitPlan("all", table)}, [], None)
-    return compare(plan, [Path("one")], lambda split, rows: [contents[row] for row in rows], **options)
+    return compare(plan, [Path("one")], lambda split, rows: [contents[row] for row in rows], **defaults | options)
 
 
 def test_every_input_has_one_verdict_from_which_counts_examples_and_sources_follow(
@@ -78,6 +79,18 @@ def test_units_without_a_difference_are_linked_and_new_rows_fill_the_others(monk
     assert layout.units == {Unit("all", 0): 3, Unit("all", 1): 3, Unit("all", 2): 3, Unit("all", 3): 1}
     kept = {unit.number: staying.rows["key"].to_pylist() for unit, staying in layout.staying.items()}
     assert kept == {1: ["k3", "k5"], 2: ["k6"]}
-    positions = dict(zip(inputs, layout.plan.splits["all"].positions.tolist(), strict=True))
-    assert positions == {"k0": 0, "k1": 1, "k2": 2, "k3": 3, "k5": 4, "na": 5, "k6": 6, "nb": 7, "nc": 8, "nd": 9}
+    positions = layout.plan.splits["all"].positions
+    assert positions is not None
+    assert dict(zip(inputs, positions.tolist(), strict=True)) == {
+        "k0": 0,
+        "k1": 1,
+        "k2": 2,
+        "k3": 3,
+        "k5": 4,
+        "na": 5,
+        "k6": 6,
+        "nb": 7,
+        "nc": 8,
+        "nd": 9,
+    }
     assert layout.computed == {"all": [6, 7, 8, 9]}

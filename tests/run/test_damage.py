@@ -230,14 +230,14 @@ def test_a_shard_that_no_longer_says_whose_it_is_leaves_nothing(
     settings: ExtractConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The damage is in the header; in the one store the table that names the shard goes first, in the other both."""
-    for place, change in ((SHARD, {}), ("val/shard-00000.safetensors", {"update": True})):
+    for place, update in ((SHARD, False), ("val/shard-00000.safetensors", True)):
         data = bytearray((settings.out / place).read_bytes())
         data[20] ^= 1
         (settings.out / place).write_bytes(data)
-        if change:
+        if update:
             (settings.out / "index/val-00000.parquet").write_bytes(b"")
             draw(tmp_path / "images/train/class-0/99999.ppm", 4711)
-        named = dataclasses.replace(settings, data=(str(tmp_path / "images"),), verify_kept=True, **change)
+        named = dataclasses.replace(settings, data=(str(tmp_path / "images"),), verify_kept=True, update=update)
         assert not run(named, capsys)[0].up_to_date
         assert list(verify(settings.out)) == []
         assert {path.name for path in tmp_path.iterdir()} == {"images", "store"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,10 +27,10 @@ from embedx.run.extract import extract
 from embedx.run.prepare import prepare
 from embedx.run.recompute import recompute
 from embedx.store.reading.verify import verify
-from tests.runs import digests
+from tests.runs import digests, written
 
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
-FORMATS = {"jpg": {"quality": 92}, "png": {}, "webp": {"quality": 90}, "bmp": {}, "tif": {}}
+FORMATS: dict[str, dict[str, Any]] = {"jpg": {"quality": 92}, "png": {}, "webp": {"quality": 90}, "bmp": {}, "tif": {}}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained() -> nn.Module:
+def trained() -> models.ShuffleNetV2:
     """The bundled checkpoint in torchvision's own model, its classifier replaced."""
     model = models.shufflenet_v2_x0_5()
     model.fc = nn.Identity()
@@ -61,8 +62,14 @@ def trained() -> nn.Module:
     return model.eval()
 
 
-def config(out: Path, **settings: object) -> ExtractConfig:
-    defaults = {"backbone": sample.BACKBONE, "weights": "sample", "batch_size": 8, "workers": 0, "out": out}
+def config(out: Path, **settings: Any) -> ExtractConfig:
+    defaults: dict[str, Any] = {
+        "backbone": sample.BACKBONE,
+        "weights": "sample",
+        "batch_size": 8,
+        "workers": 0,
+        "out": out,
+    }
     return ExtractConfig(**defaults | settings)
 
 
@@ -90,7 +97,9 @@ def cosine(one: Tensor, other: Tensor) -> Tensor:
     return nn.functional.cosine_similarity(one, other)
 
 
-def test_rows_equal_a_plain_forward_pass_of_torchvision(tmp_path: Path, photographs: Path, trained: nn.Module) -> None:
+def test_rows_equal_a_plain_forward_pass_of_torchvision(
+    tmp_path: Path, photographs: Path, trained: models.ShuffleNetV2
+) -> None:
     extract(config(tmp_path / "store", data=(str(photographs),)))
     rows = embedx.open(tmp_path / "store").load("all", framework="torch")
     assert len(rows) == len(list(photographs.rglob("*.*"))) == 33
@@ -116,7 +125,7 @@ def test_other_architectures_agree_with_torchvision_too(tmp_path: Path, photogra
     torch.manual_seed(3)
     model = models.get_model(backbone)
     torch.save(model.state_dict(), tmp_path / "weights.pth")
-    settings = {"backbone": backbone, "weights": "DEFAULT", "checkpoint": tmp_path / "weights.pth"}
+    settings: dict[str, Any] = {"backbone": backbone, "weights": "DEFAULT", "checkpoint": tmp_path / "weights.pth"}
     extract(config(tmp_path / "store", data=(str(photographs / "ast"),), **settings))
     rows = embedx.open(tmp_path / "store").load("all", framework="torch")
     head = model.classifier if backbone == "mobilenet_v3_small" else model.heads
@@ -126,18 +135,20 @@ def test_other_architectures_agree_with_torchvision_too(tmp_path: Path, photogra
     assert (rows.embeddings - reference).abs().max() <= 1e-5 * reference.abs().max()
 
 
-def test_a_run_tells_how_the_checkpoint_was_matched(tmp_path: Path, photographs: Path, trained: nn.Module) -> None:
+def test_a_run_tells_how_the_checkpoint_was_matched(
+    tmp_path: Path, photographs: Path, trained: models.ShuffleNetV2
+) -> None:
     torch.save({"state_dict": {f"module.{name}": it for name, it in trained.state_dict().items()}}, tmp_path / "it.pth")
     console = Console(file=io.StringIO(), width=40)
     settings = {"weights": "DEFAULT", "checkpoint": tmp_path / "it.pth", "data": (str(photographs / "ast"),)}
     extract(config(tmp_path / "store", **settings), Heartbeat(console))
     matched = f"{len(trained.state_dict())} tensors matched, prefix 'state_dict.module.' stripped, none ignored\n"
-    assert f"{tmp_path}/it.pth: {matched}" in console.file.getvalue()
+    assert f"{tmp_path}/it.pth: {matched}" in written(console)
 
 
 def test_the_same_bytes_with_any_number_of_workers(tmp_path: Path, photographs: Path) -> None:
     """Units of 8 rows, so that several are written, the last of them short."""
-    settings = {"data": (str(photographs),), "group_key": "class", "shard_size": 8 * 4104}
+    settings: dict[str, Any] = {"data": (str(photographs),), "group_key": "class", "shard_size": 8 * 4104}
     for workers in (0, 1, 2):
         extract(config(tmp_path / str(workers), workers=workers, **settings))
     stores = [digests(tmp_path / str(workers)) for workers in (0, 1, 2)]
@@ -208,7 +219,7 @@ def test_a_second_run_is_up_to_date_and_a_missing_unit_comes_back_with_the_same_
 def test_another_recipe_or_changed_inputs_are_refused_until_overwrite(tmp_path: Path, photographs: Path) -> None:
     images = tmp_path / "images"
     shutil.copytree(photographs / "ast", images)
-    settings = {"data": (str(images),)}
+    settings: dict[str, Any] = {"data": (str(images),)}
     extract(config(tmp_path / "store", **settings))
     with pytest.raises(StoreMismatchError, match=r"recipe\.batch_size: 8 → 4"):
         extract(config(tmp_path / "store", batch_size=4, **settings))
@@ -219,7 +230,9 @@ def test_another_recipe_or_changed_inputs_are_refused_until_overwrite(tmp_path: 
     assert list(verify(tmp_path / "store")) == []
 
 
-def test_layers_pooling_normalisation_and_stored_type(tmp_path: Path, photographs: Path, trained: nn.Module) -> None:
+def test_layers_pooling_normalisation_and_stored_type(
+    tmp_path: Path, photographs: Path, trained: models.ShuffleNetV2
+) -> None:
     data = (str(photographs / "cof"),)
     extract(config(tmp_path / "store", data=data, layer=("stage3", "conv5"), normalize=True, dtype="bfloat16"))
     store = embedx.open(tmp_path / "store")
@@ -296,7 +309,12 @@ def test_rows_beyond_the_stored_type_are_rejected_told_and_taken_on_demand(
         Image.new("RGB", (16, 16), (value,) * 3).save(tmp_path / f"{number}.png")
     (tmp_path / "too_big.py").write_text(NOT_FINITE)
     monkeypatch.syspath_prepend(tmp_path)
-    settings = {"backbone": "too_big:build", "weights": "DEFAULT", "data": (str(tmp_path),), "dtype": "float16"}
+    settings: dict[str, Any] = {
+        "backbone": "too_big:build",
+        "weights": "DEFAULT",
+        "data": (str(tmp_path),),
+        "dtype": "float16",
+    }
     out = tmp_path / "out"
     heard = io.StringIO()
     with Heartbeat(Console(file=heard, width=1000)) as heartbeat:
@@ -328,7 +346,7 @@ def test_features_that_are_not_finite_are_rejected_and_a_batch_of_them_is_told_a
     features[:5, 1] = torch.nan
     features[7] = 0
     np.save(tmp_path / "features.npy", features.numpy())
-    settings = {"backbone": "none", "data": (str(tmp_path / "features.npy"),), "weights": "DEFAULT"}
+    settings: dict[str, Any] = {"backbone": "none", "data": (str(tmp_path / "features.npy"),), "weights": "DEFAULT"}
     heard = io.StringIO()
     with Heartbeat(Console(file=heard, width=1000)) as heartbeat:
         extract(config(tmp_path / "out", **settings | {"batch_size": 4}, normalize=True), heartbeat)

@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,14 +23,16 @@ from embedx.errors import ConfigError
 from embedx.run import extract as extract_module
 from embedx.run import prepare as prepare_module
 from embedx.run.extract import extract
+from embedx.run.job import Job
 from embedx.run.prepare import DEFAULT_THREADS, check_decoder, prepare
 from embedx.run.recompute import recompute
 from embedx.store.reading.reader import Store
 from embedx.system.machine import cores
-from tests.runs import EMBEDX, digests
+from embedx.values import DecoderName
+from tests.runs import EMBEDX, digests, written
 
 BACKBONE = ("--backbone", sample.BACKBONE, "--weights", "sample")
-SETTINGS = {"backbone": sample.BACKBONE, "weights": "sample", "data": (str(sample.IMAGES / "val"),)}
+SETTINGS: dict[str, Any] = {"backbone": sample.BACKBONE, "weights": "sample", "data": (str(sample.IMAGES / "val"),)}
 
 
 def test_only_images_are_decoded_on_the_device_and_only_if_asked_for(tmp_path: Path) -> None:
@@ -39,7 +42,9 @@ def test_only_images_are_decoded_on_the_device_and_only_if_asked_for(tmp_path: P
     data = (str(tmp_path / "features.npy"),)
     features = prepare(ExtractConfig(backbone="none", data=data, out=tmp_path / "store", device="cpu"))
     assert isinstance(features.decoder, FeatureDecoder)
-    for job, name, there in ((images, "cpu", False), (images, "cuda", True), (features, "cuda", False)):
+    cases: list[tuple[Job, DecoderName, bool]]
+    cases = [(images, "cpu", False), (images, "cuda", True), (features, "cuda", False)]
+    for job, name, there in cases:
         job = dataclasses.replace(job, config=dataclasses.replace(job.config, decoder=name))
         assert isinstance(job.worker_decoder, PartialDecoder if there else DenseDecoder)
         assert isinstance(job.transfer(), DecodeOnDevice if there else CopyToDevice)
@@ -79,13 +84,14 @@ def test_bf16_where_a_processor_has_none_is_told(tmp_path: Path, monkeypatch: py
     job = prepare(ExtractConfig(**SETTINGS, out=tmp_path, device="cpu", precision="bf16"))
     console = Console(file=io.StringIO(), width=200)
     extract_module._notices(job, console)
-    assert ("this CPU does not compute in bf16 itself: fp32 is faster" in console.file.getvalue()) != native
+    assert ("this CPU does not compute in bf16 itself: fp32 is faster" in written(console)) != native
 
 
 def test_a_run_that_decodes_on_the_device_gives_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On this one; what nvJPEG makes of an image is for the tests that need a GPU."""
     monkeypatch.setattr(prepare_module, "check_decoder", lambda config, device: None)
-    for name in ("cpu", "cuda"):
+    names: tuple[DecoderName, ...] = ("cpu", "cuda")
+    for name in names:
         extract(ExtractConfig(**SETTINGS, out=tmp_path / name, device="cpu", decoder=name, batch_size=16))
     one, other = (Store.open(tmp_path / name) for name in ("cpu", "cuda"))
     assert one.recipe | {"decoder": "cuda"} == other.recipe != one.recipe

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,8 +60,12 @@ def test_a_split_that_is_not_named_is_left_alone_whatever_becomes_of_its_inputs(
     (tmp_path / "val").rename(tmp_path / "away")
     before = inodes(settings.out)
     only = dataclasses.replace(settings, data=(train,))
-    for again in ({}, {"update": True}, {"retry_rejected": True}):
-        summary = extract(dataclasses.replace(only, **again))
+    for again in (
+        only,
+        dataclasses.replace(only, update=True),
+        dataclasses.replace(only, retry_rejected=True),
+    ):
+        summary = extract(again)
         assert summary.up_to_date and summary.kept == ("val",)
     assert inodes(settings.out) == before
     (tmp_path / "train/b/000.ppm").unlink()
@@ -73,6 +78,7 @@ def test_a_split_that_is_not_named_is_left_alone_whatever_becomes_of_its_inputs(
 
 def test_a_split_is_dropped_where_it_is_named_and_renamed_without_computing(tmp_path: Path) -> None:
     settings, _, val = begun(tmp_path)
+    given: dict[str, Any]
     for given, told in (
         ({"drop_split": ("val",)}, "--drop-split changes a store that is there; give --update too"),
         ({"drop_split": ("vla",), "update": True}, "--drop-split vla: .*/store has the splits train, val"),
@@ -103,9 +109,9 @@ def test_an_unfinished_store_is_finished_without_the_splits_that_are_whole_and_n
     manifest = Manifest.read(settings.out)
     dataclasses.replace(manifest, complete=False, totals={}, index={}).write(settings.out)
     told = r"store lacks 4 of the 20 inputs of its split 'train', which --data does not name; name it again"
-    for again in ({}, {"update": True}):
+    for update in (False, True):
         with pytest.raises(ConfigError, match=told):
-            extract(dataclasses.replace(settings, data=(val,), **again))
+            extract(dataclasses.replace(settings, data=(val,), update=update))
     summary = extract(dataclasses.replace(settings, data=(train,)))
     assert summary.timings["inputs"] == 4 and summary.kept == ("val",) and summary.changes is None
     now = inodes(settings.out)

@@ -26,6 +26,7 @@ from embedx.run.up_to_date import look_for_work
 from embedx.store.format.manifest import Manifest
 from embedx.store.reading.verify import verify
 from tests.run.test_update import changes, config, draw
+from tests.runs import written
 
 NAN = float("nan")
 COUNT = 20
@@ -212,7 +213,7 @@ def notices(settings: ExtractConfig) -> str:
     """What a run prints that finds nothing to compute and is content."""
     with Heartbeat(Console(file=io.StringIO(), width=10_000)) as heartbeat:
         assert extract(settings, heartbeat).up_to_date
-        return "".join(line for line in heartbeat.console.file.getvalue().splitlines() if "reading" not in line)
+        return "".join(line for line in written(heartbeat.console).splitlines() if "reading" not in line)
 
 
 def test_a_folder_that_moved_is_told_and_its_new_paths_are_brought_in(tmp_path: Path) -> None:
@@ -242,7 +243,7 @@ def test_a_store_whose_manifest_lacks_the_digests_is_recognised_and_gets_them(tm
     shutil.copyfile(sample.CHECKPOINT, tmp_path / "weights.safetensors")
     settings = ExtractConfig(
         backbone=sample.BACKBONE,
-        checkpoint=tmp_path / "weights.safetensors",
+        checkpoint=str(tmp_path / "weights.safetensors"),
         data=(f"a={sample.IMAGES / 'val'}", f"b={sample.IMAGES / 'val'}"),
         out=tmp_path / "store",
         image_size=32,

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import os
 import shutil
 import sys
 import tarfile
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +32,7 @@ from embedx.store.format.index import read_entry, read_index, write_index
 from embedx.store.format.manifest import Manifest
 from embedx.store.format.shards import encode_shard, open_shard, read_header
 from embedx.store.reading.verify import verify
+from tests.runs import written
 from tests.store.builders import build_store
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -47,7 +51,7 @@ def build(width=8):
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder in which extract is called: photos of three classes, and code for a backbone that is quickly made."""
     folder = tmp_path / "workplace"
     for source in sorted((sample.IMAGES / "val").iterdir())[:3]:
@@ -60,15 +64,21 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     sys.modules.pop("tiny_backbone", None)
 
 
-def made(**settings: object) -> Path:
+def made(**settings: Any) -> Path:
     """A store of the tiny backbone's, with two units per split and more."""
-    defaults = {"backbone": "tiny_backbone:build", "data": ("photos",), "batch_size": 4, "workers": 0, "shard_size": 1}
+    defaults: dict[str, Any] = {
+        "backbone": "tiny_backbone:build",
+        "data": ("photos",),
+        "batch_size": 4,
+        "workers": 0,
+        "shard_size": 1,
+    }
     out = Path("store").absolute()
     extract(ExtractConfig(**defaults | {"out": out} | settings))
     return out
 
 
-def judged(store: Path, count: int = 1000, **options: object) -> Recomputation:
+def judged(store: Path, count: int = 1000, **options: Any) -> Recomputation:
     return recompute(store, count, **{"seed": 1, "trust": True} | options)
 
 
@@ -97,7 +107,12 @@ def test_a_good_store_is_what_its_inputs_give_to_the_bit(workplace: Path) -> Non
     """Two splits, groups, layers, half precision, and an input that is rejected and so never chosen."""
     (workplace / "photos" / "cross" / "broken.jpg").write_text("no image")
     data = ("train=photos", "val=photos/crescent")
-    settings = {"backbone": sample.BACKBONE, "weights": "sample", "layer": ("stage3",), "dtype": "float16"}
+    settings: dict[str, Any] = {
+        "backbone": sample.BACKBONE,
+        "weights": "sample",
+        "layer": ("stage3",),
+        "dtype": "float16",
+    }
     store = made(data=data, group_key="parent", **settings)
     total = sum(len(embedx.open(store).load(split)) for split in ("train", "val"))
     assert total == 9 + 3 and len(embedx.open(store).index()) == total + 1
@@ -123,7 +138,8 @@ def test_what_differs_by_rounding_alone_is_allowed(workplace: Path) -> None:
     image = sorted(Path("photos").rglob("*.*"))[0]
     falsify(store, str(image.relative_to("photos")), "embeddings", 1e-6)
     found = judged(store)
-    assert found.faults == [] and 0 < found.largest_difference < found.allowed == TOLERANCE_BY_PRECISION["fp32"]
+    assert found.faults == [] and found.allowed == TOLERANCE_BY_PRECISION["fp32"]
+    assert found.largest_difference is not None and 0 < found.largest_difference < found.allowed
     assert len(judged(store, tolerance=found.largest_difference / 2).faults) == 1
 
 
@@ -156,14 +172,14 @@ def test_the_seed_chooses_the_rows(workplace: Path) -> None:
     console = Console(file=io.StringIO(), width=200)
     found = [judged(store, 4, seed=None, console=console) for _ in range(2)]
     assert found[0].seed != found[1].seed
-    assert f"rows to recompute: 4, chosen by --seed {found[1].seed}, on cpu" in console.file.getvalue()
+    assert f"rows to recompute: 4, chosen by --seed {found[1].seed}, on cpu" in written(console)
 
 
 def images() -> list[Path]:
     return sorted(path for path in Path("photos").rglob("*.*"))
 
 
-def as_tars(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+def as_tars(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     for number in range(2):
         with tarfile.open(f"shard-{number}.tar", "w") as archive:
             for image in images()[number::2]:
@@ -171,19 +187,20 @@ def as_tars(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     return {"data": ("train=shard-{0..1}.tar",)}
 
 
-def as_paths_on_stdin(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+def as_paths_on_stdin(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join(map(str, images())).encode())))
     return {"data": ("-",)}
 
 
-def as_names_that_are_no_text(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+def as_names_that_are_no_text(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     Path("names").mkdir()
     for number, image in enumerate(images()):
-        shutil.copy(image, b"names/%d" % number + (b"\xff" if number % 2 else rb"\xff") + b".jpg")
+        name = b"%d" % number + (b"\xff" if number % 2 else rb"\xff") + b".jpg"
+        shutil.copy(image, Path("names", os.fsdecode(name)))
     return {"data": ("names",)}
 
 
-def as_embedded_images(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+def as_embedded_images(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     rows = [{"bytes": image.read_bytes(), "path": None} for image in images()[:-1]]
     Path("elsewhere").mkdir()
     shutil.copy(images()[-1], "elsewhere/last.jpg")
@@ -195,17 +212,17 @@ def as_embedded_images(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     }  # fmt: skip
 
 
-def as_a_table(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+def as_a_table(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     names = [str(image.relative_to("photos")) for image in images()]
     csv.write_csv(pa.table({"file": names}), "images.csv")
     return {"data": ("images.csv",), "root": "photos"}
 
 
-def as_a_dataset(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+def as_a_dataset(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {"data": ("test=torchvision:ImageFolder?root=photos",)}
 
 
-def as_rows_of_features(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+def as_rows_of_features(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     np.save("features.npy", np.random.default_rng(1).standard_normal((9, 5, 3), dtype=np.float32))
     return {"data": ("features.npy",), "backbone": "none", "pool": "max", "normalize": True}
 
@@ -218,7 +235,10 @@ SOURCES = [
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_kind_of_source_is_read_again_from_where_the_run_began(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source
+    workplace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    source: Callable[[pytest.MonkeyPatch], dict[str, Any]],
 ) -> None:
     store = made(**source(monkeypatch))
     monkeypatch.chdir(tmp_path)
@@ -238,7 +258,7 @@ def test_a_source_that_is_gone_as_a_whole_is_told_row_by_row(workplace: Path, mo
 
 def test_another_checkpoint_is_told_and_nothing_recomputed(workplace: Path) -> None:
     shutil.copy(sample.CHECKPOINT, "weights.safetensors")
-    settings = {"backbone": sample.BACKBONE, "checkpoint": Path("weights.safetensors")}
+    settings: dict[str, Any] = {"backbone": sample.BACKBONE, "checkpoint": Path("weights.safetensors")}
     store = made(**settings)
     before = hashlib.sha256(sample.CHECKPOINT.read_bytes()).hexdigest()[:12]
     data = bytearray(sample.CHECKPOINT.read_bytes())
@@ -274,7 +294,7 @@ def test_without_the_recipe_s_device_another_one_is_taken_and_told(workplace: Pa
     console = Console(file=io.StringIO(), width=200)
     found = judged(store, console=console)
     assert (found.device, found.allowed, found.faults) == ("cpu", TOLERANCE_BY_PRECISION["tf32"], [])
-    assert "made on cuda, which this machine lacks: cpu recomputes it" in console.file.getvalue()
+    assert "made on cuda, which this machine lacks: cpu recomputes it" in written(console)
     with pytest.raises(ConfigError, match="torch sees 0 CUDA devices"):
         judged(store, device="cuda")
 
@@ -286,7 +306,7 @@ def test_what_has_changed_around_it_is_told(workplace: Path) -> None:
     gone = manifest.settings.replacing(working_directory="/nowhere")
     console = Console(file=io.StringIO(), width=200)
     assert judged(store, console=console).faults == []
-    assert f"since the store was begun: torch: 1.0 → {version('torch')}" in console.file.getvalue()
+    assert f"since the store was begun: torch: 1.0 → {version('torch')}" in written(console)
     dataclasses.replace(manifest, settings=gone).write(store)
     assert judged(store, console=console).faults == []
-    assert "/nowhere, where the store was made, is gone" in console.file.getvalue()
+    assert "/nowhere, where the store was made, is gone" in written(console)

@@ -33,7 +33,7 @@ def test_an_image_in_many_rows_is_computed_once_in_a_unit(tmp_path: Path, group_
         csv.writer(file).writerows([("id", "path", "kind"), *rows])
     config = ExtractConfig(
         **SETTINGS,
-        data=str(tmp_path / "t.csv"),
+        data=(str(tmp_path / "t.csv"),),
         key_column="id",
         group_key=group_key,
         shard_size=64 * 4200,

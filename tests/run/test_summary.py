@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,8 +20,12 @@ from embedx.store.writing.lock import StoreLock
 IMAGES = sample.IMAGES / "val/disc"
 
 
-def config(out: Path, images: Path, **settings: object) -> ExtractConfig:
-    defaults = {"backbone": sample.BACKBONE, "checkpoint": out.parent / "weights.safetensors", "workers": 0}
+def config(out: Path, images: Path, **settings: Any) -> ExtractConfig:
+    defaults: dict[str, Any] = {
+        "backbone": sample.BACKBONE,
+        "checkpoint": out.parent / "weights.safetensors",
+        "workers": 0,
+    }
     return ExtractConfig(data=(str(images),), out=out, **defaults | settings)
 
 
@@ -54,14 +59,23 @@ assert not {{"torch", "torchvision"}} & set(sys.modules)
 
 
 def test_whatever_is_other_than_it_was_is_left_to_a_whole_run(done: ExtractConfig) -> None:
-    for name, value in (("workers", 3), ("timeout", 7.0), ("max_errors", 5), ("on_error", "fail"), ("update", True)):
+    harmless: dict[str, Any] = {"workers": 3, "timeout": 7.0, "max_errors": 5, "on_error": "fail", "update": True}
+    for name, value in harmless.items():
         assert look_for_work(dataclasses.replace(done, **{name: value}))[0] is not None, name
-    for name, value in (
-        *(("batch_size", 7), ("normalize", True), ("shard_size", 1), ("overwrite", True), ("retry_rejected", True)),
-        *(("out", done.out.parent / "none"), ("group_key", "class"), ("backbone", "timm:resnet10t")),
-    ):
+    others: dict[str, Any] = {
+        "batch_size": 7,
+        "normalize": True,
+        "shard_size": 1,
+        "overwrite": True,
+        "retry_rejected": True,
+        "out": done.out.parent / "none",
+        "group_key": "class",
+        "backbone": "timm:resnet10t",
+    }
+    for name, value in others.items():
         assert look_for_work(dataclasses.replace(done, **{name: value})) == (None, None), name
-    for name, value in (("workers", -1), ("timeout", float("nan")), ("max_pixels", 0), ("max_errors", -1)):
+    faults: dict[str, Any] = {"workers": -1, "timeout": float("nan"), "max_pixels": 0, "max_errors": -1}
+    for name, value in faults.items():
         assert look_for_work(dataclasses.replace(done, **{name: value})) == (None, None), name
     manifest = Manifest.read(done.out)
     for changes in ({"environment": manifest.environment.replacing(torch="1.0")}, {"complete": False}):

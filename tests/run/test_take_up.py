@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -31,8 +32,8 @@ REJECTED = 18
 """The place of the broken one in the plan: in the second unit."""
 
 
-def config(root: Path, out: Path, **settings: object) -> ExtractConfig:
-    defaults = {"data": (f"train={root / 'train'}",), "backbone": "tests.run.stopping:Stopping"}
+def config(root: Path, out: Path, **settings: Any) -> ExtractConfig:
+    defaults: dict[str, Any] = {"data": (f"train={root / 'train'}",), "backbone": "tests.run.stopping:Stopping"}
     return dataclasses.replace(config_of(root, out), **defaults | settings)
 
 

@@ -6,13 +6,16 @@ import dataclasses
 import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from torch import nn
 
 import embedx
 from embedx import ExtractConfig
 from embedx.callbacks.rejected import RejectedInputs
+from embedx.engine.state import new_state
 from embedx.errors import InputError, TooManyUnavailableError
 from embedx.run.extract import extract
 from embedx.run.up_to_date import look_for_work
@@ -29,8 +32,8 @@ LATE = "/train/class-2/00035.ppm"
 """In the second unit of its split."""
 
 
-def of(url: str, out: Path, **settings: object) -> ExtractConfig:
-    return dataclasses.replace(config(Path(), out), data=(url,), **settings)  # type: ignore[arg-type]
+def of(url: str, out: Path, **settings: Any) -> ExtractConfig:
+    return dataclasses.replace(config(Path(), out), data=(url,), **settings)
 
 
 def test_what_a_server_does_not_give_is_unavailable_until_it_gives_it(
@@ -132,4 +135,4 @@ def test_the_share_that_is_allowed() -> None:
 def test_with_on_error_fail_the_first_unavailable_input_ends_the_run() -> None:
     batch = {"keys": ["a", "b"], "reasons": [None, "why"], "unavailable": [False, True]}
     with pytest.raises(InputError, match="b is unavailable: why"):
-        RejectedInputs("fail").on_test_batch_end({}, None, {}, batch, 0)  # type: ignore[typeddict-item, arg-type]
+        RejectedInputs("fail").on_test_batch_end(new_state(), nn.Module(), {}, batch, 0)

@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -41,9 +42,9 @@ def folder(root: Path, count: int) -> Path:
     return root
 
 
-def config(root: Path, out: Path, **settings: object) -> ExtractConfig:
+def config(root: Path, out: Path, **settings: Any) -> ExtractConfig:
     """The backbone is the image itself, in units of 16 rows."""
-    defaults = {
+    defaults: dict[str, Any] = {
         "backbone": "torch.nn:Flatten",
         "image_size": SIDE,
         "mean": (0.5, 0.5, 0.5),
@@ -195,7 +196,7 @@ def test_a_store_that_was_updated_is_mended_where_it_is_damaged(tmp_path: Path, 
     assert look_for_work(settings)[0] is None
     summary = extract(settings)
     assert list(changes(summary)) == ["pending", "unchanged"]
-    assert summary.timings["inputs"] == summary.changes["pending"]
+    assert summary.timings["inputs"] == changes(summary)["pending"]
     assert digests(out) == before and list(verify(out)) == []
 
 

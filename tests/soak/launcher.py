@@ -18,7 +18,7 @@ import sys
 import tempfile
 import warnings
 from multiprocessing import resource_tracker, util
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import embedx.cli.app
 import embedx.data.decoding.images
@@ -47,7 +47,7 @@ def fork_in_place_of_exec(path: bytes, arguments: list[str], descriptors: list[i
             if descriptor not in kept and descriptor < _FIRST_KEPT:
                 with contextlib.suppress(OSError):
                     os.close(descriptor)
-        resource_tracker._resource_tracker._fd = None
+        resource_tracker._resource_tracker._fd = None  # type: ignore[attr-defined]
         exec(arguments[-1], {})
     except SystemExit:
         pass
@@ -55,7 +55,7 @@ def fork_in_place_of_exec(path: bytes, arguments: list[str], descriptors: list[i
         os._exit(0)
 
 
-def run(order: dict) -> NoReturn:
+def run(order: dict[str, Any]) -> NoReturn:
     """Becomes the run."""
     os.setsid()
     for number, place in enumerate((os.devnull, order["stdout"], order["stderr"])):
@@ -68,9 +68,10 @@ def run(order: dict) -> NoReturn:
     os.chdir(order["folder"])
     tempfile.tempdir = None
     ctypes.CDLL(None).soak_configure()
-    util.spawnv_passfds = fork_in_place_of_exec
+    util.spawnv_passfds = fork_in_place_of_exec  # type: ignore[assignment]
     if "SOAK_JOURNAL_SECONDS" in os.environ:
-        embedx.store.writing.session.JOURNAL_SECONDS = float(os.environ["SOAK_JOURNAL_SECONDS"])
+        seconds = float(os.environ["SOAK_JOURNAL_SECONDS"])
+        embedx.store.writing.session.JOURNAL_SECONDS = seconds  # type: ignore[attr-defined]
     sys.argv = ["embedx", *order["arguments"]]
     main()
 

@@ -157,6 +157,7 @@ class Disk:
     def _change(self, record: Record) -> None:
         first, second = self._place(record.first), self._place(record.second) if record.second else None
         node = self._live[first[0]].get(first[1])
+        entries: list[tuple[int, str, int | None]]
         if record.op in ("create", "mkdir"):
             entries = [(*first, self._new(record.node, is_folder=record.op == "mkdir"))]
         elif record.op in ("unlink", "rmdir"):

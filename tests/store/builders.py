@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -113,7 +114,7 @@ def write_features(
     for split, (rows, targets) in splits.items():
         count = len(rows)
         nothing = [None] * count
-        columns = dict.fromkeys(ROW_SCHEMA.names, nothing)
+        columns: dict[str, Any] = dict.fromkeys(ROW_SCHEMA.names, nothing)
         columns |= {"split": [split] * count, "index": range(count), "key": [f"key-{row}" for row in range(count)]}
         columns |= {"target": list(targets), "status": ["ok"] * count}
         table = pa.table(columns, schema=ROW_SCHEMA)

@@ -118,6 +118,7 @@ class Blocking(nn.Module):
 @pytest.mark.timeout(300)
 def test_a_run_in_a_long_forward_pass_is_ended_and_finished_with_the_same_bytes(tmp_path: Path) -> None:
     (tmp_path / "blocking.py").write_text(FACTORY)
+    arguments: list[str | Path]
     arguments = ["extract", "--backbone", "blocking:Blocking", "--data", sample.IMAGES / "val", "-b", "8"]
     arguments += ["--shard-size", "6000"]  # units of eight rows
     assert run(*arguments, "--out", "undisturbed", cwd=tmp_path).returncode == 0

@@ -58,7 +58,7 @@ def test_the_weights_are_scikit_learn_s(l2: float) -> None:
     torch.testing.assert_close(fit.head.bias.data - fit.head.bias.data.mean(), bias - bias.mean(), rtol=0.01, atol=1e-3)
 
 
-class Interrupted(list):
+class Interrupted(list[Batch]):
     """Batches, in the middle of whose n-th pass Ctrl-C arrives."""
 
     def __init__(self, batches: list[Batch], passes: int) -> None:
@@ -89,16 +89,16 @@ def test_a_fit_that_was_interrupted_goes_on_to_the_same_bits(
     tmp_path: Path, whole: tuple[LinearFit, int], passes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(linear, "_CHECKPOINT_SECONDS", 0.0)
-    whole, all_passes = whole
+    fit, all_passes = whole
     loader = batches(*slanted())
-    assert whole.epochs > 100 and whole.metrics["train/slope"] <= 1e-5
+    assert fit.epochs > 100 and fit.metrics["train/slope"] <= 1e-5
     with pytest.raises(KeyboardInterrupt):
         fit_linear(Interrupted(loader, passes), 4, 1e-4, folder=tmp_path, heartbeat=SILENT)
     counted = Interrupted(loader, MANY)
     again = fit_linear(counted, 4, 1e-4, folder=tmp_path, resume=True, heartbeat=SILENT)
-    for name, tensor in whole.head.state_dict().items():
+    for name, tensor in fit.head.state_dict().items():
         assert torch.equal(again.head.state_dict()[name], tensor), name
-    assert (again.epochs, again.metrics, again.converged) == (whole.epochs, whole.metrics, True)
+    assert (again.epochs, again.metrics, again.converged) == (fit.epochs, fit.metrics, True)
     # Besides what was left: a pass for the moments, one where it goes on, and those of the step that was cut off.
     assert MANY - counted.left <= all_passes - passes + 5
 
@@ -120,7 +120,7 @@ def test_the_objective_and_its_gradients_are_those_of_all_rows_at_once() -> None
     head = LinearHead(*moments(batches(rows, targets)), 4)
     torch.nn.init.normal_(head.weight)
     SplitLoss(head, 0.3)(batches(rows, targets))["objective"].backward()
-    gradients = [parameter.grad.clone() for parameter in head.parameters()]
+    gradients = [parameter.grad.clone() for parameter in head.parameters() if parameter.grad is not None]
     head.zero_grad()
     loss = torch.nn.functional.cross_entropy(head(rows)["logits"], targets) + 0.15 * head.weight.square().sum()
     (loss * len(rows)).backward()

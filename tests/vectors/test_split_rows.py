@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,12 @@ def test_the_rows_come_in_order_kept_or_streamed(
     features = SplitRows(split, split.classes, size, memory)
     first = list(features)
     opened = []
-    monkeypatch.setattr(store, "iter_shards", lambda *a, **k: opened.append(a) or Store.iter_shards(store, *a, **k))
+
+    def recorded(*arguments: Any, **options: Any) -> Any:
+        opened.append(arguments)
+        return Store.iter_shards(store, *arguments, **options)
+
+    monkeypatch.setattr(store, "iter_shards", recorded)
     second = list(features)
     assert bool(opened) == (memory < 4000)
     for batches in (first, second):

@@ -17,6 +17,7 @@ from pyarrow.fs import LocalFileSystem
 from embedx.credentials import without_credentials
 from embedx.paths import mark_of_commit
 from embedx.system.machine import cores
+from embedx.values import MAX_BYTES
 
 SINGLE_SPLIT = "all"
 """The split of a source that has no name and names none."""
@@ -45,7 +46,7 @@ _CHUNK = 1 << 12
 class Reader(Protocol):
     """Reads the bytes of a source's inputs, in a worker process; picklable."""
 
-    def read(self, path: bytes, offset: int | None, size: int | None, most: int) -> bytes:
+    def read(self, path: bytes, offset: int | None, size: int | None, most: int = MAX_BYTES) -> bytes:
         """Returns the bytes of the input that has these values in the columns of COMMON_SCHEMA.
 
         Raises:

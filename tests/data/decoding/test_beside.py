@@ -70,9 +70,9 @@ def tiff(*tags: tuple[int, int, bytes], order: str = "<", big: bool = False, tur
     out = struct.pack(order + "HHH" if big else order + "H", *((43, 8, 0) if big else (42,)))
     out = {"<": b"II", ">": b"MM"}[order] + out + struct.pack(order + ("Q" if big else "I"), start + len(pixels) + 6)
     out += pixels + struct.pack(order + "3H", 8, 8, 8)
-    every = {}
-    for tag, (kind, value) in entries.items():
-        every[tag] = (kind, struct.pack(order + {3: "H", 4: "I"}[kind], value), 1)
+    every: dict[int, tuple[int, bytes, int]] = {}
+    for tag, (kind, number) in entries.items():
+        every[tag] = (kind, struct.pack(order + {3: "H", 4: "I"}[kind], number), 1)
     every[258] = (3, struct.pack(order + ("Q" if big else "I"), start + len(pixels)), 3)
     if big:
         every[258] = (3, struct.pack(order + "3H", 8, 8, 8), 3)

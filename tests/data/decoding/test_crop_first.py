@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 
 from embedx.data.decoding.images import ImageDecoder
 from embedx.recipe import Preprocessing
+from embedx.values import Interpolation
 
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -29,7 +30,7 @@ def by_pillow(image: Image.Image, size: int, share: float, interpolation: str) -
 @pytest.mark.parametrize("interpolation", RESAMPLING)
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])
 def test_the_centred_square_is_resized(
-    shape: tuple[int, int], size: int, share: float, interpolation: str, form: str
+    shape: tuple[int, int], size: int, share: float, interpolation: Interpolation, form: str
 ) -> None:
     """Also of JPEGs so large that others are decoded as drafts."""
     noise = torch.rand(3, 9, 9, generator=torch.Generator().manual_seed(0)) * 255

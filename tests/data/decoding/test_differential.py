@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -188,14 +189,14 @@ def deep_file(values: np.ndarray, random: np.random.Generator, turn: int, **opti
             for kind, body in chunks
         ), "png"
     order = str(random.choice(["<", ">"]))
-    how = {"compression": [None, "zlib", "lzw"][int(random.integers(3))], "byteorder": order}
+    how: dict[str, Any] = {"compression": [None, "zlib", "lzw"][int(random.integers(3))], "byteorder": order}
     if random.random() < 0.3:
         how["tile"] = (16, 16)
     file = io.BytesIO()
     count = values.shape[-1]
-    default = {"photometric": "rgb" if count > 2 else "minisblack"}
+    default: dict[str, Any] = {"photometric": "rgb" if count > 2 else "minisblack"}
     default |= {"extrasamples": ["unassalpha"]} if count in (2, 4) else {}
-    stored = values.astype(values.dtype.newbyteorder(order))
+    stored = values.astype(order + values.dtype.str[1:])
     tifffile.imwrite(
         file,
         stored[..., 0] if count == 1 else stored,
@@ -274,7 +275,9 @@ def profiled(random: np.random.Generator) -> Drawn:
     options = {"lossless": True} if format == "WEBP" else {}
     expected = image
     if profile == srgb.tobytes():
-        expected = ImageCms.profileToProfile(image, srgb, srgb, outputMode="RGB")
+        converted = ImageCms.profileToProfile(image, srgb, srgb, outputMode="RGB")
+        assert converted is not None
+        expected = converted
     data = saved(image, format, icc_profile=profile, **options)
     return Drawn(data, f"{format}, a profile of {len(profile)} bytes", np.array(expected), pixels="color=srgb")
 
@@ -285,6 +288,7 @@ def damaged(random: np.random.Generator) -> Drawn:
     return Drawn(whole[: len(whole) * 2 // 3], "cut", None)
 
 
+KINDS: tuple[Callable[[np.random.Generator], Drawn], ...]
 KINDS = (jpeg, jpeg, jpeg, png, png, palette, bilevel, lossless, lossless, avif, deep, deep, many, ranged, composited)
 KINDS += (profiled, damaged)
 
@@ -311,7 +315,7 @@ def test_every_image_is_the_reference_s_picture_or_rejected_as_it_says(part: int
             interpolation,
             (0.5,) * 3,
             (0.5,) * 3,
-            pixels=parse_pixels(drawn.pixels),  # type: ignore[arg-type]
+            pixels=parse_pixels(drawn.pixels),
         )
         decoder, about = ImageDecoder(steps), f"image {number}: {drawn.about} {drawn.pixels}, resized to {resize}"
         rows = []

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode
+from torchvision.io import ImageReadMode, decode_jpeg
 
 from embedx.data.decoding import images as decode_module
 from embedx.data.decoding import nvjpeg as device_module
@@ -86,7 +86,7 @@ def batches(
 ) -> dict[str, tuple[Tensor, str | None]]:
     plan = plan_of(folder)
     loader = SplitLoader(plan, plan.unit_rows(8), decoder, batch_size=4, workers=workers)
-    found = {}
+    found: dict[str, tuple[Tensor, str | None]] = {}
     for batch in map(place, loader):
         assert batch["images"].shape == (4, 3, 32, 32) and batch["images"].is_contiguous(
             memory_format=torch.channels_last
@@ -114,15 +114,14 @@ def test_what_the_device_does_not_take_is_decoded_by_the_cpu_or_rejected(
     folder: Path, images: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A decoder that fails as nvJPEG does: for the whole batch, without saying whose fault it is."""
-    lengths = []
+    lengths: list[int] = []
 
     def poor(encoded: list[Tensor], mode: ImageReadMode, device: torch.device) -> list[Tensor]:
         lengths.append(len(encoded))
         if any(len(data) in (len(images["gray"]), len(broken)) for data in encoded):
             raise RuntimeError("nvjpegDecode failed: 5")
-        return real(encoded, mode=mode, device=device)
+        return decode_jpeg(encoded, mode=mode, device=device)
 
-    real = device_module.decode_jpeg
     monkeypatch.setattr(device_module, "decode_jpeg", poor)
     broken = images["plain"].replace(b"\xff\xc0", b"\xff\xc5")  # of a kind that nobody decodes
     assert is_plain_jpeg(broken, STEPS), "as far as its headers tell"
@@ -153,11 +152,10 @@ def test_memory_that_is_short_is_no_image_s_fault(folder: Path, monkeypatch: pyt
 def test_many_images_are_decoded_some_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_module, "_AT_A_TIME", 2)
     lengths: list[int] = []
-    real = device_module.decode_jpeg
 
     def counting(encoded: list[Tensor], **how: Any) -> list[Tensor]:
         lengths.append(len(encoded))
-        found: list[Tensor] = real(encoded, **how)
+        found: list[Tensor] = decode_jpeg(encoded, **how)
         return found
 
     monkeypatch.setattr(device_module, "decode_jpeg", counting)

@@ -61,7 +61,13 @@ def reason(data: bytes, pixels: str = "") -> str:
     return str(caught.value)
 
 
-STORED = ({}, {"compression": "zlib"}, {"compression": "lzw"}, {"tile": (16, 16)}, {"rowsperstrip": 5})
+STORED: tuple[dict[str, Any], ...] = (
+    {},
+    {"compression": "zlib"},
+    {"compression": "lzw"},
+    {"tile": (16, 16)},
+    {"rowsperstrip": 5},
+)
 
 
 @pytest.mark.parametrize("options", STORED)
@@ -80,7 +86,7 @@ def test_white_is_zero_is_the_same_ramp(kind: str, order: str, options: dict[str
 
 
 def test_white_is_zero_of_a_file_by_hand() -> None:
-    ramps = []
+    ramps: list[Any] = []
     for photometric in (0, 1):
         values = np.tile(np.linspace(0, 65535, 32).astype("<u2"), (32, 1))
         data = (65535 - values if photometric == 0 else values).astype("<u2").tobytes()
@@ -90,7 +96,9 @@ def test_white_is_zero_of_a_file_by_hand() -> None:
         ramps.append(
             read(b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", 9) + entries + bytes(4))
         )
-    assert np.array_equal(*ramps) and np.array_equal(ramps[0][0, :, 0], np.linspace(0, 65535, 32).astype(int) >> 8)
+    assert np.array_equal(ramps[0], ramps[1]) and np.array_equal(
+        ramps[0][0, :, 0], np.linspace(0, 65535, 32).astype(int) >> 8
+    )
 
 
 def files(values: Any) -> dict[str, bytes]:
@@ -308,7 +316,7 @@ BACKGROUNDS = {
     "la": saved(Image.fromarray(RGBA).convert("LA")),
     "palette": saved(Image.fromarray(RGBA[..., :3]).quantize(16), transparency=bytes(range(0, 256, 16))),
     "one colour of a palette": saved(Image.fromarray(RGBA[..., :3]).quantize(16), transparency=3),
-    "one colour": saved(np.tile(np.uint8([[[1, 2, 3], [4, 5, 6]]]), (8, 8, 1)), transparency=(4, 5, 6)),
+    "one colour": saved(np.tile(np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8), (8, 8, 1)), transparency=(4, 5, 6)),
     "gif": saved(Image.fromarray(RGBA[..., :3]).quantize(16), "GIF", transparency=3),
     "webp": saved(RGBA, "WEBP", lossless=True),
     "tiff": saved(RGBA, "TIFF"),
@@ -351,7 +359,8 @@ def profile(name: str) -> bytes:
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF"])
 def test_colours_are_converted_from_their_profile_where_that_is_asked(format: str, size: int) -> None:
     smooth = np.dstack(np.broadcast_arrays(*np.ogrid[0:200:48j, 0:240:64j], 90)).astype(np.uint8)
-    options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}.get(format, {})
+    every: dict[str, dict[str, Any]] = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}
+    options = every.get(format, {})
     data = saved(smooth, format, icc_profile=profile("swapped"), **options)
     steps = Preprocessing(size, size, "bilinear", (0.5,) * 3, (0.5,) * 3)
     asked = dataclasses.replace(steps, pixels=PixelOptions(color="srgb"))

@@ -254,7 +254,7 @@ def test_inputs_that_end_their_worker_or_never_end_are_rejected_and_no_other(fol
         (place / f"{name}.jpg").write_bytes(content)
     plan = plan_of(place)
     again = [plan.table["key"].to_pylist().index(f"{name}.jpg") for name in ("cat/0c", "owl/8a")]
-    settings = {"batch_size": 4, "workers": workers, "timeout": 1, "again": again}
+    settings: dict[str, Any] = {"batch_size": 4, "workers": workers, "timeout": 1, "again": again}
     batches = list(SplitLoader(plan, plan.unit_rows(8), Fatal(STEPS), **settings))
     assert [row for batch in batches for row in batch["index"].tolist()] == list(range(len(plan)))
     reasons = {key: reason for batch in batches for key, reason in zip(batch["keys"], batch["reasons"], strict=True)}
@@ -341,6 +341,7 @@ def test_a_read_that_nothing_can_end_is_given_up_and_so_is_its_process(folder: P
     script = Path(__file__).parents[2] / "dead_mount.py"
     with subprocess.Popen([sys.executable, script, mounted], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as server:
         try:
+            assert server.stdout and server.stderr
             if server.stdout.read(7) != b"mounted":
                 pytest.skip(f"no FUSE here: {server.stderr.read()[-200:]!r}")
             plan = plan_of(place)

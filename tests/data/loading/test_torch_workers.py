@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from embedx.data.loading import torch_workers
 from embedx.data.loading.circumstances import UNREAD
@@ -115,6 +115,7 @@ def test_time_in_which_a_worker_alone_is_suspended_does_not_count() -> None:
     workers = workers_on("sleep 1", timeout=2.5)
     wait_until_held(workers)
     (process,) = workers._processes.values()
+    assert process.pid is not None
     os.kill(process.pid, signal.SIGSTOP)
     threading.Timer(4, os.kill, (process.pid, signal.SIGCONT)).start()
     assert next(workers)["order"] == "sleep 1"
@@ -141,7 +142,7 @@ def test_a_batch_that_can_t_be_sent_is_lost_with_its_worker_at_once() -> None:
 def test_more_workers_than_cores_are_no_cause_for_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     with pytest.warns(UserWarning, match="worker"):  # torch still has that warning
-        DataLoader([1, 2], num_workers=2)
+        DataLoader(TensorDataset(torch.zeros(2)), num_workers=2)
     assert [batch["order"] for batch in workers_on("a", "b", workers=2)] == ["a", "b"]
 
 

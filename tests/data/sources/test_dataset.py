@@ -54,7 +54,7 @@ def fault(location: str) -> str:
 def test_a_dataset_gives_the_folder_s_embeddings_targets_and_classes(
     tmp_path: Path, images: Path, workers: int
 ) -> None:
-    settings = {"backbone": sample.BACKBONE, "weights": "sample", "batch_size": 4, "group_key": "class"}
+    settings: dict[str, Any] = {"backbone": sample.BACKBONE, "weights": "sample", "batch_size": 4, "group_key": "class"}
     extract(ExtractConfig(**settings, workers=0, out=tmp_path / "folder", data=(str(images),)))
     data = (f"test=torchvision:ImageFolder?root={str(images).replace(' ', '%20')}",)
     summary = extract(ExtractConfig(**settings, workers=workers, out=tmp_path / "store", data=data))

@@ -8,7 +8,7 @@ import gzip
 import io
 import json
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ TYPED: dict[str, Callable[[random.Random], pa.Array]] = {
 FORMS = ("csv", "tsv", "csv.gz", "jsonl", "jsonl.gz", "parquet")
 
 
-def write_text(path: Path, columns: dict[str, Sequence[str]]) -> None:
+def write_text(path: Path, columns: Mapping[str, Sequence[str]]) -> None:
     content = io.StringIO()
     writer = csv.writer(content, delimiter="\t" if ".tsv" in path.name else ",", lineterminator="\n")
     writer.writerow(columns)
@@ -76,7 +76,7 @@ def write_text(path: Path, columns: dict[str, Sequence[str]]) -> None:
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
 
 
-def write_json(path: Path, columns: dict[str, Sequence[str]]) -> None:
+def write_json(path: Path, columns: Mapping[str, Sequence[str]]) -> None:
     """Writes cells that are JSON's numbers, truths or nulls as such, and others as strings."""
     lines = []
     for row in zip(*columns.values(), strict=True):
@@ -93,7 +93,7 @@ def is_json(cell: str) -> bool:
         return False
 
 
-def names_of(path: Path, columns: dict[str, Sequence[str]]) -> pd.DataFrame:
+def names_of(path: Path, columns: Mapping[str, Sequence[str]]) -> pd.DataFrame:
     """Every cell as the text that stands there, None for an empty one, by pandas or the json module."""
     if ".jsonl" in path.name:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,12 +22,12 @@ from embedx.store.reading.verify import verify
 NUMBERS = np.random.default_rng(0).normal(size=(23, 5)).astype(np.float32)
 
 
-def config(out: Path, *data: str, **settings: object) -> ExtractConfig:
-    defaults = {"backbone": "none", "batch_size": 4, "workers": 0, "out": out, "data": data}
+def config(out: Path, *data: str, **settings: Any) -> ExtractConfig:
+    defaults: dict[str, Any] = {"backbone": "none", "batch_size": 4, "workers": 0, "out": out, "data": data}
     return ExtractConfig(**defaults | settings)
 
 
-def stored(out: Path, *data: str, split: str = "all", **settings: object) -> embedx.Embeddings:
+def stored(out: Path, *data: str, split: str = "all", **settings: Any) -> embedx.Embeddings:
     extract(config(out, *data, **settings))
     assert list(verify(out)) == []
     return embedx.open(out).load(split)
@@ -62,7 +63,7 @@ def test_a_store_s_shards_are_regrouped_and_resharded_with_their_targets(tmp_pat
     few = tmp_path / "few"
     for folder in sorted((sample.IMAGES / "val").iterdir())[:3]:
         shutil.copytree(folder, few / folder.name)
-    settings = {"backbone": sample.BACKBONE, "weights": "sample", "group_key": "class"}
+    settings: dict[str, Any] = {"backbone": sample.BACKBONE, "weights": "sample", "group_key": "class"}
     extract(config(tmp_path / "first", str(few), **settings))
     first = embedx.open(tmp_path / "first").load("all")
     shards = f"{tmp_path}/first/all/*/shard-*.safetensors"

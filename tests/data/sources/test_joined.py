@@ -124,7 +124,9 @@ def test_metadata_that_only_some_have_is_null_elsewhere(tmp_path: Path) -> None:
         (([None], [None]), pa.null(), [None, None]),
     ],
 )
-def test_types_that_differ_meet_in_the_one_that_holds_both_or_in_text(values, kind, expected) -> None:
+def test_types_that_differ_meet_in_the_one_that_holds_both_or_in_text(
+    values: tuple[Any, Any], kind: pa.DataType, expected: list[Any] | None
+) -> None:
     table = concatenate("x", [("here", pa.table({"age": values[0]})), ("there", pa.table({"age": values[1]}))])
     assert table["age"].type == kind
     assert expected is None or table["age"].to_pylist() == expected

@@ -74,12 +74,18 @@ def no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "_FIRST_DELAY", 0.01)
 
 
-def config(out: Path, *data: str, **settings: object) -> ExtractConfig:
-    defaults = {"backbone": sample.BACKBONE, "weights": "sample", "batch_size": 4, "workers": 0, "out": out}
+def config(out: Path, *data: str, **settings: Any) -> ExtractConfig:
+    defaults: dict[str, Any] = {
+        "backbone": sample.BACKBONE,
+        "weights": "sample",
+        "batch_size": 4,
+        "workers": 0,
+        "out": out,
+    }
     return ExtractConfig(**defaults | {"data": data} | settings)
 
 
-def stored(out: Path, *data: str, split: str = "all", **settings: object) -> embedx.Embeddings:
+def stored(out: Path, *data: str, split: str = "all", **settings: Any) -> embedx.Embeddings:
     extract(config(out, *data, **settings))
     assert list(verify(out)) == []
     return embedx.open(out).load(split)
@@ -134,7 +140,7 @@ def test_a_prefix_in_a_bucket_gives_the_folder_s_embeddings(
     tmp_path: Path, s3: Any, images: Path, reference: embedx.Embeddings
 ) -> None:
     """By workers, which have the environment from their fork server; hence a run of its own."""
-    done = run("extract", "--backbone", sample.BACKBONE, "--weights", "sample", "-j", 1, "-b", 4,
+    done = run("extract", "--backbone", sample.BACKBONE, "--weights", "sample", "-j", "1", "-b", "4",
                "--data", "s3://lake/photos", "--group-key", "class", "--out", tmp_path / "store")  # fmt: skip
     assert (done.returncode, done.stdout) == (0, f"{tmp_path}/store/manifest.json\n"), done.stderr
     assert "Unclosed" not in done.stderr and "Traceback" not in done.stderr
@@ -255,7 +261,7 @@ def test_feature_files_are_stored_as_they_are(tmp_path: Path, s3: Any) -> None:
         buffer = io.BytesIO()
         np.save(buffer, numbers[3 * part : 3 * part + 3])
         put(s3, f"features/part-{part}.npy", buffer.getvalue())
-    settings = {"backbone": "none", "weights": "DEFAULT"}
+    settings: dict[str, Any] = {"backbone": "none", "weights": "DEFAULT"}
     rows = stored(tmp_path / "store", "s3://lake/features/part-*.npy", **settings)
     assert np.array_equal(rows.embeddings, numbers) and rows.keys[3] == "part-1.npy/00000000"
     for row, features in enumerate(numbers):

@@ -7,6 +7,7 @@ import os
 import subprocess
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ PATTERNS = [
 ]  # fmt: skip
 
 
-def keys(location: Path | str, **options: tuple[str, ...]) -> list[str]:
+def keys(location: Path | str, **options: Any) -> list[str]:
     """The paths below the source of what is listed of it."""
     sources = parse_data([f"all={location}"], SourceOptions(**options))
     found: list[str] = sources["all"].scan()["key"].to_pylist()
@@ -101,9 +102,9 @@ def test_an_excluded_folder_is_not_opened_and_is_no_split(tmp_path: Path) -> Non
 
 
 def test_tars_take_samples_by_the_name_of_their_image(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
         for name in ("cat/0.png", "cat/0.cls", "dog/1.jpg", "dog/1.cls", "dog/2.png", "dog/3.txt"):
-            tar.addfile(tarfile.TarInfo(name), io.BytesIO())
+            archive.addfile(tarfile.TarInfo(name), io.BytesIO())
     tar = tmp_path / "x.tar"
     assert keys(tar, include=("*.png",)) == ["x.tar/cat/0", "x.tar/dog/2"]
     assert keys(tar, exclude=("dog",)) == ["x.tar/cat/0"]

@@ -111,7 +111,7 @@ def test_a_terminal_or_a_closed_stdin_is_no_list(monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_find_prints_gives_the_folder_s_embeddings(tmp_path: Path, images: Path) -> None:
-    settings = {"backbone": sample.BACKBONE, "weights": "sample", "workers": 0, "batch_size": 4}
+    settings: dict[str, Any] = {"backbone": sample.BACKBONE, "weights": "sample", "workers": 0, "batch_size": 4}
     extract(ExtractConfig(**settings, out=tmp_path / "folder", data=(str(images),)))
     expected = embedx.open(tmp_path / "folder").load("all")
     command = 'find . -name "*.png" -print0 | "$@"'
@@ -127,7 +127,7 @@ def test_what_find_prints_gives_the_folder_s_embeddings(tmp_path: Path, images: 
     )
     assert (done.returncode, done.stdout) == (0, f"{tmp_path}/store/manifest.json\n"), done.stderr
     found = embedx.open(tmp_path / "store").load("train")
-    assert found.targets is None and sorted(found.groups) == ["./a", "./a", "./b"]
+    assert found.targets is None and sorted(map(str, found.groups)) == ["./a", "./a", "./b"]
     by_key = dict(zip(found.keys, found.embeddings, strict=True))
     assert set(by_key) == {f"./{name}" for name in NAMES}
     for key, embedding in zip(expected.keys, expected.embeddings, strict=True):
@@ -136,7 +136,7 @@ def test_what_find_prints_gives_the_folder_s_embeddings(tmp_path: Path, images: 
 
 def test_a_folder_among_the_paths_is_rejected(tmp_path: Path, images: Path, stdin: Any) -> None:
     stdin(f"{images}/a\n{images}/a/1.png\ngone.png\n".encode())
-    settings = {"backbone": sample.BACKBONE, "weights": "sample", "workers": 0, "batch_size": 4}
+    settings: dict[str, Any] = {"backbone": sample.BACKBONE, "weights": "sample", "workers": 0, "batch_size": 4}
     assert extract(ExtractConfig(**settings, out=tmp_path / "store", data=("-",))).rejected == 2
     reasons = [row["reason"] for row in embedx.open(tmp_path / "store").index().sort_by("index").to_pylist()]
     assert reasons == ["not a regular file", None, "can't be read: No such file or directory"]

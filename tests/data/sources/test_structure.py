@@ -19,11 +19,11 @@ from embedx.names import LOCK
 from tests.folders import touch
 
 
-def listed(root: Path, **options: object) -> Plan:
+def listed(root: Path, **options: Any) -> Plan:
     return build_plan(parse_data([str(root)], SourceOptions(**options)), None)
 
 
-def notice(root: Path, **options: object) -> str:
+def notice(root: Path, **options: Any) -> str:
     """What is said of the source, without its name."""
     said = listed(root, **options).notices
     return "".join(said).removeprefix(f"--data {root}: ")
@@ -208,7 +208,11 @@ def test_strangers_folders_are_listed_and_nothing_in_them_is_looked_for(
     asked: list[str] = []
 
     def recorded(real: Any) -> Any:
-        return lambda path, *rest, **more: (asked.append(os.fsdecode(path)), real(path, *rest, **more))[1]
+        def call(path: Any, *rest: Any, **more: Any) -> Any:
+            asked.append(os.fsdecode(path))
+            return real(path, *rest, **more)
+
+        return call
 
     for name in ("stat", "lstat", "open", "scandir", "listdir"):
         monkeypatch.setattr(os, name, recorded(getattr(os, name)))

@@ -29,6 +29,7 @@ from embedx.data.sources.base import COMMON_SCHEMA, Source
 from embedx.data.sources.kinds import SourceOptions
 from embedx.data.sources.root import Root
 from embedx.data.sources.table import EmbeddedReader
+from embedx.data.sources.table_file import TableFile
 from embedx.errors import ConfigError
 from embedx.run.extract import extract
 from embedx.store.reading.verify import verify
@@ -58,8 +59,14 @@ def reference(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return dict(zip(rows.keys, rows.embeddings, strict=True))
 
 
-def config(out: Path, *data: str, **settings: object) -> ExtractConfig:
-    defaults = {"backbone": sample.BACKBONE, "weights": "sample", "batch_size": 4, "workers": 0, "out": out}
+def config(out: Path, *data: str, **settings: Any) -> ExtractConfig:
+    defaults: dict[str, Any] = {
+        "backbone": sample.BACKBONE,
+        "weights": "sample",
+        "batch_size": 4,
+        "workers": 0,
+        "out": out,
+    }
     return ExtractConfig(**defaults | {"data": data} | settings)
 
 
@@ -294,7 +301,7 @@ def test_rows_without_bytes_name_a_file_or_are_rejected(tmp_path: Path, images: 
     first, second, *_ = names(images)
     shutil.copytree(images, tmp_path / "images")
     data = (images / first).read_bytes()
-    structs = [
+    structs: list[dict[str, Any] | None] = [
         {"bytes": data, "path": None},
         {"bytes": None, "path": f"images/{second}"},
         {"bytes": None, "path": None},
@@ -331,7 +338,7 @@ def test_bytes_alone_are_enough(tmp_path: Path, images: Path) -> None:
     assert only.reader.read(bytes(tmp_path / "t.parquet.gz"), 0, None) == data
 
 
-BAD = {
+BAD: dict[str, tuple[str, str | bytes, dict[str, Any], str]] = {
     "missing path column": ("a.csv", "x,y\n1,2\n", {}, "none of x, y is named path, image, file, filename"),
     "missing columns": (
         "a.csv",
@@ -440,6 +447,6 @@ def test_paths_are_located_as_they_are_singly(
     outside = [] if closed else ["/etc/a", "https://other/a", "../a", "a/../../b"]
     paths = [*inside, *outside]
     (tmp_path / "list.csv").write_text("path\na\n")
-    file = table_module.TableFile(str(tmp_path / "list.csv"))
+    file = TableFile(str(tmp_path / "list.csv"))
     located = table_module._located(file, pa.chunked_array([paths[:3], paths[3:]], pa.string()), root)
     assert located.to_pylist() == [root.locate(path).encode() for path in paths]

@@ -132,7 +132,9 @@ def test_partitions_are_columns_as_duckdb_reads_them(suffix: str) -> None:
     Path("lake/_SUCCESS").touch()
     reader = {".parquet": "read_parquet", ".csv": "read_csv", ".jsonl": "read_json"}[suffix]
     files = f"{reader}('lake/**/*{suffix}', hive_partitioning=true)"
-    expected = duckdb.sql(f"SELECT age, year, site FROM {files} ORDER BY age").to_arrow_table()
+    relation = duckdb.sql(f"SELECT age, year, site FROM {files} ORDER BY age")
+    assert relation is not None
+    expected = relation.to_arrow_table()
     for location in ("lake", f"lake/**/*{suffix}", f"lake/year={{2023,2024}}/*/*/*{suffix}"):
         table = planned(f"x={location}").splits["x"].table.sort_by("age")
         assert table.select(["age", "year", "site"]).to_pydict() == expected.to_pydict()

@@ -9,6 +9,7 @@ import os
 import pickle
 import shutil
 import tarfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +45,21 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def config(out: Path, *data: str, **settings: object) -> ExtractConfig:
-    defaults = {"backbone": sample.BACKBONE, "weights": "sample", "batch_size": 4, "workers": 0, "out": out}
+def config(out: Path, *data: str, **settings: Any) -> ExtractConfig:
+    defaults: dict[str, Any] = {
+        "backbone": sample.BACKBONE,
+        "weights": "sample",
+        "batch_size": 4,
+        "workers": 0,
+        "out": out,
+    }
     return ExtractConfig(**defaults | {"data": data} | settings)
 
 
-def pack(path: Path, members: dict[str, bytes | str] | list[tuple[str, bytes | str]], **options: Any) -> Path:
+def pack(path: Path, members: Mapping[str, bytes | str] | Sequence[tuple[str, bytes | str]], **options: Any) -> Path:
     """Writes a tar; text is a file's content too."""
     with tarfile.open(path, "w", **options) as archive:
-        for name, content in members.items() if isinstance(members, dict) else members:
+        for name, content in members.items() if isinstance(members, Mapping) else members:
             data = content.encode() if isinstance(content, str) else content
             member = tarfile.TarInfo(name)
             member.size = len(data)
@@ -156,7 +163,12 @@ def test_members_that_share_their_base_name_are_a_sample_wherever_they_stand(tmp
 
 def test_a_sample_without_an_image_is_rejected_and_moves_no_other(tmp_path: Path, images: Path) -> None:
     first, second, *_ = sorted(images.rglob("*.*"))
-    members = {"a.png": first.read_bytes(), "b.cls": "1", "c.png": second.read_bytes()[:99], "d.png": b""}
+    members: dict[str, bytes | str] = {
+        "a.png": first.read_bytes(),
+        "b.cls": "1",
+        "c.png": second.read_bytes()[:99],
+        "d.png": b"",
+    }
     tar = pack(tmp_path / "t.tar", members)
     summary = extract(config(tmp_path / "store", str(tar)))
     assert (summary.rows, summary.rejected) == (1, 3)
@@ -221,7 +233,7 @@ def test_tars_are_named_below_the_folder_that_all_share(tmp_path: Path) -> None:
     ],
 )
 def test_targets(tmp_path: Path, members: dict[str, str], target_column: str | None, targets: list[Any]) -> None:
-    tar = pack(tmp_path / "t.tar", {"a.jpg": "", "b.jpg": ""} | members)
+    tar = pack(tmp_path / "t.tar", {"a.jpg": "", "b.jpg": "", **members})
     assert column(tar, "target", target_column=target_column) == targets
 
 
@@ -238,7 +250,7 @@ def test_json_entries_have_the_types_of_json_lines(tmp_path: Path) -> None:
 
 def test_features_in_tars_are_stored_as_they_are(tmp_path: Path) -> None:
     numbers = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
-    members = {}
+    members: dict[str, bytes | str] = {}
     for row, features in enumerate(numbers):
         buffer = io.BytesIO()
         np.save(buffer, features)

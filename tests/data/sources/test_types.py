@@ -55,7 +55,13 @@ OF_PARQUET: dict[str, pa.Array] = {
 
 
 def config(out: Path, *data: str, **settings: Any) -> ExtractConfig:
-    defaults = {"backbone": sample.BACKBONE, "weights": "sample", "batch_size": 4, "workers": 0, "out": out}
+    defaults: dict[str, Any] = {
+        "backbone": sample.BACKBONE,
+        "weights": "sample",
+        "batch_size": 4,
+        "workers": 0,
+        "out": out,
+    }
     return ExtractConfig(**defaults | {"data": data} | settings)
 
 

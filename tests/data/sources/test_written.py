@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ DATES = ("2024-01-31", "NA")
 TIMES = ("2024-01-31 10:00", "2024-01-31T10:00:00")
 
 
-def rows(table: Path, texts: tuple[str, ...]) -> Path:
+def rows(table: Path, texts: Sequence[str]) -> Path:
     """Writes the texts as the column `x` of a CSV, TSV or JSONL table."""
     if table.suffix == ".jsonl":
         table.write_text("".join(f'{{"path": "{row}", "x": {text}}}\n' for row, text in enumerate(texts)))
@@ -61,7 +62,7 @@ def test_groups_keys_and_splits_are_the_text_that_stands_there(
 
 
 def test_groups_in_json_lines_are_spelled_as_there(tmp_path: Path) -> None:
-    texts = ("2.50", "2.5", "1e3", "1", '"01"', "true", "null", '"2024-01-31"', '"2024-01-31T00:00:00"')
+    texts = ["2.50", "2.5", "1e3", "1", '"01"', "true", "null", '"2024-01-31"', '"2024-01-31T00:00:00"']
     groups = ["2.50", "2.5", "1e3", "1", "01", "true", None, "2024-01-31", "2024-01-31T00:00:00"]
     for chosen in (slice(None), slice(0, 4), slice(7, 9)):
         made = plan(rows(tmp_path / "t.jsonl", texts[chosen]), group_key="x")

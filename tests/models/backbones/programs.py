@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 SIZE = 32
 HALVES = (0.5, 0.5, 0.5)
-STEPS = {"mean": HALVES, "std": (0.25, 0.25, 0.25), "image_size": SIZE}
+STEPS: dict[str, Any] = {"mean": HALVES, "std": (0.25, 0.25, 0.25), "image_size": SIZE}
 
 
 class Small(nn.Module):
     """A convolution and a linear layer on its flattened map, whose view needs one memory layout."""
+
+    preprocessing: dict[str, Any]
 
     def __init__(self, batch: int = -1, *, as_dict: bool = False) -> None:
         super().__init__()

@@ -14,6 +14,7 @@ from embedx.config import ExtractConfig
 from embedx.data.decoding.images import preprocess
 from embedx.errors import CheckpointError
 from embedx.models.backbones import BackboneSpec, describe_backbone
+from tests.models.steps import steps_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SEGMENTATION = models.list_models(module=models.segmentation)
@@ -25,7 +26,7 @@ def describe(backbone: str, **settings: Any) -> BackboneSpec:
     return describe_backbone(ExtractConfig(backbone=backbone, **settings), download=False)
 
 
-def whole(backbone: str, **options: Any) -> nn.Module:
+def whole(backbone: str, **options: Any) -> Any:
     options = {"weights": None, "weights_backbone": None, **options}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -116,7 +117,7 @@ def test_squares_are_preprocessed_as_torchvision_does_it(backbone: str, photos: 
     else:
         prepared, _ = whole(backbone).transform([transforms.to_dtype(transforms.pil_to_tensor(picture), scale=True)])
         by_torchvision = prepared.tensors
-    pixels = preprocess(transforms.pil_to_tensor(picture), spec.preprocessing)[None]
+    pixels = preprocess(transforms.pil_to_tensor(picture), steps_of(spec))[None]
     embedder = spec.load()
     ours = (pixels - embedder.mean) / embedder.std
     assert ours.shape == by_torchvision.shape
@@ -127,7 +128,7 @@ def test_squares_are_preprocessed_as_torchvision_does_it(backbone: str, photos: 
 
 
 def test_preprocessing_is_the_model_s() -> None:
-    steps = describe("ssd300_vgg16").preprocessing
+    steps = steps_of(describe("ssd300_vgg16"))
     assert (steps.resize, steps.crop, steps.mean[0]) == (300, 300, 0.48235)
-    assert describe("keypointrcnn_resnet50_fpn").preprocessing.crop == 800
-    assert describe("fcn_resnet50").preprocessing.crop == 520
+    assert steps_of(describe("keypointrcnn_resnet50_fpn")).crop == 800
+    assert steps_of(describe("fcn_resnet50")).crop == 520

@@ -17,6 +17,7 @@ from embedx.models.backbones.factory import KIND, _preprocessing
 from embedx.recipe import Preprocessing
 from embedx.run.extract import extract
 from tests.models.backbones.programs import HALVES, SIZE, STEPS, small
+from tests.models.steps import steps_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 MODULE = "tests.models.backbones.programs"
@@ -57,12 +58,12 @@ def test_rows_are_what_the_module_gives(arguments: tuple[str, ...]) -> None:
 
 
 def test_the_module_tells_its_preprocessing_or_it_is_asked_for() -> None:
-    steps = describe().preprocessing
+    steps = steps_of(describe())
     assert (steps.resize, steps.crop, steps.interpolation, steps.mean) == (36, SIZE, "bicubic", HALVES)
-    assert describe(resize=40).preprocessing.resize == 40
+    assert steps_of(describe(resize=40)).resize == 40
     with pytest.raises(ConfigError, match=r"the preprocessing of .*:build is unknown; give --image-size and --me"):
         describe(backbone_arg=("told=false",))
-    assert describe(backbone_arg=("told=false",), **STEPS).preprocessing.resize == SIZE
+    assert steps_of(describe(backbone_arg=("told=false",), **STEPS)).resize == SIZE
 
 
 def test_the_recipe_tells_weights_and_arguments() -> None:

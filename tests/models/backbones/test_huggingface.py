@@ -22,6 +22,7 @@ from embedx.errors import CheckpointError, ConfigError
 from embedx.models.backbones import BackboneSpec, describe_backbone, describe_layers
 from embedx.models.backbones.base import BackboneOptions
 from embedx.run.extract import extract
+from tests.models.steps import steps_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ("astronaut.png", "coffee.png", "rocket.jpg", "chelsea.png")
@@ -69,7 +70,7 @@ MODELS: dict[str, tuple[Any, Any, str]] = {
 def save(folder: Path, settings: Any, processor: Any = VIT_PROCESSOR, **options: Any) -> nn.Module:
     """Saves a small model of random weights, as transformers does."""
     torch.manual_seed(7)
-    model: nn.Module = transformers.AutoModel.from_config(settings).eval()
+    model = transformers.AutoModel.from_config(settings).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)  # as made, such small models see hardly any difference between images
     model.save_pretrained(folder, **options)
@@ -116,7 +117,7 @@ def test_rows_equal_transformers_own_forward_pass(kind: str, images: Path, tmp_p
     )
     extract(config)
     rows = embedx.open(tmp_path / "store").load("all", framework="torch")
-    steps = describe(tmp_path / "model").preprocessing
+    steps = steps_of(describe(tmp_path / "model"))
     pixels = torch.stack([preprocess(decode((images / key).read_bytes(), steps=steps), steps) for key in rows.keys])
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (steps.mean, steps.std))
     expected = features(model, (pixels / 255 - mean) / std, output)
@@ -134,7 +135,7 @@ def test_its_layers_are_its_modules(tmp_path: Path) -> None:
     settings, processor, _ = MODELS["vit"]
     model = save(tmp_path / "model", settings, processor)
     spec = describe(tmp_path / "model", layer=("layers.0",))
-    size = spec.preprocessing.crop
+    size = steps_of(spec).crop
     pixels = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
     with torch.inference_mode():
         embedder = spec.load()
@@ -227,7 +228,7 @@ def test_preprocessing_that_is_none_or_does_other_things_than_it_says_is_not_tak
 
 def test_large_images_for_convnext_are_squashed(tmp_path: Path) -> None:
     save(tmp_path, transformers.ConvNextConfig(**STAGES), transformers.ConvNextImageProcessor())
-    steps = describe(tmp_path).preprocessing
+    steps = steps_of(describe(tmp_path))
     assert (steps.resize, steps.crop, steps.interpolation) == ((384, 384), 384, "bicubic")
 
 
@@ -251,8 +252,8 @@ def test_another_image_size_interpolates_the_position_embeddings(tmp_path: Path,
     model: Any = save(tmp_path, settings, processor)
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     spec = describe(tmp_path, image_size=64)
-    assert spec.preprocessing is not None
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.preprocessing.mean, spec.preprocessing.std))
+    assert steps_of(spec) is not None
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (steps_of(spec).mean, steps_of(spec).std))
     normalised = (images / 255 - mean) / std
     with torch.inference_mode():
         run = model.get_image_features if output == "get_image_features" else model

@@ -16,7 +16,8 @@ from embedx.models.backbones import BackboneSpec, describe_backbone, describe_la
 from embedx.models.backbones.base import BackboneOptions
 from embedx.run.extract import extract
 from embedx.run.prepare import prepare
-from tests.models.backbones.programs import HALVES, SIZE, STEPS, Small, export, script, small
+from tests.models.backbones.programs import HALVES, SIZE, STEPS, export, script, small
+from tests.models.steps import steps_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -49,12 +50,18 @@ def test_rows_are_what_the_program_gives(tmp_path: Path, kind: str) -> None:
         export(path, dynamic="dynamic" in kind)
     else:
         script(path, small(as_dict="dict" in kind), freeze="frozen" in kind)
-    settings = {"data": (str(sample.IMAGES / "val"),), "workers": 0, "batch_size": 8, "device": "cpu", **STEPS}
+    settings: dict[str, Any] = {
+        "data": (str(sample.IMAGES / "val"),),
+        "workers": 0,
+        "batch_size": 8,
+        "device": "cpu",
+        **STEPS,
+    }
     extract(ExtractConfig(backbone=str(path), out=tmp_path / "store", **settings))
     rows = embedx.open(tmp_path / "store").load("all", framework="torch")
     job = prepare(ExtractConfig(backbone=str(path), out=tmp_path / "store", **settings))
     pixels = torch.stack(
-        [preprocess(decode((sample.IMAGES / "val" / key).read_bytes()), job.spec.preprocessing) for key in rows.keys]
+        [preprocess(decode((sample.IMAGES / "val" / key).read_bytes()), steps_of(job.spec)) for key in rows.keys]
     )
     assert_same(rows.embeddings, reference(pixels))
     recipe = embedx.open(tmp_path / "store").recipe
@@ -84,7 +91,7 @@ class Pooled(nn.Module):
 
 def test_the_image_size_is_the_exported_one(tmp_path: Path) -> None:
     path = export(tmp_path / "fixed.pt2")
-    assert describe(path, image_size=None).preprocessing.crop == SIZE
+    assert steps_of(describe(path, image_size=None)).crop == SIZE
     with pytest.raises(ConfigError, match=r"takes images of 32x32, not 48x48; give --image-size 32"):
         describe(path, image_size=48)
     with pytest.raises(ConfigError, match=r"the preprocessing of .*fixed\.pt2 is unknown; give --mean and --std"):
@@ -143,7 +150,7 @@ def test_a_damaged_program_is_a_fault(tmp_path: Path) -> None:
         describe(tmp_path / "a.ts")
 
 
-class Two(Small):
+class Two(nn.Module):
     def forward(self, images: Tensor, more: Tensor) -> Tensor:
         return images + more
 

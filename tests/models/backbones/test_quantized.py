@@ -17,6 +17,7 @@ from embedx.errors import CheckpointError, ConfigError
 from embedx.models.backbones import BackboneSpec, describe_backbone, describe_layers, quantized
 from embedx.models.backbones.base import BackboneOptions
 from embedx.models.runtimes.eager import EagerRuntime
+from tests.models.steps import steps_of
 
 BACKBONE = "quantized_shufflenet_v2_x0_5"
 pytestmark = [
@@ -46,11 +47,11 @@ def test_rows_are_those_of_torchvision_s_own_model(tmp_path: Path, monkeypatch: 
         model = models.get_model(BACKBONE, weights=None, quantize=True).eval()
     torch.save(model.state_dict(), path)
     spec = describe(weights="DEFAULT")
-    runtime = EagerRuntime(spec.load(), torch.device("cpu"), "fp32")
-    rows = runtime(images())["embeddings"]
+    embedder = spec.load()
+    rows = EagerRuntime(embedder, torch.device("cpu"), "fp32")(images())["embeddings"]
     model.fc = nn.Identity()
     with torch.inference_mode():
-        expected = model((images() - runtime.embedder.mean) / runtime.embedder.std)
+        expected = model((images() - embedder.mean) / embedder.std)
     assert rows.shape == expected.shape == (2, 1024)
     assert (rows - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert spec.architecture.weights.name.endswith("IMAGENET1K_FBGEMM_V1") and spec.architecture.weights.sha256
@@ -61,7 +62,7 @@ def test_preprocessing_is_torchvision_s_own(photos: Path) -> None:
     picture = Image.open(photos / "astronaut.png").convert("RGB")
     by_torchvision = models.get_model_weights(BACKBONE)["DEFAULT"].transforms()(picture)[None]
     embedder = spec.load()
-    pixels = preprocess(transforms.pil_to_tensor(picture), spec.preprocessing)[None]
+    pixels = preprocess(transforms.pil_to_tensor(picture), steps_of(spec))[None]
     with torch.inference_mode():
         rows, expected = embedder(pixels)["embeddings"], embedder.backbone(by_torchvision)
     assert nn.functional.cosine_similarity(rows, expected) >= 0.999

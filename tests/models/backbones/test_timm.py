@@ -21,6 +21,7 @@ from embedx.errors import CheckpointError, ConfigError
 from embedx.models.backbones import BackboneSpec, describe_backbone
 from embedx.run.extract import extract
 from embedx.run.prepare import prepare
+from tests.models.steps import steps_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ("astronaut.png", "coffee.png", "rocket.jpg", "chelsea.png")
@@ -35,7 +36,7 @@ def describe(backbone: str, **options: Any) -> BackboneSpec:
     return describe_backbone(config(backbone, **options), download=False)
 
 
-def reference(name: str, seed: int = 0, **options: Any) -> nn.Module:
+def reference(name: str, seed: int = 0, **options: Any) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return timm.create_model(name, pretrained=False, num_classes=0, **options).eval()
@@ -74,7 +75,7 @@ def test_rows_equal_timms_own_forward_pass(name: str, images: Path, tmp_path: Pa
     extract(settings)
     rows = embedx.open(tmp_path / "store").load("all", framework="torch")
     assert embedx.open(tmp_path / "store").manifest.environment.packages["timm"] == timm.__version__
-    steps = describe(f"timm:{name}").preprocessing
+    steps = steps_of(describe(f"timm:{name}"))
     pixels = torch.stack([preprocess(decode((images / key).read_bytes()), steps) for key in rows.keys])
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (steps.mean, steps.std))
     model = reference(name, seed=3)
@@ -94,7 +95,7 @@ def test_rows_equal_timms_own_forward_pass(name: str, images: Path, tmp_path: Pa
 )
 def test_the_preprocessing_is_timms(name: str, photos: Path) -> None:
     """Of models with every way to resize and crop that timm has for square images."""
-    steps = describe(f"timm:{name}").preprocessing
+    steps = steps_of(describe(f"timm:{name}"))
     settings = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
     theirs = timm.data.create_transform(**settings)(Image.open(photos / "coffee.png").convert("RGB"))
     pixels = preprocess(decode((photos / "coffee.png").read_bytes()), steps)
@@ -124,7 +125,7 @@ def test_names_and_tags_that_timm_does_not_know_name_the_nearest() -> None:
 
 def test_a_vision_transformer_is_built_for_the_image_size() -> None:
     spec = describe("timm:test_vit", image_size=96, seed=1)
-    assert spec.preprocessing.crop == 96
+    assert steps_of(spec).crop == 96
     pixels = torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8)
     embedder = spec.load()
     with torch.inference_mode():
@@ -162,7 +163,7 @@ def test_layers_of_what_torch_fx_can_not_trace_are_stored_too() -> None:
     model = reference("test_vit")
     kept: list[Tensor] = []
     model.blocks[1].register_forward_hook(lambda module, inputs, output: kept.append(output[:, 0]))
-    pixels = torch.randint(0, 256, (2, 3, spec.preprocessing.crop, spec.preprocessing.crop), dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (2, 3, steps_of(spec).crop, steps_of(spec).crop), dtype=torch.uint8)
     with torch.inference_mode():
         embedder = spec.load()
         rows = embedder(pixels)

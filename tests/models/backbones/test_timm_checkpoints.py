@@ -41,7 +41,7 @@ def by_timm(name: str, file: Path, **options: Any) -> dict[str, Tensor]:
 
 
 def describe(name: str, file: Path, **options: Any) -> BackboneSpec:
-    return describe_backbone(ExtractConfig(backbone=f"timm:{name}", out=Path("s"), checkpoint=file, **options))
+    return describe_backbone(ExtractConfig(backbone=f"timm:{name}", out=Path("s"), checkpoint=str(file), **options))
 
 
 def assert_same(spec: BackboneSpec, expected: dict[str, Tensor]) -> None:
@@ -162,7 +162,7 @@ def of_jax(state: dict[str, Tensor]) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def test_jax_s_arrays_are_read_by_timm_s_own_function(tmp_path: Path) -> None:
-    arrays = of_jax(dict(random_model(SMALL, img_size=64).state_dict()))
+    arrays: dict[str, Any] = of_jax(dict(random_model(SMALL, img_size=64).state_dict()))
     np.savez(file := tmp_path / "vit.npz", **arrays)
     spec = describe(SMALL, file, image_size=64)
     assert_same(spec, by_timm(SMALL, file, img_size=64))

@@ -14,6 +14,7 @@ from embedx.config import ExtractConfig
 from embedx.errors import ConfigError
 from embedx.models.backbones import BackboneSpec, describe_backbone
 from embedx.models.backbones.torchvision import backbone_names, weights_names
+from tests.models.steps import steps_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 HEADS = {"squeezenet1_1": "classifier.1", "shufflenet_v2_x0_5": "fc", "mobilenet_v3_small": "classifier.3"}
@@ -60,17 +61,17 @@ def test_backbones_of_every_kind_are_listed() -> None:
 
 
 def test_preprocessing_is_that_of_the_default_weights() -> None:
-    steps = describe("resnet50").preprocessing
+    steps = steps_of(describe("resnet50"))
     assert (steps.resize, steps.crop, steps.interpolation, steps.exif) == (232, 224, "bilinear", True)
     assert steps.mean == (0.485, 0.456, 0.406) and steps.std == (0.229, 0.224, 0.225)
-    swin = describe("swin_t", exif=False).preprocessing
+    swin = steps_of(describe("swin_t", exif=False))
     assert (swin.resize, swin.interpolation, swin.exif) == (232, "bicubic", False)
-    other = describe("resnet50", weights="IMAGENET1K_V1").preprocessing
+    other = steps_of(describe("resnet50", weights="IMAGENET1K_V1"))
     assert (other.resize, other.crop) == (256, 224)
 
 
 def test_another_image_size_keeps_the_share_that_is_cropped() -> None:
-    steps = describe("resnet50", image_size=112).preprocessing
+    steps = steps_of(describe("resnet50", image_size=112))
     assert (steps.resize, steps.crop) == (116, 112)
 
 

@@ -15,6 +15,7 @@ from torchvision import models
 from embedx.config import ExtractConfig
 from embedx.models.backbones import describe_backbone, describe_layers
 from embedx.models.backbones.base import BackboneOptions, parameters_on_meta
+from tests.models.steps import steps_of
 
 CLASSIFICATION = models.list_models(module=models)
 SEGMENTATION = models.list_models(module=models.segmentation)
@@ -66,7 +67,7 @@ def test_every_model_lists_its_layers_and_gives_one_vector_per_image(tmp_path: P
     if backbone == "vit_h_14":  # 2 TFLOP per image, as it takes those of 518 x 518 alone
         assert dimension == 1280
         return
-    crop = spec.preprocessing.crop
+    crop = steps_of(spec).crop
     with torch.inference_mode():
         rows = spec.load()(torch.full((2, 3, crop, crop), 200, dtype=torch.uint8))["embeddings"]
     assert rows.shape == (2, dimension) and rows.isfinite().all()

@@ -36,7 +36,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(images: Path, out: Path, fits: int, **settings: Any) -> ExtractConfig:
     backbone = {"backbone": f"{MODULE}:narrow", "backbone_arg": (f"fits={fits}",), "device": "cpu"}
-    return ExtractConfig(**backbone, out=out, data=(str(images),), workers=0, **{"batch_size": "auto", **settings})
+    defaults: dict[str, Any] = {"data": (str(images),), "workers": 0, "batch_size": "auto", **backbone}
+    return ExtractConfig(out=out, **defaults | settings)
 
 
 @pytest.mark.parametrize(("fits", "size"), [(100, 32), (32, 32), (31, 16), (8, 8), (7, 4), (1, 1)])

@@ -106,6 +106,7 @@ def test_batch_norms_are_folded_where_the_backbone_can_be_traced() -> None:
         fold_batch_norms(backbone)
         assert not any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules())
         torch.testing.assert_close(backbone(images), expected)
+        shared: Any
         for shared in (nn.Sequential(backbone[0], norm, backbone[0]), nn.Sequential(norm, backbone[0])):
             shared[0].out_channels, before = 3, list(shared)
             fold_batch_norms(shared)
@@ -204,7 +205,12 @@ def test_openvino_takes_a_trace_unless_that_might_be_another_model(
 ) -> None:
     exports = []
     export = torch.export.export
-    monkeypatch.setattr(torch.export, "export", lambda *args: exports.append(args) or export(*args))
+
+    def recorded(*args: Any) -> Any:
+        exports.append(args)
+        return export(*args)
+
+    monkeypatch.setattr(torch.export, "export", recorded)
     torch.manual_seed(0)
     embedder = Embedder(module().eval(), PLAIN, pool="avg", normalize=True).eval()
     with torch.inference_mode():

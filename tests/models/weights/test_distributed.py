@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from embedx.errors import CheckpointError
 from embedx.models.weights.find import weights_of_file
@@ -29,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
     content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3, "args": {"lr": 0.1}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.save(content, checkpoint_id=tmp_path / "last", no_dist=True)
+        save(content, checkpoint_id=tmp_path / "last", no_dist=True)
     return tmp_path / "last"
 
 
@@ -38,7 +39,7 @@ def test_a_folder_is_read_as_torch_reads_it(folder: Path) -> None:
     wanted = {name: torch.full_like(tensor, 7) for name, tensor in read.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.load(wanted, checkpoint_id=folder, no_dist=True)
+        load(wanted, checkpoint_id=folder, no_dist=True)
     assert {"model.0.weight", "model.1.running_mean", "optimizer.state.0.weight.exp_avg"} & read.keys()
     assert len(read) > 10 and all(torch.equal(read[name], tensor) for name, tensor in wanted.items())
 

@@ -24,12 +24,12 @@ from embedx.models.weights import inert
 from embedx.models.weights.read import read_state_dict
 
 STATE = {"conv.weight": torch.arange(6.0).view(2, 3), "conv.bias": torch.ones(2, dtype=torch.float16)}
-SAVE: dict[str, Callable[[Any, Path], None]] = {
+SAVE: dict[str, Callable[[Any, Path], object]] = {
     "zip": torch.save,
     "legacy": lambda content, path: torch.save(content, path, _use_new_zipfile_serialization=False),
     "protocol 4": lambda content, path: torch.save(content, path, pickle_protocol=4),
-    "pickle": lambda content, path: path.write_bytes(pickle.dumps(content)) and None,
-    "pickle 2": lambda content, path: path.write_bytes(pickle.dumps(content, protocol=2)) and None,
+    "pickle": lambda content, path: path.write_bytes(pickle.dumps(content)),
+    "pickle 2": lambda content, path: path.write_bytes(pickle.dumps(content, protocol=2)),
 }
 
 
@@ -162,7 +162,10 @@ def test_a_pickle_inside_a_tensor_s_pickle_is_inert_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("dtype", ["<f4", ">f8", "<i8", "?"])
 def test_numpy_s_arrays_are_weights_too(protocol: int, dtype: str, tmp_path: Path) -> None:
-    arrays = {"a": np.arange(6).reshape(2, 3).astype(dtype), "b": np.asfortranarray(np.ones((2, 3), dtype))}
+    arrays: dict[str, Any] = {
+        "a": np.arange(6).reshape(2, 3).astype(dtype),
+        "b": np.asfortranarray(np.ones((2, 3), dtype)),
+    }
     content = {"model": arrays | {"names": np.array(["x"]), "objects": np.array([None])}}
     (tmp_path / "model.pkl").write_bytes(pickle.dumps(content, protocol))
     read = read_state_dict(tmp_path / "model.pkl")

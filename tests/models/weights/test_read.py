@@ -60,7 +60,8 @@ def load_and_match(path: Path) -> tuple[Embedder, CheckpointMatch]:
 
 
 def saved(path: Path, state: Any) -> Path:
-    SAVE.get(path.suffix, torch.save)(state, path)
+    save: Callable[[Any, Path], None] = SAVE.get(path.suffix, torch.save)
+    save(state, path)
     return path
 
 

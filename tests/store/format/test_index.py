@@ -13,6 +13,7 @@ from embedx.errors import StoreError
 from embedx.store.format import index_file
 from embedx.store.format.index import UnitEntry, read_entry, read_index, write_index
 from embedx.store.format.index_file import PARQUET_OPTIONS
+from embedx.store.format.seal import encode_sealed as encode
 from embedx.store.untrusted.parquet_size import extent
 from tests.store.builders import build_store, unit_batch
 
@@ -52,11 +53,10 @@ def test_the_parquet_options_are_pinned_and_change_no_byte_but_for_checksums(
     def encode_sealed(table: pa.Table, **options: Any) -> bytes:
         given.append(options)
         few = {name: options[name] for name in ("row_group_size", "compression", "use_dictionary")}
-        by_default.append(original(table, **few, store_schema=True, write_page_checksum=True))
-        return original(table, **options)
+        by_default.append(encode(table, **few, store_schema=True, write_page_checksum=True))
+        return encode(table, **options)
 
     by_default: list[bytes] = []
-    original = index_file.encode_sealed
     monkeypatch.setattr(index_file, "encode_sealed", encode_sealed)
     write_index(tmp_path, rows(**METADATA), ENTRY)
     repetitive = [name for name in rows(**METADATA).column_names if name not in ("key", "path", "sha256")]

@@ -75,7 +75,7 @@ def test_a_damaged_record_and_all_behind_it_are_not_used(tmp_path: Path, place: 
     data = bytearray(path.read_bytes())
     data[place % (ends[1] - ends[0]) + ends[0]] ^= 1
     path.write_bytes(data)
-    found = []
+    found: list[list[str]] = []
     with pytest.raises(StoreError, match="its sha256 is wrong"):
         found.extend(record.rows["key"].to_pylist() for record in records(path, UNIT, "r"))
     assert found == WHOLE[:1]

@@ -145,7 +145,7 @@ def test_paths_of_a_unit() -> None:
     assert shard_path(unit, folder_name("a cat/2")) == "train/a cat%2F2/shard-00007.safetensors"
 
 
-def test_index_files_come_in_order_of_unit(tmp_path) -> None:
+def test_index_files_come_in_order_of_unit(tmp_path: Path) -> None:
     (tmp_path / "index").mkdir()
     for name in ("b-00002", "b-100000", "a-00001-00003", "b-00010", "notes"):
         (tmp_path / "index" / f"{name}.parquet").touch()

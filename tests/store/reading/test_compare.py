@@ -183,7 +183,7 @@ def test_splits_are_told_apart(tmp_path: Path, vectors: Tensor) -> None:
         session.finish({})
         session.close()
         stores.append(tmp_path / name)
-    comparison = embedx.compare(*stores)
+    comparison = embedx.compare(stores[0], stores[1])
     train, val = (comparison.drift_of_splits["embeddings"][split] for split in ("train", "val"))
     whole, expected = comparison.drift["embeddings"], drifts(vectors, vectors.roll(1, 1))
     assert train.worst == 0 and val.worst == pytest.approx(expected.max()) == whole.worst

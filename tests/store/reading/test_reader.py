@@ -3,8 +3,10 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 import torch
 
@@ -68,14 +70,8 @@ def test_iter_shards_maps_every_shard(store: embedx.Store) -> None:
 def test_the_index_has_rejected_inputs_too(store: embedx.Store) -> None:
     index = store.index("train")
     assert len(index) == 12
-    assert index.filter(pa_equal(index, "status", "rejected"))["key"].to_pylist() == ["key-2"]
+    assert index.filter(pc.equal(index["status"], "rejected"))["key"].to_pylist() == ["key-2"]
     assert len(store.index()) == 12
-
-
-def pa_equal(table, column, value):
-    import pyarrow.compute as pc
-
-    return pc.equal(table[column], value)
 
 
 def test_unknown_names_are_answered_with_the_nearest(store: embedx.Store) -> None:
@@ -112,7 +108,7 @@ def test_a_store_and_its_rows_say_what_they_are(store: embedx.Store) -> None:
 
 
 @pytest.mark.parametrize("framework", ["numpy", "torch"])
-def test_rows_are_found_by_their_keys(store: embedx.Store, framework: str) -> None:
+def test_rows_are_found_by_their_keys(store: embedx.Store, framework: Literal["numpy", "torch"]) -> None:
     keys = ["key-7", "key-0", "key-11", "key-0"]
     found, everything = store.rows("train", keys, framework=framework), store.load("train", framework=framework)
     assert found.keys == everything[keys].keys == keys

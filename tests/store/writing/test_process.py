@@ -21,7 +21,7 @@ from embedx.store.reading.reader import Store
 from embedx.store.reading.verify import verify
 from embedx.store.writing.process import WriterProcess
 from embedx.store.writing.session import StoreSession
-from embedx.store.writing.unit_rows import UnitBatch
+from embedx.store.writing.unit_rows import EarlierRows, UnitBatch
 from embedx.store.writing.units import UnitBuffer
 from tests.runs import assert_gone, assert_visible_units_are_whole, memory_of
 from tests.store.builders import manifest, unit_batch
@@ -32,7 +32,7 @@ FIRST = unit_batch(0, 4).tensors
 
 
 class RaisesMidRun(UnitBuffer):
-    def add(self, batch: UnitBatch) -> None:
+    def add(self, batch: UnitBatch | EarlierRows) -> None:
         if batch.rows["index"][0].as_py() >= 12:
             raise OSError(28, "No space left on device", "/some/disk")
         super().add(batch)
@@ -40,14 +40,14 @@ class RaisesMidRun(UnitBuffer):
 
 class RaisesInLastFlush(UnitBuffer):
     def commit(self) -> UnitEntry:
-        if self.unit.number == 1:
+        if self.unit and self.unit.number == 1:
             raise OSError(28, "No space left on device", "/some/disk")
         return super().commit()
 
 
 class RaisesAtLength(UnitBuffer):
     def commit(self) -> UnitEntry:
-        if self.unit.number == 1:
+        if self.unit and self.unit.number == 1:
             raise RuntimeError("x" * 200_000)
         return super().commit()
 
@@ -67,21 +67,21 @@ class RaisesUnpicklable(UnitBuffer):
 
 
 class KillsItself(UnitBuffer):
-    def add(self, batch: UnitBatch) -> None:
+    def add(self, batch: UnitBatch | EarlierRows) -> None:
         if batch.unit.number == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         super().add(batch)
 
 
 class ExitsQuietly(UnitBuffer):
-    def add(self, batch: UnitBatch) -> None:
+    def add(self, batch: UnitBatch | EarlierRows) -> None:
         if batch.unit.number == 1:
             os._exit(0)
         super().add(batch)
 
 
 class Slow(UnitBuffer):
-    def add(self, batch: UnitBatch) -> None:
+    def add(self, batch: UnitBatch | EarlierRows) -> None:
         time.sleep(0.05)
         super().add(batch)
 

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +58,11 @@ def finish_until(out: Path, killed_at: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             steps += 1
 
-    def take_place(*arguments: Path) -> None:
+    def take_place(new: Path, out: Path) -> None:
         sys.addaudithook(count)
-        original(*arguments)
+        original(new, out)
 
-    original: Callable[..., None] = replacement.take_place
+    original = replacement.take_place
     replacement.take_place = take_place
     session = StoreSession.begin(out, NEW, "overwrite")
     session.finish({})

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -152,12 +153,13 @@ def test_a_complete_store_that_was_damaged_is_unfinished_until_its_unit_is_writt
     out = build_store(tmp_path / "store", inputs=16, rejected=())
     index, shard = out / "index/train-00001.parquet", out / "train/cat/shard-00001.safetensors"
     before = {path: path.read_bytes() for path in (index, shard)}
-    {
+    damages: dict[str, Callable[[], None]] = {
         "shard gone": shard.unlink,
         "shard cut off": lambda: os.truncate(shard, 100),
         "index table gone": index.unlink,
         "index table empty": lambda: os.truncate(index, 0),
-    }[damage]()
+    }
+    damages[damage]()
     session = StoreSession.begin(out, manifest({"train": 16}), "resume")
     assert session.is_committed(Unit("train", 0)) and not session.is_committed(Unit("train", 1))
     assert not Manifest.read(out).complete and not index.exists()
@@ -282,6 +284,7 @@ def test_discard_takes_back_what_the_session_has_made_and_no_more(tmp_path: Path
     (tmp_path / "empty").mkdir()
     old = build_store(tmp_path / "old")
     before = sorted(tmp_path.rglob("*"))
+    mode: Mode
     for out, mode in (("p/q/r", "resume"), ("empty", "resume"), ("old", "overwrite")):
         session = StoreSession.begin(tmp_path / out, manifest({"train": 8}, recipe="new"), mode)
         (session.root / "train/cat").mkdir(parents=True)

@@ -152,6 +152,7 @@ def test_a_killed_writer_loses_no_row_that_is_old_and_the_next_run_takes_the_oth
     wait_for_rows(root, 3, recipe)  # nothing else arrives, and they go to disk nevertheless
     writer.put(unit_batch(3, 5))
     wait_for_rows(root, 5, recipe)
+    assert writer.pid is not None
     os.kill(writer.pid, signal.SIGKILL)
     with pytest.raises(WriterError, match=r"killed by SIGKILL.*what it brought to disk stays"):
         writer.close()
@@ -185,6 +186,7 @@ def test_a_quick_unit_is_never_journalled_and_an_interrupted_one_is_at_its_end(t
         time.sleep(0.01)
     assert not journal_files(root)
     server = psutil.Process(writer.pid).parent()
+    assert server is not None
     for process in (psutil.Process(writer.pid), server):
         process.terminate()
     assert writer.save() == 12
