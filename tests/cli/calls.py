@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import typer
@@ -12,7 +13,8 @@ import typer
 from embedx.cli.app import app, run
 
 PROGRAM = typer.main.get_group(app)
-COMMANDS = PROGRAM.commands
+COMMANDS: Mapping[str, Any] = PROGRAM.commands
+"""The commands by name: objects of Click's, of which later versions of typer bring along their own."""
 
 
 class Ended(NamedTuple):

@@ -7,19 +7,16 @@ import pty
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from embedx.cli.help import DOCS, TOPICS
-from tests.cli.conftest import Ended
-
-Run = Callable[..., Ended]
+from tests.cli.calls import Embedx
 
 
-def test_topics_are_listed_a_line_each(embedx: Run) -> None:
+def test_topics_are_listed_a_line_each(embedx: Embedx) -> None:
     ended = embedx("help")
     assert ended.code == 0 and len(ended.stdout.splitlines()) == len(TOPICS)
     for line, topic in zip(ended.stdout.splitlines(), TOPICS, strict=True):
@@ -27,15 +24,15 @@ def test_topics_are_listed_a_line_each(embedx: Run) -> None:
     assert "embedx help TOPIC" in ended.stderr
 
 
-def test_a_pipe_gets_the_page_as_it_stands(embedx: Run) -> None:
+def test_a_pipe_gets_the_page_as_it_stands(embedx: Embedx) -> None:
     assert embedx("help", "store").stdout == (DOCS / "store.md").read_text()
 
 
-def test_a_command_without_a_page_shows_its_options(embedx: Run) -> None:
+def test_a_command_without_a_page_shows_its_options(embedx: Embedx) -> None:
     assert "--rejected" in embedx("help", "info").stdout
 
 
-def test_an_unknown_topic_is_told_with_the_nearest_one(embedx: Run) -> None:
+def test_an_unknown_topic_is_told_with_the_nearest_one(embedx: Embedx) -> None:
     ended = embedx("help", "sorces")
     assert (ended.code, ended.stdout) == (2, "")
     assert ended.stderr == "error: unknown topic 'sorces'; did you mean sources? (`embedx help` lists them)\n"
@@ -67,7 +64,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag, self.getpos()
 
 
-def test_one_page_for_a_browser_needs_nothing_else(embedx: Run, tmp_path: Path) -> None:
+def test_one_page_for_a_browser_needs_nothing_else(embedx: Embedx, tmp_path: Path) -> None:
     ended = embedx("help", "--web", tmp_path / "manual.html")
     assert (ended.code, ended.stdout) == (0, f"{tmp_path / 'manual.html'}\n")
     text = (tmp_path / "manual.html").read_text()
@@ -80,7 +77,7 @@ def test_one_page_for_a_browser_needs_nothing_else(embedx: Run, tmp_path: Path) 
     assert text.count("<pre>") == sum((DOCS / f"{topic}.md").read_text().count("\n```") // 2 for topic in TOPICS)
 
 
-def test_a_web_page_that_can_t_be_written_is_told(embedx: Run, tmp_path: Path) -> None:
+def test_a_web_page_that_can_t_be_written_is_told(embedx: Embedx, tmp_path: Path) -> None:
     ended = embedx("help", "--web", tmp_path / "absent" / "manual.html")
     assert ended.code == 1 and ended.stderr == f"error: No such file or directory: {tmp_path}/absent/manual.html\n"
 

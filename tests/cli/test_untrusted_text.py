@@ -158,7 +158,6 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def _name(parameter: Any) -> str:
-    """An option or an argument has a class of Click's, which typer brings along under its own name."""
     return parameter.opts[-1] if parameter.param_type_name == "option" else parameter.metavar or parameter.name or ""
 
 

@@ -11,21 +11,18 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from embedx import sample
-from tests.cli.conftest import Ended
-from tests.cli.test_advice import COMMANDS
+from tests.cli.calls import COMMANDS, Embedx
 
 PAGES = Path(__file__).parent / "help"
 RENEW = "EMBEDX_RENEW_HELP=1 python -m pytest -n0 tests/cli/test_usage.py"
-Run = Callable[..., Ended]
 
 
-def page(embedx: Run, monkeypatch: pytest.MonkeyPatch, *arguments: str, columns: int = 80) -> str:
+def page(embedx: Embedx, monkeypatch: pytest.MonkeyPatch, *arguments: str, columns: int = 80) -> str:
     monkeypatch.setenv("COLUMNS", str(columns))
     done = embedx(*arguments, "--help")
     assert (done.code, done.stderr) == (0, "")
@@ -34,7 +31,7 @@ def page(embedx: Run, monkeypatch: pytest.MonkeyPatch, *arguments: str, columns:
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_the_page_of_every_command_is_the_stored_one(
-    embedx: Run, monkeypatch: pytest.MonkeyPatch, command: str
+    embedx: Embedx, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     shown = page(embedx, monkeypatch, *command.split())
     file = PAGES / f"{command or 'embedx'}.txt"
@@ -49,7 +46,7 @@ def test_there_is_no_page_of_a_command_that_is_gone() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_no_word_of_a_help_text_is_broken(embedx: Run, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+def test_no_word_of_a_help_text_is_broken(embedx: Embedx, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     words = page(embedx, monkeypatch, command).split()
     for parameter in COMMANDS[command].params:
         text = (parameter.help or "").split()
@@ -64,25 +61,25 @@ def test_every_option_says_what_its_value_is(command: str) -> None:
             assert parameter.metavar, parameter.name
 
 
-def test_wide_and_narrow_terminals(embedx: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wide_and_narrow_terminals(embedx: Embedx, monkeypatch: pytest.MonkeyPatch) -> None:
     assert page(embedx, monkeypatch, "extract", columns=200) == (PAGES / "extract.txt").read_text()
     narrow = page(embedx, monkeypatch, "info", columns=60)
     options = narrow[: narrow.index("Examples")]
     assert max(map(len, options.splitlines())) <= 60
 
 
-def test_the_panels_stand_in_the_design_s_order(embedx: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_panels_stand_in_the_design_s_order(embedx: Embedx, monkeypatch: pytest.MonkeyPatch) -> None:
     titles = re.findall(r"^[A-Z][a-z ]+$", page(embedx, monkeypatch, "extract"), re.MULTILINE)
     rooms = ["Inputs", "Backbone", "Preprocessing", "Output", "Machine", "Running again"]
     assert titles == ["Arguments", *rooms, "Options", "Examples"]
 
 
-def test_without_a_command_the_page_is_printed_and_the_code_is_that_of_usage(embedx: Run) -> None:
+def test_without_a_command_the_page_is_printed_and_the_code_is_that_of_usage(embedx: Embedx) -> None:
     done = embedx()
     assert (done.code, done.stderr) == (2, "") and done.stdout == (PAGES / "embedx.txt").read_text()
 
 
-def test_version(embedx: Run) -> None:
+def test_version(embedx: Embedx) -> None:
     done = embedx("--version")
     assert (done.code, done.stderr) == (0, "") and re.fullmatch(r"embedx \d+\.\d+\S*\n", done.stdout)
 
@@ -114,7 +111,7 @@ def photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.soak
-def test_every_example_runs(embedx: Run, photographs: Path) -> None:
+def test_every_example_runs(embedx: Embedx, photographs: Path) -> None:
     """As it stands, but for the backbone: the sample's needs no download."""
 
     def run(command: str, *numbers: int) -> None:

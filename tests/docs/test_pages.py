@@ -11,7 +11,8 @@ from rich.console import Console
 
 import embedx
 from embedx.cli.help import DOCS, TOPICS, rendered, summary
-from tests.cli.test_advice import COMMANDS, OPTIONS, faults_of
+from tests.cli.calls import COMMANDS
+from tests.cli.test_advice import OPTIONS, faults_of
 from tests.docs.pages import PAGES, ROOT, blocks
 
 BASE = "https://github.com/embedx/embedx/blob/main/"
