@@ -252,8 +252,8 @@ def test_another_image_size_interpolates_the_position_embeddings(tmp_path: Path,
     model: Any = save(tmp_path, settings, processor)
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     spec = describe(tmp_path, image_size=64)
-    assert steps_of(spec) is not None
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (steps_of(spec).mean, steps_of(spec).std))
+    steps = steps_of(spec)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (steps.mean, steps.std))
     normalised = (images / 255 - mean) / std
     with torch.inference_mode():
         run = model.get_image_features if output == "get_image_features" else model
