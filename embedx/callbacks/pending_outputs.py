@@ -32,7 +32,7 @@ def copier_for(device: torch.device) -> HostCopier:
     """
     if device.type != "cuda":
         return no_copy
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream = torch.cuda.Stream(device)
 
     def copy(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], torch.cuda.Event]:
         """Starts copying; torch's allocators reuse memory only once the copies from or to it are complete."""
@@ -45,7 +45,7 @@ def copier_for(device: torch.device) -> HostCopier:
                 copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
                 copies[name].copy_(tensor, non_blocking=True)
                 tensor.record_stream(stream)
-            event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            event = torch.cuda.Event(blocking=True)
             event.record(stream)
         return {name: copies[name] for name in tensors}, event
 
@@ -73,7 +73,7 @@ class PendingOutputs(Generic[T]):
         """Takes the outputs whose copies are complete; waits for all, or only while more than `slots` are pending."""
         while self._pending:
             item, tensors, event = self._pending[0]
-            if event is not None and not event.query():  # type: ignore[no-untyped-call]
+            if event is not None and not event.query():
                 if not wait_for_all and len(self._pending) <= self._slots:
                     return
                 event.synchronize()

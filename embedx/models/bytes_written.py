@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class BytesWritten(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class BytesWritten(TorchDispatchMode):
     """Adds up the bytes of every operation's outputs while it is entered; the meta device counts like a real one.
 
     Batch norms are left out, as every runtime folds them into convolutions, and so are views. The meta device has no

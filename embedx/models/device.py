@@ -34,7 +34,7 @@ def has_bf16(device: torch.device) -> bool:
         with torch.cuda.device(device):
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if platform.machine() in ("aarch64", "arm64"):
-        has_mkldnn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        has_mkldnn = torch.backends.mkldnn.is_available()
         return bool(has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 

@@ -106,7 +106,7 @@ def _room_of_group(folder: Path) -> int:
 
 def cores() -> int:
     """Returns the number of cores that this process may use, by affinity and container limits, rounded up."""
-    from loky import cpu_count  # type: ignore[import-untyped]
+    from loky import cpu_count
 
     return int(cpu_count())
 

@@ -29,7 +29,7 @@ def run_folder() -> str:
 
     It has a lock that ends with the process; multiprocessing keeps its sockets in it.
     """
-    import loky  # type: ignore[import-untyped]  # noqa: F401  (which gives semaphores the process's id as a name)
+    import loky  # noqa: F401  (which gives semaphores the process's id as a name)
 
     base = clear_killed_runs()
     while True:

@@ -81,8 +81,8 @@ def _card(image: Image.Image, at: tuple[int, int], key: str, theme: Theme, line:
 
 def _copy(path: Path) -> None:
     _PHOTOGRAPHS.mkdir(exist_ok=True)
-    with Image.open(path) as photograph:
-        photograph = photograph.convert("RGBA")
+    with Image.open(path) as opened:
+        photograph = opened.convert("RGBA")
     photograph.thumbnail((_TILE[0] - 20, _TILE[1] - 20))
     flat = Image.new("RGB", photograph.size, "white")
     flat.paste(photograph, mask=photograph)

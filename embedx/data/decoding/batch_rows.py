@@ -86,7 +86,7 @@ class _TensorBuffer:
         self._decoder = decoder
         self._inputs = decoder.empty(batch_size)
         if get_worker_info() is not None:
-            self._inputs.share_memory_()  # type: ignore[no-untyped-call]  # now, so that no copy follows
+            self._inputs.share_memory_()  # now, so that no copy follows
 
     def decode_into(self, row: int, data: bytes) -> None:
         self._decoder.decode_into(self._inputs[row], data)

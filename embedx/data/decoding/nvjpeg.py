@@ -27,7 +27,7 @@ class SideStream:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def use(self) -> contextlib.AbstractContextManager[Any]:
         """Returns a context in which work for the device goes to this stream."""

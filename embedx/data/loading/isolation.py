@@ -50,7 +50,7 @@ class InHand:
     def __init__(self, workers: int) -> None:
         self.workers = workers
         self._slots = torch.zeros(workers, 4, dtype=torch.float64)  # pid, row, since (0: no input), read or not
-        self._slots.share_memory_()  # type: ignore[no-untyped-call]
+        self._slots.share_memory_()
         self._spent: dict[tuple[float, ...], float] = {}  # seconds of each slot's content; known to the parent alone
 
     @contextlib.contextmanager

@@ -112,7 +112,7 @@ def _read(path: Path) -> nn.Module | torch.export.ExportedProgram:
             warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)  # nor written to
             if entries & _OF_EXPORT:
                 return torch.export.load(file)  # not by its path, whose suffix would matter
-            script: nn.Module = torch.jit.load(file, map_location="cpu")  # type: ignore[no-untyped-call]
+            script: nn.Module = torch.jit.load(file, map_location="cpu")
             return script
     except Exception as error:
         raise CheckpointError(

@@ -64,7 +64,7 @@ class _Graph:
     def __init__(self, embedder: Embedder, images: Tensor) -> None:
         self.images = images
         self._graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]  # the default is one stream for all devices
+        stream = torch.cuda.Stream(images.device)  # the default is one stream for all devices
         # Other threads may ask for pinned memory meanwhile, which would end a recording of all threads.
         recording = torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local")
         with torch.cuda.device(images.device), torch.inference_mode(), recording:

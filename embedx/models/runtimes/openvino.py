@@ -92,7 +92,7 @@ def _converted(openvino: Any, model: _ChannelsLast, images: Tensor) -> Any:
         warnings.simplefilter("error", TracerWarning)
         try:
             example = images[:2]
-            trace = torch.jit.trace(compute, (example,), check_trace=False)  # type: ignore[no-untyped-call]
+            trace = torch.jit.trace(compute, (example,), check_trace=False)
             converted = openvino.convert_model(trace, example_input=(example,), input=[(shape, openvino.Type.u8)])
             if all(output.partial_shape[0] == shape[0] for output in converted.outputs):
                 return converted
