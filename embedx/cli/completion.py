@@ -16,15 +16,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from embedx.names import EMBEDDINGS, MANIFEST, NO_BACKBONE
 
 _TORCHVISION = ("", "segmentation", "detection", "quantization")
 """The folders of torchvision's models that are backbones."""
 _BUILDER = re.compile(r"^@register_model(?:\((?:name=\"(\w+)\")?\))?\n(?:@.*?^)?def (\w+)\(", re.MULTILINE | re.DOTALL)
 """The registration of a model, in torchvision and in timm: its name, or else that of its function."""
-_TAGGED = re.compile(r"^    ['\"](\w+\.[\w-]+)['\"]: ", re.MULTILINE)
+_TAGGED = re.compile(r"^    ['\"](\w+\.(?!untrained)[\w-]+)['\"]: ", re.MULTILINE)
 """The entry of pretrained weights in one of timm's tables."""
 
 
@@ -47,45 +45,47 @@ def _names(package: str, folder: str, pattern: re.Pattern[str] = _BUILDER) -> It
                 yield next(filter(None, match.groups()))
 
 
-def _backbones(values: dict[str, Any], incomplete: str) -> list[str]:
+def _backbones(incomplete: str) -> list[str]:
     return timm_names() if incomplete.startswith("timm") else [*torchvision_names(), NO_BACKBONE]
 
 
-def _weights(values: dict[str, Any], incomplete: str) -> list[str]:
+def _weights(incomplete: str) -> list[str]:
     return ["DEFAULT", "random", "sample"]
 
 
-def _splits(values: dict[str, Any], incomplete: str) -> list[str]:
-    return [name for manifest in _manifests(values) for name in manifest["plan"]["splits"]]
+def _splits(incomplete: str) -> list[str]:
+    return [name for manifest in _manifests() for name in manifest["plan"]["splits"]]
 
 
-def _tensors(values: dict[str, Any], incomplete: str) -> list[str]:
-    return [EMBEDDINGS, *_layers(values, incomplete)]
+def _tensors(incomplete: str) -> list[str]:
+    return [EMBEDDINGS, *_layers(incomplete)]
 
 
-def _layers(values: dict[str, Any], incomplete: str) -> list[str]:
-    return [name for manifest in _manifests(values) for name in manifest["recipe"]["layers"]]
+def _layers(incomplete: str) -> list[str]:
+    return [name for manifest in _manifests() for name in manifest["recipe"]["layers"]]
 
 
-def _manifests(values: dict[str, Any]) -> Iterator[Any]:
-    """Yields what the manifests of the stores that the line names so far say."""
-    for place in {str(values[name]) for name in ("path", "out", "a", "b") if values.get(name)}:
-        yield json.loads(Path(place, MANIFEST).expanduser().read_bytes())
+def _manifests() -> Iterator[Any]:
+    """Yields the manifests of the stores that the command line names so far."""
+    words = os.environ.get("COMP_WORDS", "").split("\n") + os.environ.get("_TYPER_COMPLETE_ARGS", "").split()
+    for place in dict.fromkeys(words):
+        if (manifest := Path(place, MANIFEST).expanduser()).is_file():
+            yield json.loads(manifest.read_bytes())
 
 
 _COMPLETERS = {"BACKBONE": _backbones, "WEIGHTS": _weights, "SPLIT": _splits, "NAME": _tensors, "LAYER": _layers}
 """The function that lists the values of each kind."""
 
 
-def completer(metavar: str | None) -> Callable[[typer.Context, str], list[str]] | None:
+def completer(metavar: str | None) -> Callable[[str], list[str]] | None:
     """Returns the function that completes values of this kind; None leaves them to the shell."""
     if metavar not in _COMPLETERS:
         return None
     names = _COMPLETERS[metavar]
 
-    def complete(context: typer.Context, incomplete: str) -> list[str]:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no store, or a damaged one
-            return [name for name in dict.fromkeys(names(context.params, incomplete)) if name.startswith(incomplete)]
+    def complete(incomplete: str) -> list[str]:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a damaged store
+            return [name for name in dict.fromkeys(names(incomplete)) if name.startswith(incomplete)]
         return []
 
     return complete

@@ -1,0 +1,113 @@
+"""What a shell completes, asked as the shells' own scripts ask it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+
+from embedx.cli.completion import timm_names, torchvision_names
+from embedx.models.backbones.torchvision import backbone_names
+from tests.cli.conftest import Ended
+
+SCRIPTS = Path(sys.executable).parent
+
+
+@pytest.fixture
+def completed(embedx: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Returns the values for the last of these words, as bash has cut them."""
+
+    def ask(*words: str) -> list[str]:
+        for name, value in asked(*words).items():
+            monkeypatch.setenv(name, value)
+        done = embedx()
+        assert (done.code, done.stderr) == (0, "")
+        return list(filter(None, done.stdout.splitlines()))
+
+    return ask
+
+
+def asked(*words: str) -> dict[str, str]:
+    """What bash's script sets."""
+    return {"COMP_WORDS": "\n".join(words), "COMP_CWORD": str(len(words) - 1), "_EMBEDX_COMPLETE": "complete_bash"}
+
+
+def test_completing_imports_nothing_large() -> None:
+    code = "import sys, embedx.cli.app as app; app.run(); assert not {'torch', 'numpy', 'timm'} & set(sys.modules)"
+    environment = os.environ | asked("embedx", "layers", "timm", ":", "resnet18")
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "resnet18.a1_in1k" in done.stdout.splitlines()
+
+
+def test_names_read_from_source_files_are_those_of_the_libraries() -> None:
+    assert torchvision_names() == backbone_names()
+    names = {name.removeprefix("timm:") for name in timm_names()}
+    architectures, tagged = set(timm.list_models()), set(timm.list_models(pretrained=True))
+    assert architectures <= names
+    assert len(tagged - names) < 0.05 * len(tagged)  # a few are made by loops
+    assert len(names - architectures - tagged) < 0.01 * len(names)  # a few were never published
+
+
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        (["embedx", "prob"], ["probe"]),
+        (["embedx", "extract", "--prec"], ["--precision"]),
+        (["embedx", "extract", "--precision", ""], ["fp32", "tf32", "bf16", "fp16"]),
+        (["embedx", "extract", "--backbone", "wide_"], ["wide_resnet101_2", "wide_resnet50_2"]),
+        (["embedx", "layers", "timm", ":", "vit_base_patch16_dinov3."], ["vit_base_patch16_dinov3.lvd1689m"]),
+        (["embedx", "extract", "--weights", "sa"], ["sample"]),
+        (["embedx", "probe", "store", "--test", ""], ["val", "tåg"]),
+        (["embedx", "extract", "-o", "store", "--layer", "la"], ["layer3"]),
+        (["embedx", "compare", "store", "store", "--name", ""], ["embeddings", "layer3"]),
+        (["embedx", "probe", "nothing", "--test", ""], []),
+        (["embedx", "extract", "--out", ""], []),  # which leaves it to the shell: paths
+    ],
+)
+def test_values(
+    completed: Callable[..., list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    values: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "store").mkdir()
+    manifest = {"plan": {"splits": {"val": {}, "tåg": {}}}, "recipe": {"layers": ["layer3"]}}
+    (tmp_path / "store" / "manifest.json").write_text(json.dumps(manifest))
+    assert completed(*words) == values
+
+
+def test_a_damaged_store_completes_nothing(completed: Callable[..., list[str]], tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{")
+    assert completed("embedx", "probe", str(tmp_path), "--test", "") == []
+
+
+ASKED = {
+    "bash": """
+        COMP_WORDS=(embedx extract --backbone timm : vit_base_patch16_dinov3.); COMP_CWORD=5
+        _embedx_completion embedx; printf '%s\\n' "${COMPREPLY[@]}"
+    """,
+    "zsh": """
+        _arguments() { print -r -- "$@" }
+        words=(embedx extract --backbone timm:vit_base_patch16_dinov3.); CURRENT=4
+        _embedx_completion
+    """,
+}
+
+
+@pytest.mark.parametrize("shell", [name for name in ASKED if shutil.which(name)])
+def test_the_shell_s_own_script_works_in_the_shell(shell: str) -> None:
+    script = "compdef() :\n" if shell == "zsh" else ""
+    script += 'eval "$(embedx --show-completion)"\n' + ASKED[shell]
+    environment = os.environ | {"PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run([shell, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert "vit_base_patch16_dinov3.lvd1689m" in done.stdout.replace("\\", "")
+    assert (done.stdout.startswith("vit_")) == (shell == "bash")  # as bash has taken `timm:` for another word
