@@ -15,6 +15,7 @@ Pooling = Literal["avg", "max", "gem", "cls", "none"]
 RuntimeName = Literal["auto", "eager", "compile", "openvino"]
 DecoderName = Literal["cpu", "cuda"]
 OnError = Literal["reject", "fail"]
+ProgressForm = Literal["auto", "plain", "json"]
 Interpolation = Literal["bilinear", "bicubic"]
 
 MAX_PIXELS = 178_956_970

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import io
+import json
 import re
 import threading
 import time
@@ -88,3 +90,35 @@ def test_a_log_tells_when_a_run_begins_and_how_it_ends(error: BaseException | No
     terminal = console(force_terminal=True)
     with Heartbeat(terminal).frame("embedx"):
         assert lines(terminal) == []
+
+
+def test_for_programs_each_line_is_an_object() -> None:
+    log = console()
+    with Heartbeat(log, seconds=0.2, form="json").frame("embedx 1.0 extract"), Heartbeat(log, 0.2, form="json") as beat:
+        beat.say("listing the inputs")
+        time.sleep(0.5)
+        beat.follow(str, lambda: {"state": "embedding", "done": 3})
+        beat.beat()
+        time.sleep(0.3)
+    events = [json.loads(line) for line in log.file.getvalue().splitlines()]
+    assert [each["event"] for each in events] == ["begin", *["progress"] * (len(events) - 2), "end"]
+    assert events[0]["title"] == "embedx 1.0 extract" and events[-1]["exit_code"] == 0
+    assert events[1]["state"] == "listing the inputs" and 0 < events[1]["seconds"] < 0.5
+    assert events[-2]["done"] == events[-3]["done"] == 3
+    times = [datetime.datetime.fromisoformat(each["time"]) for each in events]
+    assert times == sorted(times) and times[0].utcoffset() == datetime.timedelta(0)
+
+
+def test_a_detail_is_told_only_where_it_is_wanted() -> None:
+    log = console()
+    Heartbeat(log).detail("a")
+    Heartbeat(log, verbose=True).detail("b")
+    assert lines(log) == ["b"]
+
+
+def test_plain_lines_on_a_terminal() -> None:
+    terminal = console(force_terminal=True, _environ={"TERM": "xterm-256color"})
+    with Heartbeat(terminal, seconds=0.1, form="plain") as heartbeat:
+        heartbeat.say("working")
+        time.sleep(0.15)
+    assert lines(terminal) == ["working: 0 s so far"]

@@ -63,7 +63,7 @@ class MetricsLog(PeriodicCallback):
         loss = self._sum / (1 - self.smoothing**self._seen)
         others = _text(trainer_state, "train/", without="loss")
         line = f"{self.title}: {self._unit} {done}, loss {loss:.4g}{others}, {rate:.1f} {self._unit}s/s"
-        if self._heartbeat.console.is_terminal:
+        if self._heartbeat.is_bar:
             self._heartbeat.say(line)
         else:
             self._heartbeat.tell(line)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import time
+from collections import Counter
+from typing import Any
 
 from rich.progress import (
     BarColumn,
@@ -37,7 +39,7 @@ class ProgressBar(Callback):
         super().__init__()
         self.totals = totals
         self._heartbeat = heartbeat
-        self._display = _Bars(heartbeat, totals) if heartbeat.console.is_terminal else _Lines(heartbeat, totals)
+        self._display = _Bars(heartbeat, totals) if heartbeat.is_bar else _Lines(heartbeat, totals)
 
     def on_test_epoch_start(self, trainer_state: TrainerState, model: nn.Module) -> None:
         """Starts the display."""
@@ -53,7 +55,10 @@ class ProgressBar(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Adds the batch's inputs."""
-        self._display.advance(list(self.totals)[dataloader_idx], len(batch["index"]))
+        unavailable = batch.get("unavailable") or ()
+        without_row = sum(reason is not None for reason in batch.get("reasons") or ())
+        lost = Counter(rejected=without_row - sum(unavailable), unavailable=sum(unavailable))
+        self._display.advance(list(self.totals)[dataloader_idx], len(batch["index"]), lost)
 
     def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> None:
         """Stops the display; callbacks that follow may still have much to do."""
@@ -97,7 +102,7 @@ class _Bars:
         self._heartbeat.hide()
         self._progress.start()
 
-    def advance(self, name: str, count: int) -> None:
+    def advance(self, name: str, count: int, lost: Counter[str]) -> None:
         self._progress.start_task(self._tasks[name])
         self._progress.advance(self._tasks[name], count)
 
@@ -111,27 +116,50 @@ class _Lines:
         self._totals = totals
         self._done = dict.fromkeys(totals, 0)
         self._current = next(iter(totals), None)
+        self._lost = Counter[str]()
         self._started = 0.0
 
     def start(self) -> None:
         self._started = time.monotonic()
-        self._heartbeat.follow(self._line)
+        self._heartbeat.follow(self._line, self._facts)
 
-    def advance(self, name: str, count: int) -> None:
+    def advance(self, name: str, count: int, lost: Counter[str]) -> None:
         self._current = name
         self._done[name] += count
-        if self._done[name] == self._totals[name]:
+        self._lost += lost
+        if self._done[name] < self._totals[name]:
+            return
+        if self._heartbeat.form == "json":
+            self._heartbeat.beat()
+        else:
             self._heartbeat.tell(f"{name}: {self._done[name]} of {self._totals[name]} inputs")
 
     def stop(self) -> None:
         pass
 
+    def _facts(self) -> dict[str, Any]:
+        done, total, rate = self._pace()
+        return {
+            "state": "embedding",
+            "split": self._current,
+            "done": done,
+            "total": total,
+            "rate": round(rate, 2),
+            "eta": round((total - done) / rate, 1) if rate else None,
+            "rejected": self._lost["rejected"],
+            "unavailable": self._lost["unavailable"],
+        }
+
+    def _pace(self) -> tuple[int, int, float]:
+        """Returns the inputs that are done, those of all splits, and the inputs per second."""
+        done = sum(self._done.values())
+        return done, sum(self._totals.values()), done / max(time.monotonic() - self._started, 1e-9)
+
     def _line(self) -> str:
         name = self._current
         if name is None:
             return "moving rows"
-        done, total = sum(self._done.values()), sum(self._totals.values())
-        rate = done / (time.monotonic() - self._started)
+        done, total, rate = self._pace()
         line = f"{name}: {self._done[name]} of {self._totals[name]} inputs, {rate:.1f} images/s"
         if done:
             line += f", {datetime.timedelta(seconds=round((total - done) / rate))} left"

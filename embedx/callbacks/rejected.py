@@ -22,6 +22,7 @@ class RejectedInputs(Callback):
         on_error: The reaction to an input without a row: `reject` goes on, `fail` ends the run.
         say: The way to tell the user something at once; None tells nothing.
         unavailable: The allowed number of unavailable inputs; None allows all.
+        detail: The way to tell each input without a row; None tells none.
     """
 
     def __init__(
@@ -29,10 +30,12 @@ class RejectedInputs(Callback):
         on_error: OnError = "reject",
         say: Callable[[str], None] | None = None,
         unavailable: Allowed | None = None,
+        detail: Callable[[str], None] | None = None,
     ) -> None:
         super().__init__()
         self.on_error = on_error
         self.say = say
+        self.detail = detail
         self.allowed = unavailable
         self.counts: Counter[int] = Counter()
         """The rejected inputs by dataloader, without the rows that are not finite."""
@@ -66,6 +69,8 @@ class RejectedInputs(Callback):
         for key, reason, is_unavailable in zip(batch["keys"], batch.get("reasons", ()), passing, strict=False):
             if reason is None:
                 continue
+            if self.detail is not None:
+                self.detail(f"{'unavailable' if is_unavailable else 'rejected'}: {key}: {reason}")
             if is_unavailable:
                 self._add_unavailable(key, reason)
             else:
@@ -96,6 +101,8 @@ class RejectedInputs(Callback):
         """
         self.rows += rows
         self.not_finite += len(found)
+        for row in found if self.detail is not None else ():
+            self.detail(f"rejected: {row.key}: {row.reason}")
         if found and self.on_error == "fail":
             raise InputError(
                 f"{found[0].key}: {found[0].reason}; {found[0].cause.value}, go on without it by --on-error reject, or "

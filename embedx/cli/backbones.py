@@ -2,29 +2,97 @@
 
 from __future__ import annotations
 
+import fnmatch
+import shlex
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+
 from embedx.cli.options import DebugOption, JsonOption
-from embedx.cli.output import print_json, print_line
+from embedx.cli.output import STDERR, print_json, print_line
+from embedx.errors import ConfigError
 from embedx.system.torch_imports import import_torchvision
 
 EXAMPLES = """\
-# all names
+# torchvision's models
 embedx backbones
-# with the names of their weights
-embedx backbones --json"""
+# all that have dinov in their names, timm's too
+embedx backbones dinov
+# well-known models, each with the options that it needs
+embedx backbones --tested"""
 """The examples on the help page."""
 
+_NONE = "no pretrained weights"
 
-def command(as_json: JsonOption = False, debug: DebugOption = False) -> None:
-    """List torchvision's backbones by name; --json adds the names of their weights.
 
-    --backbone also takes timm:NAME, hf:NAME, hf:FOLDER, the file of a program (.pt2, or TorchScript as .pt, .ts,
-    .jit, .torchscript), your own code as package.module:factory, and none if the inputs are features.
+def command(
+    pattern: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="PATTERN",
+            help="Part of a name, or a pattern such as 'timm:convnext*.dinov3*'. Default: all of torchvision.",
+        ),
+    ] = None,
+    tested: Annotated[
+        bool, typer.Option("--tested", help="List well-known models, with the options they need.")
+    ] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """List backbones of torchvision and, if it is installed, of timm, with their pretrained weights.
+
+    --backbone also takes hf:NAME, hf:FOLDER, the file of a program (.pt2, or TorchScript as .pt, .ts, .jit,
+    .torchscript), your own code as package.module:factory, and none if the inputs are features.
     """
+    if tested:
+        _print_tested(pattern, as_json=as_json)
+        return
     import_torchvision()
+    from embedx.models.backbones.timm import weights_of_models
     from embedx.models.backbones.torchvision import backbone_names, weights_names
 
+    found = {name: weights_names(name) for name in backbone_names() if _matches(name, pattern)}
+    has_timm = find_spec("timm") is not None
+    if pattern is not None and has_timm:
+        found |= {
+            name: tags
+            for name, all_tags in weights_of_models().items()
+            if (tags := [tag for tag in all_tags if _matches(f"{name}.{tag}", pattern)]) or _matches(name, pattern)
+        }
+    _check_found(found, pattern, has_timm=has_timm)
     if as_json:
-        print_json([{"name": name, "weights": weights_names(name)} for name in backbone_names()])
+        print_json([{"name": name, "weights": weights} for name, weights in found.items()])
+        return
+    for name, weights in found.items():
+        if name.startswith("timm:") and weights:  # whose weights are part of the name
+            for tag in weights:
+                print_line(f"{name}.{tag}")
+        else:
+            print_line(name, ", ".join(weights) or _NONE)
+    if pattern is None and has_timm:
+        STDERR.print("timm is installed: `embedx backbones timm:` lists its models too")
+
+
+def _print_tested(pattern: str | None, *, as_json: bool) -> None:
+    from embedx.models.backbones.tested import TESTED, TESTED_BY_CLASS
+
+    models = [each for each in (*TESTED, *TESTED_BY_CLASS) if _matches(f"{each.title} {each.backbone}", pattern)]
+    _check_found(models, pattern, has_timm=True)
+    if as_json:
+        print_json([{"title": each.title, "arguments": each.arguments} for each in models])
     else:
-        for name in backbone_names():
-            print_line(name)
+        for each in models:
+            print_line(each.title, shlex.join(each.arguments))
+
+
+def _matches(name: str, pattern: str | None) -> bool:
+    """Tells whether a name fits a pattern with wildcards, or else has it as a part; in any case of letters."""
+    name, wanted = name.lower(), (pattern or "").lower()
+    return fnmatch.fnmatchcase(name, wanted) if set(wanted) & set("*?[") else wanted in name
+
+
+def _check_found(found: object, pattern: str | None, *, has_timm: bool) -> None:
+    if not found:
+        hint = "" if has_timm else "; timm's models are listed once it is installed: pip install 'embedx[timm]'"
+        raise ConfigError(f"no backbone matches {pattern!r}; `embedx backbones` lists those of torchvision{hint}")

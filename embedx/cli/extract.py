@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embedx.cli.options import ConfigFileOption, DebugOption, JsonOption, QuietOption, with_config_options
+from embedx.cli.options import (
+    ConfigFileOption,
+    DebugOption,
+    JsonOption,
+    ProgressOption,
+    QuietOption,
+    VerboseOption,
+    with_config_options,
+)
 from embedx.cli.output import (
     STDERR,
     STDOUT,
@@ -53,6 +61,8 @@ def command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
     as_json: JsonOption = False,
     profile: Annotated[bool, typer.Option("--profile", help="Show on stderr where the time went.")] = False,
+    progress: ProgressOption = "auto",
+    verbose: VerboseOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -71,7 +81,7 @@ def command(
         print_json(description) if as_json else _print_plan(description)
         return
     signals.advice = "; the same command goes on from what is kept"
-    heartbeat = Heartbeat(STDERR)
+    heartbeat = Heartbeat(STDERR, form=progress, verbose=verbose)
     title = shlex.join(["extract", "--backbone", config.backbone, "--out", str(config.out.absolute())])
     with heartbeat.frame(f"embedx {version('embedx')} {title}"):
         _report(config, _run(config, heartbeat), as_json=as_json, profile=profile)

@@ -17,7 +17,7 @@ from embedx.cli.completion import completer
 from embedx.cli.output import STDERR
 from embedx.errors import ConfigError, unknown
 from embedx.paths import local_path
-from embedx.values import size_text
+from embedx.values import ProgressForm, size_text
 
 
 def plainly(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -132,6 +132,11 @@ def _silence(wanted: bool) -> bool:
     return wanted
 
 
+def _print_as_json(form: ProgressForm) -> ProgressForm:
+    STDERR.as_json = form == "json"
+    return form
+
+
 StoreArgument = Annotated[
     Path,
     typer.Argument(metavar="STORE", help="Folder that `embedx extract` wrote.", parser=plainly(local_path)),
@@ -149,6 +154,22 @@ ConfigFileOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Print nothing on stderr but errors.", callback=_silence)]
+ProgressOption = Annotated[
+    ProgressForm,
+    typer.Option(
+        "--progress",
+        metavar="auto|plain|json",
+        help="Form of stderr. auto: a bar on a terminal, and elsewhere plain lines now and then. json: a JSON object a "
+        "line, each second, for programs that watch.",
+        callback=_print_as_json,
+    ),
+]
+VerboseOption = Annotated[
+    bool,
+    typer.Option(
+        "--verbose", "-v", help="Also print versions, what was decided, and each rejected input as it is found."
+    ),
+]
 DebugOption = Annotated[
     bool, typer.Option("--debug", help="Show an error's traceback.", callback=_show_tracebacks, is_eager=True)
 ]

@@ -17,6 +17,7 @@ from rich.theme import Theme
 
 from embedx.credentials import credentials_hidden
 from embedx.errors import EmbedxError
+from embedx.heartbeat import event_line
 from embedx.terminal import guard_stderr, one_line, without_controls
 
 
@@ -43,11 +44,26 @@ class StderrConsole(_GuardedConsole):
 
     show_tracebacks = False
     """True if errors are shown with their tracebacks."""
+    as_json = False
+    """True if each message is one JSON object."""
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Prints, or turns quiet where stderr can't be written."""
+        if self.as_json and not self.quiet:
+            with self.capture() as capture:
+                super().print(*objects, **options)
+            self.out(event_line("message", text=Text.from_ansi(capture.get()).plain), highlight=False)
+            return
         try:
             super().print(*objects, **options)
+        except OSError:
+            self.on_broken_pipe()
+
+    def out(self, *objects: Any, **options: Any) -> None:
+        """Writes a line as it is, or turns quiet where stderr can't be written; Rich's own would call `print`."""
+        try:
+            self.file.write(" ".join(map(str, objects)) + "\n")
+            self.file.flush()
         except OSError:
             self.on_broken_pipe()
 

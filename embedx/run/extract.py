@@ -77,6 +77,8 @@ def extract(config: ExtractConfig, heartbeat: Heartbeat = SILENT, plan: Plan | N
     console = heartbeat.console
     job = prepare(config, plan=plan, heartbeat=heartbeat)
     _notices(job, console)
+    for line in job.decisions():
+        heartbeat.detail(line)
     heartbeat.say("looking through the store")
     mode: Mode = "overwrite" if config.overwrite else "resume"
     session = StoreSession.begin(config.out, job.manifest, mode, verify_kept=config.verify_kept)
@@ -198,6 +200,7 @@ def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], heart
         job.config.on_error,
         partial(heartbeat.console.print, style="bold magenta", markup=False),
         Allowed(job.config.max_unavailable, inputs),
+        heartbeat.detail if heartbeat.verbose else None,
     )
     writer = EmbeddingsWriter(
         job.config.out,

@@ -186,6 +186,17 @@ class Job:
                 f"{self.batch_size}; give a smaller one, or --decoder cpu"
             ) from error
 
+    def decisions(self) -> list[str]:
+        """Returns what was decided for the run, in words: versions, device, and how many of what."""
+        environment = self.environment.to_json().items()
+        inputs = ", ".join(f"{name} {len(split)}" for name, split in self.plan.splits.items())
+        return [
+            ", ".join(f"{name} {value}" for name, value in environment),
+            f"on {self.device} in {self.precision} by {self.runtimes[0]}: batches of {self.batch_size}, "
+            f"{self.workers} workers, {torch.get_num_threads()} threads",
+            f"inputs: {inputs}; {self.rows_per_unit} rows a unit, stored as {self.config.dtype}",
+        ]
+
     def describe(self) -> dict[str, Any]:
         """Returns the plan of the run as plain JSON values, for `--dry-run`."""
         return {

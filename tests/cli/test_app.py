@@ -173,7 +173,7 @@ def test_verify_is_silent_on_stdout_or_names_what_is_wrong(embedx: Embedx, store
 
 
 def test_backbones_lists_all_of_torchvision_s(embedx: Embedx) -> None:
-    names = embedx("backbones").stdout.split()
+    names = [line.split("\t")[0] for line in embedx("backbones").stdout.splitlines()]
     of_each_kind = {"resnet50", "vit_b_16", "fcn_resnet50", "ssd300_vgg16", "quantized_resnet50"}
     assert len(names) >= 110 and of_each_kind <= set(names)
     weights = {entry["name"]: entry["weights"] for entry in json.loads(embedx("backbones", "--json").stdout)}
@@ -332,3 +332,26 @@ def test_a_name_that_stdout_s_encoding_lacks_is_escaped(tmp_path: Path) -> None:
     assert done.returncode == 3, done.stderr
     done = runs.run("info", "store", "--rejected", cwd=tmp_path, env=ascii_only)
     assert done.returncode == 0 and "\\u017elut\\xfd" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("RESNET5", ["resnet50", "wide_resnet50_2"]),
+        ("timm:convnext_tiny.dino*", ["timm:convnext_tiny.dinov3_lvd1689m"]),
+        ("convnext_atto_rms", ["timm:convnext_atto_rms"]),
+    ],
+)
+def test_backbones_are_found_by_a_part_or_a_pattern(embedx: Embedx, pattern: str, names: list[str]) -> None:
+    lines = embedx("backbones", pattern).stdout.splitlines()
+    assert set(names) <= {line.split("\t")[0] for line in lines}
+    assert ("timm:convnext_atto_rms\tno pretrained weights" in lines) == (pattern == "convnext_atto_rms")
+    found = {each["name"]: each["weights"] for each in json.loads(embedx("backbones", pattern, "--json").stdout)}
+    assert all(name.rpartition(".")[2] in found.get(name.rpartition(".")[0], [name]) or name in found for name in names)
+    assert embedx("backbones", "no such model").code == 2
+
+
+def test_the_tested_models_are_told_with_their_options(embedx: Embedx) -> None:
+    assert "\t--backbone timm:vit_small_patch14_dinov2.lvd142m\n" in embedx("backbones", "--tested").stdout
+    (uni,) = json.loads(embedx("backbones", "uni ", "--tested", "--json").stdout)
+    assert uni["arguments"][:2] == ["--backbone", "timm.models:create_model"]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+from embedx import sample
 from embedx.store.reading.verify import verify
 from tests.runs import run
 
@@ -38,3 +41,25 @@ def test_resnet50_without_cache_or_network_says_what_to_do(tmp_path: Path) -> No
     for part in ("ResNet50_Weights.IMAGENET1K_V2", "--checkpoint", "--weights random", f"{tmp_path}/cache/hub"):
         assert part in done.stderr.replace("\n", ""), done.stderr
     assert not (tmp_path / "dir").exists()
+
+
+def test_a_program_that_watches_gets_one_object_a_line(embedx, tmp_path: Path) -> None:
+    """It adds up, down to the rejected input, whose name steers no terminal; an error is an object too."""
+    images = tmp_path / "images"
+    shutil.copytree(sample.IMAGES / "val", images)
+    (images / "bad\x1b[31m.png").write_bytes(b"no image")
+    arguments = ("--backbone", sample.BACKBONE, "--weights", "sample", "-j", "0", "-o", tmp_path / "store", images)
+    done = embedx("extract", *arguments, "--progress", "json", "--verbose")
+    assert done.code == 3 and done.stdout == f"{tmp_path}/store/manifest.json\n"
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    assert events[0]["event"] == "begin" and "extract --backbone" in events[0]["title"]
+    (end,) = (each for each in events if each["event"] == "end")
+    assert end["exit_code"] == 3 and events[-1]["text"].startswith("error: 1 input rejected")
+    *_, last = (each for each in events if each.get("state") == "embedding")
+    total = sum(1 for path in images.rglob("*.*"))
+    facts = {name: last[name] for name in ("split", "done", "total", "rejected", "unavailable", "eta")}
+    assert facts == {"split": "all", "done": total, "total": total, "rejected": 1, "unavailable": 0, "eta": 0.0}
+    texts = [each["text"] for each in events if each["event"] == "message"]
+    assert any(text.startswith("rejected: bad") for text in texts) and "\x1b" not in "".join(texts)
+    assert any(f"torch {torch.__version__}" in text for text in texts)
+    assert any("batches of 32, 0 workers" in text for text in texts)

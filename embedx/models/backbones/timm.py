@@ -145,6 +145,17 @@ def _tagged(architecture: str) -> list[str]:
     return list(timm.list_models(f"{architecture}.*", pretrained=True))
 
 
+def weights_of_models() -> dict[str, list[str]]:
+    """Returns timm's models as `timm:NAME`, each with the tags of its pretrained weights, which follow after a dot."""
+    import timm
+
+    models: dict[str, list[str]] = {f"{_PREFIX}{name}": [] for name in timm.list_models()}
+    for name in timm.list_models(pretrained=True):
+        architecture, _, tag = name.partition(".")
+        models.setdefault(f"{_PREFIX}{architecture}", []).append(tag)
+    return models
+
+
 def _own_weights(backbone: str, registered: Any, *, download: bool) -> Weights:
     if not registered.has_weights:
         raise ConfigError(f"timm has no weights for {backbone}; {OTHER_WEIGHTS}")
