@@ -100,7 +100,7 @@ def test_for_programs_each_line_is_an_object() -> None:
         beat.follow(str, lambda: {"state": "embedding", "done": 3})
         beat.beat()
         time.sleep(0.3)
-    events = [json.loads(line) for line in log.file.getvalue().splitlines()]
+    events = [json.loads(line) for line in lines(log)]
     assert [each["event"] for each in events] == ["begin", *["progress"] * (len(events) - 2), "end"]
     assert events[0]["title"] == "embedx 1.0 extract" and events[-1]["exit_code"] == 0
     assert events[1]["state"] == "listing the inputs" and 0 < events[1]["seconds"] < 0.5

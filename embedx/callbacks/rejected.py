@@ -101,8 +101,9 @@ class RejectedInputs(Callback):
         """
         self.rows += rows
         self.not_finite += len(found)
-        for row in found if self.detail is not None else ():
-            self.detail(f"rejected: {row.key}: {row.reason}")
+        if self.detail is not None:
+            for row in found:
+                self.detail(f"rejected: {row.key}: {row.reason}")
         if found and self.on_error == "fail":
             raise InputError(
                 f"{found[0].key}: {found[0].reason}; {found[0].cause.value}, go on without it by --on-error reject, or "

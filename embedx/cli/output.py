@@ -52,7 +52,7 @@ class StderrConsole(_GuardedConsole):
         if self.as_json and not self.quiet:
             with self.capture() as capture:
                 super().print(*objects, **options)
-            self.out(event_line("message", text=Text.from_ansi(capture.get()).plain), highlight=False)
+            self.out(event_line("message", text=Text.from_ansi(capture.get()).plain.rstrip()), highlight=False)
             return
         try:
             super().print(*objects, **options)

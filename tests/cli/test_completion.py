@@ -15,13 +15,13 @@ import timm
 
 from embedx.cli.completion import timm_names, torchvision_names
 from embedx.models.backbones.torchvision import backbone_names
-from tests.cli.conftest import Ended
+from tests.cli.calls import Embedx
 
 SCRIPTS = Path(sys.executable).parent
 
 
 @pytest.fixture
-def completed(embedx: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+def completed(embedx: Embedx, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     """Returns the values for the last of these words, as bash has cut them."""
 
     def ask(*words: str) -> list[str]:

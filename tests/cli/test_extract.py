@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-import torch
 
 from embedx import sample
 from embedx.store.reading.verify import verify
+from tests.cli.calls import Embedx
 from tests.runs import run
 
 
@@ -43,10 +44,10 @@ def test_resnet50_without_cache_or_network_says_what_to_do(tmp_path: Path) -> No
     assert not (tmp_path / "dir").exists()
 
 
-def test_a_program_that_watches_gets_one_object_a_line(embedx, tmp_path: Path) -> None:
+def test_a_program_that_watches_gets_one_object_a_line(embedx: Embedx, tmp_path: Path) -> None:
     """It adds up, down to the rejected input, whose name steers no terminal; an error is an object too."""
     images = tmp_path / "images"
-    shutil.copytree(sample.IMAGES / "val", images)
+    shutil.copytree(sample.IMAGES / "val" / "star", images)
     (images / "bad\x1b[31m.png").write_bytes(b"no image")
     arguments = ("--backbone", sample.BACKBONE, "--weights", "sample", "-j", "0", "-o", tmp_path / "store", images)
     done = embedx("extract", *arguments, "--progress", "json", "--verbose")
@@ -61,5 +62,5 @@ def test_a_program_that_watches_gets_one_object_a_line(embedx, tmp_path: Path) -
     assert facts == {"split": "all", "done": total, "total": total, "rejected": 1, "unavailable": 0, "eta": 0.0}
     texts = [each["text"] for each in events if each["event"] == "message"]
     assert any(text.startswith("rejected: bad") for text in texts) and "\x1b" not in "".join(texts)
-    assert any(f"torch {torch.__version__}" in text for text in texts)
+    assert any(f"torch {version('torch')}" in text for text in texts)
     assert any("batches of 32, 0 workers" in text for text in texts)

@@ -15,7 +15,7 @@ import transformers
 from embedx.config import ExtractConfig
 from embedx.models.backbones import describe_backbone
 from embedx.models.backbones.tested import TESTED, TESTED_BY_CLASS, KnownModel
-from tests.cli.test_advice import COMMANDS
+from tests.cli.calls import COMMANDS
 from tests.models.backbones.test_huggingface import CLIP_PROCESSOR, SQUARE, TEXT, TRANSFORMER, VIT_PROCESSOR, save
 
 WIDTHS = {"ResNet-50": 2048, "ConvNeXt": 1024, "ConvNeXt of ImageNet-22k": 1024, "EfficientNetV2": 1280}
