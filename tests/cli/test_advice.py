@@ -19,7 +19,7 @@ OPTIONS = {
     | dict.fromkeys(("--help", "-h"))
     for name, command in COMMANDS.items()
 }
-OF_PROGRAM = {flag for option in PROGRAM.params for flag in option.opts}
+OF_PROGRAM = {flag for option in PROGRAM.params for flag in option.opts} | {"--install-completion", "--show-completion"}
 """Options that stand before the command."""
 UNKNOWN = "\0"
 """The place of a value that an f-string computes."""
