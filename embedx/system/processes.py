@@ -9,15 +9,33 @@ import signal
 import sys
 import threading
 from multiprocessing import connection, forkserver, resource_tracker
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Final
 
+from embedx.system.main_module import main_left_out
 from embedx.system.temporary import sockets_in_run_folder
 from embedx.terminal import guard_stderr
 
-START_METHOD: Final = "forkserver"
-"""The start method of children, which fork from a server that has imported torch, and done nothing else.
+
+class _Child(ForkServerProcess):
+    """A child process that does not import the caller's `__main__`."""
+
+    def start(self) -> None:
+        """Starts the process; raises a ConfigError if it is given something that `__main__` defines."""
+        with main_left_out():
+            super().start()
+
+
+class _Children(ForkServerContext):
+    """multiprocessing's own context, but for the processes."""
+
+    Process = _Child
+
+
+CHILDREN: Final = _Children()
+"""The context of all children, which fork from a server that has imported torch, and done nothing else.
 
 A plain fork would copy the locks of this process's threads, and its CUDA context; a spawn would import torch in every
 child. The server's own threads (allocators' helpers that the imports start) hold no lock while it waits for orders."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import threading
@@ -17,7 +16,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 from embedx.data.loading.circumstances import CRASHED, ENDED, NO_END, Failure
-from embedx.system.processes import START_METHOD, abandon, tie_to_parent
+from embedx.system.processes import CHILDREN, abandon, tie_to_parent
 
 _GRACE = 5.0
 """The grace period, in seconds, after the timeout before a worker counts as unkillable."""
@@ -168,9 +167,8 @@ def find_fatal(dataset: Any, orders: Sequence[Any], timeout: float) -> dict[int,
 
 def _load_one_by_one(dataset: Any, orders: Sequence[Any], timeout: float) -> tuple[int, int | None]:
     """Returns the position of the last input begun, and the exit code of the process; None if its time was over."""
-    context = multiprocessing.get_context(START_METHOD)
-    progress, child_progress = context.Pipe(duplex=False)
-    process = context.Process(target=_probe, args=(dataset, orders, child_progress), daemon=True)
+    progress, child_progress = CHILDREN.Pipe(duplex=False)
+    process = CHILDREN.Process(target=_probe, args=(dataset, orders, child_progress), daemon=True)
     process.start()
     child_progress.close()
     begun = progress.recv()  # without a limit: it takes as long as the process takes to start

@@ -84,6 +84,7 @@ class SplitLoader:
         self._workers, self._prefetch = WorkerCounts.fitting(workers, batch_bytes(decoder, batch_size), batch_size)
         self._pin_memory = pin_memory
         self._started: TorchWorkers | None = None
+        self._running: TorchWorkers | None = None
         if workers:
             start_fork_server()
 
@@ -94,6 +95,11 @@ class SplitLoader:
         """Starts the workers; they decode ahead while the caller does something else."""
         if self._started is None:
             self._started = self._start_at(0)
+
+    def close(self) -> None:
+        """Ends the workers, if batches are left."""
+        if self._running is not None:
+            self._running.close()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yields the batches in order; an input that ends its worker, or takes too long, is rejected.
@@ -127,12 +133,12 @@ class SplitLoader:
                     ) from error
                 if fruitless > 1:
                     self._workers = max(1, self._workers // 2)  # an image may fit into memory alone, not beside others
-            workers = None  # ends the other workers before the next ones start
+            workers = self._running = None  # ends the other workers before the next ones start
 
     def _start_at(self, first: int) -> TorchWorkers:
         self._dataset.in_hand, self._dataset.turns = InHand(self._workers), Turns.of(self._workers)
         data, batches = self._dataset, self._batches.starting_at(first)
-        return TorchWorkers(
+        self._running = TorchWorkers(
             data,
             batches,
             data.in_hand,
@@ -140,6 +146,7 @@ class SplitLoader:
             timeout=self._timeout,
             pin_memory=self._pin_memory,
         )
+        return self._running
 
     def _find_fatal(self, workers: TorchWorkers, delivered: int) -> dict[int, Failure]:
         """Returns the rows that ended their worker, or that it is stuck in, each with its failure.

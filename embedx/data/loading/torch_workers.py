@@ -17,6 +17,7 @@ import warnings
 import weakref
 from collections.abc import Iterator
 from multiprocessing import connection, queues, reduction
+from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple, Self
 
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -25,7 +26,7 @@ from embedx.data.loading.circumstances import NO_END, UNREAD, Failure
 from embedx.data.loading.isolation import InHand, become_decoding_process, end_late_workers
 from embedx.errors import LoaderError
 from embedx.system.machine import free_shared_memory
-from embedx.system.processes import START_METHOD, abandon
+from embedx.system.processes import CHILDREN, abandon
 from embedx.values import size_text
 
 _PREFETCH_BATCHES = 4
@@ -36,10 +37,22 @@ _POLL_SECONDS = 1.0
 """The seconds without a batch after which the workers are examined."""
 _IDLE_SECONDS = 300.0
 """The seconds without a batch after which workers that have no input in hand count as lost."""
+_END_SECONDS = 2.0
+"""The seconds that workers have to end by themselves once they are no longer needed."""
 _LOADER_ERRORS = (RuntimeError, EOFError, ConnectionError, FileNotFoundError)
 """The errors that DataLoader raises; all but the first come from asking a dead worker for the memory of a batch."""
 _OUT_OF_MEMORY = re.compile(r"DefaultCPUAllocator|(can't allocate|not enough|out of) memory", re.IGNORECASE)
 """Either torch's allocator or its complaint: one of them still matches when torch changes the other."""
+
+
+_started = weakref.WeakSet[BaseProcess]()
+"""The workers of this process, of which none may keep it from ending."""
+
+
+@atexit.register
+def _abandon_workers() -> None:
+    for process in list(_started):
+        abandon(process)
 
 
 class BatchError(Exception):
@@ -109,15 +122,14 @@ class TorchWorkers:
                 collate_fn=_as_is,
                 num_workers=workers,
                 prefetch_factor=prefetch if workers else None,
-                multiprocessing_context=START_METHOD if workers else None,
+                multiprocessing_context=CHILDREN if workers else None,
                 worker_init_fn=_start_worker if workers else None,
                 pin_memory=pin_memory,
                 timeout=_POLL_SECONDS if workers else 0,
             )
             self._iterator: Iterator[dict[str, Any]] = iter(loader)
         self._processes = {process.pid: process for process in set(multiprocessing.active_children()) - others}
-        for process in self._processes.values():
-            atexit.register(abandon, process)
+        _started.update(self._processes.values())
         if workers:
             over = threading.Event()
             weakref.finalize(self, over.set)
@@ -148,6 +160,22 @@ class TorchWorkers:
                     raise WorkerLostError(repr(error)) from error
                 if not timed_out:
                     raise
+
+    def close(self) -> None:
+        """Ends the workers, whatever they are doing; does nothing once all batches have been delivered.
+
+        Otherwise they would live as long as something refers to the iterator, such as the traceback that an interactive
+        interpreter keeps.
+        """
+        if not any(process.is_alive() for process in self._processes.values()):
+            return
+        # A private name, for which there is no other; without it the workers are killed, which torch copes with too. In
+        # a thread, as it waits for each worker in turn, and some may be stuck.
+        ending = threading.Thread(target=getattr(self._iterator, "_shutdown_workers", bool), daemon=True)
+        ending.start()
+        ending.join(_END_SECONDS)
+        for process in self._processes.values():
+            abandon(process)
 
     def rows_in_hand(self) -> tuple[dict[int, Failure], set[int]]:
         """Returns the rows that ran into the time limit, and the suspects: rows that other dead workers had in hand."""

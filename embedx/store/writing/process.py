@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import enum
 import math
-import multiprocessing
 import pickle
 import queue
 import signal
@@ -36,7 +35,7 @@ from embedx.store.writing.ring import SlotRing, TensorPlace, bytes_needed
 from embedx.store.writing.unit_rows import EarlierRows, UnitBatch
 from embedx.store.writing.units import UnitBuffer
 from embedx.system.machine import return_large_blocks
-from embedx.system.processes import START_METHOD, server_killed_by, start_fork_server, tie_to_parent
+from embedx.system.processes import CHILDREN, server_killed_by, start_fork_server, tie_to_parent
 from embedx.terminal import traceback_lines
 
 _QUEUE_LENGTH = 8
@@ -96,12 +95,11 @@ class WriterProcess:
         buffer_factory: Callable[..., UnitBuffer] = UnitBuffer,
     ) -> None:
         start_fork_server()
-        context = multiprocessing.get_context(START_METHOD)
-        self._ring = SlotRing(context, bytes_needed(first), _QUEUE_LENGTH)
-        self._queue = context.Queue(maxsize=_QUEUE_LENGTH)
+        self._ring = SlotRing(CHILDREN, bytes_needed(first), _QUEUE_LENGTH)
+        self._queue = CHILDREN.Queue(maxsize=_QUEUE_LENGTH)
         self._items = 0
-        self._report, child_report = context.Pipe(duplex=False)
-        self._process = context.Process(
+        self._report, child_report = CHILDREN.Pipe(duplex=False)
+        self._process = CHILDREN.Process(
             target=_run, args=(self._queue, self._ring, child_report, terms, buffer_factory), name="embedx-writer"
         )
         # The child dies with its parent by itself; `daemon` covers a parent that exits without close().

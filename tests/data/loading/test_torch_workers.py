@@ -16,7 +16,7 @@ from embedx.data.loading import torch_workers
 from embedx.data.loading.circumstances import UNREAD
 from embedx.data.loading.isolation import Held, InHand
 from embedx.data.loading.torch_workers import BatchError, TorchWorkers, WorkerLostError, is_out_of_memory
-from embedx.system.processes import START_METHOD, start_fork_server
+from embedx.system.processes import CHILDREN, start_fork_server
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -61,7 +61,7 @@ def test_a_batch_that_takes_longer_than_a_poll_is_waited_for_and_none_is_lost() 
 
 def test_a_dataloader_without_a_batch_in_time_raises_a_runtime_error_and_not_before() -> None:
     loader = DataLoader(
-        Steps(InHand(1)), batch_sampler=[["sleep 60"]], num_workers=1, timeout=1, multiprocessing_context=START_METHOD
+        Steps(InHand(1)), batch_sampler=[["sleep 60"]], num_workers=1, timeout=1, multiprocessing_context=CHILDREN
     )
     waiting = iter(loader)
     begun = time.monotonic()

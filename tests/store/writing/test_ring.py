@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import multiprocessing
-
 import pytest
 import torch
 
 from embedx.store.writing.ring import SlotRing, bytes_needed
-from embedx.system.processes import START_METHOD
+from embedx.system.processes import CHILDREN
 
 TENSORS = {
     "embeddings": torch.arange(15, dtype=torch.float32).view(5, 3),
@@ -17,7 +15,7 @@ TENSORS = {
 
 @pytest.fixture
 def ring() -> SlotRing:
-    return SlotRing(multiprocessing.get_context(START_METHOD), bytes_needed(TENSORS), queue_length=2)
+    return SlotRing(CHILDREN, bytes_needed(TENSORS), queue_length=2)
 
 
 def test_tensors_of_any_type_and_layout_come_out_as_they_went_in(ring: SlotRing) -> None:
