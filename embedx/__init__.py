@@ -10,6 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from embedx.api.embedding import Embedder as Embedder
+    from embedx.api.embedding import embed as embed
+    from embedx.api.extraction import extract as extract
     from embedx.callbacks.checkpoint import Checkpoint as Checkpoint
     from embedx.callbacks.early_stopping import EarlyStopping as EarlyStopping
     from embedx.callbacks.evaluator import Evaluator as Evaluator
@@ -28,9 +31,20 @@ if TYPE_CHECKING:
     from embedx.engine.fit import run_fit as run_fit
     from embedx.engine.loop import run_test as run_test
     from embedx.engine.state import TrainerState as TrainerState
+    from embedx.errors import CheckpointError as CheckpointError
+    from embedx.errors import ConfigError as ConfigError
+    from embedx.errors import DeviceMemoryError as DeviceMemoryError
     from embedx.errors import EmbedxError as EmbedxError
+    from embedx.errors import InputError as InputError
+    from embedx.errors import LoaderError as LoaderError
+    from embedx.errors import NotAStoreError as NotAStoreError
     from embedx.errors import StoreError as StoreError
+    from embedx.errors import StoreLockedError as StoreLockedError
+    from embedx.errors import StoreMismatchError as StoreMismatchError
     from embedx.errors import StoreReplacedError as StoreReplacedError
+    from embedx.errors import TooManyRejectedError as TooManyRejectedError
+    from embedx.errors import TooManyUnavailableError as TooManyUnavailableError
+    from embedx.errors import WriterError as WriterError
     from embedx.store.reading.compare import Comparison as Comparison
     from embedx.store.reading.compare import compare as compare
     from embedx.store.reading.embeddings import Embeddings as Embeddings
@@ -45,6 +59,8 @@ if TYPE_CHECKING:
     __version__: str
 
 _NAMES = {
+    "api.embedding": "Embedder embed",
+    "api.extraction": "extract",
     "callbacks.checkpoint": "Checkpoint",
     "callbacks.early_stopping": "EarlyStopping",
     "callbacks.evaluator": "Evaluator",
@@ -57,7 +73,9 @@ _NAMES = {
     "engine.fit": "Schedule run_fit",
     "engine.loop": "run_test",
     "engine.state": "TrainerState",
-    "errors": "EmbedxError StoreError StoreReplacedError",
+    "errors": "CheckpointError ConfigError DeviceMemoryError EmbedxError InputError LoaderError NotAStoreError "
+    "StoreError StoreLockedError StoreMismatchError StoreReplacedError TooManyRejectedError TooManyUnavailableError "
+    "WriterError",
     "store.reading.compare": "Comparison compare",
     "store.reading.embeddings": "Embeddings",
     "store.reading.groups": "NO_GROUP",

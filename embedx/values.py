@@ -106,6 +106,11 @@ def size_text(size: int) -> str:
     return f"{value:.1f} TiB"
 
 
+def count_text(count: int, noun: str) -> str:
+    """Returns a number of things in words, such as `1 fault` or `2 faults`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def parse_share(value: str | float) -> float:
     """Parses a share from 0 to 1: `0.6` or `60%`."""
     text = str(value).strip()

@@ -19,7 +19,7 @@ PACKAGE = Path(embedx.__file__).parent
 MODULES = {path.relative_to(PACKAGE.parent).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__"): path
            for path in sorted(PACKAGE.rglob("*.py"))}  # fmt: skip
 
-GROUND = {"errors", "names", "credentials", "terminal", "paths", "values", "settings", "arrow", "sample"}
+GROUND = {"errors", "names", "credentials", "terminal", "console", "paths", "values", "settings", "arrow", "sample"}
 MIDDLE = GROUND | {"recipe", "config", "heartbeat", "system"}
 MIDDLE_ROOMS = {"data", "models", "store"}
 MAY_IMPORT = {
@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "arrow": set(),
     "sample": set(),
     "terminal": {"credentials"},
+    "console": {"credentials", "terminal"},
     "paths": {"errors", "terminal"},
     "values": {"errors"},
     "settings": {"paths", "values"},
@@ -42,9 +43,10 @@ MAY_IMPORT = {
     "store": MIDDLE,
     "callbacks": MIDDLE | {"engine"} | MIDDLE_ROOMS,
     "run": MIDDLE | {"engine", "callbacks"} | MIDDLE_ROOMS,
+    "api": MIDDLE | {"engine", "callbacks", "run"} | MIDDLE_ROOMS,
     "vectors": MIDDLE | {"engine", "store", "callbacks"},
     "cli": MIDDLE | {"engine", "callbacks", "run", "vectors"} | MIDDLE_ROOMS,
-    "__init__": MIDDLE | {"engine", "callbacks", "run", "vectors"} | MIDDLE_ROOMS,
+    "__init__": MIDDLE | {"engine", "callbacks", "run", "api", "vectors"} | MIDDLE_ROOMS,
     "__main__": {"cli", "errors", "system"},
 }
 """Rooms, and what each may import besides itself: one way, from the ground up (DESIGN.md, section 3)."""

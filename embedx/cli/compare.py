@@ -9,9 +9,10 @@ import typer
 
 from embedx.cli.completion import completer
 from embedx.cli.options import DebugOption, JsonOption, plainly
-from embedx.cli.output import STDERR, STDOUT, count_text, facts_table, numbers_table, print_json
+from embedx.cli.output import STDERR, STDOUT, facts_table, numbers_table, print_json
 from embedx.errors import ConfigError, EmbedxError
 from embedx.paths import local_path
+from embedx.values import count_text
 
 if TYPE_CHECKING:
     from embedx.store.reading.compare import Comparison

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import shlex
+from collections.abc import Iterator
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +24,6 @@ from embedx.cli.options import (
 from embedx.cli.output import (
     STDERR,
     STDOUT,
-    count_text,
     facts_table,
     group_text,
     numbers_table,
@@ -30,14 +31,12 @@ from embedx.cli.output import (
     print_line,
 )
 from embedx.config import ExtractConfig
-from embedx.errors import TooManyRejectedError
 from embedx.heartbeat import Heartbeat
-from embedx.store.format.layout import MANIFEST, staging_folder
+from embedx.run.entry import run_extraction
+from embedx.store.format.layout import staging_folder
 from embedx.system import signals
-from embedx.system.processes import start_fork_server
-from embedx.system.temporary import clear_killed_runs
 from embedx.system.torch_imports import import_torchvision
-from embedx.values import size_text
+from embedx.values import count_text, size_text
 
 if TYPE_CHECKING:
     from embedx.run.summary import Summary
@@ -84,7 +83,7 @@ def command(
     heartbeat = Heartbeat(STDERR, form=progress, verbose=verbose)
     title = shlex.join(["extract", "--backbone", config.backbone, "--out", str(config.out.absolute())])
     with heartbeat.frame(f"embedx {version('embedx')} {title}"):
-        _report(config, _run(config, heartbeat), as_json=as_json, profile=profile)
+        _report(config, run_extraction(config, heartbeat, _quick_imports()), as_json=as_json, profile=profile)
 
 
 def _report(config: ExtractConfig, summary: Summary, *, as_json: bool, profile: bool) -> None:
@@ -105,42 +104,19 @@ def _report(config: ExtractConfig, summary: Summary, *, as_json: bool, profile: 
             soft_wrap=True,
         )
     print_json(summary.to_json(), indent=None) if as_json else print_line(str(summary.manifest))
-    lists = f"`embedx info {config.out} --{{}}` lists them with their reasons"
-    told = []
-    if summary.unavailable:
-        told.append(
-            f"{count_text(summary.unavailable, 'input')} unavailable, by the fault of disk or network; the same "
-            f"command tries again, and {lists.format('unavailable')}"
-        )
-    if summary.rejected > config.max_errors:
-        told.append(
-            f"{count_text(summary.rejected, 'input')} rejected, and --max-errors allows {config.max_errors}; the store "
-            f"is complete, and {lists.format('rejected')}"
-        )
-    if told:
-        raise TooManyRejectedError("; ".join(told))
+    summary.check_inputs(config)
 
 
-def _run(config: ExtractConfig, heartbeat: Heartbeat) -> Summary:
-    plan = None
-    with heartbeat:
-        if os.path.lexists(config.out / MANIFEST):
-            from embedx.run.up_to_date import look_for_work
-
-            heartbeat.say("listing the inputs")
-            summary, plan = look_for_work(config, heartbeat)
-            if summary is not None:
-                clear_killed_runs()
-                return summary
-        heartbeat.say("starting")
-        start_fork_server()
-        gc.disable()  # imported modules stay: each collection meanwhile would only scan them again
+@contextlib.contextmanager
+def _quick_imports() -> Iterator[None]:
+    """Imports torch within the context in less time: without its compiler, and without collecting garbage."""
+    gc.disable()  # imported modules stay: each collection meanwhile would only scan them again
+    try:
         import_torchvision()
-        from embedx.run.extract import extract
-
+        yield
         gc.freeze()  # so do later collections
+    finally:
         gc.enable()
-        return extract(config, heartbeat, plan)
 
 
 def _summary_lines(summary: Summary) -> list[str]:

@@ -9,38 +9,18 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, Group
-from rich.segment import Segment
+from rich.console import Group
 from rich.table import Column, Table
 from rich.text import Text
-from rich.theme import Theme
 
-from embedx.credentials import credentials_hidden
+from embedx.console import GuardedConsole, NoticeConsole
 from embedx.errors import EmbedxError
 from embedx.heartbeat import event_line
-from embedx.terminal import guard_stderr, one_line, without_controls
+from embedx.terminal import guard_stderr, one_line
 
 
-class _GuardedConsole(Console):
-    """A console on which only Rich's own styles steer the terminal: text is shown with escapes for its controls.
-
-    URLs in it are shown without their credentials.
-
-    A string is one line. What has several is a list of strings, each printed, or a renderable made of them.
-    """
-
-    def render_str(self, text: str, **options: Any) -> Text:
-        """Makes the text of a string, wherever Rich takes one: in a cell, a title, or alone."""
-        return super().render_str(one_line(credentials_hidden(text)), **options)
-
-    def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterator[Segment]:
-        """Renders anything; what is no string keeps its line ends."""
-        for segment in super().render(renderable, options):
-            yield segment if segment.control else segment._replace(text=without_controls(segment.text))
-
-
-class StderrConsole(_GuardedConsole):
-    """The console of stderr. If its reader goes away or its disk is full, it turns quiet, and the run goes on."""
+class StderrConsole(NoticeConsole):
+    """The console of stderr, for people or, a JSON object a line, for programs."""
 
     show_tracebacks = False
     """True if errors are shown with their tracebacks."""
@@ -54,10 +34,7 @@ class StderrConsole(_GuardedConsole):
                 super().print(*objects, **options)
             self.out(event_line("message", text=Text.from_ansi(capture.get()).plain.rstrip()), highlight=False)
             return
-        try:
-            super().print(*objects, **options)
-        except OSError:
-            self.on_broken_pipe()
+        super().print(*objects, **options)
 
     def out(self, *objects: Any, **options: Any) -> None:
         """Writes a line as it is, or turns quiet where stderr can't be written; Rich's own would call `print`."""
@@ -68,12 +45,12 @@ class StderrConsole(_GuardedConsole):
             self.on_broken_pipe()
 
     def on_broken_pipe(self) -> None:
-        """Sends all further output to the null device; Rich itself would end the process, and close stdout."""
-        self.quiet = True
+        """Sends all further output to the null device, that of libraries too."""
+        super().on_broken_pipe()
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
-class StdoutConsole(_GuardedConsole):
+class StdoutConsole(GuardedConsole):
     """The console of stdout."""
 
     def print(self, *objects: Any, **options: Any) -> None:
@@ -122,22 +99,9 @@ def _writing_stdout() -> Iterator[None]:
         raise EmbedxError(f"stdout can't be written ({error.strerror}); everything else is done") from error
 
 
-_LEGIBLE = Theme(
-    {
-        "bar.back": "bright_black",
-        "bar.pulse": "bright_black",
-        "progress.percentage": "bold",
-        "progress.download": "none",
-        "progress.elapsed": "none",
-        "progress.remaining": "none",
-    }
-)
-"""The styles in place of Rich's: yellow and green can't be read on white, and a dark bar's rest looks like the done."""
-
-# No markup: a name that looks like it is a name.
-STDERR = StderrConsole(stderr=True, highlight=False, markup=False, emoji=False, theme=_LEGIBLE)
+STDERR = StderrConsole()
 """The console for notices, progress and errors."""
-STDOUT = StdoutConsole(highlight=False, markup=False, emoji=False)
+STDOUT = StdoutConsole()
 """The console for tables; `print_line` and `print_json` print plain data, never wrapped or coloured."""
 
 
@@ -174,8 +138,3 @@ def numbers_table(*columns: str, title: str | None = None) -> Table:
 def group_text(group: str | None) -> Text | str:
     """Returns a group's name for a table, or `no group` in another style."""
     return Text("no group", style="dim italic") if group is None else group
-
-
-def count_text(count: int, noun: str) -> str:
-    """Returns a number of things in words, such as `1 fault` or `2 faults`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"

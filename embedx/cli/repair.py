@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from embedx.cli.options import DebugOption, JsonOption, StoreArgument, plainly
-from embedx.cli.output import STDERR, count_text, print_json, print_line
+from embedx.cli.output import STDERR, print_json, print_line
 from embedx.paths import local_path
+from embedx.values import count_text
 
 EXAMPLES = """\
 # manifest.json is gone or damaged

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from embedx.cli.options import DebugOption, JsonOption, StoreArgument
-from embedx.cli.output import STDERR, count_text, print_json, print_line
+from embedx.cli.output import STDERR, print_json, print_line
 from embedx.errors import ConfigError, StoreError
 from embedx.system.torch_imports import import_torchvision
+from embedx.values import count_text
 
 if TYPE_CHECKING:
     from embedx.run.row_checker import Recomputation

@@ -34,12 +34,13 @@ from embedx.run.prepare import prepare
 from embedx.run.retries import is_tried_again
 from embedx.run.summary import Summary
 from embedx.run.take_up import take_up
+from embedx.run.torch_settings import torch_settings_kept
 from embedx.run.update import Layout, lay_out
 from embedx.store.format.layout import MANIFEST, Unit
 from embedx.store.writing.replacement import is_replaceable
 from embedx.store.writing.session import StoreSession
 from embedx.store.writing.session_choice import Mode
-from embedx.system.machine import allow_files, check_threads, keep_large_blocks
+from embedx.system.machine import allow_files, check_threads, keep_large_blocks, return_freed_blocks
 from embedx.values import Allowed, size_text
 
 _FILES = 48
@@ -53,6 +54,7 @@ _THREADS_PER_WORKER = 4
 """A worker's process, and its threads."""
 
 
+@torch_settings_kept()
 def extract(config: ExtractConfig, heartbeat: Heartbeat = SILENT, plan: Plan | None = None) -> Summary:
     """Runs a backbone over images and stores the embeddings; finishes what an earlier run left.
 
@@ -214,6 +216,9 @@ def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], heart
     try:
         job.run(model, loaders, heartbeat, [rejected, Throughput(), writer])  # which stores the others' metrics
     finally:
+        for loader in loaders.values():
+            loader.close()
+        return_freed_blocks()
         if writer.rows_saved is not None:  # after an error
             there, total = _progress(job, loaders)
             heartbeat.console.print(f"{there + writer.rows_saved:,} of {total:,} rows are kept", markup=False)

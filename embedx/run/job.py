@@ -7,7 +7,7 @@ import dataclasses
 import math
 import os
 import platform
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -24,6 +24,7 @@ from embedx.data.decoding.batch_rows import Decoder, DenseDecoder
 from embedx.data.decoding.features import FeatureDecoder
 from embedx.data.decoding.images import ImageDecoder
 from embedx.data.decoding.nvjpeg import CopyToDevice, DecodeOnDevice, PartialDecoder
+from embedx.data.loading.given_images import PictureBatches
 from embedx.data.loading.loaders import SplitLoader
 from embedx.data.plan import Plan, SplitPlan
 from embedx.engine.callback import Callback
@@ -174,7 +175,11 @@ class Job:
         return CopyToDevice(self.device, self.decoder.entry)
 
     def run(
-        self, model: nn.Module, loaders: dict[str, SplitLoader], heartbeat: Heartbeat, callbacks: Sequence[Callback]
+        self,
+        model: nn.Module,
+        loaders: Mapping[str, SplitLoader | PictureBatches],
+        heartbeat: Heartbeat,
+        callbacks: Sequence[Callback],
     ) -> None:
         """Runs the model over the loaders' batches, shows the progress, and gives the outputs to the callbacks."""
         callbacks = [ProgressBar(heartbeat, {name: loader.inputs for name, loader in loaders.items()}), *callbacks]

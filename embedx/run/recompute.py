@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
-import os
 import random
 from pathlib import Path
 
@@ -14,17 +12,15 @@ import pyarrow.compute as pc
 import torch
 from rich.console import Console
 
-from embedx.config import ExtractConfig
 from embedx.data.plan import Plan
 from embedx.data.sources.kinds import SourceOptions
 from embedx.errors import ConfigError, StoreMismatchError
 from embedx.heartbeat import SILENT, Heartbeat
-from embedx.models.backbones import runs_code
-from embedx.models.device import resolve_device, resolve_precision
-from embedx.models.runtimes.eager import EagerRuntime
+from embedx.models.device import resolve_device
 from embedx.run.job import Job
-from embedx.run.prepare import describe_spec, input_shape, use_machine
+from embedx.run.prepare import use_machine
 from embedx.run.row_checker import Recomputation, RowChecker
+from embedx.run.stored_job import check_recipe, stored_config, stored_job, working_directory
 from embedx.store.format.differences import difference_text, leaves_that_differ
 from embedx.store.format.index import OK
 from embedx.store.reading.attempts import start_anew
@@ -89,7 +85,7 @@ def _recompute(
     tolerance: float | None,
     console: Console,
 ) -> Recomputation:
-    config = _config(store, trust=trust)
+    config = stored_config(store, trust=trust)
     there = _device(config.device, device, console)
     use_machine(there, config.threads)
     seed = random.randrange(2**32) if seed is None else seed
@@ -99,21 +95,10 @@ def _recompute(
     if tolerance is None:
         tolerance = max(TOLERANCE_BY_PRECISION[config.precision or "fp32"], TOLERANCE_BY_DTYPE[config.dtype])
     checker = RowChecker(store, chosen, Recomputation(seed, str(there), allowed=tolerance))
-    with contextlib.chdir(_working_directory(store, console)):
+    with contextlib.chdir(working_directory(store, console)):
         if plans := dict(checker.plans(SourceOptions.of(config))):
-            _run(store, _job(config, there, Plan(plans, [], None)), checker, console)
+            _run(store, stored_job(config, there, Plan(plans, [], None)), checker, console)
     return checker.found
-
-
-def _job(config: ExtractConfig, device: torch.device, plan: Plan) -> Job:
-    """Determines the run that computes these inputs with the store's settings."""
-    spec = describe_spec(config, input_shape(config, plan), notice=lambda text: None)
-    # The CPU has no tf32; fp32 is more exact, and within the tolerance.
-    is_tf32_on_cpu = config.precision == "tf32" and device.type == "cpu"
-    precision = resolve_precision("fp32" if is_tf32_on_cpu else config.precision, device)
-    # The store's runtime may not be installed here; eager's results are within the tolerance.
-    names = tuple(dict.fromkeys((config.runtime, EagerRuntime.name)))
-    return Job(config, plan, spec, device, precision, int(config.batch_size), names)
 
 
 def _run(store: Store, job: Job, checker: RowChecker, console: Console) -> None:
@@ -126,23 +111,6 @@ def _run(store: Store, job: Job, checker: RowChecker, console: Console) -> None:
     model = job.build_model(console)
     with Heartbeat(console) as heartbeat:
         job.run(model, loaders, heartbeat, [checker])
-
-
-def _config(store: Store, *, trust: bool) -> ExtractConfig:
-    """Returns the settings that the store was made with, as its recipe resolved them; runs no code without trust."""
-    settings, recipe = store.manifest.settings.stated, store.manifest.recipe
-    resolved = {name: getattr(recipe, name) for name in ("device", "precision", "runtime", "batch_size", "dtype")}
-    if not settings or None in resolved.values():
-        raise ConfigError(
-            f"{store.path} does not say how it was made, as a store of `embedx extract` does: no row can be recomputed"
-        )
-    config = ExtractConfig.from_json({**settings, **resolved})
-    if runs_code(config.backbone) and not trust:
-        raise ConfigError(
-            f"the backbone of {store.path} is {config.backbone}; loading it runs code that the store's author has "
-            "chosen; if you trust the author and the code, add --trust"
-        )
-    return dataclasses.replace(config, out=store.path, workers=None, threads=None)
 
 
 def _device(of_recipe: str, wanted: str | None, console: Console) -> torch.device:
@@ -178,27 +146,9 @@ def _embedded(store: Store, split: str, columns: tuple[str, ...]) -> pa.Table:
 
 def _check_outputs(store: Store, job: Job, stored: StoredRows) -> None:
     """Checks that the job makes the store's tensors by its recipe, but for device and precision, which may differ."""
-    then = store.manifest.recipe.replacing(device=job.recipe.device, precision=job.recipe.precision).to_json()
-    if lines := [difference_text(*leaf) for leaf in leaves_that_differ("recipe", then, job.recipe.to_json())]:
-        raise StoreMismatchError(
-            [
-                f"{store.path} has another recipe than its settings give now:",
-                *(f"  {line}" for line in lines),
-                "no row was recomputed; restore the files and versions with which it was made",
-            ]
-        )
+    check_recipe(store, job)
     shapes = job.spec.shapes
     if (found := {name: stored.shape(name) for name in stored.names}) != shapes:
         raise StoreMismatchError(
             f"{store.path} has tensors of the shapes {found}, but its recipe gives {shapes}: no row was recomputed"
         )
-
-
-def _working_directory(store: Store, console: Console) -> str:
-    """Returns the folder from which the settings' relative paths begin: the current one if that is gone."""
-    folder = store.manifest.settings.working_directory or os.curdir
-    if os.path.isdir(folder):
-        return folder
-    text = f"{folder}, where the store was made, is gone: relative paths are taken from the current folder"
-    console.print(text, soft_wrap=True)
-    return os.curdir

@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from embedx.config import ExtractConfig
+from embedx.errors import TooManyRejectedError
 from embedx.store.format.contents import SplitTotals
+from embedx.values import count_text
 
 _VERDICTS = {
     "loader_wait": "decode-bound: the model waited {share} of the time; give more --workers, "
@@ -75,6 +78,27 @@ class Summary:
             parts.update(split)
         most = max(_VERDICTS, key=parts.__getitem__)
         return _VERDICTS[most].format(share=f"{parts[most] / parts.total():.0%}") if parts[most] else ""
+
+    def check_inputs(self, config: ExtractConfig) -> None:
+        """Checks that all inputs gave a row, or that those which did not are allowed.
+
+        Raises:
+            TooManyRejectedError: If some are unavailable, or more are rejected than `--max-errors` allows.
+        """
+        lists = f"`embedx info {config.out} --{{}}` lists them with their reasons"
+        told = []
+        if self.unavailable:
+            told.append(
+                f"{count_text(self.unavailable, 'input')} unavailable, by the fault of disk or network; the same "
+                f"command tries again, and {lists.format('unavailable')}"
+            )
+        if self.rejected > config.max_errors:
+            told.append(
+                f"{count_text(self.rejected, 'input')} rejected, and --max-errors allows {config.max_errors}; the "
+                f"store is complete, and {lists.format('rejected')}"
+            )
+        if told:
+            raise TooManyRejectedError("; ".join(told))
 
     def to_json(self) -> dict[str, Any]:
         """Returns the summary as plain JSON values."""

@@ -120,6 +120,13 @@ def keep_large_blocks() -> None:
     _set_malloc(mmap_threshold=1 << 30, trim_threshold=(1 << 31) - 1)
 
 
+def return_freed_blocks() -> None:
+    """Gives freed memory back to the system, and undoes `keep_large_blocks`; does nothing without glibc."""
+    _set_malloc(mmap_threshold=1 << 25, trim_threshold=1 << 26)  # glibc's own, once it has seen large blocks
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def return_large_blocks() -> None:
     """Makes glibc return every large block to the system when it is freed; does nothing without glibc.
 

@@ -59,7 +59,11 @@ class ImageDecoder(DenseDecoder):
 
     def decode_into(self, row: Tensor, data: bytes) -> None:
         """Decodes an input's bytes into its row [3, H, W]; raises a RejectedInputError if they can't be decoded."""
-        row.copy_(preprocess(self.decode(data), self.preprocessing, max_pixels=self.max_pixels))
+        self.fill(row, self.decode(data))
+
+    def fill(self, row: Tensor, pixels: Tensor) -> None:
+        """Resizes and crops decoded pixels [3, H, W] uint8 into a row; raises a RejectedInputError if they can't be."""
+        row.copy_(preprocess(pixels, self.preprocessing, max_pixels=self.max_pixels))
 
     def decode(self, data: bytes) -> Tensor:
         """Decodes an input's bytes to [3, H, W] uint8, which is still to be resized, as `decode` does."""

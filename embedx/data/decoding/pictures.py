@@ -14,7 +14,7 @@ from embedx.data.decoding import tiff
 from embedx.data.decoding.colors import to_rgb
 from embedx.data.decoding.eight_bits import Samples, to_eight_bits
 from embedx.data.decoding.orientation import opposite, orientation, turned_view
-from embedx.data.decoding.samples import read_samples, read_tiff
+from embedx.data.decoding.samples import one_channel, read_samples, read_tiff
 from embedx.recipe import PixelOptions
 
 _STRIP_PIXELS = 1 << 18
@@ -41,6 +41,19 @@ def decode_with_pillow(data: bytes, image: Image.Image, *, exif: bool, options: 
         return _render_samples(samples, turn, image.info.get("icc_profile"), options)
     image.load()
     return render(image, turn, options)
+
+
+def pixels_in_memory(image: Image.Image, *, exif: bool, options: PixelOptions) -> Tensor:
+    """Returns the pixels [3, H, W] uint8 of an image that Pillow holds; the arguments are as for `decode_with_pillow`.
+
+    How many bits its deep pixels span is not known, as no file tells it.
+    """
+    image.load()  # which turns a TIFF
+    turn = orientation(image) if exif else 1
+    deep = one_channel(image) if image.mode.startswith(("I", "F")) else None
+    if deep is None:
+        return render(image, turn, options)
+    return _render_samples(deep._replace(bits=None), turn, image.info.get("icc_profile"), options)
 
 
 def decode_tiff(data: bytes, *, exif: bool, options: PixelOptions) -> Tensor:

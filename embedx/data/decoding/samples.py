@@ -29,13 +29,13 @@ def read_samples(image: Image.Image, data: bytes, options: PixelOptions) -> Samp
         if layout.channels > layout.colors + layout.has_alpha or layout.is_misread:
             return read_tiff(data)
         if layout.is_deep:
-            deep = _of_mode(image, layout)
+            deep = one_channel(image, layout)
             return deep or (read_tiff(data) if _needs_low_bytes(image, options) else None)
         return None
     bits = stated_bits(image, data)
     if bits == 8:
         return None
-    if (deep := _of_mode(image, None)) is not None:
+    if (deep := one_channel(image)) is not None:
         return _with_transparency(deep._replace(bits=bits), image, options)
     if bits is None and _needs_low_bytes(image, options):
         return _with_transparency(_deep_color(image, data), image, options)
@@ -79,7 +79,7 @@ def stated_bits(image: Image.Image, data: bytes) -> int | None:
     return 16 if image.mode.startswith(("I", "F")) else 8
 
 
-def _of_mode(image: Image.Image, layout: tiff.Layout | None) -> Samples | None:
+def one_channel(image: Image.Image, layout: tiff.Layout | None = None) -> Samples | None:
     """Returns the one channel of an image that Pillow holds in full; None for others."""
     if image.mode not in ("I", "F", "L") and not image.mode.startswith("I;16"):
         return None

@@ -40,16 +40,21 @@ class Runtime(nn.Module):
 
     def __init__(self, embedder: Embedder, device: torch.device, precision: Precision) -> None:
         super().__init__()
-        if device.type == "cuda":
-            torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-            torch.backends.cudnn.allow_tf32 = precision == "tf32"
         self.device = device
+        self._precision = precision
+        self.set_tf32()
         self._exhausted = f"{device.type.upper()} is out of memory"
         self.takes_any_batch = not isinstance(embedder.backbone, FrozenProgram)
         try:
             embedder.requires_grad_(False).to(device)
         except torch.OutOfMemoryError as error:
             raise DeviceMemoryError(f"{self._exhausted} with the weights alone; {_WAYS_OUT}") from error
+
+    def set_tf32(self) -> None:
+        """Sets whether CUDA rounds factors to tf32, which is one setting for the whole process."""
+        if self.device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = self._precision == "tf32"
+            torch.backends.cudnn.allow_tf32 = self._precision == "tf32"
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Computes the features [B, D] of images [B, 3, H, W] uint8.
