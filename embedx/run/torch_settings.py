@@ -13,8 +13,7 @@ import torch
 def torch_settings_kept() -> Iterator[None]:
     """Restores, at the end, torch's number of threads, its CUDA device and its use of tf32."""
     threads = torch.get_num_threads()
-    is_initialized = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    device = torch.cuda.current_device() if is_initialized else None
+    device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
     libraries: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     tf32 = [(library, library.allow_tf32) for library in libraries]
     try:

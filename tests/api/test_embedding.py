@@ -71,7 +71,7 @@ def made(request: pytest.FixtureRequest, photos: Path, tmp_path_factory: pytest.
 
 @pytest.fixture
 def opened(photos: Path) -> Iterator[list[Image.Image]]:
-    images = [Image.open(path) for path in sorted(photos.iterdir())]
+    images: list[Image.Image] = [Image.open(path) for path in sorted(photos.iterdir())]
     yield images
     for image in images:
         image.close()

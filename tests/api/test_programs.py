@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import nbclient
 import nbformat
@@ -58,13 +59,13 @@ def test_scripts_with_and_without_a_guard_and_a_program_on_stdin_work_alike(fold
         )
         for arguments in (["plain.py"], ["guarded.py"], ["-"])
     ]
-    done = [process.communicate(stdin if process.args[-1] == "-" else None, timeout=110) for process in running]
+    done = [process.communicate(stdin, timeout=110) for process in running]  # which the scripts do not read
     assert done == [(PRINTED, "")] * 3
 
 
 def test_the_notebook_runs(tmp_path: Path) -> None:
     """With extraction, writer and workers started from a kernel; its last cell tells the neighbours of a photograph."""
-    notebook = nbformat.read(Path(__file__).parents[2] / "scripts" / "embedx.ipynb", as_version=4)
+    notebook: Any = nbformat.read(Path(__file__).parents[2] / "scripts" / "embedx.ipynb", as_version=4)
     client = nbclient.NotebookClient(notebook, timeout=110, resources={"metadata": {"path": str(tmp_path)}})
     client.execute()
     texts = [
