@@ -109,8 +109,7 @@ def extract(config: ExtractConfig, heartbeat: Heartbeat = SILENT, plan: Plan | N
     seconds = time.perf_counter() - started
     changes = update.counts if update is not None else None
     ran_on = _ran_on(job, manifest.recipe.runtime or job.runtimes[0]) if loaders else {}
-    out, timings = config.out / MANIFEST, manifest.timings
-    return Summary(out, manifest.totals, up_to_date, changes, seconds, timings, ran_on, kept)
+    return Summary(config.out / MANIFEST, manifest.totals, up_to_date, changes, seconds, manifest.timings, ran_on, kept)
 
 
 def _tell_damage(session: StoreSession, heartbeat: Heartbeat) -> None:

@@ -86,6 +86,7 @@ def test_ctrl_c_raises_keyboard_interrupt_ends_all_processes_and_the_same_call_g
         """Once the writer runs, and with it the loop."""
         while not any(process.name() == "embedx-writer" for process in loaders()):
             time.sleep(0.01)
+        time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt, daemon=True)

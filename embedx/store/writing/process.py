@@ -104,8 +104,12 @@ class WriterProcess:
         )
         # The child dies with its parent by itself; `daemon` covers a parent that exits without close().
         self._process.daemon = True
-        self._process.start()
-        child_report.close()
+        try:
+            self._process.start()
+            child_report.close()
+        except BaseException:  # such as Ctrl-C: nobody has this object yet, to end the process
+            self.abort()
+            raise
 
     @property
     def pid(self) -> int | None:
