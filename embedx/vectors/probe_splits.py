@@ -75,7 +75,8 @@ def _target_fault(split: Split) -> str | None:
     first = rows.filter(pc.and_(pc.equal(rows["status"], OK), pc.is_null(rows["target"])))["key"][0].as_py()
     return (
         f"split {split.name!r} of {split.store.path}: {unknown} of {len(split)} rows have no target, the first is "
-        f"{first!r}; extract from folders named by class, or give --target-column"
+        f"{first!r}; run `embedx extract` on folders named by class, or "
+        "with --target-column"
     )
 
 

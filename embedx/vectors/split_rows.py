@@ -21,7 +21,7 @@ from embedx.store.reading.reader import Shard, Store
 
 _BATCH_BYTES = 16 * 1024**2
 _NAME_COLUMNS = ("class", "label", "cls", "group")
-"""The columns that may hold the targets' names, besides the store's `--target-column`."""
+"""The columns that may hold the targets' names, besides that of `embedx extract --target-column`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ def open_split(store: Store, name: str, tensor: str) -> Split:
         if values.ndim != 2:
             raise ConfigError(
                 f"split {name!r}: {tensor!r} has {list(values.shape[1:])} numbers per row, and a probe takes one "
-                "vector; extract with --pool avg"
+                "vector; run `embedx extract` with --pool avg"
             )
         if dim not in (0, values.shape[1]):
             raise StoreError(f"{shard.path}: {tensor!r} has {values.shape[1]} numbers per row, and elsewhere {dim}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -51,19 +51,54 @@ def texts(source: str) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.value
 
 
-def faults_of(text: str) -> Iterator[str]:
-    """What is wrong with the options that a text names: those of one command where it is named before them."""
+RAISED_BY = {
+    "cli/options.py": set(COMMANDS),
+    "cli/output.py": set(COMMANDS),
+    "cli/foreign_errors.py": set(COMMANDS),
+    **{f"cli/{name}.py": {name} for name in COMMANDS},
+    "cli/help.py": set(COMMANDS),
+    "cli/backbones.py": {"backbones", "extract"},
+    "cli/layers.py": {"layers", "extract"},
+    "vectors/": {"probe"},
+    "callbacks/": {"extract", "probe"},
+    "store/reading/compare.py": {"compare"},
+    "store/reading/drift.py": {"compare"},
+    "store/writing/repair.py": {"repair"},
+    "run/recompute.py": {"verify"},
+    "run/stored_job.py": {"verify"},
+    "run/row_checker.py": {"verify"},
+    "models/": {"extract", "layers"},
+    "": {"extract"},
+}
+"""The commands that raise a module's messages, by the first of these that its path begins with."""
+
+
+def raised_by(path: Path) -> set[str]:
+    place = path.relative_to(PACKAGE).as_posix()
+    return next(commands for begin, commands in RAISED_BY.items() if place.startswith(begin))
+
+
+def faults_of(text: str, commands: Collection[str] = COMMANDS) -> Iterator[str]:
+    """What is wrong with the options that a text names: those of one command where it is named before them.
+
+    Elsewhere they are those of one of the commands that raise the message, or that it names.
+    """
     calls = [(match.start("arguments"), match.end(), match["command"]) for match in CALL.finditer(text)]
     for match in OPTION.finditer(text):
         own = [name for start, end, name in calls if start <= match.start() < end and name in COMMANDS]
         flag, value = match["flag"], (match["value"] or "").rstrip(".,")
-        takers = [name for name in own or COMMANDS if flag in OPTIONS[name]]
+        named = {command for start, _, command in calls if start <= match.start() and command in COMMANDS}
+        takers = [name for name in own or {*commands, *named} if flag in OPTIONS[name]]
         if flag in OTHERS or (flag in OF_PROGRAM and not own):
             continue
         if not takers:
-            yield f"{flag} is no option of {' or '.join(own) or 'any command'}"
+            yield f"{flag} is no option of {' or '.join(own or words_of(commands))}"
         elif is_literal(value) and not any(accepts(name, flag, value) for name in takers):
             yield f"{flag} does not take {value}"
+
+
+def words_of(commands: Collection[str]) -> list[str]:
+    return ["any command"] if len(commands) == len(COMMANDS) else sorted(commands)
 
 
 def is_literal(value: str) -> bool:
@@ -88,7 +123,11 @@ def accepts(name: str, flag: str, value: str) -> bool:
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_advised_options_are_parsed_by_their_command(path: Path) -> None:
-    faults = [f"{path}:{line}: {fault}" for line, text in texts(path.read_text()) for fault in faults_of(text)]
+    faults = [
+        f"{path}:{line}: {fault}"
+        for line, text in texts(path.read_text())
+        for fault in faults_of(text, raised_by(path))
+    ]
     assert not faults, "\n".join(faults)
 
 
@@ -107,6 +146,13 @@ def test_advised_options_are_parsed_by_their_command(path: Path) -> None:
 )
 def test_a_wrong_option_is_found(text: str, fault: str | None) -> None:
     assert list(faults_of(text)) == ([fault] if fault else [])
+
+
+def test_a_message_names_the_options_of_the_command_that_raises_it() -> None:
+    assert list(faults_of("give --l2 1e-3", raised_by(PACKAGE / "vectors" / "linear.py"))) == []
+    assert list(faults_of("give --dtype float16", raised_by(PACKAGE / "vectors" / "linear.py"))) == [
+        "--dtype is no option of probe"
+    ]
 
 
 def test_an_f_string_is_one_text() -> None:

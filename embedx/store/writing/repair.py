@@ -176,7 +176,7 @@ def _new_manifest(root: Path, found: _Found, like: str | Path | None) -> Manifes
     if any(path.count("/") != (2 if plan.grouped else 1) for path in paths):
         raise StoreMismatchError(
             f"{root}: its shards lie as in a store {'without' if plan.grouped else 'with'} a group key, other than by "
-            f"--like {like}; give a store that was made with the same --group-key"
+            f"--like {like}; give one that `embedx extract` wrote with the same --group-key"
         )
     splits: dict[str, SplitTerms] = {}
     for _, entry, _ in found.whole.values():
