@@ -82,8 +82,11 @@ def command(
     signals.advice = "; the same command goes on from what is kept"
     heartbeat = Heartbeat(STDERR, form=progress, verbose=verbose)
     title = shlex.join(["extract", "--backbone", config.backbone, "--out", str(config.out.absolute())])
-    with heartbeat.frame(f"embedx {version('embedx')} {title}"):
-        _report(config, run_extraction(config, heartbeat, _quick_imports()), as_json=as_json, profile=profile)
+    try:
+        with heartbeat.frame(f"embedx {version('embedx')} {title}"):
+            _report(config, run_extraction(config, heartbeat, _quick_imports()), as_json=as_json, profile=profile)
+    finally:
+        gc.unfreeze()  # else the caller's exit could not free what is frozen
 
 
 def _report(config: ExtractConfig, summary: Summary, *, as_json: bool, profile: bool) -> None:
@@ -114,7 +117,7 @@ def _quick_imports() -> Iterator[None]:
     try:
         import_torchvision()
         yield
-        gc.freeze()  # so do later collections
+        gc.freeze()  # so would later collections, until the command ends
     finally:
         gc.enable()
 

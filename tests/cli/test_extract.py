@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import shutil
@@ -42,6 +43,14 @@ def test_resnet50_without_cache_or_network_says_what_to_do(tmp_path: Path) -> No
     for part in ("ResNet50_Weights.IMAGENET1K_V2", "--checkpoint", "--weights random", f"{tmp_path}/cache/hub"):
         assert part in done.stderr.replace("\n", ""), done.stderr
     assert not (tmp_path / "dir").exists()
+
+
+def test_a_call_in_process_leaves_nothing_frozen(embedx: Embedx, tmp_path: Path) -> None:
+    """What is frozen can't be freed at exit, of which bindings such as triton's complain on stderr."""
+    frozen = gc.get_freeze_count()
+    images = sample.IMAGES / "val" / "star"
+    done = embedx("extract", "--backbone", sample.BACKBONE, "--weights", "sample", "-j", "0", "-o", tmp_path, images)
+    assert done.code == 0 and gc.get_freeze_count() == frozen
 
 
 def test_a_program_that_watches_gets_one_object_a_line(embedx: Embedx, tmp_path: Path) -> None:
