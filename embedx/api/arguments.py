@@ -53,8 +53,8 @@ def specs_of(data: Any) -> tuple[str, ...]:
     locations = [data] if isinstance(data, str | os.PathLike) else data
     if not (isinstance(locations, list | tuple) and all(isinstance(one, str | os.PathLike) for one in locations)):
         raise ConfigError(
-            f"data is a {_type_of(data)}; give a path, pattern or URL, a list of them, or a dict of splits. For images "
-            "in memory there is embedx.embed"
+            f"data is of type {_type_of(data)}; give a path, pattern or URL, a list of them, or a dict of splits. For "
+            "images in memory there is embedx.embed"
         )
     return tuple(os.fspath(location) for location in locations)
 

@@ -92,8 +92,8 @@ def test_inputs_are_a_path_several_or_a_dict(data: Any, specs: tuple[str, ...]) 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (np.zeros((2, 4, 4, 3), np.uint8), "data is a ndarray; give a path, .* there is embedx.embed"),
-        ([os], "data is a list of module; give a path"),
+        (np.zeros((2, 4, 4, 3), np.uint8), "data is of type ndarray; give a path, .* there is embedx.embed"),
+        ([os], "data is of type list of module; give a path"),
         ({"a/b": "photos"}, "a split can't be named 'a/b'"),
         ({3: "photos"}, "a split can't be named 3"),
     ],

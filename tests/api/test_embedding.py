@@ -181,8 +181,8 @@ def test_an_image_that_gives_no_row_is_named_by_its_position(photos: Path, tmp_p
         (np.zeros((2, 40, 40, 3), np.float32), "the type float32; an image is"),
         (torch.zeros(2, 40, 40, 3), "the type float32; an image is"),
         ([sample.IMAGES, CHANNELS_FIRST.transpose(0, 2, 3, 1)[0]], "images has paths and pictures"),
-        ([b"bytes"], r"images\[0\] is a bytes; give paths, Pillow's images or arrays"),
-        (7, "images is a int; give paths"),
+        ([b"bytes"], r"images\[0\] is of type bytes; give paths, Pillow's images or arrays"),
+        (7, "images is of type int; give paths"),
     ],
 )
 def test_images_of_another_kind_are_refused(images: Any, message: str, embed: embedx.Embedder) -> None:

@@ -38,15 +38,15 @@ def as_list(images: Images) -> list[Any]:
     given: Any = images
     is_one = isinstance(images, str | os.PathLike | Image.Image) or (_is_array(images) and len(given.shape) == 3)
     if not (is_one or isinstance(images, Iterable)):
-        raise ConfigError(f"images is a {type(images).__name__}; give paths, Pillow's images or arrays")
+        raise ConfigError(f"images is of type {type(images).__name__}; give paths, Pillow's images or arrays")
     each = [given] if is_one else list(given)
     for position, image in enumerate(each):
         if _is_array(image):
             _check_array(image, position)
         elif not isinstance(image, str | os.PathLike | Image.Image):
             raise ConfigError(
-                f"images[{position}] is a {type(image).__name__}; give paths, Pillow's images or arrays [H, W, 3] of "
-                "uint8"
+                f"images[{position}] is of type {type(image).__name__}; give paths, Pillow's images or arrays "
+                "[H, W, 3] of uint8"
             )
     if len({isinstance(image, str | os.PathLike) for image in each}) > 1:
         raise ConfigError("images has paths and pictures; give them one after the other")
