@@ -250,8 +250,8 @@ GOOD = (X, [0, 1, 0, 1, 0, 1])
         ({"train": GOOD, "val": GOOD}, {"test": "test"}, r"unknown split 'test'; valid: train, val in "),
         ({"train": GOOD, "val": GOOD}, {"train": "a", "test": "b"}, r"unknown split 'a'.*\nunknown split 'b'"),
         ({"train": GOOD, "val": (X, [0, None, 1, None, 0, 1])}, {},
-         r"split 'val' of .*: 2 of 6 rows have no target, the first is 'key-1'; run `embedx extract` on folders named by "
-         r"class"),
+         r"split 'val' of .*: 2 of 6 rows have no target, the first is 'key-1'; run `embedx extract` on folders named "
+         r"by class"),
         ({"train": (X, [None] * 6), "val": GOOD}, {}, r"split 'train' of .*: 6 of 6 rows have no target"),
         ({"train": GOOD, "val": GOOD}, {"method": "knn", "k": 7}, r"-k is 7, and split 'train' has 6 rows; give fewer"),
         ({"train": GOOD, "val": (X[:, :2], GOOD[1])}, {}, r"'embeddings' has 3 numbers a row in 'train', 2 in 'val'"),
