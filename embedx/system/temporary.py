@@ -16,6 +16,8 @@ from multiprocessing.util import Finalize
 _PREFIX = "embedx-run-"
 _NAME = re.compile(_PREFIX + "[a-z0-9_]{8}")
 _LOCK = "in-use"
+_WITHOUT_LOCKS = "can't be locked"
+"""The text in a lock's file that its run could not lock; another run might be able to, and must not."""
 _LONGEST = 50
 """The bytes of the path in which it is made; a socket's whole path in it has at most 108 on Linux, and 104 on macOS."""
 
@@ -48,9 +50,13 @@ def _hold(folder: str) -> None:
     """
     path = os.path.join(folder, _LOCK)
     held = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    with contextlib.suppress(OSError):  # without locks in this file system, none is ever taken for abandoned
+    try:
         fcntl.flock(held, fcntl.LOCK_EX)  # waits for one that clears it away
-        os.write(held, str(os.getpid()).encode())
+        said = str(os.getpid())
+    except OSError:
+        said = _WITHOUT_LOCKS
+    with contextlib.suppress(OSError):
+        os.write(held, said.encode())
     os.stat(path)
 
 
@@ -87,8 +93,10 @@ def _clear_one(folder: str) -> None:
     try:
         if os.fstat(lock).st_uid == os.getuid():
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _free_shared_memory(os.read(lock, 20).decode("ascii", "replace"))
-            _remove(folder)
+            said = os.read(lock, 20).decode("ascii", "replace")
+            if said != _WITHOUT_LOCKS:
+                _free_shared_memory(said)
+                _remove(folder)
     finally:
         os.close(lock)
 

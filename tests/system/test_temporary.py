@@ -18,6 +18,11 @@ HOLD = """
 import multiprocessing, os, sys, time
 from embedx.system.processes import start_fork_server
 from embedx.system.temporary import run_folder
+if "without-locks" in sys.argv:
+    import errno, fcntl
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "no locks")
+    fcntl.flock = refuse
 if "serve" in sys.argv:
     start_fork_server()
     semaphore = multiprocessing.get_context("forkserver").Semaphore()
@@ -64,6 +69,15 @@ def test_the_next_run_removes_what_killed_runs_left_and_nothing_else(short: Path
         assert {path.name for path in short.iterdir()} == {folders[2].name, "embedx-run-results", "pymp-other"}
         assert len(shared) > 1 and not any(map(os.path.exists, shared))
         going_on.kill()
+
+
+def test_a_run_that_can_t_lock_is_not_taken_for_a_killed_one(short: Path) -> None:
+    with begin(short, "without-locks", "wait") as run:
+        folder = Path(str(run.stdout and run.stdout.readline()).strip())
+        with begin(short) as other:
+            assert other.wait() == 0
+        assert [*short.iterdir()] == [folder]
+        run.kill()
 
 
 def test_a_long_path_of_temporary_files_is_no_hindrance(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -63,7 +64,7 @@ def read_splits(store: Store, splits: list[str]) -> None:
             store.index(split).to_pydict()
         with contextlib.suppress(StoreError):
             for shard in store.iter_shards(split):
-                assert shard.tensors["embeddings"].sum() is not None
+                assert np.isnan(shard.tensors["embeddings"]).sum() >= 0  # reads all, and no sum overflows
     for split in splits:
         for group in (None, *store.groups(split)):
             with contextlib.suppress(StoreError):
