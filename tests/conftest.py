@@ -17,6 +17,7 @@ import pytest
 import skimage
 import torch
 
+import embedx.cli.output  # noqa: F401  (before a test sets COLUMNS: a console keeps the width that it is made with)
 from tests.runs import SEED
 
 LONGEST = {"test_walk.py", "test_manual.py", "test_readme.py", "test_extract.py", "test_app.py", "test_loaders.py"}

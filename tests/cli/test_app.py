@@ -295,7 +295,9 @@ def test_a_reader_of_stdout_that_goes_away_is_no_fault() -> None:
 
     command = f"{' '.join(runs.EMBEDX)} backbones | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
-    assert done.stdout == "alexnet\n" and "Traceback" not in done.stderr and "Exception" not in done.stderr
+    assert (
+        done.stdout == "alexnet\tIMAGENET1K_V1\n" and "Traceback" not in done.stderr and "Exception" not in done.stderr
+    )
 
 
 LOUD = """
