@@ -79,14 +79,20 @@ def test_rejected_inputs_raise_and_leave_a_complete_store(tmp_path: Path) -> Non
     assert len(embedx.extract(folder, max_errors=1, **settings)) == 1
 
 
-def test_ctrl_c_raises_keyboard_interrupt_ends_all_processes_and_the_same_call_goes_on(tmp_path: Path) -> None:
-    settings = {**SETTINGS, "out": tmp_path / "store", "workers": 1, "progress": False, "batch_size": 2}
+def test_ctrl_c_raises_keyboard_interrupt_ends_all_processes_and_the_same_call_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"backbone": "tests.run.stopping:Slow", "image_size": 8, "mean": 0.5, "std": 0.5}
+    settings |= {"out": tmp_path / "store", "workers": 1, "progress": False, "batch_size": 2}
+    log = tmp_path / "batches"
+    log.touch()
+    monkeypatch.setenv("SLOW_LOG", str(log))
+    monkeypatch.setenv("SLOW_SECONDS", "0.1")
 
     def interrupt() -> None:
-        """Once the writer runs, and with it the loop."""
-        while not any(process.name() == "embedx-writer" for process in loaders()):
+        """When three of the forty batches are through."""
+        while log.stat().st_size < 3:
             time.sleep(0.01)
-        time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt, daemon=True)
@@ -97,4 +103,5 @@ def test_ctrl_c_raises_keyboard_interrupt_ends_all_processes_and_the_same_call_g
     assert not embedx.open(tmp_path / "store").complete and raised.value.__traceback__ is not None
     psutil.wait_procs(loaders(), timeout=10)
     assert loaders() == []
+    monkeypatch.setenv("SLOW_SECONDS", "0")
     assert len(embedx.extract(sample.IMAGES / "val", **settings)) == 80
