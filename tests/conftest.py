@@ -7,6 +7,9 @@ import os
 # Before torch is imported: threads that spin while they wait would steal each other's cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Before a console is made: it keeps the width that it finds then, and xdist sets one.
+os.environ.pop("COLUMNS", None)
+
 # Before gcsfs is imported: it asks by gRPC, which the tests' server of Google's storage has not.
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 

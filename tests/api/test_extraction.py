@@ -80,7 +80,7 @@ def test_rejected_inputs_raise_and_leave_a_complete_store(tmp_path: Path) -> Non
 
 
 def test_ctrl_c_raises_keyboard_interrupt_ends_all_processes_and_the_same_call_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     settings: dict[str, Any] = {"backbone": "tests.run.stopping:Slow", "image_size": 8, "mean": 0.5, "std": 0.5}
     settings |= {"out": tmp_path / "store", "workers": 1, "progress": False, "batch_size": 2}
@@ -95,6 +95,8 @@ def test_ctrl_c_raises_keyboard_interrupt_ends_all_processes_and_the_same_call_g
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     thread = threading.Thread(target=interrupt, daemon=True)
     thread.start()
     with pytest.raises(KeyboardInterrupt) as raised:  # whose traceback holds all that the run made
