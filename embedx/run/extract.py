@@ -119,7 +119,7 @@ def _tell_damage(session: StoreSession, heartbeat: Heartbeat) -> None:
 
 def _ran_on(job: Job, runtime: str) -> dict[str, str | int]:
     threads = {"threads": torch.get_num_threads()} if job.device.type == "cpu" else {}
-    place = {"device": str(job.device), "runtime": runtime}
+    place = {"device": str(job.device), "precision": job.precision, "runtime": runtime, "decoder": job.config.decoder}
     return {**place, **threads, "workers": job.workers, "batch_size": job.batch_size}
 
 

@@ -14,14 +14,37 @@ from embedx.store.format.contents import SplitTotals
 from embedx.values import count_text
 
 _VERDICTS = {
-    "loader_wait": "decode-bound: the model waited {share} of the time; give more --workers, "
-    "a faster disk, or on a GPU --decoder cuda",
-    "copy": "transfer-bound: bringing batches to the GPU, or decoding them there, took {share} of the time; "
-    "give a larger --batch-size, or --decoder cpu",
-    "forward": "compute-bound: the model ran {share} of the time; give --precision bf16, another --runtime, or a GPU",
-    "writer_wait": "disk-bound: the writer was waited for {share} of the time; give --dtype float16, or a faster disk",
+    "loader_wait": "decode-bound: the model waited {share} of the time",
+    "copy": "transfer-bound: bringing batches to the GPU, or decoding them there, took {share} of the time",
+    "forward": "compute-bound: the model ran {share} of the time",
+    "writer_wait": "disk-bound: the writer was waited for {share} of the time",
 }
 """The verdict for each part of the loop that can take most of the time."""
+
+
+_REMEDIES = {
+    "loader_wait": ("more --workers", "--decoder cuda", "a faster disk"),
+    "copy": ("a larger --batch-size", "--decoder cpu"),
+    "forward": ("--precision bf16", "another --runtime", "a GPU"),
+    "writer_wait": ("--dtype float16", "a faster disk"),
+}
+"""The advice for each part, of which a verdict gives what the run did not do."""
+
+
+def _can_help(remedy: str, ran_on: Mapping[str, str | int]) -> bool:
+    """Tells whether a remedy is not what the run did already, nor beyond its device."""
+    device = str(ran_on.get("device", "cpu"))
+    if remedy == "--precision bf16":
+        import torch  # a run with nothing to do needs none of it
+
+        from embedx.models.device import has_bf16
+
+        return ran_on.get("precision") not in ("bf16", "fp16") and has_bf16(torch.device(device))
+    if remedy == "--decoder cuda":
+        return device != "cpu" and ran_on.get("decoder") == "cpu"
+    if remedy == "--decoder cpu":
+        return ran_on.get("decoder") == "cuda"
+    return remedy != "a GPU" or device == "cpu"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +64,7 @@ class Summary:
     timings: dict[str, float]
     """The seconds and rates of the run that completed the store, by name."""
     ran_on: dict[str, str | int] = dataclasses.field(default_factory=dict)
-    """The device, runtime, threads (on a CPU), workers and batch_size of the run; empty if nothing was computed."""
+    """The device, precision, runtime, decoder, threads (on a CPU), workers and batch_size; empty if none was used."""
     kept: tuple[str, ...] = ()
     """The splits that the run did not name, and that stay as they are."""
 
@@ -77,7 +100,11 @@ class Summary:
         for split in self.profile.values():
             parts.update(split)
         most = max(_VERDICTS, key=parts.__getitem__)
-        return _VERDICTS[most].format(share=f"{parts[most] / parts.total():.0%}") if parts[most] else ""
+        if not parts[most]:
+            return ""
+        told = _VERDICTS[most].format(share=f"{parts[most] / parts.total():.0%}")
+        remedies = [remedy for remedy in _REMEDIES[most] if _can_help(remedy, self.ran_on)]
+        return f"{told}; give {' or '.join(remedies)}"
 
     def check_inputs(self, config: ExtractConfig) -> None:
         """Checks that all inputs gave a row, or that those which did not are allowed.

@@ -107,7 +107,8 @@ def test_threads_and_workers_are_as_many_as_there_are_cores_unless_given(tmp_pat
     done = subprocess.run(["taskset", "-c", "0", *EMBEDX, *call], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     means = json.loads(done.stdout)["means"]
-    assert means == {"device": "cpu", "threads": 1, "workers": 1, "batch_size": 32, "runtime": means["runtime"]}
+    how = {"precision": "fp32", "runtime": means["runtime"], "decoder": "cpu"}
+    assert means == {"device": "cpu", **how, "threads": 1, "workers": 1, "batch_size": 32}
     assert f"({means['runtime']} on cpu, 1 thread, 1 worker)" in done.stderr
     assert Store.open(out).manifest.environment.to_json()["threads"] == 1
     given = extract(ExtractConfig(**SETTINGS, out=tmp_path / "given", device="cpu", threads=3, workers=cores() + 1))

@@ -136,3 +136,30 @@ def test_the_verdict_names_what_takes_most_of_the_time(timings: dict[str, float]
     summary = Summary(Path("manifest.json"), {}, False, None, 1.0, timings)
     assert summary.verdict.startswith(verdict) and bool(summary.verdict) == bool(verdict)
     assert summary.to_json()["verdict"] == summary.verdict
+
+
+@pytest.mark.parametrize(
+    ("part", "ran_on", "advice"),
+    [
+        ("loader_wait", {"device": "cpu", "decoder": "cpu"}, "more --workers or a faster disk"),
+        ("loader_wait", {"device": "cuda:0", "decoder": "cpu"}, "more --workers or --decoder cuda or a faster disk"),
+        ("loader_wait", {"device": "cuda:0", "decoder": "cuda"}, "more --workers or a faster disk"),
+        ("copy", {"device": "cuda:0", "decoder": "cpu"}, "a larger --batch-size"),
+        ("copy", {"device": "cuda:0", "decoder": "cuda"}, "a larger --batch-size or --decoder cpu"),
+        ("forward", {"device": "cuda:0", "precision": "bf16"}, "another --runtime"),
+        ("forward", {"device": "cpu", "precision": "bf16"}, "another --runtime or a GPU"),
+    ],
+)
+def test_the_advice_is_nothing_that_the_run_did_or_could_not_do(
+    part: str, ran_on: dict[str, str | int], advice: str
+) -> None:
+    summary = Summary(Path("manifest.json"), {}, False, None, 1.0, {f"{part}_seconds/a": 1.0}, ran_on)
+    assert summary.verdict.partition("; give ")[2] == advice
+
+
+def test_bf16_is_advised_where_the_processor_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran_on: dict[str, str | int] = {"device": "cpu", "precision": "fp32"}
+    summary = Summary(Path("manifest.json"), {}, False, None, 1.0, {"forward_seconds/a": 1.0}, ran_on)
+    for able in (True, False):
+        monkeypatch.setattr("embedx.models.device.has_bf16", lambda device, able=able: able)
+        assert ("--precision bf16" in summary.verdict) == able

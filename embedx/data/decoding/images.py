@@ -232,10 +232,10 @@ def is_plain_jpeg(data: bytes, steps: Preprocessing, max_pixels: int = MAX_PIXEL
 
 
 def preprocess(pixels: Tensor, steps: Preprocessing, *, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """Resizes and crops an image [3, H, W] uint8 to [3, crop, crop] uint8 as the torchvision presets do.
+    """Resizes and crops images [..., 3, H, W] uint8 to [..., 3, crop, crop] uint8 as the torchvision presets do.
 
     Raises:
-        RejectedInputError: If the image is so elongated that it would have more than `max_pixels` once resized.
+        RejectedInputError: If they are so elongated that each would have more than `max_pixels` once resized.
     """
     if steps.crop_first is not None:
         pixels = _central_square(pixels, steps.crop_first)
@@ -259,35 +259,37 @@ def _resized(height: int, width: int, steps: Preprocessing, max_pixels: int) -> 
 
 
 def resize(pixels: Tensor, height: int, width: int, interpolation: str) -> Tensor:
-    """Resizes an image [3, H, W] uint8 as torchvision.transforms.v2 does, whose import takes longer than torch's.
+    """Resizes images [..., 3, H, W] uint8 as torchvision.transforms.v2 does, whose import takes longer than torch's.
 
-    It is antialiased, by bilinear or bicubic interpolation; on a CUDA device in float32, the only way there.
+    They are antialiased, by bilinear or bicubic interpolation; on a CUDA device in float32, the only way there.
     """
-    one = pixels.permute(1, 2, 0).unsqueeze(0).permute(0, 3, 1, 2)  # keeps the layout in memory recognisable
+    batch = pixels
+    if pixels.dim() == 3:
+        batch = pixels.permute(1, 2, 0).unsqueeze(0).permute(0, 3, 1, 2)  # keeps the layout in memory recognisable
     native = pixels.device.type == "cpu" and interpolation in _RESIZES_BYTES
     resized = functional.interpolate(
-        one if native else one.float(), (height, width), mode=interpolation, antialias=True
-    ).squeeze(0)
+        batch if native else batch.float(), (height, width), mode=interpolation, antialias=True
+    ).view(*pixels.shape[:-2], height, width)
     return resized if native else resized.round_().clamp_(0, 255).to(torch.uint8)  # as bicubic overshoots
 
 
 def _central_square(pixels: Tensor, share: float) -> Tensor:
-    """Returns the centred square [3, S, S] whose side is a share of the shorter one.
+    """Returns the centred squares [..., 3, S, S] whose side is a share of the shorter one.
 
     Rounded as `_decode_and_center_crop` in the preprocessing of TensorFlow's EfficientNet does it.
     """
     height, width = pixels.shape[-2:]
     side = max(1, int(share * min(height, width)))
-    return pixels.narrow(1, (height - side + 1) // 2, side).narrow(2, (width - side + 1) // 2, side)
+    return pixels.narrow(-2, (height - side + 1) // 2, side).narrow(-1, (width - side + 1) // 2, side)
 
 
 def _center_crop(pixels: Tensor, size: int) -> Tensor:
-    """Returns the middle [3, size, size], with zeros around it where the image is smaller."""
-    for dim in (1, 2):
+    """Returns the middle [..., 3, size, size], with zeros around it where the images are smaller."""
+    for dim in (-2, -1):
         excess = pixels.shape[dim] - size
         if excess < 0:
             before = -excess // 2
-            padding = [before, -excess - before] if dim == 2 else [0, 0, before, -excess - before]
+            padding = [before, -excess - before] if dim == -1 else [0, 0, before, -excess - before]
             pixels = functional.pad(pixels, padding)
         else:
             pixels = pixels.narrow(dim, round(excess / 2), size)

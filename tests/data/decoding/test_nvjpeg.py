@@ -166,6 +166,27 @@ def test_many_images_are_decoded_some_at_a_time(folder: Path, monkeypatch: pytes
     assert sum(lengths) == len(PLAIN) and max(lengths) <= 2
 
 
+@pytest.mark.parametrize(("together", "calls"), [(2**28, [4, 1]), (2 * 3 * 200 * 300 * 4, [2, 2, 1]), (1, [1] * 5)])
+def test_images_of_one_size_are_resized_together_as_far_as_memory_allows(
+    folder: Path, images: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, together: int, calls: list[int]
+) -> None:
+    monkeypatch.setattr(device_module, "_RESIZED_BYTES", together)
+    stacks: list[int] = []
+
+    def counting(pixels: Tensor, steps: Preprocessing, *, max_pixels: int) -> Tensor:
+        stacks.append(len(pixels))
+        return decode_module.preprocess(pixels, steps, max_pixels=max_pixels)
+
+    monkeypatch.setattr(device_module, "preprocess", counting)
+    for name in images.keys() - PLAIN:
+        (folder / f"{name}.jpg").unlink()
+    inner = ImageDecoder(STEPS, 400_000)
+    expected = batches(folder, inner, lambda batch: batch, 0)
+    found = batches(folder, PartialDecoder(inner), DecodeOnDevice(inner, 4, CPU), 0)
+    assert stacks == calls
+    assert all(torch.equal(found[name][0], image) for name, (image, _) in expected.items())
+
+
 def test_a_torchvision_that_decodes_nothing_there_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     def none(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("Cannot decode: torchvision was not compiled with nvJPEG")
