@@ -45,6 +45,8 @@ PLAIN = Theme({"markdown.code": "bold", "markdown.item.bullet": "bold", "markdow
 FENCE = re.compile(r"^```\w+", re.MULTILINE)
 LINK = re.compile(r"\[([^\]]+)\]\(([\w-]+)\.md\)")
 
+_LISTS = "(`embedx help` lists the pages, `embedx --help` the commands)"
+
 EXAMPLES = """\
 # what --data takes
 embedx help sources
@@ -73,7 +75,12 @@ def command(
     page shows its options.
     """
     if web is not None:
-        web.write_text(web_page(), encoding="utf-8")
+        try:
+            web.write_text(web_page(), encoding="utf-8")
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+            raise ConfigError(
+                f"--web {web}: {error.strerror}; give a file in a folder that is there and can be written to"
+            ) from error
         print_line(str(web))
     elif topic is None:
         STDOUT.print(facts_table({name: summary(page(name)) for name in TOPICS}))
@@ -83,7 +90,7 @@ def command(
     else:
         commands: Any = context.find_root().command
         if topic not in commands.commands:
-            raise ConfigError(unknown("topic", topic, {*TOPICS, *commands.commands}, hint="(`embedx help` lists them)"))
+            raise ConfigError(unknown("topic", topic, {*TOPICS, *commands.commands}, hint=_LISTS))
         commands.main([topic, "--help"], prog_name="embedx", standalone_mode=False)
 
 

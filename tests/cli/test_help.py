@@ -35,7 +35,8 @@ def test_a_command_without_a_page_shows_its_options(embedx: Embedx) -> None:
 def test_an_unknown_topic_is_told_with_the_nearest_one(embedx: Embedx) -> None:
     ended = embedx("help", "sorces")
     assert (ended.code, ended.stdout) == (2, "")
-    assert ended.stderr == "error: unknown topic 'sorces'; did you mean sources? (`embedx help` lists them)\n"
+    lists = "(`embedx help` lists the pages, `embedx --help` the commands)"
+    assert ended.stderr == f"error: unknown topic 'sorces'; did you mean sources? {lists}\n"
 
 
 class Page(HTMLParser):
@@ -78,8 +79,10 @@ def test_one_page_for_a_browser_needs_nothing_else(embedx: Embedx, tmp_path: Pat
 
 
 def test_a_web_page_that_can_t_be_written_is_told(embedx: Embedx, tmp_path: Path) -> None:
-    ended = embedx("help", "--web", tmp_path / "absent" / "manual.html")
-    assert ended.code == 1 and ended.stderr == f"error: No such file or directory: {tmp_path}/absent/manual.html\n"
+    for file, cause in (("absent/manual.html", "No such file or directory"), ("", "Is a directory")):
+        ended = embedx("help", "--web", tmp_path / file)
+        advice = "give a file in a folder that is there and can be written to"
+        assert ended.code == 2 and ended.stderr == f"error: --web {tmp_path / file}: {cause}; {advice}\n"
 
 
 def on_a_terminal(*arguments: str, **environment: str) -> str:
