@@ -6,6 +6,7 @@ Every run is a real one, on the sample's images, in units of four rows that are 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import resource
 import signal
@@ -115,6 +116,16 @@ def test_a_run_that_is_struck_again_and_again_is_finished_with_the_same_bytes(
             assert_visible_units_are_whole(out)
             assert before + 2 <= len(index_files(out)) < UNITS
     assert digests(out) == undisturbed and list(verify(out)) == []
+
+
+def test_a_program_that_watches_hears_of_a_signal_before_the_end(tmp_path: Path, arguments: list[str]) -> None:
+    process = start(*arguments, "--out", tmp_path / "store", "--progress", "json")
+    wait_for_units(tmp_path / "store", 2, process)
+    process.send_signal(signal.SIGINT)
+    stderr = process.communicate(timeout=20)[1]
+    *_, message, end = map(json.loads, stderr.splitlines())
+    assert message["text"] == "error: interrupted; the same command goes on from what is kept"
+    assert (end["event"], end["exit_code"]) == ("end", 130)
 
 
 @pytest.mark.soak

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.progress import (
@@ -33,13 +33,16 @@ class ProgressBar(Callback):
     Args:
         heartbeat: The heartbeat that writes to stderr.
         totals: The number of inputs of each dataloader, by name.
+        lost: The function that gives the numbers of inputs without a row so far, by status.
     """
 
-    def __init__(self, heartbeat: Heartbeat, totals: dict[str, int]) -> None:
+    def __init__(
+        self, heartbeat: Heartbeat, totals: dict[str, int], lost: Callable[[], Mapping[str, int]] = dict
+    ) -> None:
         super().__init__()
         self.totals = totals
         self._heartbeat = heartbeat
-        self._display = _Bars(heartbeat, totals) if heartbeat.is_bar else _Lines(heartbeat, totals)
+        self._display = _Bars(heartbeat, totals) if heartbeat.is_bar else _Lines(heartbeat, totals, lost)
 
     def on_test_epoch_start(self, trainer_state: TrainerState, model: nn.Module) -> None:
         """Starts the display."""
@@ -55,13 +58,12 @@ class ProgressBar(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Adds the batch's inputs."""
-        unavailable = batch.get("unavailable") or ()
-        without_row = sum(reason is not None for reason in batch.get("reasons") or ())
-        lost = Counter(rejected=without_row - sum(unavailable), unavailable=sum(unavailable))
-        self._display.advance(list(self.totals)[dataloader_idx], len(batch["index"]), lost)
+        self._display.advance(list(self.totals)[dataloader_idx], len(batch["index"]))
 
     def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> None:
         """Stops the display; callbacks that follow may still have much to do."""
+        if self._heartbeat.form == "json":
+            self._heartbeat.beat()
         self._display.stop()
         self._heartbeat.say("finishing")
 
@@ -102,7 +104,7 @@ class _Bars:
         self._heartbeat.hide()
         self._progress.start()
 
-    def advance(self, name: str, count: int, lost: Counter[str]) -> None:
+    def advance(self, name: str, count: int) -> None:
         self._progress.start_task(self._tasks[name])
         self._progress.advance(self._tasks[name], count)
 
@@ -111,27 +113,22 @@ class _Bars:
 
 
 class _Lines:
-    def __init__(self, heartbeat: Heartbeat, totals: dict[str, int]) -> None:
+    def __init__(self, heartbeat: Heartbeat, totals: dict[str, int], lost: Callable[[], Mapping[str, int]]) -> None:
         self._heartbeat = heartbeat
         self._totals = totals
         self._done = dict.fromkeys(totals, 0)
         self._current = next(iter(totals), None)
-        self._lost = Counter[str]()
+        self._lost = lost
         self._started = 0.0
 
     def start(self) -> None:
         self._started = time.monotonic()
         self._heartbeat.follow(self._line, self._facts)
 
-    def advance(self, name: str, count: int, lost: Counter[str]) -> None:
+    def advance(self, name: str, count: int) -> None:
         self._current = name
         self._done[name] += count
-        self._lost += lost
-        if self._done[name] < self._totals[name]:
-            return
-        if self._heartbeat.form == "json":
-            self._heartbeat.beat()
-        else:
+        if self._done[name] == self._totals[name] and self._heartbeat.form != "json":
             self._heartbeat.tell(f"{name}: {self._done[name]} of {self._totals[name]} inputs")
 
     def stop(self) -> None:
@@ -146,8 +143,7 @@ class _Lines:
             "total": total,
             "rate": round(rate, 2),
             "eta": round((total - done) / rate, 1) if rate else None,
-            "rejected": self._lost["rejected"],
-            "unavailable": self._lost["unavailable"],
+            **self._lost(),
         }
 
     def _pace(self) -> tuple[int, int, float]:

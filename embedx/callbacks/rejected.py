@@ -118,4 +118,8 @@ class RejectedInputs(Callback):
 
     def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> Metrics:
         """Returns the counts."""
+        return dict(self.lost())
+
+    def lost(self) -> dict[str, int]:
+        """Returns the numbers of inputs without a row so far, with the rows found not to be finite."""
         return {"rejected": self.counts.total() + self.not_finite, "unavailable": self.unavailable}

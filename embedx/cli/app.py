@@ -1,4 +1,4 @@
-"""The commands, and the one place where an error becomes a message and an exit code."""
+"""The commands, all of them, and what surrounds every one."""
 
 from __future__ import annotations
 
@@ -6,22 +6,15 @@ import inspect
 import os
 import re
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.text import Text
 
 from embedx.cli import backbones, compare, extract, help, info, layers, probe, repair, verify
 from embedx.cli.completion import whole_words_in_bash
-from embedx.cli.foreign_errors import words_for
+from embedx.cli.failure import tell
 from embedx.cli.output import STDERR, data_alone_on_stdout, print_line
 from embedx.cli.usage import CommandWithPage, GroupWithPage
-from embedx.credentials import credentials_hidden
-from embedx.errors import ConfigError, DamagedUnitsError, EmbedxError
-from embedx.terminal import one_line, traceback_lines
-
-_UsageError: Any = typer.BadParameter.__base__
-"""The class of all errors in the words of a command line; typer has no public name for it."""
 
 app = typer.Typer(
     name="embedx",
@@ -71,42 +64,4 @@ def run() -> int:
     except SystemExit as exit_of_app:
         return exit_of_app.code if isinstance(exit_of_app.code, int) else 0
     except Exception as error:  # noqa: BLE001  (the boundary)
-        STDERR.quiet = False
-        if STDERR.show_tracebacks:
-            for line in traceback_lines(error):
-                STDERR.print(line, soft_wrap=True)
-        code, lines = _verdict(error)
-        for number, line in enumerate(one_line(credentials_hidden(line)) for line in lines):
-            STDERR.print(line if number else Text.assemble(("error:", "bold red"), " ", line), soft_wrap=True)
-        return code
-
-
-def _verdict(error: Exception) -> tuple[int, list[str]]:
-    """Returns the exit code of an error, and its message, line by line."""
-    if isinstance(error, ConfigError):
-        return error.exit_code, error.faults
-    if isinstance(error, DamagedUnitsError):
-        return error.exit_code, list(error.lines)
-    if isinstance(error, EmbedxError):
-        return error.exit_code, [str(error)]
-    if isinstance(error, _UsageError):
-        command = error.ctx.command_path if error.ctx else "embedx"
-        return error.exit_code, [error.format_message(), f"`{command} --help` lists the options"]
-    if isinstance(error, FileNotFoundError) and _has_lost_its_folder():
-        return 1, ["the working directory is gone (removed, or unmounted); cd into one that is there, and try again"]
-    if words := words_for(error):
-        return 1, [words]
-    if isinstance(error, OSError):
-        return 1, [": ".join(str(part) for part in (error.strerror or error, error.filename) if part)]
-    return 1, [
-        f"a fault of embedx itself: {type(error).__name__}: {error}",
-        "run the command again with --debug, and report the traceback",
-    ]
-
-
-def _has_lost_its_folder() -> bool:
-    try:
-        os.getcwd()
-    except FileNotFoundError:
-        return True
-    return False
+        return tell(error)

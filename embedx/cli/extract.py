@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from embedx.cli.failure import told_at_once
 from embedx.cli.options import (
     ConfigFileOption,
     DebugOption,
@@ -31,7 +32,7 @@ from embedx.cli.output import (
     print_line,
 )
 from embedx.config import ExtractConfig
-from embedx.heartbeat import Heartbeat
+from embedx.heartbeat import Heartbeat, event_line
 from embedx.run.entry import run_extraction
 from embedx.store.format.layout import staging_folder
 from embedx.system import signals
@@ -80,10 +81,12 @@ def command(
         print_json(description) if as_json else _print_plan(description)
         return
     signals.advice = "; the same command goes on from what is kept"
+    if progress == "json":
+        signals.form = lambda text: event_line("message", text=text)
     heartbeat = Heartbeat(STDERR, form=progress, verbose=verbose)
     title = shlex.join(["extract", "--backbone", config.backbone, "--out", str(config.out.absolute())])
     try:
-        with heartbeat.frame(f"embedx {version('embedx')} {title}"):
+        with heartbeat.frame(f"embedx {version('embedx')} {title}"), told_at_once():
             _report(config, run_extraction(config, heartbeat, _quick_imports()), as_json=as_json, profile=profile)
     finally:
         gc.unfreeze()  # else the caller's exit could not free what is frozen

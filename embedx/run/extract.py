@@ -213,7 +213,7 @@ def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], heart
         finite_check=dataclasses.replace(job.finite_check, tell=rejected.add_rows),
     )
     try:
-        job.run(model, loaders, heartbeat, [rejected, Throughput(), writer])  # which stores the others' metrics
+        job.run(model, loaders, heartbeat, [rejected, Throughput(), writer], rejected.lost)  # the last stores metrics
     finally:
         for loader in loaders.values():
             loader.close()

@@ -180,11 +180,17 @@ class Job:
         loaders: Mapping[str, SplitLoader | PictureBatches],
         heartbeat: Heartbeat,
         callbacks: Sequence[Callback],
+        lost: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
-        """Runs the model over the loaders' batches, shows the progress, and gives the outputs to the callbacks."""
-        callbacks = [ProgressBar(heartbeat, {name: loader.inputs for name, loader in loaders.items()}), *callbacks]
+        """Runs the model over the loaders' batches, shows the progress, and gives the outputs to the callbacks.
+
+        `lost` gives the numbers of inputs without a row so far, for the progress.
+        """
+        progress = ProgressBar(heartbeat, {name: loader.inputs for name, loader in loaders.items()}, lost)
         try:
-            run_test(model, loaders, callbacks, DataConnector({"images": self.decoder.entry}), self.transfer())
+            run_test(
+                model, loaders, [progress, *callbacks], DataConnector({"images": self.decoder.entry}), self.transfer()
+            )
         except torch.OutOfMemoryError as error:  # the forward pass raises a DeviceMemoryError by itself
             raise DeviceMemoryError(
                 f"{self.device.type.upper()} ran out of memory copying batches and results with --batch-size "

@@ -17,6 +17,7 @@ import select
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
@@ -29,6 +30,8 @@ _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 advice = ""
 """The end of the message about a signal: how to continue."""
+form: Callable[[str], str] = str
+"""The form of that message's line."""
 
 _reported = threading.Lock()
 
@@ -61,7 +64,8 @@ def report(number: int) -> None:
     if _reported.acquire(blocking=False):
         begin = "\r\x1b[K\x1b[?25h" if os.isatty(2) else ""  # clears the line, shows the cursor that a bar hides
         with contextlib.suppress(OSError):
-            os.write(2, f"{begin}error: {_WORDS[signal.Signals(number)]}{advice}\n".encode())
+            line = form(f"error: {_WORDS[signal.Signals(number)]}{advice}")
+            os.write(2, f"{begin}{line}\n".encode())
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

@@ -9,6 +9,7 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from embedx import sample
@@ -63,8 +64,8 @@ def test_a_program_that_watches_gets_one_object_a_line(embedx: Embedx, tmp_path:
     assert done.code == 3 and done.stdout == f"{tmp_path}/store/manifest.json\n"
     events = [json.loads(line) for line in done.stderr.splitlines()]
     assert events[0]["event"] == "begin" and "extract --backbone" in events[0]["title"]
-    (end,) = (each for each in events if each["event"] == "end")
-    assert end["exit_code"] == 3 and events[-1]["text"].startswith("error: 1 input rejected")
+    assert events[-1] == {"event": "end", "time": events[-1]["time"], "exit_code": 3}
+    assert events[-2]["text"].startswith("error: 1 input rejected")
     *_, last = (each for each in events if each.get("state") == "embedding")
     total = sum(1 for path in images.rglob("*.*"))
     facts = {name: last[name] for name in ("split", "done", "total", "rejected", "unavailable", "eta")}
@@ -73,3 +74,15 @@ def test_a_program_that_watches_gets_one_object_a_line(embedx: Embedx, tmp_path:
     assert any(text.startswith("rejected: bad") for text in texts) and "\x1b" not in "".join(texts)
     assert any(f"torch {version('torch')}" in text for text in texts)
     assert any("batches of 32, 0 workers" in text for text in texts)
+
+
+def test_a_program_that_watches_hears_of_rows_that_are_not_finite(embedx: Embedx, tmp_path: Path) -> None:
+    """They are found a batch or two later than they are computed; what is found by the end is in the last line."""
+    features = np.ones((400, 4), dtype=np.float32)
+    features[:5, 1] = np.nan
+    np.save(tmp_path / "features.npy", features)
+    arguments = ("--backbone", "none", "-j", "0", "-b", "4", "-o", tmp_path / "store", tmp_path / "features.npy")
+    done = embedx("extract", *arguments, "--progress", "json", "--max-errors", "5")
+    assert done.code == 0
+    *_, last = (each for each in map(json.loads, done.stderr.splitlines()) if each.get("state") == "embedding")
+    assert (last["done"], last["rejected"], last["unavailable"]) == (400, 5, 0)
