@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +25,8 @@ _BUILDER = re.compile(r"^@register_model(?:\((?:name=\"(\w+)\")?\))?\n(?:@.*?^)?
 """The registration of a model, in torchvision and in timm: its name, or else that of its function."""
 _TAGGED = re.compile(r"^    ['\"](\w+\.(?!untrained)[\w-]+)['\"]: ", re.MULTILINE)
 """The entry of pretrained weights in one of timm's tables."""
+_PLAIN = re.compile(r"\w[\w@%+=:,./-]*")
+"""The names that every shell takes as they stand. A store may be a stranger's, and zsh evaluates what is completed."""
 
 
 def torchvision_names() -> list[str]:
@@ -67,10 +70,18 @@ def _layers(incomplete: str) -> list[str]:
 
 def _manifests() -> Iterator[Any]:
     """Yields the manifests of the stores that the command line names so far."""
-    words = os.environ.get("COMP_WORDS", "").split("\n") + os.environ.get("_TYPER_COMPLETE_ARGS", "").split()
+    words = (word for name in ("COMP_WORDS", "_TYPER_COMPLETE_ARGS") for word in _words(os.environ.get(name, "")))
     for place in dict.fromkeys(words):
         if (manifest := Path(place, MANIFEST).expanduser()).is_file():
             yield json.loads(manifest.read_bytes())
+
+
+def _words(line: str) -> Iterator[str]:
+    """Yields the words of a command line, without their quotes; not one whose quote is still open."""
+    lexer = shlex.shlex(line, posix=True)
+    lexer.whitespace_split, lexer.commenters = True, ""
+    with contextlib.suppress(ValueError):
+        yield from lexer
 
 
 _COMPLETERS = {"BACKBONE": _backbones, "WEIGHTS": _weights, "SPLIT": _splits, "NAME": _tensors, "LAYER": _layers}
@@ -84,8 +95,10 @@ def completer(metavar: str | None) -> Callable[[str], list[str]] | None:
     names = _COMPLETERS[metavar]
 
     def complete(incomplete: str) -> list[str]:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a damaged store
-            return [name for name in dict.fromkeys(names(incomplete)) if name.startswith(incomplete)]
+        # A damaged store, or a path of an unknown user.
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
+            found = dict.fromkeys(names(incomplete))
+            return [name for name in found if name.startswith(incomplete) and _PLAIN.fullmatch(name)]
         return []
 
     return complete

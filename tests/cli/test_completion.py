@@ -79,15 +79,46 @@ def test_values(
     values: list[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "store").mkdir()
-    manifest = {"plan": {"splits": {"val": {}, "tåg": {}}}, "recipe": {"layers": ["layer3"]}}
-    (tmp_path / "store" / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(tmp_path / "store", "val", "tåg")
     assert completed(*words) == values
 
 
-def test_a_damaged_store_completes_nothing(completed: Callable[..., list[str]], tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text("{")
+@pytest.mark.parametrize("text", ["{", "[]", '{"plan": {"splits": [1]}}', "[" * 100_000])
+def test_a_damaged_store_completes_nothing(completed: Callable[..., list[str]], tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
     assert completed("embedx", "probe", str(tmp_path), "--test", "") == []
+
+
+def test_the_path_of_an_unknown_user_completes_nothing(completed: Callable[..., list[str]]) -> None:
+    assert completed("embedx", "probe", "~nobody-at-all/store", "--test", "") == []
+
+
+@pytest.mark.parametrize("quoted", ["'my $(touch ran) store'", r"my\ \$\(touch\ ran\)\ store"])
+def test_a_store_s_path_may_be_quoted(
+    completed: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quoted: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_manifest(tmp_path / "my $(touch ran) store", "val")
+    assert completed("embedx", "probe", quoted, "--test", "") == ["val"]
+    assert not (tmp_path / "ran").exists()
+
+
+HOSTILE = [r"\$(touch ran)", "$(touch ran)", "`touch ran`", r"\`touch ran`", "x;touch ran", "'|touch ran'", "&touch"]
+HOSTILE += ["*", "~", "<x", "a b", "a\nb", "\x1b[2J", "-x", "=ls", "{a,b}", "!!", "#", ""]
+
+
+def test_names_that_a_shell_would_not_take_as_they_stand_are_left_out(
+    completed: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """zsh evaluates what typer's script gives it: such a name, in a store of somebody else's, was run at a TAB."""
+    write_manifest(tmp_path, "val", *HOSTILE)
+    assert completed("embedx", "probe", str(tmp_path), "--test", "") == ["val"]
+
+
+def write_manifest(store: Path, *splits: str) -> None:
+    store.mkdir(exist_ok=True)
+    manifest = {"plan": {"splits": {split: {} for split in splits}}, "recipe": {"layers": ["layer3"]}}
+    (store / "manifest.json").write_text(json.dumps(manifest))
 
 
 ASKED = {
