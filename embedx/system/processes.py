@@ -12,18 +12,24 @@ from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from embedx.errors import ConfigError
 from embedx.system.main_module import main_left_out
 from embedx.system.temporary import sockets_in_run_folder
 from embedx.terminal import guard_stderr
 
 
-class _Child(ForkServerProcess):
+class Child(ForkServerProcess):
     """A child process that does not import the caller's `__main__`."""
 
     def start(self) -> None:
-        """Starts the process; raises a ConfigError if it is given something that `__main__` defines."""
+        """Starts the process.
+
+        Raises:
+            ConfigError: If it is given something that `__main__` defines, or this process may not start any.
+        """
+        _check_may_start()
         with main_left_out():
             super().start()
 
@@ -31,7 +37,7 @@ class _Child(ForkServerProcess):
 class _Children(ForkServerContext):
     """multiprocessing's own context, but for the processes."""
 
-    Process = _Child
+    Process = Child
 
 
 CHILDREN: Final = _Children()
@@ -45,7 +51,11 @@ def start_fork_server() -> None:
     """Starts the server from which all children fork; it imports their modules while the caller goes on.
 
     Call it before importing torch, so that the two imports run side by side.
+
+    Raises:
+        ConfigError: If this process may not start any.
     """
+    _check_may_start()
     multiprocessing.set_forkserver_preload(["embedx.run.preload"])
     # The server ignores SIGINT once it has imported; until then a Ctrl-C, which goes to all of a terminal's processes,
     # would end it with a traceback, and a SIGTERM that goes to all of them would end it, and the exit codes of its
@@ -57,6 +67,26 @@ def start_fork_server() -> None:
             forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _check_may_start() -> None:
+    """Checks that multiprocessing lets this process start others."""
+    if multiprocessing.current_process().daemon:
+        raise ConfigError(
+            "this is a daemonic process of multiprocessing, as those of a Pool are, which may not start processes, and "
+            "embedx has to; use concurrent.futures.ProcessPoolExecutor, or Process(…, daemon=False)"
+        )
+
+
+def _forget_server() -> None:
+    """Forgets the fork server of the process that this one is forked from: only its parent can ask whether it lives."""
+    server: Any = getattr(forkserver, "_forkserver", None)
+    if getattr(server, "_forkserver_pid", None) is not None:
+        os.close(server._forkserver_alive_fd)
+        server._forkserver_address = server._forkserver_alive_fd = server._forkserver_pid = None
+
+
+os.register_at_fork(after_in_child=_forget_server)
 
 
 def server_killed_by() -> str | None:
