@@ -9,10 +9,9 @@ import contextlib
 import dataclasses
 import os
 import tempfile
-import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 
@@ -24,11 +23,12 @@ from embedx.data.loading.given_images import Images, PictureBatches, as_list, sp
 from embedx.data.plan import Plan
 from embedx.errors import ConfigError, unknown
 from embedx.heartbeat import SILENT
+from embedx.models.backbones.base import ONE_AT_A_TIME
 from embedx.models.device import resolve_device
 from embedx.models.runtimes.base import Runtime
 from embedx.names import EMBEDDINGS, NO_BACKBONE
 from embedx.run.job import Job
-from embedx.run.prepare import prepare, use_machine
+from embedx.run.prepare import check_not_forked, prepare, use_machine
 from embedx.run.stored_job import check_recipe, stored_config, stored_job, working_directory
 from embedx.run.torch_settings import torch_settings_kept
 from embedx.store.reading.embeddings import Framework, as_arrays
@@ -46,7 +46,7 @@ class Embedder:
     By a store it computes what `embedx extract` stored, to the bit: the same weights (by their sha256), preprocessing,
     layers, pooling, scaling, precision, runtime, batch shape, type and number of threads. Each call computes whole
     batches; what images are missing from the last one is zeros. On another device, with another batch size, or with
-    another version of torch the numbers are close, and not the same.
+    another version of torch the numbers are close, and not the same. Calls from several threads take turns.
 
     Args:
         recipe: A store or its path; or settings, as an ExtractConfig or a mapping of its names, such as
@@ -75,10 +75,10 @@ class Embedder:
         trust: bool = False,
     ) -> None:
         self._framework = framework
-        self._one_at_a_time = threading.Lock()
         changes: dict[str, Any] = {"device": device, "batch_size": batch_size}
         changes = {name: value for name, value in changes.items() if value is not None} | {"workers": workers}
-        with torch_settings_kept():
+        check_not_forked()
+        with ONE_AT_A_TIME, torch_settings_kept():
             if isinstance(recipe, ExtractConfig | Mapping):
                 self._job = _job_of_settings(recipe, changes)
                 self._model: Runtime | None = self._job.build_model(SILENT.console)
@@ -98,6 +98,9 @@ class Embedder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __getstate__(self) -> NoReturn:
+        raise TypeError("an Embedder can't be copied or pickled; make one in each process, of the same recipe")
 
     def close(self) -> None:
         """Lets go of the model."""
@@ -127,7 +130,8 @@ class Embedder:
         if not given:
             return as_arrays(self._framework, torch.empty(0, *job.spec.shapes[name], dtype=dtype))
         gathered = GatheredRows(dtype, None if job.config.allow_nonfinite else job.finite_check)
-        with self._one_at_a_time, torch_settings_kept():
+        check_not_forked()  # before it waits for a lock that the other process may have held
+        with ONE_AT_A_TIME, torch_settings_kept():
             if self._model is None:
                 raise ConfigError("this Embedder is closed; make another one")
             use_machine(job.device, job.config.threads)

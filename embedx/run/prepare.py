@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -36,6 +37,9 @@ from embedx.values import size_text
 
 DEFAULT_THREADS = torch.get_num_threads()
 """The number of threads that torch chooses by itself, read before any run sets another."""
+
+_computing: dict[str, int] = {}
+"""The id of the process in which torch was made to compute, which is another one in a process forked from it."""
 
 
 def prepare(
@@ -134,8 +138,27 @@ def check_decoder(config: ExtractConfig, device: torch.device) -> None:
     try_to_decode(device)
 
 
+def check_not_forked() -> None:
+    """Checks that this process is not forked from one that has computed, whose threads are not there in it.
+
+    Raises:
+        ConfigError: If it is: the first operation on several threads would wait for ever, and CUDA fails.
+    """
+    if _computing.get("in", os.getpid()) != os.getpid():
+        raise ConfigError(
+            "this process was forked from one in which embedx has computed, and torch can't compute in both; start it "
+            'by multiprocessing.get_context("spawn"), and call embedx (or make its Embedder) in there'
+        )
+
+
 def use_machine(device: torch.device, threads: int | None) -> None:
-    """Makes torch compute on this device, with so many threads; None takes its own number, at most one per core."""
+    """Makes torch compute on this device, with so many threads; None takes its own number, at most one per core.
+
+    Raises:
+        ConfigError: If this process is forked from one that has computed.
+    """
+    check_not_forked()
+    _computing["in"] = os.getpid()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     threads = threads or min(DEFAULT_THREADS, cores())

@@ -160,6 +160,12 @@ def test_the_model_is_loaded_once(tmp_path: Path, opened: list[Image.Image]) -> 
         embed(opened)
 
 
+def closed(path: Path) -> Image.Image:
+    """An image whose file is closed before its pixels are read."""
+    with Image.open(path) as image:
+        return image
+
+
 def test_an_image_that_gives_no_row_is_named_by_its_position(photos: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.jpg"
     damaged.write_bytes((photos / "e.jpg").read_bytes()[:-400])
@@ -169,6 +175,8 @@ def test_an_image_that_gives_no_row_is_named_by_its_position(photos: Path, tmp_p
             ([good, good, damaged], rf"images\[2\] \({damaged}\): .*"),
             ([tmp_path / "nowhere.jpg"], r"images\[0\] .*nowhere.jpg\): can't be read: No such file"),
             ([in_memory(good), stack.enter_context(Image.open(damaged))], r"images\[1\]: can't be decoded"),
+            (closed(good), r"images\[0\]: can't be decoded: \w.* closed"),
+            (Image.new("RGB", (0, 5)), r"images\[0\]: it has no pixels: 0x5"),
         ):
             with pytest.raises(embedx.InputError, match=message):
                 embed(images)
@@ -183,6 +191,12 @@ def test_an_image_that_gives_no_row_is_named_by_its_position(photos: Path, tmp_p
         ([sample.IMAGES, CHANNELS_FIRST.transpose(0, 2, 3, 1)[0]], "images has paths and pictures"),
         ([b"bytes"], r"images\[0\] is of type bytes; give paths, Pillow's images or arrays"),
         (7, "images is of type int; give paths"),
+        (b"\xff\xd8", r"images is of type bytes; .* opened by PIL.Image.open\(io.BytesIO"),
+        (memoryview(bytes(3)), "images is of type memoryview; give paths"),
+        (np.array(7), r"images\[0\] has the shape \[\]"),
+        (np.zeros((40, 50), np.uint8), r"images\[0\] has the shape \[40, 50\] and the type uint8; an image is"),
+        (torch.empty(1, 40, 40, 3, dtype=torch.uint8, device="meta"), r"images\[0\] is on the meta device"),
+        ([torch.zeros(4, 4, 3, dtype=torch.uint8).to_sparse()], r"images\[0\] is of the layout torch.sparse_coo"),
     ],
 )
 def test_images_of_another_kind_are_refused(images: Any, message: str, embed: embedx.Embedder) -> None:

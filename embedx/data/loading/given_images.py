@@ -36,9 +36,15 @@ def as_list(images: Images) -> list[Any]:
         ConfigError: If they are neither all paths nor all pictures, or an array is no picture.
     """
     given: Any = images
-    is_one = isinstance(images, str | os.PathLike | Image.Image) or (_is_array(images) and len(given.shape) == 3)
-    if not (is_one or isinstance(images, Iterable)):
-        raise ConfigError(f"images is of type {type(images).__name__}; give paths, Pillow's images or arrays")
+    # An array of another shape is one that is refused, unless it is of objects: such as paths.
+    is_one = isinstance(images, str | os.PathLike | Image.Image) or (
+        _is_array(images) and len(given.shape) != 4 and getattr(given.dtype, "kind", "") not in ("O", "U")
+    )
+    if not is_one and (isinstance(images, bytes | bytearray | memoryview) or not isinstance(images, Iterable)):
+        raise ConfigError(
+            f"images is of type {type(images).__name__}; give paths, Pillow's images or arrays. The bytes of a file "
+            "are opened by PIL.Image.open(io.BytesIO(…))"
+        )
     each = [given] if is_one else list(given)
     for position, image in enumerate(each):
         if _is_array(image):
@@ -46,7 +52,7 @@ def as_list(images: Images) -> list[Any]:
         elif not isinstance(image, str | os.PathLike | Image.Image):
             raise ConfigError(
                 f"images[{position}] is of type {type(image).__name__}; give paths, Pillow's images or arrays "
-                "[H, W, 3] of uint8"
+                "[H, W, 3] of uint8. The bytes of a file are opened by PIL.Image.open(io.BytesIO(…))"
             )
     if len({isinstance(image, str | os.PathLike) for image in each}) > 1:
         raise ConfigError("images has paths and pictures; give them one after the other")
@@ -111,14 +117,18 @@ class PictureBatches:
         steps = self._decoder.preprocessing
         try:
             if isinstance(picture, Image.Image):
+                if 0 in picture.size:
+                    return "it has no pixels: {}x{}".format(*picture.size)
                 pixels = pixels_in_memory(picture, exif=steps.exif, options=steps.pixels)
             else:
                 pixels = _pixels_of_array(picture)
             self._decoder.fill(row, pixels)
         except RejectedInputError as error:
             return str(error)
-        except OSError as error:  # Pillow reads a file when its pixels are asked for
-            return f"can't be decoded: {error}"
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001  (Pillow reads a file when its pixels are asked for, as in `decode`)
+            return f"can't be decoded: {str(error) or 'its file was closed before its pixels were read'}"
         return None
 
 
@@ -133,6 +143,9 @@ def _check_array(array: np.ndarray[Any, Any] | Tensor, position: int) -> None:
             f"images[{position}] has the shape {list(array.shape)} and the type {kind}; an image is [H, W, 3] of "
             "uint8: red, green and blue from 0 to 255, with the channels last"
         )
+    if isinstance(array, Tensor) and (array.is_meta or array.layout is not torch.strided):
+        kind = "on the meta device" if array.is_meta else f"of the layout {array.layout}"
+        raise ConfigError(f"images[{position}] is {kind}; give a tensor that holds its values")
 
 
 def _pixels_of_array(array: np.ndarray[Any, Any] | Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from embedx.config import ExtractConfig
 from embedx.errors import ConfigError
 from embedx.models.backbones import dense, factory, huggingface, program, quantized, timm, torchvision
-from embedx.models.backbones.base import Architecture, BackboneKind, BackboneOptions, last_line
+from embedx.models.backbones.base import ONE_AT_A_TIME, Architecture, BackboneKind, BackboneOptions, last_line
 from embedx.models.bytes_written import BytesWritten
 from embedx.models.embedder import Embedder, constant_dim, shown_channel_dim
 from embedx.models.layers import layer_faults, layer_shapes, with_layers
@@ -51,7 +51,8 @@ class BackboneSpec:
         Raises:
             CheckpointError: If the weights do not fit.
         """
-        return _embedder(self.architecture.load(), self)
+        with ONE_AT_A_TIME:
+            return _embedder(self.architecture.load(), self)
 
 
 def describe_backbone(config: ExtractConfig, *, download: bool = True) -> BackboneSpec:
@@ -65,15 +66,15 @@ def describe_backbone(config: ExtractConfig, *, download: bool = True) -> Backbo
         ConfigError: If there is no such backbone, layer or weights, or they can't be had, or the backbone does
             not take this image size.
     """
-    options = BackboneOptions.of(config)
-    architecture = _find(options, download)
-    preprocessing = resolve_preprocessing(
-        architecture.preprocessing, PreprocessingOptions.of(config), fixed_size=architecture.image_size
-    )
-    spec = BackboneSpec(architecture, preprocessing, config.layer, config.pool, config.normalize, shapes={})
-    if config.layer:
-        _check_has_layers(architecture)
-    return _with_shapes(spec, preprocessing.crop)
+    with ONE_AT_A_TIME:
+        architecture = _find(BackboneOptions.of(config), download)
+        preprocessing = resolve_preprocessing(
+            architecture.preprocessing, PreprocessingOptions.of(config), fixed_size=architecture.image_size
+        )
+        spec = BackboneSpec(architecture, preprocessing, config.layer, config.pool, config.normalize, shapes={})
+        if config.layer:
+            _check_has_layers(architecture)
+        return _with_shapes(spec, preprocessing.crop)
 
 
 def describe_layers(options: BackboneOptions) -> dict[str, tuple[int, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
@@ -11,6 +12,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from embedx.models.weights.find import Weights, WeightsOptions
 from embedx.models.weights.matching import CheckpointMatch, fill
@@ -18,6 +20,9 @@ from embedx.models.weights.position import is_position, position_change
 from embedx.models.weights.read import read_state_dict
 from embedx.recipe import Preprocessing
 from embedx.values import Precision
+
+ONE_AT_A_TIME = threading.RLock()
+"""Held by a thread that builds a model, or embeds in memory: torch's settings, and the folder, are of the process."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,19 +148,19 @@ def last_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def parameters_on_meta() -> Iterator[None]:
-    """Puts the parameters of new modules on the meta device: they take no memory and no time to initialise.
+    """Puts the parameters of this thread's new modules on the meta device: they take no memory and no time.
 
     Buffers stay real. `torch.device("meta")` would take them too, and with them the values that builders compute.
     """
-    register = nn.Module.register_parameter
+    thread = threading.get_ident()
 
-    def register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        if param is not None:
-            param = nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
-        register(self, name, param)
+    def on_meta(module: nn.Module, name: str, param: nn.Parameter) -> nn.Parameter | None:
+        if threading.get_ident() != thread:  # which builds modules of its own
+            return None
+        return nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
 
-    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign]
+    hook = register_module_parameter_registration_hook(on_meta)  # type: ignore[arg-type]  # it may return one
     try:
         yield
     finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+        hook.remove()

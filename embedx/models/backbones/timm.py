@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -202,12 +203,15 @@ def _preprocessing(backbone: str, registered: Any) -> Preprocessing:
 
 @contextlib.contextmanager
 def _loading() -> Iterator[tuple[list[Mapping[str, Tensor]], set[str]]]:
-    """Collects the state dicts that are given to models, and the names that they lack: timm leaves those random."""
+    """Collects the state dicts that this thread gives to models, and the names that they lack: those stay random."""
     load = nn.Module.load_state_dict
     states: list[Mapping[str, Tensor]] = []
     missing: set[str] = set()
+    thread = threading.get_ident()
 
     def load_and_note(self: nn.Module, state: Mapping[str, Tensor], *args: Any, **options: Any) -> Any:
+        if threading.get_ident() != thread:  # which loads weights of its own
+            return load(self, state, *args, **options)
         states.append(state)
         result = load(self, state, *args, **options)
         missing.update(result.missing_keys)
