@@ -8,12 +8,15 @@ import operator
 import os
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from embedx.config import ExtractConfig
 from embedx.errors import ConfigError, unknown
+
+_FIELDS = {field.name: field for field in dataclasses.fields(ExtractConfig)}
+_REQUIRED = [name for name, field in _FIELDS.items() if field.default is dataclasses.MISSING]
 
 
 def config_of(settings: Mapping[str, Any]) -> ExtractConfig:
@@ -22,35 +25,47 @@ def config_of(settings: Mapping[str, Any]) -> ExtractConfig:
     Raises:
         ConfigError: If a name is unknown, or a value is not of its setting's type; it names them all.
     """
-    fields = {field.name: field for field in dataclasses.fields(ExtractConfig)}
+    return ExtractConfig(**values_of(settings, _REQUIRED))
+
+
+def values_of(settings: Mapping[str, Any], required: Collection[str] = ()) -> dict[str, Any]:
+    """Returns the values of these settings as ExtractConfig has them.
+
+    Raises:
+        ConfigError: If a name is unknown, or missing, or a value is not of its setting's type; it names them all.
+    """
+    faults = [unknown("setting", name, _FIELDS) for name in settings if name not in _FIELDS]
+    faults += [f"the setting {name} is missing" for name in required if name not in settings]
     hints = typing.get_type_hints(ExtractConfig)
-    faults = [unknown("setting", name, fields) for name in settings if name not in fields]
-    faults += [
-        f"the setting {name} is missing"
-        for name, field in fields.items()
-        if field.default is dataclasses.MISSING and name not in settings
-    ]
     values: dict[str, Any] = {}
-    for name in fields.keys() & settings.keys():
+    for name in _FIELDS.keys() & settings.keys():
         try:
-            values[name] = _value(fields[name], hints[name], settings[name])
+            values[name] = _value(_FIELDS[name], hints[name], settings[name])
         except ValueError as error:
             faults.append(f"{name}: {error}")
     ConfigError.check(sorted(faults))
-    return ExtractConfig(**values)
+    return values
 
 
 def specs_of(data: Any) -> tuple[str, ...]:
-    """Returns the values of `--data` for inputs that are a path, several, or a dict of them by split.
+    """Returns the values of `--data` for inputs that are a path, several, or a dict of them by split; None has none.
 
     Raises:
-        ConfigError: If they are something else, or a split has a name that can't be.
+        ConfigError: If they are something else, or there are none, or a split has a name that can't be.
     """
-    if isinstance(data, Mapping):
+    if data is None:
+        return ()
+    if isinstance(data, Mapping) and data:
         odd = [name for name in data if not isinstance(name, str) or not name or set(name) & set("/:?=")]
         ConfigError.check([f"data: a split can't be named {name!r}; choose another name" for name in odd])
-        return tuple(f"{name}={location}" for name, given in data.items() for location in specs_of(given))
+        return tuple(f"{name}={location}" for name, given in data.items() for location in _locations(given))
+    return _locations(data)
+
+
+def _locations(data: Any) -> tuple[str, ...]:
     locations = [data] if isinstance(data, str | os.PathLike) else data
+    if isinstance(locations, list | tuple | Mapping) and not locations:
+        raise ConfigError(f"data has an empty {_type_of(data)}, and so no inputs; leave it out for the bundled sample")
     if not (isinstance(locations, list | tuple) and all(isinstance(one, str | os.PathLike) for one in locations)):
         raise ConfigError(
             f"data is of type {_type_of(data)}; give a path, pattern or URL, a list of them, or a dict of splits. For "

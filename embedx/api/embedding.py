@@ -15,7 +15,7 @@ from typing import Any, NoReturn, Self
 
 import torch
 
-from embedx.api.arguments import config_of
+from embedx.api.arguments import config_of, values_of
 from embedx.callbacks.gathered_rows import GatheredRows
 from embedx.config import ExtractConfig
 from embedx.data.decoding.images import ImageDecoder
@@ -28,12 +28,13 @@ from embedx.models.device import resolve_device
 from embedx.models.runtimes.base import Runtime
 from embedx.names import EMBEDDINGS, NO_BACKBONE
 from embedx.run.job import Job
-from embedx.run.prepare import check_not_forked, prepare, use_machine
+from embedx.run.prepare import check_memory, check_not_forked, prepare, use_machine
 from embedx.run.stored_job import check_recipe, stored_config, stored_job, working_directory
 from embedx.run.torch_settings import torch_settings_kept
 from embedx.store.reading.embeddings import Framework, as_arrays
 from embedx.store.reading.reader import Store
 from embedx.system.machine import cores
+from embedx.values import out_of_range
 
 Recipe = str | os.PathLike[str] | Store | ExtractConfig | Mapping[str, Any]
 
@@ -75,13 +76,17 @@ class Embedder:
         trust: bool = False,
     ) -> None:
         self._framework = framework
-        changes: dict[str, Any] = {"device": device, "batch_size": batch_size}
-        changes = {name: value for name, value in changes.items() if value is not None} | {"workers": workers}
+        given = {"device": device, "batch_size": batch_size, "workers": workers}
+        changes = values_of({name: value for name, value in given.items() if value is not None})
+        as_arrays(framework, torch.empty(0))  # which checks its name
         check_not_forked()
         with ONE_AT_A_TIME, torch_settings_kept():
             if isinstance(recipe, ExtractConfig | Mapping):
                 self._job = _job_of_settings(recipe, changes)
                 self._model: Runtime | None = self._job.build_model(SILENT.console)
+            elif not isinstance(recipe, str | os.PathLike | Store):
+                kind = type(recipe).__name__
+                raise ConfigError(f"recipe is of type {kind}; give a store, its path, or settings")
             else:
                 store = recipe if isinstance(recipe, Store) else Store.open(Path(recipe))
                 with contextlib.chdir(working_directory(store, SILENT.console)):
@@ -183,6 +188,9 @@ def _job_of_store(store: Store, changes: Mapping[str, Any], *, trust: bool) -> J
     threads = [store.manifest.environment, *store.manifest.later_environments][-1].stated.get("threads")
     known = threads if isinstance(threads, int) and 1 <= threads <= cores() else None
     config = dataclasses.replace(config, threads=known, **changes)
+    ConfigError.check(out_of_range(config))
+    if config.batch_size == "auto":
+        raise ConfigError('batch_size="auto" is for settings; give a number, or leave it out for the recipe\'s')
     try:
         device = resolve_device(config.device)
     except ConfigError as error:
@@ -195,6 +203,7 @@ def _job_of_store(store: Store, changes: Mapping[str, Any], *, trust: bool) -> J
     use_machine(device, config.threads)
     job = stored_job(config, device, _NO_INPUTS, exactly=device.type == recipe_device)
     check_recipe(store, job)
+    check_memory(job)
     return job
 
 

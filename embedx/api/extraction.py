@@ -16,7 +16,7 @@ Location = str | os.PathLike[str]
 
 
 def extract(
-    data: Location | Sequence[Location] | Mapping[str, Location | Sequence[Location]] = (),
+    data: Location | Sequence[Location] | Mapping[str, Location | Sequence[Location]] | None = None,
     *,
     backbone: str,
     out: Location,
@@ -29,7 +29,7 @@ def extract(
     KeyboardInterrupt) is continued by the same call.
 
     Args:
-        data: The inputs: a path, pattern or URL, a list of them, or a dict of them by split. None are the bundled
+        data: The inputs: a path, pattern or URL, a list of them, or a dict of them by split. None takes the bundled
             sample images.
         backbone: The name of the backbone, as for `--backbone`.
         out: The folder of the store.

@@ -79,11 +79,7 @@ def prepare(
     names = runtimes.candidates(wanted, device, spec.bytes_written, sum(map(len, inputs.splits.values())))
     if batch_size is not None:
         job = Job(config, inputs, spec, device, precision, batch_size, names, store)
-        if (size := batch_bytes(job.decoder, batch_size)) > (memory := physical_memory()):
-            raise ConfigError(
-                f"--batch-size {batch_size}: the inputs of a batch take {size_text(size)}, and this machine has "
-                f"{size_text(memory)} of memory; give a smaller one"
-            )
+        check_memory(job)
         return job
     largest = Job(config, inputs, spec, device, precision, LARGEST_BATCH[device.type], names, store)
     images = largest.decoder.empty(largest.batch_size).zero_()
@@ -99,6 +95,15 @@ def _with_kept_splits(named: Plan, config: ExtractConfig, store: Manifest | None
         return with_kept_splits(named, config.out, store, config.drop_split)
     ConfigError.check([f"--drop-split {name}: {config.out} has no splits yet" for name in config.drop_split])
     return named
+
+
+def check_memory(job: Job) -> None:
+    """Checks that the machine has the memory for one batch of inputs."""
+    if (size := batch_bytes(job.decoder, job.batch_size)) > (memory := physical_memory()):
+        raise ConfigError(
+            f"--batch-size {job.batch_size}: the inputs of a batch take {size_text(size)}, and this machine has "
+            f"{size_text(memory)} of memory; give a smaller one"
+        )
 
 
 def input_shape(config: ExtractConfig, plan: Plan) -> tuple[int, ...]:

@@ -82,7 +82,7 @@ def test_all_faults_are_named_at_once() -> None:
         (Path("photos"), ("photos",)),
         (["a.jpg", Path("b.jpg")], ("a.jpg", "b.jpg")),
         ({"train": "a", "val": ["b", Path("c")]}, ("train=a", "val=b", "val=c")),
-        ((), ()),
+        (None, ()),
     ],
 )
 def test_inputs_are_a_path_several_or_a_dict(data: Any, specs: tuple[str, ...]) -> None:
@@ -94,6 +94,10 @@ def test_inputs_are_a_path_several_or_a_dict(data: Any, specs: tuple[str, ...]) 
     [
         (np.zeros((2, 4, 4, 3), np.uint8), "data is of type ndarray; give a path, .* there is embedx.embed"),
         ([os], "data is of type list of module; give a path"),
+        ([], "data has an empty list, and so no inputs; leave it out for the bundled sample"),
+        ({}, "data has an empty dict"),
+        ({"train": "photos", "val": []}, "data has an empty list"),
+        ({"train": {"cat": "photos"}}, "data is of type dict; give a path"),
         ({"a/b": "photos"}, "a split can't be named 'a/b'"),
         ({3: "photos"}, "a split can't be named 3"),
     ],

@@ -243,6 +243,28 @@ def test_a_recipe_that_can_t_be_met_is_refused(made: tuple[Any, Any], tmp_path: 
         assert np.array_equal(embedx.embed(image, copy, device="cpu"), embedx.embed(image, store))
 
 
+@pytest.mark.parametrize(
+    ("recipe", "options", "message"),
+    [
+        (None, {"batch_size": 0}, "--batch-size is 0; give a whole number of at least 1"),
+        (None, {"batch_size": "x"}, "batch_size: 'x' is not a number of images"),
+        (None, {"batch_size": "auto"}, 'batch_size="auto" is for settings; give a number'),
+        (None, {"batch_size": 10**9}, "--batch-size 1000000000: the inputs of a batch take"),
+        (None, {"workers": -1}, "--workers is -1"),
+        (PLAIN, {"workers": 1.5}, "workers: 1.5 is not what it takes; give a whole number"),
+        (PLAIN, {"device": torch.device("cpu")}, r"device: device\(type='cpu'\) is not what it takes; give a text"),
+        (PLAIN, {"framework": "jax"}, "framework is 'jax'; give 'numpy' or 'torch'"),
+        ([PLAIN], {}, "recipe is of type list; give a store, its path, or settings"),
+        ("a\0b", {}, r"'a\\x00b' is not a store: no path has a NUL byte"),
+    ],
+)
+def test_options_that_can_t_be_are_refused(
+    made: tuple[Any, Any], recipe: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((embedx.ConfigError, embedx.NotAStoreError), match=message):
+        embedx.Embedder(made[0] if recipe is None else recipe, **options)
+
+
 def test_code_that_a_store_names_is_run_only_if_it_is_trusted(made: tuple[Any, Any], tmp_path: Path) -> None:
     copy = shutil.copytree(made[0].path, tmp_path / "copy")
     manifest = Manifest.read(copy)

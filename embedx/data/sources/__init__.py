@@ -62,7 +62,7 @@ def parse_data(specs: Sequence[str], options: SourceOptions | None = None) -> di
                     f"--data {spec}: the splits {twin!r} and {split!r} differ in case alone, and not every file "
                     "system can tell them apart; rename one"
                 )
-            elif not split or split.lower() in RESERVED_SPLITS:
+            elif not split or split.lower() in RESERVED_SPLITS or not _is_text(split):
                 faults.append(f"--data {spec}: a split can't be named {split!r}; choose another name")
             parts.setdefault(split, []).append((location, source))
     read = frozenset[str]().union(
@@ -130,6 +130,11 @@ def _gathered(specs: Sequence[str], faults: list[str]) -> list[tuple[str | None,
             if is_image:
                 images[name] = gathered[-1][1]
     return gathered
+
+
+def _is_text(name: str) -> bool:
+    """Tells whether a name is Unicode throughout; bytes of an argument that are not are halves of surrogates."""
+    return name == name.encode("utf-8", "replace").decode()
 
 
 def _kind_of(location: str) -> SourceKind:

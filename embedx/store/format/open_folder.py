@@ -57,6 +57,8 @@ class StoreFolder:
             raise NotAStoreError(
                 f"{path} is not a store: {absence}; give the folder that `embedx extract` wrote"
             ) from error
+        except ValueError as error:
+            raise NotAStoreError(f"{str(path)!r} is not a store: no path has a NUL byte") from error
         except OSError as error:
             raise StoreError(f"{path}: can't be read ({error.strerror})") from error
         self.close = weakref.finalize(self, os.close, self._descriptor)

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from embedx.errors import ConfigError
 from embedx.store.format.shards import dtype_name
 
 if TYPE_CHECKING:
@@ -91,7 +92,9 @@ class Embeddings:
 
 
 def as_arrays(framework: Framework, tensor: Tensor) -> Any:
-    """Returns a tensor as an array of this kind."""
+    """Returns a tensor as an array of this kind; raises a ConfigError if it is none."""
     if framework == "torch":
         return tensor
+    if framework != "numpy":
+        raise ConfigError(f"framework is {framework!r}; give 'numpy' or 'torch'")
     return (tensor.float() if dtype_name(tensor.dtype) in _NOT_IN_NUMPY else tensor).numpy()

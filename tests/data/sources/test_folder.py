@@ -209,7 +209,7 @@ def test_a_missing_folder_names_the_nearest_one(tmp_path: Path) -> None:
     assert "give a folder of images, or NAME=FOLDER" in fault
 
 
-@pytest.mark.parametrize("name", ["index", "INDEX", "Index", "manifest.json", ""])
+@pytest.mark.parametrize("name", ["index", "INDEX", "Index", "manifest.json", "", "\udcff"])
 def test_names_that_the_store_needs_are_no_splits(tmp_path: Path, name: str) -> None:
     (fault,) = faults(f"{name}={tmp_path}")
     assert f"can't be named {name!r}" in fault
