@@ -23,9 +23,9 @@ from embedx.data.loading.given_images import Images, PictureBatches, as_list, sp
 from embedx.data.plan import Plan
 from embedx.errors import ConfigError, unknown
 from embedx.heartbeat import SILENT
-from embedx.models.backbones.base import ONE_AT_A_TIME
 from embedx.models.device import resolve_device
 from embedx.models.runtimes.base import Runtime
+from embedx.models.threads import ONE_AT_A_TIME
 from embedx.names import EMBEDDINGS, NO_BACKBONE
 from embedx.run.job import Job
 from embedx.run.prepare import check_memory, check_not_forked, prepare, use_machine

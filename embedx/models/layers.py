@@ -16,10 +16,15 @@ from torch.fx import GraphModule, Node
 from torchvision.models.feature_extraction import NodePathTracer
 
 from embedx.errors import ConfigError, unknown
+from embedx.models.threads import OwnThreadTracer
 from embedx.names import EMBEDDINGS, INDEX, TARGETS
 
 _RESERVED = {EMBEDDINGS, INDEX, TARGETS}
 """The names of a shard's own tensors, which no layer may have."""
+
+
+class _LayerTracer(OwnThreadTracer, NodePathTracer):  # type: ignore[misc]  # torchvision has no types
+    """torchvision's tracer, which names each operation."""
 
 
 class TracedLayers(nn.Module):
@@ -124,7 +129,7 @@ def _operations(backbone: nn.Module) -> dict[str, Node] | None:
     """
     if backbone._forward_hooks or any(isinstance(module, QFunctional) for module in backbone.modules()):
         return None
-    tracer = NodePathTracer()
+    tracer = _LayerTracer()
     try:
         tracer.trace(backbone)
     except Exception:  # noqa: BLE001  (tracing runs the backbone's own code, whatever it is, on stand-ins)

@@ -23,6 +23,7 @@ from embedx.models.device import resolve_device, resolve_precision
 from embedx.models.runtimes import choice as runtimes
 from embedx.models.runtimes.base import LARGEST_BATCH
 from embedx.models.runtimes.eager import EagerRuntime
+from embedx.models.threads import ONE_AT_A_TIME
 from embedx.names import NO_BACKBONE
 from embedx.paths import is_url
 from embedx.run.inputs import list_inputs
@@ -83,7 +84,9 @@ def prepare(
         return job
     largest = Job(config, inputs, spec, device, precision, LARGEST_BATCH[device.type], names, store)
     images = largest.decoder.empty(largest.batch_size).zero_()
-    fitting = EagerRuntime(spec.load(), device, precision).fitting_batch_size(images)
+    with ONE_AT_A_TIME:
+        runtime = EagerRuntime(spec.load(), device, precision)
+    fitting = runtime.fitting_batch_size(images)
     return dataclasses.replace(largest, batch_size=fitting)
 
 

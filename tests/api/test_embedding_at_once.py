@@ -64,6 +64,14 @@ def test_embedders_are_made_in_several_threads(stores: list[Path], tmp_path: Pat
     assert nn.Linear(2, 2).weight.device.type == "cpu"
 
 
+def test_stores_are_made_in_several_threads(stores: list[Path], tmp_path: Path) -> None:
+    data = sample.IMAGES / "val" / "star"
+    options: dict[str, Any] = SETTINGS | {"weights": "sample", "workers": 0, "progress": False}
+    works = [lambda name=name: embedx.extract(data, out=tmp_path / name, **options).load("all") for name in "abc"]
+    expected = embedx.open(stores[0]).load("all").embeddings
+    assert all(np.array_equal(rows.embeddings, expected) for rows in together(*works))
+
+
 def test_random_weights_are_those_of_their_seed_in_every_thread() -> None:
     settings = SETTINGS | {"weights": "random"}
     expected = embedx.embed(IMAGE, settings).tobytes()

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from embedx.config import ExtractConfig
 from embedx.errors import ConfigError
 from embedx.models.backbones import dense, factory, huggingface, program, quantized, timm, torchvision
-from embedx.models.backbones.base import ONE_AT_A_TIME, Architecture, BackboneKind, BackboneOptions, last_line
+from embedx.models.backbones.base import Architecture, BackboneKind, BackboneOptions, last_line
 from embedx.models.bytes_written import BytesWritten
 from embedx.models.embedder import Embedder, constant_dim, shown_channel_dim
 from embedx.models.layers import layer_faults, layer_shapes, with_layers
 from embedx.models.preprocessing import PreprocessingOptions, resolve_preprocessing
+from embedx.models.threads import ONE_AT_A_TIME
 from embedx.recipe import Preprocessing
 
 _KINDS = (timm.KIND, huggingface.KIND, program.KIND, factory.KIND, dense.KIND, quantized.KIND, torchvision.KIND)
@@ -51,10 +52,10 @@ class BackboneSpec:
         Raises:
             CheckpointError: If the weights do not fit.
         """
-        with ONE_AT_A_TIME:
-            return _embedder(self.architecture.load(), self)
+        return _embedder(self.architecture.load(), self)
 
 
+@ONE_AT_A_TIME
 def describe_backbone(config: ExtractConfig, *, download: bool = True) -> BackboneSpec:
     """Determines backbone, weights, preprocessing and shapes, without loading the weights.
 
@@ -66,17 +67,18 @@ def describe_backbone(config: ExtractConfig, *, download: bool = True) -> Backbo
         ConfigError: If there is no such backbone, layer or weights, or they can't be had, or the backbone does
             not take this image size.
     """
-    with ONE_AT_A_TIME:
-        architecture = _find(BackboneOptions.of(config), download)
-        preprocessing = resolve_preprocessing(
-            architecture.preprocessing, PreprocessingOptions.of(config), fixed_size=architecture.image_size
-        )
-        spec = BackboneSpec(architecture, preprocessing, config.layer, config.pool, config.normalize, shapes={})
-        if config.layer:
-            _check_has_layers(architecture)
-        return _with_shapes(spec, preprocessing.crop)
+    options = BackboneOptions.of(config)
+    architecture = _find(options, download)
+    preprocessing = resolve_preprocessing(
+        architecture.preprocessing, PreprocessingOptions.of(config), fixed_size=architecture.image_size
+    )
+    spec = BackboneSpec(architecture, preprocessing, config.layer, config.pool, config.normalize, shapes={})
+    if config.layer:
+        _check_has_layers(architecture)
+    return _with_shapes(spec, preprocessing.crop)
 
 
+@ONE_AT_A_TIME
 def describe_layers(options: BackboneOptions) -> dict[str, tuple[int, ...]]:
     """Returns the names that `--layer` takes for a backbone, each with the shape of its output for one image.
 

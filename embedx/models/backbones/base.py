@@ -21,9 +21,6 @@ from embedx.models.weights.read import read_state_dict
 from embedx.recipe import Preprocessing
 from embedx.values import Precision
 
-ONE_AT_A_TIME = threading.RLock()
-"""Held by a thread that builds a model, or embeds in memory: torch's settings, and the folder, are of the process."""
-
 
 @dataclasses.dataclass(frozen=True)
 class BackboneOptions(WeightsOptions):

@@ -14,6 +14,7 @@ from embedx.models.runtimes.base import Runtime
 from embedx.models.runtimes.compiled import CompiledRuntime
 from embedx.models.runtimes.eager import EagerRuntime
 from embedx.models.runtimes.openvino import OpenVinoRuntime
+from embedx.models.threads import ONE_AT_A_TIME
 from embedx.values import Precision, RuntimeName
 
 _RUNTIMES = {runtime.name: runtime for runtime in (EagerRuntime, CompiledRuntime, OpenVinoRuntime)}
@@ -48,6 +49,7 @@ def libraries(name: str) -> tuple[str, ...]:
     return tuple(library for library in _RUNTIMES[name].libraries if find_spec(library))
 
 
+@ONE_AT_A_TIME
 def build(
     names: tuple[str, ...],
     load: Callable[[], Embedder],

@@ -7,12 +7,13 @@ from collections import Counter
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Node, symbolic_trace
+from torch.fx import Node
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from embedx.models.embedder import Embedder
 from embedx.models.outputs import FrozenProgram
 from embedx.models.runtimes.base import DTYPES, SPARE, Runtime
+from embedx.models.threads import OwnThreadTracer
 from embedx.values import Precision
 
 
@@ -80,7 +81,7 @@ class _Graph:
 def fold_batch_norms(backbone: nn.Module) -> None:
     """Folds each batch norm into the convolution before it, in place, if torch.fx can trace the backbone."""
     try:
-        nodes = list(symbolic_trace(backbone).graph.nodes)
+        nodes = list(OwnThreadTracer().trace(backbone).nodes)
     except Exception:  # noqa: BLE001  (it may be anyone's code, and runs without folding)
         return
     modules = dict(backbone.named_modules())
