@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import os
 import re
+import shutil
 import string
 import sys
 from pathlib import Path
@@ -15,8 +16,9 @@ from rich.theme import Theme
 
 from embedx.cli.options import DebugOption, plainly
 from embedx.cli.output import STDERR, STDOUT, facts_table, print_line
-from embedx.errors import ConfigError, unknown
+from embedx.errors import ConfigError, EmbedxError, unknown
 from embedx.paths import local_path
+from embedx.system.passing import passing_error
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -75,9 +77,13 @@ def command(
     page shows its options.
     """
     if web is not None:
+        if topic is not None:
+            raise ConfigError(f"--web writes all pages to one file; leave out {topic}")
         try:
             web.write_text(web_page(), encoding="utf-8")
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        except OSError as error:
+            if passing_error(error):
+                raise EmbedxError(f"--web {web}: {error.strerror}; once that is mended, run it again") from error
             raise ConfigError(
                 f"--web {web}: {error.strerror}; give a file in a folder that is there and can be written to"
             ) from error
@@ -110,6 +116,10 @@ def _show(text: str) -> None:
             print_line(line)
         return
     os.environ.setdefault("LESS", "FRX")  # as git does: colours, and no pager for what fits on the screen
+    for name in ("MANPAGER", "PAGER"):
+        program, *_ = [*os.environ.get(name, "").split(), ""]
+        if program and "=" not in program and shutil.which(program) is None:
+            STDERR.print(f"{name} is {os.environ.pop(name)}, and there is no such program: it is not used")
     with STDOUT.use_theme(PLAIN), STDOUT.pager(styles=True):
         STDOUT.print(rendered(text), width=min(STDOUT.width, WIDEST))
 

@@ -78,6 +78,19 @@ def test_one_page_for_a_browser_needs_nothing_else(embedx: Embedx, tmp_path: Pat
     assert text.count("<pre>") == sum((DOCS / f"{topic}.md").read_text().count("\n```") // 2 for topic in TOPICS)
 
 
+def test_a_topic_beside_web_is_refused(embedx: Embedx, tmp_path: Path) -> None:
+    ended = embedx("help", "store", "--web", tmp_path / "manual.html")
+    assert (ended.code, ended.stderr) == (2, "error: --web writes all pages to one file; leave out store\n")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="for Linux")
+def test_a_full_disk_under_a_web_page_is_told(embedx: Embedx) -> None:
+    ended = embedx("help", "--web", "/dev/full")
+    advice = "once that is mended, run it again"
+    assert (ended.code, ended.stderr) == (1, f"error: --web /dev/full: No space left on device; {advice}\n")
+
+
 def test_a_web_page_that_can_t_be_written_is_told(embedx: Embedx, tmp_path: Path) -> None:
     for file, cause in (("absent/manual.html", "No such file or directory"), ("", "Is a directory")):
         ended = embedx("help", "--web", tmp_path / file)
@@ -113,6 +126,12 @@ def test_a_terminal_gets_the_page_rendered_through_the_pager(pager: str) -> None
     assert all(len(line) <= 80 for line in lines) and "\x1b[1m" in shown
     assert not any(line.startswith(("#", "- ", "```")) for line in lines)
     assert ("page:" in shown) == pager.startswith("sed")
+
+
+def test_a_pager_that_is_not_there_is_told_and_not_used() -> None:
+    shown = on_a_terminal("help", "checkpoints", MANPAGER="no-such-pager -R", PAGER="cat")
+    assert shown.startswith("MANPAGER is no-such-pager -R, and there is no such program: it is not used\r\n")
+    assert "Checkpoints" in shown
 
 
 def test_help_imports_no_torch() -> None:
