@@ -126,7 +126,8 @@ class Evaluator(Callback):
 
 
 def _sparse(pairs: Tensor, counts: Tensor, num_classes: int) -> Tensor:
-    return torch.sparse_coo_tensor(pairs, counts, (num_classes, num_classes), check_invariants=False).coalesce()
+    with torch.sparse.check_sparse_tensor_invariants(False):  # said, as some versions of torch warn of silence
+        return torch.sparse_coo_tensor(pairs, counts, (num_classes, num_classes)).coalesce()
 
 
 def average_precision(scores: Tensor, positives: Tensor) -> float:

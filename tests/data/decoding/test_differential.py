@@ -104,7 +104,8 @@ def with_segments(jpeg: bytes, random: np.random.Generator, exif: bytes) -> byte
 def jpeg(random: np.random.Generator) -> Drawn:
     mode = str(random.choice(["RGB", "L", "CMYK"]))
     array = scene(random, {"RGB": 3, "L": 1, "CMYK": 4}[mode], scale=int(random.choice([1, 4])))
-    image = Image.fromarray(array, "CMYK") if mode == "CMYK" else as_image(array)
+    size = (array.shape[1], array.shape[0])
+    image = Image.frombytes("CMYK", size, array.tobytes()) if mode == "CMYK" else as_image(array)
     quality, progressive = int(random.integers(88, 100)), bool(random.integers(2))
     plain = saved(image, "JPEG", quality=quality, subsampling=0, progressive=progressive)
     value, exif = oriented(random)

@@ -23,6 +23,7 @@ from embedx.data.sources import parse_data
 from embedx.data.sources.base import Source
 from embedx.data.sources.kinds import SourceOptions
 from embedx.errors import ConfigError
+from tests.data.sources.abilities import needs_views
 
 
 def image(shade: int, form: str = "PNG") -> bytes:
@@ -57,7 +58,9 @@ def contents(location: Path, **options: Any) -> list[bytes | None]:
     return found
 
 
-@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()], ids=str)
+@pytest.mark.parametrize(
+    "kind", [pa.binary(), pa.large_binary(), pytest.param(pa.binary_view(), marks=needs_views)], ids=str
+)
 @pytest.mark.parametrize(("name", "option"), [("image", None), ("path", None), ("jpg", "jpg")])
 def test_a_column_of_bytes_is_the_images(tmp_path: Path, kind: pa.DataType, name: str, option: str | None) -> None:
     table = pa.table({name: pa.array([*IMAGES, None], kind), "label": range(7)})

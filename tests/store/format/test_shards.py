@@ -34,6 +34,10 @@ def test_the_library_reads_a_shard_of_any_type(tmp_path: Path, dtype: str) -> No
         getattr(torch, dtype)
     )
     tensors = {"embeddings": torch.randn(9, 6)[2:7], "layer": layer[:, 1:], **NUMBERS}
+    try:
+        save({"layer": layer})
+    except KeyError:
+        pytest.skip(f"this safetensors has no {dtype}")
     (tmp_path / "shard").write_bytes(b"".join(encode_shard("shard", tensors, HEADER)[1]))
     read = load_file(tmp_path / "shard")
     assert read.keys() == tensors.keys()

@@ -1,0 +1,32 @@
+"""What the installed pyarrow can do, where its versions differ."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+
+def _can(work: Callable[[], Any]) -> bool:
+    try:
+        work()
+    except (pa.ArrowNotImplementedError, pa.ArrowTypeError):
+        return False
+    return True
+
+
+WRITES_VIEWS = _can(lambda: pq.write_table(pa.table({"a": pa.array(["b"], pa.string_view())}), io.BytesIO()))
+"""True if a column of views can be written to Parquet."""
+UNIFIES_STRUCTS = _can(
+    lambda: pa.unify_schemas(
+        [pa.schema({"a": pa.struct({name: pa.int64()})}) for name in "bc"], promote_options="permissive"
+    )
+)
+"""True if structs with different fields have a common type."""
+
+needs_views = pytest.mark.skipif(not WRITES_VIEWS, reason="this pyarrow writes no views to Parquet")
+needs_structs = pytest.mark.skipif(not UNIFIES_STRUCTS, reason="this pyarrow has no type for structs that differ")
