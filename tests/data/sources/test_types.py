@@ -8,6 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -22,14 +23,11 @@ from embedx.errors import ConfigError
 from embedx.run.extract import extract
 from embedx.store.reading.compare import compare
 from embedx.store.reading.verify import verify
+from tests.data.sources.abilities import WRITES_VIEWS, needs_structs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 OF_PARQUET: dict[str, pa.Array] = {
-    "string_view": pa.array(["x", None, "y"], pa.string_view()),
-    "binary_view": pa.array([b"\xff", None, b"y"], pa.binary_view()),
-    "list_view": pa.array([[1], None, []], pa.list_view(pa.int64())),
-    "nested_view": pa.array([{"a": ["x"]}, None, {"a": []}], pa.struct([("a", pa.list_(pa.string_view()))])),
     "large_string": pa.array(["x", None, "y"], pa.large_string()),
     "dictionary": pa.array(["x", None, "y"]).dictionary_encode(),
     "dictionary_of_numbers": pa.array([1, None, 2]).dictionary_encode(),
@@ -44,14 +42,21 @@ OF_PARQUET: dict[str, pa.Array] = {
     "time_of_seconds": pa.array([1, None, 2], pa.time32("s")),
     "milliseconds": pa.array([datetime.date(2024, 1, 1), None, datetime.date(2024, 1, 2)], pa.date64()),
     "nan": pa.array([float("nan"), None, -0.0]),
-    "half": pa.array([1, None, 2], pa.float16()),
+    "half": pa.array([np.float16(1), None, np.float16(2)], pa.float16()),
     "nothing": pa.nulls(3),
     "fixed": pa.array([b"ab", None, b"cd"], pa.binary(2)),
-    "pairs": pa.array([[1, 2], None, [3, 4]], pa.list_(pa.int8(), 2)),
     "unsigned": pa.array([2**64 - 1, None, 0], pa.uint64()),
     "list_of_null": pa.array([[], None, [None]], pa.list_(pa.null())),
 }
 """A column of three rows for each type that Parquet tables have."""
+if WRITES_VIEWS:  # older versions of pyarrow write none of these
+    OF_PARQUET |= {
+        "pairs": pa.array([[1, 2], None, [3, 4]], pa.list_(pa.int8(), 2)),
+        "string_view": pa.array(["x", None, "y"], pa.string_view()),
+        "binary_view": pa.array([b"\xff", None, b"y"], pa.binary_view()),
+        "list_view": pa.array([[1], None, []], pa.list_view(pa.int64())),
+        "nested_view": pa.array([{"a": ["x"]}, None, {"a": []}], pa.struct([("a", pa.list_(pa.string_view()))])),
+    }
 
 
 def config(out: Path, *data: str, **settings: Any) -> ExtractConfig:
@@ -160,7 +165,12 @@ def test_structs_without_fields_are_null_wherever_they_stand() -> None:
         (pa.array([2**64 - 1], pa.uint64()), pa.array([-1]), pa.string()),
         (pa.array([True]), pa.array([1]), pa.string()),
         (pa.array([datetime.date(2024, 1, 1)]), pa.array(["x"]), pa.string()),
-        (pa.array([{"a": 1}]), pa.array([{"b": "x"}]), pa.struct([("a", pa.int64()), ("b", pa.string())])),
+        pytest.param(
+            pa.array([{"a": 1}]),
+            pa.array([{"b": "x"}]),
+            pa.struct([("a", pa.int64()), ("b", pa.string())]),
+            marks=needs_structs,
+        ),
         (pa.array([{"a": 1}]), pa.array([{"a": "x"}]), pa.string()),
         (pa.array([[1]]), pa.array([1]), pa.string()),
         (pa.nulls(1), pa.array([[1]]), pa.list_(pa.int64())),

@@ -28,16 +28,20 @@ def test_a_shard_is_what_the_library_makes_of_it_byte_for_byte(dtype: torch.dtyp
     assert (entry.bytes, entry.sha256, entry.rows) == (len(data), hashlib.sha256(data).hexdigest(), 5)
 
 
-@pytest.mark.parametrize("dtype", sorted(_DTYPES))
+def library_has(dtype: torch.dtype) -> bool:
+    try:
+        save({"a": torch.zeros(1, dtype=dtype)})
+    except KeyError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("dtype", sorted(_DTYPES if library_has(torch.complex64) else _DTYPES.keys() - {"complex64"}))
 def test_the_library_reads_a_shard_of_any_type(tmp_path: Path, dtype: str) -> None:
     layer = torch.tensor([[0, 1, 0, 2], [1, 0, 1, 1], [0, 0, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]]).to(
         getattr(torch, dtype)
     )
     tensors = {"embeddings": torch.randn(9, 6)[2:7], "layer": layer[:, 1:], **NUMBERS}
-    try:
-        save({"layer": layer})
-    except KeyError:
-        pytest.skip(f"this safetensors has no {dtype}")
     (tmp_path / "shard").write_bytes(b"".join(encode_shard("shard", tensors, HEADER)[1]))
     read = load_file(tmp_path / "shard")
     assert read.keys() == tensors.keys()
