@@ -73,17 +73,18 @@ def command(
     Exit codes: 0 complete; 1 failed; 2 a setting, file or path has to change; 3 complete, but with unavailable
     inputs, or more rejected ones than --max-errors; 75 another run holds the store; 130 or 143 interrupted.
     """
-    if dry_run:
-        import_torchvision()
-        from embedx.run.prepare import prepare
-
-        description = prepare(config, download=False, heartbeat=Heartbeat(STDERR)).describe()
-        print_json(description) if as_json else _print_plan(description)
-        return
-    signals.advice = "; the same command goes on from what is kept"
     if progress == "json":
         signals.form = lambda text: event_line("message", text=text)
     heartbeat = Heartbeat(STDERR, form=progress, verbose=verbose)
+    if dry_run:
+        with heartbeat:
+            import_torchvision()
+            from embedx.run.prepare import prepare
+
+            description = prepare(config, download=False, heartbeat=heartbeat).describe()
+        print_json(description) if as_json else _print_plan(description)
+        return
+    signals.advice = "; the same command goes on from what is kept"
     title = shlex.join(["extract", "--backbone", config.backbone, "--out", str(config.out.absolute())])
     try:
         with heartbeat.frame(f"embedx {version('embedx')} {title}"), told_at_once():

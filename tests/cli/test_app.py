@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from embedx import sample
+from embedx.cli.app import run
 from embedx.store.format.manifest import Manifest
 from tests import runs
 from tests.cli.calls import Embedx
+from tests.cli.test_untrusted_text import on_terminal
 
 SAMPLE = ("--backbone", sample.BACKBONE, "--weights", "sample", "-j", "0")
 
@@ -81,6 +84,20 @@ def test_dry_run_prints_the_plan_and_writes_nothing(embedx: Embedx, tmp_path: Pa
     text = embedx(*arguments, "--dry-run").stdout
     assert all(word in text for word in ("mine", "star", "rows_per_unit", "sample", "bilinear"))
     assert not (tmp_path / "store").exists()
+
+
+def test_on_a_terminal_the_notice_of_the_preparation_is_gone_before_the_plan(
+    tmp_path: Path, few: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("extract", *SAMPLE, "--data", few, "--out", tmp_path / "store", "--dry-run")
+    monkeypatch.setattr(sys, "argv", ["embedx", *map(str, arguments)])
+    monkeypatch.setenv("TERM", "xterm-256color")
+    with on_terminal() as end:
+        assert run() == 0
+        notice, _, plan = end().partition("backbone  ")
+    hides_the_cursor, shows_it = "\x1b[?25l", "\x1b[?25h"
+    assert notice.startswith(hides_the_cursor) and notice.count(shows_it) == 1
+    assert "rows_per_unit" in plan and shows_it not in plan
 
 
 def test_a_config_file_gives_the_settings_and_flags_win(embedx: Embedx, tmp_path: Path, few: Path) -> None:
