@@ -134,11 +134,16 @@ ASKED = {
 }
 
 
+INSTALLED = {"bash": ". ~/.bashrc", "zsh": ". ~/.zfunc/_embedx"}
+"""The way to what has been installed."""
+
+
+@pytest.mark.parametrize("shown", [True, False])
 @pytest.mark.parametrize("shell", [name for name in ASKED if shutil.which(name)])
-def test_the_shell_s_own_script_works_in_the_shell(shell: str) -> None:
-    script = "compdef() :\n" if shell == "zsh" else ""
-    script += 'eval "$(embedx --show-completion)"\n' + ASKED[shell]
-    environment = os.environ | {"PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}"}
+def test_the_shell_s_own_script_works_in_the_shell(shell: str, shown: bool, tmp_path: Path) -> None:
+    loaded = 'eval "$(embedx --show-completion)"' if shown else f"embedx --install-completion >&2; {INSTALLED[shell]}"
+    script = f"compdef() {{ :; }}\n{loaded}\n{ASKED[shell]}"
+    environment = os.environ | {"PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}", "HOME": str(tmp_path)}
     done = subprocess.run([shell, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert "vit_base_patch16_dinov3.lvd1689m" in done.stdout.replace("\\", "")
     assert (done.stdout.startswith("vit_")) == (shell == "bash")  # as bash has taken `timm:` for another word
