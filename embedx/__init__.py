@@ -99,7 +99,8 @@ def __getattr__(name: str) -> Any:
     if name == "open":
         return import_module("embedx.store.reading.reader").Store.open
     if name in _HOMES:
-        value = getattr(import_module(f"embedx.{_HOMES[name]}"), name)
+        with import_module("embedx.system.signals").interrupts_deferred():
+            value = getattr(import_module(f"embedx.{_HOMES[name]}"), name)
         globals()[name] = value
         return value
     raise AttributeError(f"module 'embedx' has no attribute {name!r}")

@@ -11,6 +11,7 @@ from embedx.console import NoticeConsole
 from embedx.heartbeat import Heartbeat
 from embedx.run.entry import run_extraction
 from embedx.store.reading.reader import Store
+from embedx.system.signals import interrupts_deferred
 
 Location = str | os.PathLike[str]
 
@@ -50,5 +51,5 @@ def extract(
     config = config_of({"data": specs_of(data), "backbone": backbone, "out": out, **settings})
     console = NoticeConsole()
     console.quiet = not progress
-    run_extraction(config, Heartbeat(console)).check_inputs(config)
+    run_extraction(config, Heartbeat(console), interrupts_deferred()).check_inputs(config)
     return Store.open(config.out)

@@ -17,6 +17,7 @@ import select
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
@@ -49,6 +50,23 @@ def install() -> None:
     for number in _WORDS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _interrupt)
+
+
+@contextlib.contextmanager
+def interrupts_deferred() -> Iterator[None]:
+    """Lets a Ctrl-C in a program wait for the context's end: torch can't be imported again after half an import."""
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    frames: list[FrameType | None] = []
+    signal.signal(signal.SIGINT, lambda number, frame: frames.append(frame))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    for frame in frames[:1]:
+        before(signal.SIGINT, frame)
 
 
 def let_end(code: int) -> None:

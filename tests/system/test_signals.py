@@ -193,3 +193,27 @@ def _session(pid: int) -> int | None:
         return None if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE else os.getsid(pid)
     except (psutil.NoSuchProcess, ProcessLookupError):
         return None
+
+
+INTERRUPTED = """
+import os, signal, sys
+
+class Interrupter:
+    def find_spec(self, name, path, target=None):
+        if name == "torch.nn":
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupter())
+import embedx
+try:
+    embedx.embed
+except KeyboardInterrupt:
+    print("interrupted", embedx.embed.__name__, signal.getsignal(signal.SIGINT).__name__)
+"""
+
+
+def test_ctrl_c_in_a_program_waits_for_the_import_of_torch() -> None:
+    """Which can't be imported again in that process, or kernel, once its import was interrupted."""
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=100)
+    assert (done.stdout, done.stderr) == ("interrupted embed default_int_handler\n", "")
