@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -13,6 +14,9 @@ from embedx.arrow import plain
 from embedx.data.sources.written import differing
 
 _LARGEST_BLOCK = 2**31 - 1
+_DEEPEST = 200
+"""The levels of arrays and objects above which no line is read; pyarrow crashes at some tens of thousands of them."""
+_TEXTS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)  # one without an end goes on to the end, as in a parser
 _AS_WRITTEN = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=str)
 
 
@@ -31,11 +35,28 @@ def parse_json_lines(content: bytes, names: Collection[str] = ()) -> tuple[pa.Ta
     Raises:
         pa.ArrowInvalid: If a line is malformed; the message ends in the number of the row.
     """
-    try:
-        table, texts = _parsed(content, names)
-        return plain(table), texts
-    except RecursionError as error:
-        raise pa.ArrowInvalid("values are nested too deeply to be read") from error
+    for row, line in enumerate(_lines(content)):
+        try:
+            check_depth(line)
+        except ValueError as error:
+            raise pa.ArrowInvalid(f"{error} in row {row}") from error
+    table, texts = _parsed(content, names)
+    return plain(table), texts
+
+
+def check_depth(content: bytes) -> None:
+    """Checks that JSON is nested no deeper than its parsers can bear, some of which crash.
+
+    Raises:
+        ValueError: If it is.
+    """
+    if len(content) <= _DEEPEST or content.count(b"[") + content.count(b"{") <= _DEEPEST:
+        return
+    depth = 0
+    for bracket in re.findall(rb"[\[\]{}]", _TEXTS.sub(b"", content)):
+        depth += 1 if bracket in b"[{" else -1
+        if depth > _DEEPEST:
+            raise ValueError("values are nested too deeply to be read")
 
 
 def _parsed(content: bytes, names: Collection[str]) -> tuple[pa.Table, dict[str, pa.ChunkedArray]]:
@@ -67,7 +88,7 @@ def _with_mixed_as_text(content: bytes, error: pa.ArrowInvalid) -> pa.Table:
     """Reads column by column what can't be read at once; raises the error if lines are no JSON objects."""
     try:
         rows = [json.loads(line) for line in _lines(content)]
-    except (ValueError, RecursionError):
+    except ValueError:
         raise error from None
     if not all(isinstance(row, dict) for row in rows):
         raise error
@@ -76,7 +97,7 @@ def _with_mixed_as_text(content: bytes, error: pa.ArrowInvalid) -> pa.Table:
         values = "".join(json.dumps({name: row.get(name)}) + "\n" for row in rows)
         try:
             columns[name] = _read(values.encode())[name]
-        except (pa.ArrowInvalid, RecursionError):
+        except pa.ArrowInvalid:
             columns[name] = pa.chunked_array([_texts(content, name)])
     return pa.table(columns)
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from embedx.data.reading.files import FileReader, RejectedInputError, absolute, is_url, open_file, plain_name
 from embedx.data.sources.base import COMMON_SCHEMA, SINGLE_SPLIT, TARGET, Source, as_text, samples_table, size_and_time
-from embedx.data.sources.json_lines import parse_json_lines
+from embedx.data.sources.json_lines import check_depth, parse_json_lines
 from embedx.data.sources.kinds import SourceKind, SourceOptions
 from embedx.data.sources.patterns import find_files, short_names
 from embedx.data.sources.selection import LeftOut, Selection
@@ -160,8 +160,9 @@ def _entries(samples: pa.Table, names: Sequence[str]) -> tuple[dict[str, pa.Chun
     for row, content in enumerate(samples["json"].to_pylist()):
         try:
             content = re.sub(r"(?<!\\)((?:\\\\)*)\\(?=x[0-9a-f]{2})", r"\1\\\\", content or "{}")  # no escape of JSON
+            check_depth(content.encode())
             entries = json.loads(content)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise ConfigError(f"{keys[row]}: its .json can't be read ({error}); correct it") from error
         if not isinstance(entries, dict):
             raise ConfigError(f'{keys[row]}: its .json holds no object; give one, such as {{"label": 3}}')
