@@ -51,7 +51,7 @@ def test_a_call_in_process_leaves_nothing_frozen(embedx: Embedx, tmp_path: Path)
     frozen = gc.get_freeze_count()
     images = sample.IMAGES / "val" / "star"
     done = embedx("extract", "--backbone", sample.BACKBONE, "--weights", "sample", "-j", "0", "-o", tmp_path, images)
-    assert done.code == 0 and gc.get_freeze_count() == frozen
+    assert done.code == 0 and gc.get_freeze_count() <= frozen  # Python 3.12 begins with some
 
 
 def test_a_program_that_watches_gets_one_object_a_line(embedx: Embedx, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -135,7 +136,7 @@ def test_metadata_that_are_others_are_told_and_brought_in(
     ("one", "other"),
     [
         ([1.0, NAN, 0.0, NAN], [1.0, NAN, -0.0, None]),
-        (pa.array([1.0, NAN, 2.0, NAN], pa.float16()), pa.array([1.0, NAN, 3.0, 4.0], pa.float16())),
+        (pa.array(np.array([1, NAN, 2, NAN], np.float16)), pa.array(np.array([1, NAN, 3, 4], np.float16))),
         ([[1.0, NAN], [], [1], [2.0, None]], [[1.0, NAN], [], None, [2.0, 3.0]]),
         ([{"a": NAN}, None, {"a": 1.0}, {"a": None}], [{"a": NAN}, None, {"a": 2.0}, {"a": 0.0}]),
         ([[{"a": [NAN]}], [], [{"a": []}], [None]], [[{"a": [NAN]}], [], [{"a": [1.0]}], []]),

@@ -128,7 +128,8 @@ class PictureBatches:
         except MemoryError:
             raise
         except Exception as error:  # noqa: BLE001  (Pillow reads a file when its pixels are asked for, as in `decode`)
-            return f"can't be decoded: {str(error) or 'its file was closed before its pixels were read'}"
+            is_closed = isinstance(error, AttributeError) or not str(error)  # as one or another version of Pillow says
+            return f"can't be decoded: {'its file was closed before its pixels were read' if is_closed else error}"
         return None
 
 

@@ -125,25 +125,30 @@ def test_rows_equal_transformers_own_forward_pass(kind: str, images: Path, tmp_p
     assert (rows.embeddings - expected).abs().max() <= 1e-5 * expected.abs().max()
 
     files = [Image.open(images / key).convert("RGB") for key in rows.keys]
-    theirs = features(model, processor(files, return_tensors="pt")["pixel_values"], output)
-    own, other = (nn.functional.cosine_similarity(rows.embeddings, theirs.roll(shift, 0)) for shift in (0, 1))
-    assert own.min() >= 0.999
+    theirs = processor(files, return_tensors="pt")["pixel_values"]
+    off = (theirs - (pixels / 255 - mean) / std).abs() * std * 255
+    # Of one image an odd number of pixels is cropped: transformers rounds it down, torchvision's presets to even.
+    assert off.flatten(1).amax(1).sort().values[:-1].max() <= 1
+    expected = features(model, theirs, output)
+    own, other = (nn.functional.cosine_similarity(rows.embeddings, expected.roll(shift, 0)) for shift in (0, 1))
+    assert own.min() >= 0.998
     assert (own > other).all()
 
 
 def test_its_layers_are_its_modules(tmp_path: Path) -> None:
     settings, processor, _ = MODELS["vit"]
     model = save(tmp_path / "model", settings, processor)
-    spec = describe(tmp_path / "model", layer=("layers.0",))
+    layer = "layers.0" if "layers.0" in dict(model.named_modules()) else "encoder.layer.0"  # before transformers 5.9
+    spec = describe(tmp_path / "model", layer=(layer,))
     size = steps_of(spec).crop
     pixels = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
     with torch.inference_mode():
         embedder = spec.load()
-        rows = embedder(pixels)["layers.0"]
+        rows = embedder(pixels)[layer]
         tokens = model((pixels - embedder.mean) / embedder.std, output_hidden_states=True).hidden_states[1]
     torch.testing.assert_close(rows, tokens.mean(1))
     listed = describe_layers(BackboneOptions(backbone=f"hf:{tmp_path / 'model'}"))
-    assert listed["layers.0"] == tokens.shape[1:]
+    assert listed[layer] == tokens.shape[1:]
 
 
 def test_a_checkpoint_in_shards_is_one_set_of_weights(tmp_path: Path) -> None:
@@ -195,7 +200,7 @@ def test_weights_of_another_model_are_a_fault(tmp_path: Path) -> None:
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["encoder.layer.1.output.dense.bias"]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"it lacks 1 of the model's tensors, such as layers.1.mlp.fc2.bias"):
+    with pytest.raises(CheckpointError, match=r"it lacks 1 of the model's tensors, such as \S+\.bias"):
         describe(tmp_path).load()
     larger = transformers.ViTConfig(**TRANSFORMER | {"intermediate_size": 65}, **SQUARE)
     save(tmp_path / "larger", larger)
