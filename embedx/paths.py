@@ -20,6 +20,11 @@ _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})", re.ASCII)
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
+def cache_folder() -> Path:
+    """Returns the folder of what is kept from one command to the next: `embedx` in the user's folder of caches."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "embedx"
+
+
 def is_url(location: str | bytes) -> bool:
     """Tells whether a location begins with a scheme, such as `s3://`; any other is a path."""
     if isinstance(location, bytes):

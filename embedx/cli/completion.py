@@ -1,7 +1,8 @@
 """The values that a shell completes, by what an option's value is called on the help page; read from files alone.
 
-Nothing here imports torch, torchvision or timm, which takes seconds: their names are read from their source files, and
-those in a store from its manifest. Where nothing is returned, the shell completes paths.
+Nothing here imports torch, torchvision or timm, which takes seconds: their names are read from their source files,
+those in a store from its manifest, and a backbone's layers from what `embedx layers` has left. Where nothing is
+returned, the shell completes paths.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from embedx.names import EMBEDDINGS, MANIFEST, NO_BACKBONE
+from embedx.paths import cache_folder
 
 _TORCHVISION = ("", "segmentation", "detection", "quantization")
 """The folders of torchvision's models that are backbones."""
@@ -65,13 +68,33 @@ def _tensors(incomplete: str) -> list[str]:
 
 
 def _layers(incomplete: str) -> list[str]:
-    return [name for manifest in _manifests() for name in manifest["recipe"]["layers"]]
+    files = map(_layers_file, _given())
+    listed = [name for file in files if file.is_file() for name in file.read_text(encoding="utf-8").splitlines()]
+    return [*listed, *(name for manifest in _manifests() for name in manifest["recipe"]["layers"])]
+
+
+def keep_layers(backbone: str, names: Iterable[str]) -> None:
+    """Leaves the names of a backbone's layers to be completed, which take seconds to find; not where it can't."""
+    file = _layers_file(backbone)
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("\n".join(names), encoding="utf-8")
+
+
+def _layers_file(backbone: str) -> Path:
+    return cache_folder() / "layers" / quote(backbone, safe="")
+
+
+def _given() -> Iterator[str]:
+    """Yields the words of the command line so far, and what follows an = in them."""
+    words = (word for name in ("COMP_WORDS", "_TYPER_COMPLETE_ARGS") for word in _words(os.environ.get(name, "")))
+    for word in words:
+        yield from filter(None, {word, word.partition("=")[2]})
 
 
 def _manifests() -> Iterator[Any]:
     """Yields the manifests of the stores that the command line names so far."""
-    words = (word for name in ("COMP_WORDS", "_TYPER_COMPLETE_ARGS") for word in _words(os.environ.get(name, "")))
-    for place in dict.fromkeys(words):
+    for place in dict.fromkeys(_given()):
         if (manifest := Path(place, MANIFEST).expanduser()).is_file():
             yield json.loads(manifest.read_bytes())
 

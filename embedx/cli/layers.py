@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from embedx.cli.completion import completer
+from embedx.cli.completion import completer, keep_layers
 from embedx.cli.options import DebugOption, JsonOption, plainly
 from embedx.cli.output import print_json, print_line
 from embedx.paths import expand_backbone
@@ -43,7 +43,8 @@ def command(
 ) -> None:
     """List the layers of a backbone that --layer takes, with the shape of each one's output for one image.
 
-    The layers are listed in the order in which they are computed. No weights are needed.
+    The layers are listed in the order in which they are computed. No weights are needed. Afterwards a shell completes
+    them after --layer.
     """
     import_torchvision()
     from embedx.models.backbones import describe_layers
@@ -51,6 +52,7 @@ def command(
 
     options = BackboneOptions(backbone=backbone, image_size=image_size, backbone_arg=tuple(backbone_arg or ()))
     shapes = describe_layers(options)
+    keep_layers(backbone, shapes)
     if as_json:
         print_json([{"name": name, "shape": list(shape)} for name, shape in shapes.items()])
     else:

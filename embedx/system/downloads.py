@@ -16,6 +16,7 @@ from urllib.parse import unquote
 
 from embedx.credentials import without_credentials
 from embedx.errors import CheckpointError
+from embedx.paths import cache_folder
 from embedx.system import remote
 from embedx.values import size_text
 
@@ -24,11 +25,6 @@ _INDEX = ".index.json"
 """The end of the name of a sharded checkpoint's index, whose shards stand beside it."""
 _RECORD = ".fetched"
 """The end of the name of the record of a file: its URL, size and sha256."""
-
-
-def cache_folder() -> Path:
-    """Returns the folder of fetched files: `embedx` in the user's folder of caches."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "embedx"
 
 
 def fetch(url: str, notice: Callable[[str], None], *, download: bool = True) -> Path:

@@ -115,6 +115,19 @@ def test_names_that_a_shell_would_not_take_as_they_stand_are_left_out(
     assert completed("embedx", "probe", str(tmp_path), "--test", "") == ["val"]
 
 
+def test_the_layers_of_a_backbone_are_completed_once_they_have_been_listed(
+    completed: Callable[..., list[str]], embedx: Embedx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    words = ("embedx", "extract", "--backbone", "resnet18", "--layer", "layer4.1.c")
+    assert completed(*words) == []
+    monkeypatch.delenv("_EMBEDX_COMPLETE")
+    listed = [line.split("\t")[0] for line in embedx("layers", "resnet18").stdout.splitlines()]
+    assert completed(*words) == [name for name in listed if name.startswith("layer4.1.c")] != []
+    assert completed("embedx", "extract", "--backbone", "=", "resnet18", "--layer", "fc") == []
+    assert completed("embedx", "extract", "--backbone", "=", "resnet18", "--layer", "avg") == ["avgpool"]
+
+
 def write_manifest(store: Path, *splits: str) -> None:
     store.mkdir(exist_ok=True)
     manifest = {"plan": {"splits": {split: {} for split in splits}}, "recipe": {"layers": ["layer3"]}}

@@ -22,6 +22,7 @@ from embedx.config import ExtractConfig
 from embedx.errors import CheckpointError, ConfigError, unknown
 from embedx.models.weights.read import checkpoint_files, locate
 from embedx.names import NO_BACKBONE
+from embedx.paths import cache_folder
 
 DOWNLOAD_TIMEOUT = 10.0
 """The seconds without an answer after which a download is given up."""
@@ -87,8 +88,6 @@ def given_weights(options: WeightsOptions) -> Weights | None:
 
 
 def _is_to_be_fetched(path: Path) -> bool:
-    from embedx.system.downloads import cache_folder  # which imports what reads URLs
-
     return path.is_relative_to(cache_folder())
 
 
