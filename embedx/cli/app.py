@@ -56,7 +56,7 @@ def run() -> int:
     """
     # Before a command imports torch: threads that spin while they wait would steal the decoders' cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    STDERR.as_json = False
+    STDERR.as_json = STDERR.quiet = False
     try:
         with whole_words_in_bash():
             code = app(prog_name="embedx", standalone_mode=False)

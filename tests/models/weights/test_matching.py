@@ -45,6 +45,7 @@ def refusal(state: Mapping[str, Tensor], **options: Any) -> str:
     return str(caught.value)
 
 
+@settings(deadline=None)
 @given(PREFIXES, st.dictionaries(st.text("ab.", min_size=1), st.just(torch.zeros(3))))
 def test_any_prefix_is_found_and_what_is_beside_it_is_ignored(prefix: str, others: dict[str, Tensor]) -> None:
     state = tensors(prefix)
@@ -54,6 +55,7 @@ def test_any_prefix_is_found_and_what_is_beside_it_is_ignored(prefix: str, other
     assert found.ignored == tuple(others)
 
 
+@settings(deadline=None)
 @given(PREFIXES, st.sampled_from([name for name in WANTED if "num_batches" not in name]), st.booleans())
 def test_one_tensor_that_is_missing_or_of_another_shape_is_named(prefix: str, name: str, missing: bool) -> None:
     state = tensors(prefix)
@@ -68,7 +70,7 @@ def test_one_tensor_that_is_missing_or_of_another_shape_is_named(prefix: str, na
     assert f"  1 {fault}\n" in message and "give the --backbone that it is a checkpoint of" in message
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(PREFIXES, PREFIXES)
 def test_two_sub_models_that_fit_are_chosen_between_by_key(one: str, other: str) -> None:
     one, other = f"one.{one}", f"two.{other}"
