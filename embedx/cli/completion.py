@@ -89,7 +89,7 @@ def _given() -> Iterator[str]:
     """Yields the words of the command line so far, and what follows an = in them."""
     words = (word for name in ("COMP_WORDS", "_TYPER_COMPLETE_ARGS") for word in _words(os.environ.get(name, "")))
     for word in words:
-        yield from filter(None, {word, word.partition("=")[2]})
+        yield from filter(None, (word, word.partition("=")[2]))
 
 
 def _manifests() -> Iterator[Any]:

@@ -101,7 +101,11 @@ def _with_kept_splits(named: Plan, config: ExtractConfig, store: Manifest | None
 
 
 def check_memory(job: Job) -> None:
-    """Checks that the machine has the memory for one batch of inputs."""
+    """Checks that the machine has the memory for one batch of inputs.
+
+    Raises:
+        ConfigError: If it has not.
+    """
     if (size := batch_bytes(job.decoder, job.batch_size)) > (memory := physical_memory()):
         raise ConfigError(
             f"--batch-size {job.batch_size}: the inputs of a batch take {size_text(size)}, and this machine has "

@@ -232,7 +232,7 @@ def is_plain_jpeg(data: bytes, steps: Preprocessing, max_pixels: int = MAX_PIXEL
 
 
 def preprocess(pixels: Tensor, steps: Preprocessing, *, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """Resizes and crops images [..., 3, H, W] uint8 to [..., 3, crop, crop] uint8 as the torchvision presets do.
+    """Resizes and crops one image [3, H, W] uint8, or several [N, 3, H, W], to crop x crop as torchvision's presets do.
 
     Raises:
         RejectedInputError: If they are so elongated that each would have more than `max_pixels` once resized.
@@ -259,9 +259,10 @@ def _resized(height: int, width: int, steps: Preprocessing, max_pixels: int) -> 
 
 
 def resize(pixels: Tensor, height: int, width: int, interpolation: str) -> Tensor:
-    """Resizes images [..., 3, H, W] uint8 as torchvision.transforms.v2 does, whose import takes longer than torch's.
+    """Resizes one image [3, H, W] uint8, or several [N, 3, H, W], as torchvision.transforms.v2 does.
 
-    They are antialiased, by bilinear or bicubic interpolation; on a CUDA device in float32, the only way there.
+    They are antialiased, by bilinear or bicubic interpolation; on a CUDA device in float32, the only way there. The
+    import of torchvision's own takes longer than torch's.
     """
     batch = pixels
     if pixels.dim() == 3:

@@ -16,7 +16,7 @@ from embedx.data.reading.files import RejectedInputError
 from embedx.errors import ConfigError
 
 _AT_A_TIME = 128
-"""The number of images that are decoded together; on an H200 of fewer each takes longer, of more about as long."""
+"""The number of images that are decoded together: of fewer each takes longer (on an H200), of more they fill memory."""
 _RESIZED_BYTES = 256 * 2**20
 """The memory of the images, in float32, that are resized together."""
 _DEVICE_ERROR = re.compile("out of memory|ALLOCATOR|CUDA error", re.IGNORECASE)
@@ -146,8 +146,8 @@ class DecodeOnDevice:
             images = images.permute(0, 3, 1, 2)
             if decoded_rows:
                 images[decoded_rows] = decoded.to(self._stream.device, non_blocking=True)
-            # Torchvision decodes on a stream of its own, and may be given memory that work begun here still reads.
             for start in range(0, len(rows), _AT_A_TIME):
+                # Torchvision decodes on a stream of its own, and may be given memory that work begun here still reads.
                 self._stream.synchronize()
                 some = slice(start, start + _AT_A_TIME)
                 self._resize_into(images, rows[some], self._pixels(list(encoded[some])), reasons)
