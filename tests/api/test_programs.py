@@ -44,23 +44,18 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_scripts_with_and_without_a_guard_and_a_program_on_stdin_work_alike(folder: Path) -> None:
-    (folder / "plain.py").write_text(f"NAME = 'plain'\n{PROGRAM}\nwork()\n")
-    (folder / "guarded.py").write_text(f"NAME = 'guarded'\n{PROGRAM}\nif __name__ == '__main__':\n    work()\n")
-    stdin = f"NAME = 'stdin'\n{PROGRAM}\nwork()\n"
-    running = [
-        subprocess.Popen(
-            [sys.executable, *arguments],
-            cwd=folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for arguments in (["plain.py"], ["guarded.py"], ["-"])
-    ]
-    done = [process.communicate(stdin, timeout=110) for process in running]  # which the scripts do not read
-    assert done == [(PRINTED, "")] * 3
+@pytest.mark.parametrize(
+    ("arguments", "call"),
+    [(["plain.py"], "work()"), (["guarded.py"], "if __name__ == '__main__':\n    work()"), (["-"], "work()")],
+    ids=["a script", "a script with a guard", "a program on stdin"],
+)
+def test_a_program_works_with_and_without_a_guard(folder: Path, arguments: list[str], call: str) -> None:
+    program = f"NAME = 'store'\n{PROGRAM}\n{call}\n"
+    (folder / arguments[0]).write_text(program)
+    done = subprocess.run(
+        [sys.executable, *arguments], input=program, cwd=folder, capture_output=True, text=True, timeout=110
+    )
+    assert (done.stdout, done.stderr) == (PRINTED, "")
 
 
 def test_the_notebook_runs(tmp_path: Path) -> None:
