@@ -1,7 +1,6 @@
 """The settings of an extraction.
 
-Each field of `ExtractConfig` is one setting: its flag on the command line, its key in a TOML file and its
-help text are derived from it, so that a setting is said once.
+Each field of `ExtractConfig` is a setting, said once: its flag, its key in a TOML file and its help come from it.
 """
 
 from __future__ import annotations
@@ -120,6 +119,14 @@ class ExtractConfig:
     device: str = settings.machine(
         "auto", help="Device of the forward pass: auto (CUDA if available), cpu, cuda or cuda:N."
     )
+    devices: str = settings.machine(
+        "auto",
+        metavar="all|N,N,…",
+        help="Devices that get a process each: all, or GPUs as 0,1. auto takes all GPUs, unless --device names one.",
+    )
+    same_hardware: bool = settings.machine(
+        False, help="Refuse units of other hardware or libraries, whose last bits may differ. Default: tell them."
+    )
     runtime: RuntimeName = settings.machine(
         "auto", help="Engine of the forward pass. auto takes the one expected to be the fastest for this many images."
     )
@@ -236,6 +243,7 @@ class ExtractConfig:
 
     def faults(self) -> list[str]:
         """Returns everything that is wrong with the settings themselves, one message each."""
+        twice = "--{} and --{} both set the size of {}; give one of them"
         again = "--overwrite begins a store anew, and {} goes on with it; give one of them"
         checks = [
             (self.overwrite and self.update, again.format("--update")),
@@ -254,14 +262,8 @@ class ExtractConfig:
                 self.checkpoint is None and self.checkpoint_key is not None,
                 f"--checkpoint-key {self.checkpoint_key} is a part of a --checkpoint; give that too",
             ),
-            (
-                self.image_size is not None and self.crop is not None,
-                "--image-size and --crop both set the size of the backbone's input; give one of them",
-            ),
-            (
-                self.resize is not None and self.crop_pct is not None,
-                "--resize and --crop-pct both set the size that images are resized to; give one of them",
-            ),
+            (None not in (self.image_size, self.crop), twice.format("image-size", "crop", "the backbone's input")),
+            (None not in (self.resize, self.crop_pct), twice.format("resize", "crop-pct", "what is cropped")),
             (
                 self.crop_pct is not None and not 0 < self.crop_pct <= 1,
                 f"--crop-pct is {self.crop_pct}; give a share above 0, and at most 1, such as 0.875",
@@ -289,10 +291,10 @@ class ExtractConfig:
         Raises:
             ConfigError: If `stored` does not describe an extraction.
         """
-        values: dict[str, Any] = {}
+        names = {field.name for field in dataclasses.fields(cls)}.intersection(stored)
+        values: dict[str, Any] = {name: stored[name] for name in names}
+        values |= {name: tuple(item) for name, item in values.items() if isinstance(item, list)}
         try:
-            for name in {field.name for field in dataclasses.fields(cls)}.intersection(stored):
-                values[name] = tuple(stored[name]) if isinstance(stored[name], list) else stored[name]
             return cls(**values)
         except TypeError as error:
             raise ConfigError(f"the settings {canonical_json(stored)} are not those of an extraction") from error

@@ -12,6 +12,7 @@ EmbedxError                    1  a run failed
 │   └── StoreReplacedError     1  another store took the place of the one that was being read
 ├── WriterError                1  the writer process failed
 ├── LoaderError                1  a worker process died
+├── MemberError                1  a member of a run by several processes died, again and again
 ├── DeviceMemoryError          1  the forward pass does not fit into the device's memory
 ├── InputError                 1  an input was rejected and `--on-error fail` was given
 ├── TooManyUnavailableError    1  more inputs were unavailable than `--max-unavailable` allows
@@ -132,6 +133,10 @@ class WriterError(EmbedxError):
 
 class LoaderError(EmbedxError):
     """The processes that read and decode inputs died again and again, and no input is at fault."""
+
+
+class MemberError(EmbedxError):
+    """A member of a run by several processes died, and so did those that came in its place."""
 
 
 class DeviceMemoryError(EmbedxError):

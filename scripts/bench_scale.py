@@ -7,12 +7,15 @@ python scripts/bench_scale.py memory 10000 100000            all processes of a 
 python scripts/bench_scale.py groups 100000                  groups of ten rows each
 python scripts/bench_scale.py writer                         rows from memory, beside the disk's own rate with fsync
 python scripts/bench_scale.py journal                        the same through the writer process, with and without
+python scripts/bench_scale.py members                        what it costs to hand out units, to members that sleep
 """
 
 from __future__ import annotations
 
 import contextlib
+import heapq
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -35,6 +38,7 @@ from rich.table import Table
 from embedx.callbacks.rows_table import rows_table
 from embedx.callbacks.writer import EmbeddingsWriter
 from embedx.config import ExtractConfig
+from embedx.distribute.unit_queue import UnitQueue
 from embedx.engine.state import new_state
 from embedx.run.inputs import list_inputs
 from embedx.run.prepare import prepare
@@ -341,6 +345,62 @@ def _through_process(root: Path, units: int, rows: int, dim: int, age: float | N
     seconds = time.perf_counter() - start_time
     session.close()
     return seconds
+
+
+@app.command("members")
+def members_only(
+    members: Annotated[int, typer.Option(help="How many members.")] = 1024,
+    units: Annotated[int, typer.Option(help="How many units.")] = 1_000_000,
+    seconds: Annotated[float, typer.Option(help="How long a unit takes in the middle.")] = 30.0,
+    dying: Annotated[float, typer.Option(help="The share of the members that die on the way.")] = 0.01,
+) -> None:
+    """Simulates the members in a time of its own, in which they sleep, with the queue that hands out units."""
+    chance = random.Random(0)
+    before = psutil.Process().memory_info().rss
+    queue = UnitQueue({Unit("all", number): 1 for number in range(units)})
+    speeds: dict[str, float] = {}
+    events: list[tuple[float, str, Unit | None]] = []
+    spent = 0.0
+    calls = 0
+
+    def join(now: float) -> None:
+        name = f"member {len(speeds)}"
+        speeds[name] = seconds * 2 ** chance.uniform(-1, 1)  # spread by a factor of four
+        queue.join(name, now)
+        heapq.heappush(events, (now, name, None))
+
+    for _ in range(members):
+        join(0.0)
+    total = units * seconds / members
+    deaths = {f"member {number}": chance.uniform(0, total) for number in range(int(dying * members))}
+    idle: dict[str, float] = {}
+    end = twice = 0.0
+    while not queue.is_done:
+        now, name, unit = heapq.heappop(events)
+        begun = time.process_time()
+        if now >= deaths.get(name, now + 1):
+            queue.lose(name)
+            join(now + 60.0)
+        else:
+            if unit is not None:
+                twice += unit not in queue.open
+                queue.advance(name, 1, now)
+                queue.commit(name, unit, now)
+            taken = queue.take(name, None, now)
+            if taken is None:
+                idle.setdefault(name, now)
+            wait = 1.0 if taken is None else speeds[name]
+            heapq.heappush(events, (now + wait, name, taken))
+        spent += time.process_time() - begun
+        calls += 1
+        end = now
+    grown = psutil.Process().memory_info().rss - before
+    asleep = sum(end - since for since in idle.values()) / members
+    report(
+        f"{members:,} members, {units:,} units of {seconds:g} s, {len(deaths)} deaths",
+        ("run, h", "driver, CPU-s", "share of a core", "idle at the end, s", "computed twice", "memory, MB"),
+        [(end / 3600, spent, spent / end, asleep, int(twice), grown / 1e6)],
+    )
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+from embedx import sample
 from embedx.data.sources import parse_data
 from embedx.data.sources.base import Source
 
@@ -20,3 +22,13 @@ def touch(root: Path, *names: str) -> Path:
 def folder_source(root: Path) -> Source:
     """The folder as one split."""
     return parse_data([f"all={root}"])["all"]
+
+
+def draw_folder(root: Path, images: dict[str, int]) -> Path:
+    """So many of the sample's images of each class, per split."""
+    for split, count in images.items():
+        for folder in (sample.IMAGES / split).iterdir():
+            (root / split / folder.name).mkdir(parents=True)
+            for image in sorted(folder.iterdir())[:count]:
+                shutil.copy2(image, root / split / folder.name)
+    return root

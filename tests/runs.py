@@ -39,14 +39,14 @@ def run(*arguments: str | Path, env: dict[str, str] | None = None, **options: An
     )
 
 
-def start(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
+def start(*arguments: str | Path, env: dict[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
     """Starts a run that can be interrupted, even where these tests run in the background and ignore SIGINT."""
     return subprocess.Popen(
         [*EMBEDX, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | OFFLINE,
+        env=os.environ | OFFLINE | (env or {}),
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **options,
     )

@@ -18,7 +18,8 @@ from embedx.models.device import resolve_device
 from embedx.models.runtimes import choice as runtimes
 from embedx.run.extract import extract
 from embedx.store.reading.verify import verify
-from tests.runs import digests
+from tests.distribute.members import contents
+from tests.runs import digests, run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -44,6 +45,15 @@ def test_the_same_bytes_on_cuda_with_any_number_of_workers(tmp_path: Path) -> No
     for workers in (0, 2):
         extracted(tmp_path / str(workers), device="cuda", workers=workers)
     assert digests(tmp_path / "0") == digests(tmp_path / "2")
+
+
+def test_two_members_on_one_card_give_the_bytes_of_one_process(tmp_path: Path) -> None:
+    call = ["extract", "--backbone", sample.BACKBONE, "--weights", "sample", "-b", "16", "--shard-size", "65664"]
+    for out, devices in (("one", "0"), ("two", "cuda:0,cuda:0")):
+        done = run(*call, "--out", tmp_path / out, "--devices", devices)
+        assert done.returncode == 0, done.stderr
+        assert list(verify(tmp_path / out)) == []
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
 def test_out_of_memory_names_a_batch_size_that_fits_and_auto_finds_one(tmp_path: Path) -> None:

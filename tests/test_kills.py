@@ -27,22 +27,13 @@ from embedx.store.format.index import read_entry
 from embedx.store.format.layout import index_files, journal_files
 from embedx.store.reading.kept import count_kept
 from embedx.store.reading.verify import verify
+from tests.folders import draw_folder
 from tests.runs import OFFLINE, SEED, assert_gone, assert_visible_units_are_whole, descendants, digests, run, start
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
 
 VICTIMS = {"main": "", "writer": "embedx-writer", "worker": "embedx-loader"}
 CODES = {"main": -9, "writer": 1, "worker": 0}
-
-
-def draw_folder(root: Path, images: dict[str, int]) -> Path:
-    """So many of the sample's images of each class, per split."""
-    for split, count in images.items():
-        for folder in (sample.IMAGES / split).iterdir():
-            (root / split / folder.name).mkdir(parents=True)
-            for image in sorted(folder.iterdir())[:count]:
-                shutil.copy2(image, root / split / folder.name)
-    return root
 
 
 class Runs:

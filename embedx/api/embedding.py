@@ -144,10 +144,10 @@ class Embedder:
             if isinstance(given[0], str | os.PathLike):
                 split = split_of_paths(given)
                 with contextlib.closing(job.loader(split, [range(len(split))])) as loader:
-                    job.run(self._model, {"images": loader}, SILENT, [gathered])
+                    job.run(self._model, {"images": loader}, [gathered])
             else:
                 batches = PictureBatches(given, self._decoder, job.batch_size)
-                self._of_pictures.run(self._model, {"images": batches}, SILENT, [gathered])
+                self._of_pictures.run(self._model, {"images": batches}, [gathered])
         return as_arrays(self._framework, gathered.rows(name))
 
 

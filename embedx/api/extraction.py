@@ -8,8 +8,8 @@ from typing import Any
 
 from embedx.api.arguments import config_of, specs_of
 from embedx.console import NoticeConsole
+from embedx.distribute.entry import run_extraction
 from embedx.heartbeat import Heartbeat
-from embedx.run.entry import run_extraction
 from embedx.store.reading.reader import Store
 from embedx.system.signals import interrupts_deferred
 
@@ -51,5 +51,6 @@ def extract(
     config = config_of({"data": specs_of(data), "backbone": backbone, "out": out, **settings})
     console = NoticeConsole()
     console.quiet = not progress
-    run_extraction(config, Heartbeat(console), interrupts_deferred()).check_inputs(config)
+    if (summary := run_extraction(config, Heartbeat(console), interrupts_deferred())) is not None:
+        summary.check_inputs(config)
     return Store.open(config.out)

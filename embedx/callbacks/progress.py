@@ -44,9 +44,24 @@ class ProgressBar(Callback):
         self._heartbeat = heartbeat
         self._display = _Bars(heartbeat, totals) if heartbeat.is_bar else _Lines(heartbeat, totals, lost)
 
-    def on_test_epoch_start(self, trainer_state: TrainerState, model: nn.Module) -> None:
+    def start(self) -> None:
         """Starts the display."""
         self._display.start()
+
+    def advance(self, name: str, count: int) -> None:
+        """Adds so many inputs of a dataloader."""
+        self._display.advance(name, count)
+
+    def finish(self) -> None:
+        """Stops the display; what follows may still have much to do."""
+        if self._heartbeat.form == "json":
+            self._heartbeat.beat()
+        self._display.stop()
+        self._heartbeat.say("finishing")
+
+    def on_test_epoch_start(self, trainer_state: TrainerState, model: nn.Module) -> None:
+        """Starts the display."""
+        self.start()
 
     def on_test_batch_end(
         self,
@@ -58,14 +73,11 @@ class ProgressBar(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Adds the batch's inputs."""
-        self._display.advance(list(self.totals)[dataloader_idx], len(batch["index"]))
+        self.advance(list(self.totals)[dataloader_idx], len(batch["index"]))
 
     def on_test_epoch_end(self, trainer_state: TrainerState, model: nn.Module) -> None:
-        """Stops the display; callbacks that follow may still have much to do."""
-        if self._heartbeat.form == "json":
-            self._heartbeat.beat()
-        self._display.stop()
-        self._heartbeat.say("finishing")
+        """Stops the display."""
+        self.finish()
 
     def teardown(self) -> None:
         """Stops the display after an error as well, so that the terminal is left as it was."""

@@ -40,6 +40,8 @@ class RejectedInputs(Callback):
         self.counts: Counter[int] = Counter()
         """The rejected inputs by dataloader, without the rows that are not finite."""
         self.unavailable = 0
+        self.example = ""
+        """The last of the unavailable inputs, and why."""
         self.rows = 0
         self.not_finite = 0
         self._has_said = False
@@ -80,15 +82,11 @@ class RejectedInputs(Callback):
 
     def _add_unavailable(self, key: str, reason: str) -> None:
         self.unavailable += 1
+        self.example = f"{key}: {reason}"
         if self.on_error == "fail":
             raise InputError(f"{key} is unavailable: {reason}; once the cause is gone, the same command goes on")
-        if self.allowed is not None and self.unavailable > self.allowed.number:
-            count = "1 input is" if self.unavailable == 1 else f"{self.unavailable:,} inputs are"
-            raise TooManyUnavailableError(
-                f"{count} unavailable (such as {key}: {reason}), and --max-unavailable {self.allowed.given} allows "
-                f"{self.allowed.number:,} of {self.allowed.inputs:,}; once the cause is gone, the same command goes on "
-                "from what is kept; to go on without such inputs allow more, as in --max-unavailable 100%"
-            )
+        if self.allowed is not None:
+            check_unavailable(self.unavailable, self.allowed, self.example)
 
     def add_rows(self, rows: int, found: list[NotFinite]) -> None:
         """Counts a batch's computed rows, and those of them that are not finite.
@@ -123,3 +121,18 @@ class RejectedInputs(Callback):
     def lost(self) -> dict[str, int]:
         """Returns the numbers of inputs without a row so far, with the rows found not to be finite."""
         return {"rejected": self.counts.total() + self.not_finite, "unavailable": self.unavailable}
+
+
+def check_unavailable(number: int, allowed: Allowed, example: str) -> None:
+    """Checks that no more inputs are unavailable than allowed.
+
+    Raises:
+        TooManyUnavailableError: If more are; it names the `example`.
+    """
+    if number > allowed.number:
+        count = "1 input is" if number == 1 else f"{number:,} inputs are"
+        raise TooManyUnavailableError(
+            f"{count} unavailable (such as {example}), and --max-unavailable {allowed.given} allows "
+            f"{allowed.number:,} of {allowed.inputs:,}; once the cause is gone, the same command goes on "
+            "from what is kept; to go on without such inputs allow more, as in --max-unavailable 100%"
+        )

@@ -27,6 +27,7 @@ from embedx.store.format.contents import PlanTerms, StoredRecipe, StoredSettings
 from embedx.store.format.layout import Unit
 from embedx.store.format.manifest import Manifest
 from embedx.store.format.shards import form
+from embedx.store.writing.hold import StoreHold
 from embedx.store.writing.process import WriterProcess
 from embedx.store.writing.session import StoreSession
 from embedx.store.writing.unit_rows import UnitBatch, cut_into_units
@@ -74,7 +75,7 @@ class EmbeddingsWriter(Callback):
         dtype: torch.dtype | None = None,
         rows_per_unit: int | None = None,
         recipe: Mapping[str, Any] | None = None,
-        session: StoreSession | None = None,
+        session: StoreHold | None = None,
         allow_nonfinite: bool = False,
         finite_check: FiniteCheck = FINITE_CHECK,
         test_connector: CallbackConnector | None = None,
@@ -216,7 +217,7 @@ class EmbeddingsWriter(Callback):
             self._session = None
 
     @property
-    def _session_begun(self) -> StoreSession:
+    def _session_begun(self) -> StoreHold:
         if self._session is None:
             raise RuntimeError("EmbeddingsWriter.setup() has not been called")
         return self._session
@@ -224,7 +225,8 @@ class EmbeddingsWriter(Callback):
     def _process_started(self, first: Mapping[str, Tensor]) -> WriterProcess:
         """Returns the writer process; starts it with the first batch, whose size tells how much memory to share."""
         if self._process is None:
-            self._process = WriterProcess(self._session_begun.terms, first)
+            session = self._session_begun
+            self._process = WriterProcess(session.terms, first, on_commit=session.on_commit)
             for unit in self._session_begun.earlier.whole:
                 self._put_earlier(self._process, unit)
         return self._process

@@ -32,8 +32,8 @@ from embedx.cli.output import (
     print_line,
 )
 from embedx.config import ExtractConfig
+from embedx.distribute.entry import run_extraction
 from embedx.heartbeat import Heartbeat, event_line
-from embedx.run.entry import run_extraction
 from embedx.store.format.layout import staging_folder
 from embedx.system import signals
 from embedx.system.torch_imports import import_torchvision
@@ -93,7 +93,9 @@ def command(
         gc.unfreeze()  # else the caller's exit could not free what is frozen
 
 
-def _report(config: ExtractConfig, summary: Summary, *, as_json: bool, profile: bool) -> None:
+def _report(config: ExtractConfig, summary: Summary | None, *, as_json: bool, profile: bool) -> None:
+    if summary is None:  # the driver's process tells it
+        return
     for line in _summary_lines(summary):
         STDERR.print(line, soft_wrap=True)
     for split in summary.kept:
@@ -143,6 +145,11 @@ def _summary_lines(summary: Summary) -> list[str]:
 
 def _ran_on(summary: Summary) -> str:
     ran_on = summary.ran_on
+    prefix = "images_per_second/"
+    rates = {name.removeprefix(prefix): rate for name, rate in summary.timings.items() if name.startswith(prefix)}
+    if rates:
+        each = ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items())
+        return f"{ran_on['runtime']} on {len(rates)} devices: {each}"
     threads = f", {count_text(int(ran_on['threads']), 'thread')}" if "threads" in ran_on else ""
     return f"{ran_on['runtime']} on {ran_on['device']}{threads}, {count_text(int(ran_on['workers']), 'worker')}"
 

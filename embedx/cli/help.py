@@ -30,6 +30,7 @@ TOPICS = (
     "checkpoints",
     "preprocessing",
     "speed",
+    "devices",
     "store",
     "running-again",
     "verify",

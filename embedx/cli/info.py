@@ -9,7 +9,7 @@ import typer
 
 from embedx.cli.options import DebugOption, JsonOption, StoreArgument
 from embedx.cli.output import STDOUT, facts_table, group_text, numbers_table, print_json, print_line
-from embedx.values import size_text
+from embedx.values import count_text, size_text
 
 if TYPE_CHECKING:
     from embedx.store.reading.reader import Store
@@ -46,6 +46,7 @@ def command(
 
 def _description(store: Store) -> dict[str, Any]:
     """Returns the manifest's facts, with each split's totals and groups as they are on disk."""
+    from embedx.store.format.hardware import distinct
     from embedx.store.reading.kept import count_kept
 
     manifest = store.manifest
@@ -71,6 +72,7 @@ def _description(store: Store) -> dict[str, Any]:
         "group_key": manifest.plan.group_key,
         "splits": splits,
         "environment": manifest.environment.to_json(),
+        "hardware": distinct(store.units.values()),
         "timings": manifest.timings,
     }
 
@@ -87,6 +89,9 @@ def _print_summary(description: dict[str, Any]) -> None:
         "numbers": " ".join(str(recipe[name]) for name in ("precision", "dtype", "device") if name in recipe),
         "rate": f"{description['timings'].get('images_per_second', 0):.0f} images/s",
     }
+    for environment in description["hardware"]:
+        units = count_text(environment.pop("units"), "unit")
+        facts[f"hardware of {units}"] = ", ".join(f"{name} {value}" for name, value in environment.items())
     STDOUT.print(facts_table(facts))
     has_unavailable = any(split["unavailable"] for split in description["splits"].values())
     counts = _COUNTS if has_unavailable else _COUNTS[:-1]

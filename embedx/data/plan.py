@@ -96,6 +96,11 @@ class Plan:
     notices: tuple[str, ...] = ()
     """How the sources were read, where the user may not expect it."""
 
+    @property
+    def inputs(self) -> int:
+        """The number of samples that were listed, without those of splits that stay as they are."""
+        return sum(len(split) for split in self.splits.values() if split.kept is None)
+
     def to_json(self, rows_per_unit: int) -> dict[str, Any]:
         """Returns the plan's entry in the manifest."""
         return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+from pathlib import Path
 
 import torch
 
@@ -37,6 +38,34 @@ def has_bf16(device: torch.device) -> bool:
         has_mkldnn = torch.backends.mkldnn.is_available()
         return bool(has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def hardware_of(device: torch.device) -> dict[str, str | int]:
+    """Describes what computes, beside the recipe, for the index tables: another one may give other last bits."""
+    if device.type == "cuda":
+        card = torch.cuda.get_device_properties(device)
+        return {
+            "device": card.name,
+            "multiprocessors": card.multi_processor_count,
+            "capability": f"{card.major}.{card.minor}",
+            "driver": _first_match(r"Module[^\n]*?(\d+(?:\.\d+)+)", "/proc/driver/nvidia/version") or "unknown",
+            "cuda": torch.version.cuda or "unknown",
+            "cudnn": torch.backends.cudnn.version() or "unknown",
+        }
+    return {
+        "device": _first_match(r"model name\s*: *([^\n]+)", "/proc/cpuinfo") or platform.machine(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _first_match(pattern: str, path: str) -> str | None:
+    """Returns the first group of the first match in a file of Linux's; None where there is none."""
+    try:
+        found = re.search(pattern, Path(path).read_text(errors="replace"))
+    except OSError:
+        return None
+    return found[1].strip() if found else None
 
 
 def resolve_precision(precision: Precision | None, device: torch.device) -> Precision:

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
-import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from itertools import starmap
+from typing import Any
 
+import pyarrow.compute as pc
 import torch
 from rich.console import Console
-from torch import nn
 
-from embedx.callbacks.rejected import RejectedInputs
-from embedx.callbacks.throughput import Throughput
-from embedx.callbacks.writer import EmbeddingsWriter
 from embedx.config import ExtractConfig
-from embedx.credentials import without_credentials
 from embedx.data.decoding.batch_rows import NoDecoder
 from embedx.data.loading.loaders import SplitLoader
 from embedx.data.plan import Plan, SplitPlan
 from embedx.errors import ConfigError, InputError, StoreError, StoreMismatchError
 from embedx.heartbeat import SILENT, Heartbeat
 from embedx.models.device import has_bf16
-from embedx.models.runtimes.base import Runtime
 from embedx.run.changes import Changes, check_gone, compare
+from embedx.run.compute import Compute, Work, compute
 from embedx.run.job import Job
 from embedx.run.kept_splits import check_complete
 from embedx.run.prepare import prepare
@@ -36,32 +30,27 @@ from embedx.run.summary import Summary
 from embedx.run.take_up import take_up
 from embedx.run.torch_settings import torch_settings_kept
 from embedx.run.update import Layout, lay_out
-from embedx.store.format.layout import MANIFEST, Unit
+from embedx.store.format import hardware
+from embedx.store.format.layout import MANIFEST, Unit, alike
 from embedx.store.writing.replacement import is_replaceable
 from embedx.store.writing.session import StoreSession
 from embedx.store.writing.session_choice import Mode
-from embedx.system.machine import allow_files, check_threads, keep_large_blocks, return_freed_blocks
-from embedx.values import Allowed, size_text
-
-_FILES = 48
-"""The files that a run has open besides its batches."""
-_FILES_PER_WORKER = 12
-"""The files that a worker's four batches under way have open: one for each tensor."""
-
-_THREADS = 8
-"""The threads and processes that a run starts besides its workers."""
-_THREADS_PER_WORKER = 4
-"""A worker's process, and its threads."""
 
 
 @torch_settings_kept()
-def extract(config: ExtractConfig, heartbeat: Heartbeat = SILENT, plan: Plan | None = None) -> Summary:
+def extract(
+    config: ExtractConfig,
+    heartbeat: Heartbeat = SILENT,
+    plan: Plan | None = None,
+    members: Compute | None = None,
+) -> Summary:
     """Runs a backbone over images and stores the embeddings; finishes what an earlier run left.
 
     Args:
         config: The settings of the run.
         heartbeat: The receiver of progress and notices.
         plan: The inputs, if they have been listed already.
+        members: The function that has other processes compute and finishes the store; None computes in this one.
 
     Returns:
         The summary of the run. The caller judges whether too many inputs were rejected.
@@ -83,22 +72,29 @@ def extract(config: ExtractConfig, heartbeat: Heartbeat = SILENT, plan: Plan | N
         heartbeat.detail(line)
     heartbeat.say("looking through the store")
     mode: Mode = "overwrite" if config.overwrite else "resume"
-    session = StoreSession.begin(config.out, job.manifest, mode, verify_kept=config.verify_kept)
+    session = StoreSession.begin(
+        config.out, job.manifest, mode, verify_kept=config.verify_kept, is_shared=members is not None
+    )
     kept = tuple(name for name, split in job.plan.splits.items() if split.kept is not None)
     try:
         if kept and job.store is not None and not session.goes_on_with(job.store):
             raise StoreError(f"another run has changed {config.out} meanwhile; run the same command again")
         update = _update(job, session, console)
-        loaders = _loaders(job, session, update, console)
-        for name, then, now in session.changes if loaders else ():
+        session.writer = session.writer._replace(
+            environment=job.unit_environment, groups=_alike_groups(job.plan if update is None else update.plan)
+        )
+        if config.same_hardware:
+            check_hardware(_hardware(session), job.unit_environment)
+        work = _work(job, session, update, console)
+        for name, then, now in session.changes if work.inputs else ():
             console.print(f"the store was begun with {name} {then}, and goes on with {now}", markup=False)
         _tell_damage(session, heartbeat)
-        up_to_date = session.is_finished and not loaders
-        there, total = _progress(job, loaders)
+        up_to_date = session.is_finished and not work.inputs
         if session.goes_on and not up_to_date:
-            console.print(f"goes on: {there:,} of {total:,} rows are there", markup=False)
+            console.print(f"goes on: {work.there:,} of {work.total:,} rows are there", markup=False)
         if not up_to_date:
-            _run(job, session, loaders, heartbeat)
+            (members or compute)(job, session, work, heartbeat)
+            _tell_hardware(session, console)
     except ConfigError:
         _tell_damage(session, heartbeat)  # it may be the cause
         session.discard()
@@ -108,8 +104,46 @@ def extract(config: ExtractConfig, heartbeat: Heartbeat = SILENT, plan: Plan | N
     manifest = session.manifest
     seconds = time.perf_counter() - started
     changes = update.counts if update is not None else None
-    ran_on = _ran_on(job, manifest.recipe.runtime or job.runtimes[0]) if loaders else {}
+    ran_on = _ran_on(job, manifest.recipe.runtime or job.runtimes[0]) if work.inputs else {}
     return Summary(config.out / MANIFEST, manifest.totals, up_to_date, changes, seconds, manifest.timings, ran_on, kept)
+
+
+def check_hardware(before: Sequence[Mapping[str, Any]], now: Mapping[str, Any]) -> None:
+    """Checks that units are computed on the hardware, and with the libraries, of those before them.
+
+    Raises:
+        StoreMismatchError: If something differs.
+    """
+    for environment in before:
+        if differing := hardware.differences(environment, now):
+            raise StoreMismatchError(
+                f"--same-hardware: units were computed elsewhere (then → now): {'; '.join(differing)}; go on there, or "
+                "leave that option out: rows may then differ in their last bits"
+            )
+
+
+def _hardware(session: StoreSession) -> list[dict[str, Any]]:
+    return hardware.distinct(session.checks.whole_units(session.root).values())
+
+
+def _tell_hardware(session: StoreSession, console: Console) -> None:
+    """Tells if the store's units were computed on different hardware."""
+    first, *others = _hardware(session) or [{}]
+    if differing := list(dict.fromkeys(text for other in others for text in hardware.differences(first, other))):
+        console.print(
+            f"units were computed on different hardware, so that rows may differ in their last bits: "
+            f"{'; '.join(differing)} (`embedx info` lists them; --same-hardware refuses it)",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def _alike_groups(plan: Plan) -> dict[str, list[str]]:
+    """Returns the groups of each split that share a folder's name but for its case, in the order of the plan."""
+    if plan.group_key is None:
+        return {}
+    found = {name: alike(pc.unique(split.table["group"]).to_pylist()) for name, split in plan.splits.items()}
+    return {name: groups for name, groups in found.items() if groups}
 
 
 def _tell_damage(session: StoreSession, heartbeat: Heartbeat) -> None:
@@ -184,86 +218,13 @@ def _digests(batches: SplitLoader, *, all_are_needed: bool) -> list[str | None]:
     return found
 
 
-def _run(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], heartbeat: Heartbeat) -> None:
-    """Embeds the loaders' inputs and finishes the store."""
-    _warn_of_space(job, session, loaders, heartbeat.console)
-    allow_files(_FILES + _FILES_PER_WORKER * job.workers)
-    check_threads(_THREADS + _THREADS_PER_WORKER * job.workers)
-    model: nn.Module = nn.Identity()  # where rows only move there are no batches
-    if loaders:
-        heartbeat.say("loading the backbone")
-        next(iter(loaders.values())).start()  # its workers decode while the model is built
-        if job.device.type == "cpu":
-            keep_large_blocks()
-        model = _model(job, session, heartbeat.console)
-    inputs = sum(len(split) for split in job.plan.splits.values() if split.kept is None)
-    rejected = RejectedInputs(
-        job.config.on_error,
-        partial(heartbeat.console.print, style="bold magenta", markup=False),
-        Allowed(job.config.max_unavailable, inputs),
-        heartbeat.detail if heartbeat.verbose else None,
-    )
-    writer = EmbeddingsWriter(
-        job.config.out,
-        dataloader_idx_map=dict(enumerate(loaders)),
-        group_key=job.config.group_key,
-        dtype=getattr(torch, job.config.dtype),
-        session=session,
-        allow_nonfinite=job.config.allow_nonfinite,
-        finite_check=dataclasses.replace(job.finite_check, tell=rejected.add_rows),
-    )
-    try:
-        job.run(model, loaders, heartbeat, [rejected, Throughput(), writer], rejected.lost)  # the last stores metrics
-    finally:
-        for loader in loaders.values():
-            loader.close()
-        return_freed_blocks()
-        if writer.rows_saved is not None:  # after an error
-            there, total = _progress(job, loaders)
-            heartbeat.console.print(f"{there + writer.rows_saved:,} of {total:,} rows are kept", markup=False)
-
-
-def _progress(job: Job, loaders: dict[str, SplitLoader]) -> tuple[int, int]:
-    """Returns the number of rows that need not be computed, and that of all."""
-    total = sum(map(len, job.plan.splits.values()))
-    return total - sum(loader.inputs for loader in loaders.values()), total
-
-
-def _model(job: Job, session: StoreSession, console: Console) -> Runtime:
-    """Builds the model; if the recipe's runtime does not take the backbone, states the recipe anew."""
-    model = job.build_model(console)
-    if model.name != job.runtimes[0]:
-        session.set_recipe(session.manifest.recipe.replacing(runtime=model.name))
-    if job.config.checkpoint is not None and (match := job.spec.architecture.match) is not None:
-        name = without_credentials(job.config.checkpoint)
-        console.print(f"{name}: {match}", markup=False, soft_wrap=True)
-    return model
-
-
-def _warn_of_space(job: Job, session: StoreSession, loaders: dict[str, SplitLoader], console: Console) -> None:
-    """Warns if the disk has less free space than the embeddings take; it may compress, or have a quota."""
-    needed = sum(loader.inputs for loader in loaders.values()) * job.row_bytes
-    free = shutil.disk_usage(session.root).free
-    if needed > free:
-        text = f"the embeddings take about {size_text(needed)}, and {size_text(free)} are free for {job.config.out}"
-        console.print(text, style="bold magenta", markup=False, soft_wrap=True)
-
-
-def _loaders(job: Job, session: StoreSession, update: Layout | None, console: Console) -> dict[str, SplitLoader]:
-    """Makes a loader of the inputs to be computed for each split that has any; hands the session those of journals."""
+def _work(job: Job, session: StoreSession, update: Layout | None, console: Console) -> Work:
+    """Finds the rows to be computed; hands the session those of journals."""
     plan = job.plan if update is None else update.plan
     again = job.config.retry_rejected and session.root == session.out  # beside it, a run has tried them again already
     missing = take_up(session, plan, _missing(job, session, plan, update), console, retry_rejected=again)
     check_complete(plan, Counter(unit.split for unit, rows in missing.items() for _ in rows), job.config.out)
-    runs: dict[str, list[Sequence[int]]] = {}
-    for unit, rows in missing.items():
-        runs.setdefault(unit.split, []).append(rows)
-    if update is not None:  # one run over all units, as many units may lack only a few rows
-        runs = {name: [list(itertools.chain.from_iterable(units))] for name, units in runs.items()}
-    loaded = {name: [rows for rows in units if len(rows)] for name, units in runs.items()}
-    tried = {} if update is None else update.retried
-    parts = {name: units for name, units in loaded.items() if units}
-    return {name: job.loader(plan.splits[name], units, again=tried.get(name, ())) for name, units in parts.items()}
+    return Work(plan, missing, {} if update is None else update.retried, is_update=update is not None)
 
 
 def _missing(job: Job, session: StoreSession, plan: Plan, update: Layout | None) -> dict[Unit, Sequence[int]]:

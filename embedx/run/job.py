@@ -7,7 +7,7 @@ import dataclasses
 import math
 import os
 import platform
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -17,7 +17,6 @@ from rich.console import Console
 from torch import nn
 
 from embedx.callbacks.finite_rows import FiniteCheck
-from embedx.callbacks.progress import ProgressBar
 from embedx.config import ExtractConfig
 from embedx.data.decoding import extra
 from embedx.data.decoding.batch_rows import Decoder, DenseDecoder
@@ -32,8 +31,8 @@ from embedx.engine.connectors import DataConnector
 from embedx.engine.loop import run_test
 from embedx.engine.state import Batch
 from embedx.errors import DeviceMemoryError
-from embedx.heartbeat import Heartbeat
 from embedx.models.backbones import BackboneSpec
+from embedx.models.device import hardware_of
 from embedx.models.runtimes import choice as runtimes
 from embedx.models.runtimes.base import Runtime
 from embedx.recipe import Recipe
@@ -132,6 +131,12 @@ class Job:
         return Environment.from_json({"python": platform.python_version(), **packages, **machine})
 
     @cached_property
+    def unit_environment(self) -> dict[str, str | int]:
+        """The hardware and the libraries that compute, as the index tables state them."""
+        libraries = ("torch", *runtimes.libraries(self.runtimes[0]))
+        return {**hardware_of(self.device), **{library: version(library) for library in libraries}}
+
+    @cached_property
     def manifest(self) -> Manifest:
         """The manifest of the store that the run begins."""
         return Manifest(
@@ -144,7 +149,7 @@ class Job:
     def loader(
         self,
         split: SplitPlan,
-        runs: Sequence[Sequence[int]],
+        runs: Iterable[Sequence[int]],
         decoder: Decoder | None = None,
         again: Collection[int] = (),
     ) -> SplitLoader:
@@ -178,19 +183,11 @@ class Job:
         self,
         model: nn.Module,
         loaders: Mapping[str, SplitLoader | PictureBatches],
-        heartbeat: Heartbeat,
         callbacks: Sequence[Callback],
-        lost: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
-        """Runs the model over the loaders' batches, shows the progress, and gives the outputs to the callbacks.
-
-        `lost` gives the numbers of inputs without a row so far, for the progress.
-        """
-        progress = ProgressBar(heartbeat, {name: loader.inputs for name, loader in loaders.items()}, lost)
+        """Runs the model over the loaders' batches, and gives the outputs to the callbacks."""
         try:
-            run_test(
-                model, loaders, [progress, *callbacks], DataConnector({"images": self.decoder.entry}), self.transfer()
-            )
+            run_test(model, loaders, callbacks, DataConnector({"images": self.decoder.entry}), self.transfer())
         except torch.OutOfMemoryError as error:  # the forward pass raises a DeviceMemoryError by itself
             raise DeviceMemoryError(
                 f"{self.device.type.upper()} ran out of memory copying batches and results with --batch-size "

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import torch
 from rich.console import Console
 
+from embedx.callbacks.progress import ProgressBar
 from embedx.data.plan import Plan
 from embedx.data.sources.kinds import SourceOptions
 from embedx.errors import ConfigError, StoreMismatchError
@@ -108,9 +109,10 @@ def _run(store: Store, job: Job, checker: RowChecker, console: Console) -> None:
     if text := "; ".join(difference_text(*change) for change in changes):
         console.print(f"since the store was begun: {text}", soft_wrap=True)
     loaders = {name: job.loader(split, [range(len(split))]) for name, split in job.plan.splits.items()}
+    inputs = {name: len(split) for name, split in job.plan.splits.items()}
     model = job.build_model(console)
     with Heartbeat(console) as heartbeat:
-        job.run(model, loaders, heartbeat, [checker])
+        job.run(model, loaders, [ProgressBar(heartbeat, inputs), checker])
 
 
 def _device(of_recipe: str, wanted: str | None, console: Console) -> torch.device:

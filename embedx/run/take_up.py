@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def take_up(
     slots = {name: _unchanged(split, aside) for name, split in plan.splits.items()} if len(aside) else {}
     _leave_damaged(session, missing, aside, slots)
     for unit in missing if any(journals) or slots else ():
-        for journal in (files[place_of(unit)] for files in journals if place_of(unit) in files):
+        for journal in itertools.chain.from_iterable(files.get(place_of(unit), ()) for files in journals):
             stored = _read(journal, unit, session.manifest.fingerprint, console)
             if stored is None or not len(left[unit]):
                 continue
@@ -95,7 +96,7 @@ def check_same_inputs(plan: Plan, out: Path, store: Manifest) -> None:
     journals = {} if index_files(out) else journal_files(out)
     for name, split in plan.splits.items():
         keys: list[str] = []
-        for (folder, number), path in journals.items():
+        for folder, number, path in ((*place, path) for place, paths in journals.items() for path in paths):
             if folder == folder_name(name):
                 with contextlib.suppress(StoreError):  # told once they are taken up
                     for record in records(path, Unit(name, number), store.fingerprint):

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.process import BaseProcess
@@ -69,6 +70,16 @@ def start_fork_server() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def share_fork_server() -> None:
+    """Lets this child process start its own children from the server that it comes from.
+
+    Without it multiprocessing starts another server, which imports torch anew.
+    """
+    server: Any = getattr(forkserver, "_forkserver", None)
+    if getattr(server, "_forkserver_address", None) and getattr(server, "_forkserver_pid", None) is None:
+        server.ensure_running = resource_tracker.ensure_running
+
+
 def _check_may_start() -> None:
     """Checks that multiprocessing lets this process start others."""
     if multiprocessing.current_process().daemon:
@@ -126,11 +137,12 @@ def abandon(process: BaseProcess) -> None:
         multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]  # there is no other way
 
 
-def tie_to_parent(name: str) -> None:
-    """Makes this child process ignore SIGINT and end by itself, at once, when its parent is gone.
+def tie_to_parent(name: str, patience: float = 0.0) -> None:
+    """Makes this child process ignore SIGINT and end by itself when its parent is gone.
 
     Args:
         name: The name that `ps` and `top` show; at most 15 characters, on Linux only.
+        patience: The seconds that it then has to bring what it computed to disk.
 
     A thread waits on the parent's sentinel, so that the child ends even while it is blocked in a read,
     and also where a fork server is its parent to the system. Ending at once is safe: the child's files become visible
@@ -147,6 +159,7 @@ def tie_to_parent(name: str) -> None:
 
     def watch() -> None:
         connection.wait([parent.sentinel])
+        time.sleep(patience)
         os._exit(1)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()

@@ -48,7 +48,7 @@ def install() -> None:
     threading.Thread(target=_watch, args=(numbers,), name="signal-watch", daemon=True).start()
     for number in _WORDS:
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _interrupt)
+            signal.signal(number, raise_interrupted)
 
 
 @contextlib.contextmanager
@@ -71,7 +71,7 @@ def interrupts_deferred() -> Iterator[None]:
 def let_end(code: int) -> None:
     """Makes every further signal end the process at once with this exit code, as the command's work is done."""
     for number in _WORDS:
-        if signal.getsignal(number) is _interrupt:
+        if signal.getsignal(number) is raise_interrupted:
             signal.signal(number, lambda *_: os._exit(code))
     signal.set_wakeup_fd(-1)
 
@@ -85,11 +85,12 @@ def report(number: int) -> None:
             os.write(2, f"{begin}{line}\n".encode())
 
 
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+def raise_interrupted(number: int, frame: FrameType | None) -> NoReturn:
+    """Raises `Interrupted`, as the handler of a signal; further ones are then left to the thread that watches."""
     if _is_importing(frame):
         _end(number)
     for each in _WORDS:
-        if signal.getsignal(each) is _interrupt:
+        if signal.getsignal(each) is raise_interrupted:
             signal.signal(each, lambda *_: None)  # the run unwinds already; the watcher takes the next signal
     raise Interrupted(number)
 

@@ -58,7 +58,8 @@ def test_every_page_is_a_topic_and_linked_from_the_readme() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_flag_on_a_page_is_one_of_its_command(page: str) -> None:
     text = PAGES[page].read_text().replace("\\\n", " ")
-    ours = re.sub(r"--config embedx.toml|`?(pip|find|systemctl|hf) [^`\n|]*", "", text)
+    theirs = r"--config embedx.toml|`?(pip|find|systemctl|hf) [^`\n|]*|`--max-restarts`|#SBATCH .*"
+    ours = re.sub(rf"{theirs}|(torchrun|srun) [^`]*?(?=embedx |`)", "", text)
     assert list(faults_of(ours)) == []
 
 

@@ -214,7 +214,7 @@ def test_rejected_rows_are_taken_up_unless_they_are_to_be_tried_again(tmp_path: 
 def test_a_damaged_journal_is_told_and_what_it_had_is_computed_again(tmp_path: Path, images: Path) -> None:
     out = tmp_path / "store"
     interrupt(config(images, out), 3)
-    (path,) = journal_files(out).values()
+    ((path,),) = journal_files(out).values()
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import itertools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,8 @@ from embedx.data.plan import SplitPlan
 from embedx.data.reading.files import RejectedInputError
 from embedx.data.sources.base import Reader
 from embedx.values import MAX_BYTES, too_large
+
+T = TypeVar("T")
 
 
 class Order(NamedTuple):
@@ -133,35 +136,56 @@ class Batches(Dataset[dict[str, Any]]):
             buffer.decode_into(row, data)
 
 
-class UniqueRows(NamedTuple):
-    """Units without the rows whose input another row of the same unit has already."""
+class UniqueRows:
+    """Leaves out of a unit the rows whose input another row of the unit has already.
 
-    units: Sequence[Sequence[int]]
-    """The rows of each unit that are loaded: the first one of every input."""
-    repeats: dict[int, list[int]]
-    """All the rows of an input that recurs in a unit, by the first of them."""
+    Only paths tell that; an input at an offset of a file has one row.
+    """
 
-    @classmethod
-    def of(cls, plan: SplitPlan, units: Sequence[Sequence[int]]) -> Self:
-        """Finds the rows with the same path; an input at an offset of a file has one row."""
+    def __init__(self, plan: SplitPlan) -> None:
+        self.repeats: dict[int, list[int]] = {}
+        """All the rows of an input that recurs in a unit, by the first of them, of the units so far."""
         encoded = plan.table["path"].combine_chunks().dictionary_encode()
         codes = encoded.indices.to_numpy()
-        if len(encoded.dictionary) == len(codes) or plan.table["offset"].null_count < len(codes):
-            return cls(units, {})
-        unique, repeats = [], {}
-        for rows in map(np.asarray, units):
-            _, firsts, group = np.unique(codes[rows], return_index=True, return_inverse=True)
-            unique.append(rows[np.sort(firsts)].tolist())
-            counts = np.bincount(group)
-            for number in np.flatnonzero(counts > 1).tolist():
-                repeats[int(rows[firsts[number]])] = rows[group == number].tolist()
-        return cls(unique, repeats)
+        recur = len(encoded.dictionary) < len(codes) and plan.table["offset"].null_count == len(codes)
+        self._codes = codes if recur else None
+
+    def of(self, rows: Sequence[int]) -> Sequence[int]:
+        """Returns the rows of a unit that are loaded: the first one of every input."""
+        if self._codes is None:
+            return rows
+        numbers = np.asarray(rows)
+        _, firsts, group = np.unique(self._codes[numbers], return_index=True, return_inverse=True)
+        counts = np.bincount(group)
+        for number in np.flatnonzero(counts > 1).tolist():
+            self.repeats[int(numbers[firsts[number]])] = numbers[group == number].tolist()
+        return cast(list[int], numbers[np.sort(firsts)].tolist())
+
+
+class Remembered(Iterable[T]):
+    """The items of an iterator, each taken when it is first needed; they may be iterated again."""
+
+    def __init__(self, items: Iterable[T]) -> None:
+        self._items = iter(items)
+        self._taken: list[T] = []
+
+    def __iter__(self) -> Iterator[T]:
+        for position in itertools.count():
+            if position == len(self._taken):
+                try:
+                    self._taken.append(next(self._items))
+                except StopIteration:
+                    return
+            yield self._taken[position]
 
 
 class UnitBatches(Sampler[list[Order]]):
-    """Cuts units, lists of rows of a plan, into batches; none crosses the end of its unit."""
+    """Cuts units, lists of rows of a plan, into batches; none crosses the end of its unit.
 
-    def __init__(self, plan: SplitPlan, units: Sequence[Sequence[int]], batch_size: int, first: int = 0) -> None:
+    The units may come one by one; then there is no length.
+    """
+
+    def __init__(self, plan: SplitPlan, units: Iterable[Sequence[int]], batch_size: int, first: int = 0) -> None:
         self.places = plan.table.select(["path", "offset", "size"])
         self.units = units
         self.batch_size = batch_size
@@ -186,4 +210,6 @@ class UnitBatches(Sampler[list[Order]]):
         return list(map(Order, rows, *(column.to_pylist() for column in places.columns)))
 
     def __len__(self) -> int:
+        if not isinstance(self.units, Sequence):
+            raise TypeError("the units come one by one")
         return sum(math.ceil(len(unit) / self.batch_size) for unit in self.units) - self.first

@@ -15,7 +15,7 @@ A batch is a plain dict; B is the batch size, n ≤ B the number of its inputs:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -23,7 +23,7 @@ import pyarrow as pa
 import torch
 
 from embedx.data.decoding.batch_rows import Decoder, batch_bytes
-from embedx.data.loading.batches import Batches, UniqueRows, UnitBatches
+from embedx.data.loading.batches import Batches, Remembered, UniqueRows, UnitBatches
 from embedx.data.loading.circumstances import Failure, tried_twice
 from embedx.data.loading.isolation import InHand, find_fatal
 from embedx.data.loading.torch_workers import TorchWorkers, WorkerCounts, WorkerLostError
@@ -44,7 +44,8 @@ class SplitLoader:
     """Loads some units of one split in batches; its workers can be started ahead of the first use.
 
     Args:
-        units: The rows of each unit; no batch crosses the end of a unit.
+        units: The rows of each unit; no batch crosses the end of a unit. They may come from an iterator, which is
+            asked for a unit when the workers are about to need one.
         workers: The number of processes that read and decode. 0 decodes in this process: a crashing image ends the
             run, and a hanging one stalls it.
         pin_memory: Whether batches come in pinned memory, from which CUDA copies asynchronously.
@@ -60,7 +61,7 @@ class SplitLoader:
     def __init__(
         self,
         plan: SplitPlan,
-        units: Sequence[Sequence[int]],
+        units: Iterable[Sequence[int]],
         decoder: Decoder,
         *,
         batch_size: int,
@@ -71,16 +72,19 @@ class SplitLoader:
         timeout: float = 300.0,
         max_bytes: int = MAX_BYTES,
     ) -> None:
-        self.inputs = sum(len(unit) for unit in units)
+        self.inputs = sum(len(unit) for unit in units) if isinstance(units, Sequence) else None
+        """The number of inputs; None where the units come one by one."""
         self._plan = plan
         self._has_targets = plan.table["target"].null_count < len(plan)
-        unique = UniqueRows.of(plan, units) if unique_keys else UniqueRows(units, {})
-        self._repeats = unique.repeats
-        self._batches = UnitBatches(plan, unique.units, batch_size)
+        unique = UniqueRows(plan) if unique_keys else None
+        self._repeats = unique.repeats if unique is not None else {}
+        loaded = units if unique is None else map(unique.of, units)
+        self._units = list(loaded) if isinstance(units, Sequence) else Remembered(loaded)
+        self._batches = UnitBatches(plan, self._units, batch_size)
         self._dataset = Batches(plan.reader, decoder, batch_size, max_bytes)
         self._timeout = timeout
         self._again = again
-        workers = min(workers, len(self._batches))
+        workers = min(workers, len(self._batches)) if isinstance(units, Sequence) else workers
         self._workers, self._prefetch = WorkerCounts.fitting(workers, batch_bytes(decoder, batch_size), batch_size)
         self._pin_memory = pin_memory
         self._started: TorchWorkers | None = None
@@ -107,6 +111,8 @@ class SplitLoader:
         Raises:
             LoaderError: If workers end again and again, and no input is at fault.
         """
+        if next(iter(self._units), None) is None:
+            return
         delivered = fruitless = 0
         workers, self._started = self._started, None
         while True:

@@ -23,9 +23,20 @@ def write_atomic(path: Path, data: bytes) -> None:
     write_all([(path, [data])], below=path.parent)
 
 
+def replace(temporary: str, path: str) -> tuple[str, bool]:
+    """Gives a temporary file its final name; returns that name, and True as this call made it."""
+    os.replace(temporary, path)
+    return path, True
+
+
 def write_all(
-    files: Iterable[tuple[str | Path, Sequence[bytes | memoryview]]], below: Path, *, many: bool = False
-) -> None:
+    files: Iterable[tuple[str | Path, Sequence[bytes | memoryview]]],
+    below: Path,
+    *,
+    many: bool = False,
+    token: str | None = None,
+    name: Callable[[str, str], tuple[str, bool]] = replace,
+) -> list[tuple[str, bool]]:
     """Writes files so that at any moment, power cuts included, each is whole or not there.
 
     The steps are: make the folders, write the files under temporary names in them, sync the files, rename them, sync
@@ -35,19 +46,25 @@ def write_all(
         files: The path and the contents, in parts, of each file.
         below: A folder that exists and has all of these files in it.
         many: True if the files are so many that one sync of the whole file system is quicker than one of each file.
+        token: The name of this process among several that write the same files; None if it is the only one.
+        name: The function that gives a temporary file its final name.
+
+    Returns:
+        What `name` has returned of each file: its path, and whether this call has made it.
 
     Raises:
         OSError: If any step fails; the temporary files are removed then.
     """
     written: dict[str, str] = {}
     folders: dict[str, None] = {}
+    named: list[tuple[str, bool]] = []
     many = many and _sync_file_system(below)
     try:
         for path, parts in files:
-            folder, name = os.path.dirname(path) or os.curdir, os.path.basename(path)
+            folder, own = os.path.dirname(path) or os.curdir, f".{token}" if token else ""
             if folder not in folders:
                 folders |= dict.fromkeys([*_make(folder, below), folder])
-            temporary = os.path.join(folder, f".{name}{TEMPORARY_SUFFIX}")
+            temporary = os.path.join(folder, f".{os.path.basename(path)}{own}{TEMPORARY_SUFFIX}")
             written[temporary] = os.fspath(path)
             with _named(path), _new_file(temporary) as file:  # whose closing writes too
                 file.writelines(parts)
@@ -58,7 +75,7 @@ def write_all(
             _sync_file_system(below)
         while written:
             temporary = next(iter(written))
-            os.replace(temporary, written[temporary])
+            named.append(name(temporary, written[temporary]))
             del written[temporary]
     except BaseException:
         for temporary in written:
@@ -70,6 +87,7 @@ def write_all(
     else:
         for folder in folders:
             sync_folder(folder)
+    return named
 
 
 def link_or_copy(source: Path, target: Path, sha256: Callable[[], str]) -> None:

@@ -15,6 +15,7 @@ from embedx.errors import StoreError
 from embedx.names import INDEX, MANIFEST
 from embedx.recipe import canonical_json
 from embedx.store.format.atomic import write_all
+from embedx.store.format.creation import create_once
 from embedx.store.format.index_file import encode, unpack
 from embedx.store.format.layout import Unit, can_be_shard, index_path
 from embedx.store.format.no_follow import path_inside
@@ -76,7 +77,10 @@ class UnitEntry(NamedTuple):
     rejected: int
     shards: tuple[ShardEntry, ...]
     unavailable: int = 0
-    """Left out of the file where it is 0."""
+    environment: dict[str, Any] | None = None
+    """The versions and the hardware that computed the unit; None if they aren't known.
+
+    This entry and the one above are left out of the file where they have their defaults."""
 
 
 def in_order(rows: pa.Table) -> pa.Table:
@@ -87,7 +91,9 @@ def in_order(rows: pa.Table) -> pa.Table:
     return rows.select([*first, *(name for name in rows.column_names if name not in first)])
 
 
-def write_index(root: Path, rows: pa.Table, entry: UnitEntry, about: str | None = None) -> None:
+def write_index(
+    root: Path, rows: pa.Table, entry: UnitEntry, about: str | None = None, token: str | None = None
+) -> bool:
     """Writes a unit's index table, with one row per input; it commits the unit.
 
     Args:
@@ -95,6 +101,10 @@ def write_index(root: Path, rows: pa.Table, entry: UnitEntry, about: str | None 
         rows: The rows, with the columns of INDEX_SCHEMA and the source's own.
         entry: The description of the unit.
         about: The terms of the whole store, `Manifest.about`, from which its manifest can be written anew.
+        token: The name of this process among several that write the store; None if it is the only one.
+
+    Returns:
+        False if another process has committed the unit; nothing is changed then.
 
     Raises:
         OSError: If the file can't be written.
@@ -104,8 +114,9 @@ def write_index(root: Path, rows: pa.Table, entry: UnitEntry, about: str | None 
     place = Path(path_inside(root, index_path(Unit(entry.split, entry.unit))))
     shards = [shard._asdict() for shard in entry.shards]
     metadata = entry._asdict() | {"format": FORMAT, _SEALED: True, "shards": shards}
-    if not entry.unavailable:
-        del metadata["unavailable"]
+    for name, default in UnitEntry._field_defaults.items():
+        if metadata[name] == default:
+            del metadata[name]
     described = {_METADATA_KEY: canonical_json(metadata)} | ({_ABOUT_KEY: about} if about else {})
     table = rows.replace_schema_metadata(described)
     try:
@@ -116,7 +127,11 @@ def write_index(root: Path, rows: pa.Table, entry: UnitEntry, about: str | None 
         data = encode(table)
     except ValueError as error:
         raise StoreError(f"{place}: no reader would take it ({error}); leave out nearly empty metadata") from error
-    write_all([(place, [data])], below=root)
+    if token is None:
+        write_all([(place, [data])], below=root)
+        return True
+    ((_, is_committed),) = write_all([(place, [data])], below=root, token=token, name=create_once)
+    return is_committed
 
 
 def read_entry(path: Path | StoreFile) -> UnitEntry:
@@ -216,7 +231,7 @@ def _described(name: str, footer: bytes, data: bytes | None = None) -> tuple[Uni
     if index_path(unit) != f"{INDEX}/{name}":
         raise ValueError(f"it belongs to unit {unit.number} of split {unit.split!r:.300}")
     for shard in entry.shards:
-        if not can_be_shard(shard.path, unit, shard.group):
+        if not can_be_shard(shard.path, unit, shard.group, shard.sha256):
             raise ValueError(f"{shard.path!r:.300} can't be the shard of {unit} and group {shard.group!r:.300}")
     if len({shard.path for shard in entry.shards}) < len(entry.shards):
         raise ValueError("it names a shard twice")

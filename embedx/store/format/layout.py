@@ -5,7 +5,9 @@ out/
   index/train-00007.parquet              unit 7 of split train
   train/shard-00007.safetensors          its shard, without a group key
   train/cat/shard-00007.safetensors      its shard of group cat, with one
+  train/shard-00007~1f2e3d4c.safetensors its shard, where another attempt at the unit had given that name to other bytes
   .train-00007.journal.embedx-tmp        its rows so far, while it is under way and takes long
+  .train-00007.<token>.journal.embedx-tmp   the same, where several processes write
 
 Names of splits and groups are percent-encoded, see `folder_name` and `GroupFolders`.
 """
@@ -15,9 +17,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from embedx.errors import NotAStoreError
 from embedx.names import INDEX, LOCK
@@ -33,8 +36,10 @@ _LONGEST = 200
 _DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9]) *(\..*)?", re.IGNORECASE)
 _UNIT = r"(?P<unit>[0-9]{5}|[1-9][0-9]{5,17})"
 _INDEX_NAME = re.compile(rf"(?P<split>[ -~]+)-{_UNIT}\.parquet")
-_JOURNAL_NAME = re.compile(rf"\.(?P<split>[ -~]+)-{_UNIT}\.journal{re.escape(TEMPORARY_SUFFIX)}")
-_SHARD_NAME = re.compile(rf"shard-{_UNIT}\.safetensors")
+_JOURNAL_NAME = re.compile(rf"\.(?P<split>[ -~]+)-{_UNIT}(\.[0-9a-f]+)?\.journal{re.escape(TEMPORARY_SUFFIX)}")
+_SHARD_NAME = re.compile(rf"shard-{_UNIT}(~[0-9a-f]{{8}})?\.safetensors")
+_OTHER_SHARD = re.compile(r"(?P<stem>.*)~(?P<digest>[0-9a-f]{8})(?P<suffix>\.safetensors)", re.DOTALL)
+_DIGEST_DIGITS = 8
 
 
 class Unit(NamedTuple):
@@ -42,6 +47,17 @@ class Unit(NamedTuple):
 
     split: str
     number: int
+
+
+class WriterTerms(NamedTuple):
+    """The terms of a process that writes units."""
+
+    token: str | None = None
+    """The hex digits that name it among several that write the store; None if it is the only one."""
+    environment: dict[str, Any] | None = None
+    """Its versions and its hardware, for the index tables of its units; None leaves them out."""
+    groups: Mapping[str, Sequence[str]] = {}
+    """The groups of each split whose names differ in case alone from another one's, in the order of the plan."""
 
 
 class StoreTerms(NamedTuple):
@@ -59,6 +75,7 @@ class StoreTerms(NamedTuple):
     """The age of a row at which it is written to its unit's journal; None if there are no journals."""
     about: str | None = None
     """The `about` of the store's manifest; None leaves it out of the index tables."""
+    writer: WriterTerms = WriterTerms()
 
 
 def folder_name(name: str | None) -> str:
@@ -83,20 +100,30 @@ class GroupFolders:
     """Gives each group of a split its own folder, also on file systems that ignore case.
 
     Among groups whose names differ in case alone, the first gets the folder of its name. The others get that of a
-    name that is too long, with their sha256. As units are written in the order of the plan, and folders stay once they
-    are made, an interrupted run goes on with the same names.
+    name that is too long, with their sha256.
+
+    Args:
+        first: The groups that come first, in the order of the plan; the others come in the order of the calls.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._spellings: dict[str, set[str]] = {}
-        for name in os.listdir(folder) if folder.is_dir() else ():
-            self._spellings.setdefault(name.lower(), set()).add(name)
+    def __init__(self, first: Iterable[str] = ()) -> None:
+        self._owners: dict[str, str] = {}
+        """The first name of each spelling, by the name in lower case."""
+        for group in first:
+            self.of(group)
 
     def of(self, group: str | None) -> str:
         """Returns the name of the group's folder."""
         name = folder_name(group)
-        spellings = self._spellings.setdefault(name.lower(), {name})
-        return name if group is None or spellings == {name} else _with_digest(name, _utf8(group))
+        owner = self._owners.setdefault(name.lower(), name)
+        return name if group is None or owner == name else _with_digest(name, _utf8(group))
+
+
+def alike(groups: Iterable[str | None]) -> list[str]:
+    """Returns those of a plan's groups whose folders' names differ in case alone from another one's, in order."""
+    names = {group: folder_name(group).lower() for group in groups if group is not None}
+    counts = Counter(names.values())
+    return [group for group, name in names.items() if counts[name] > 1]
 
 
 def index_path(unit: Unit) -> str:
@@ -110,16 +137,34 @@ def shard_path(unit: Unit, group_folder: str | None) -> str:
     return f"{folder}/shard-{unit.number:05d}.safetensors"
 
 
-def journal_path(unit: Unit) -> str:
-    """Returns the path of the unit's journal in the store."""
-    return f".{folder_name(unit.split)}-{unit.number:05d}.journal{TEMPORARY_SUFFIX}"
+def other_shard_path(path: str, sha256: str) -> str:
+    """Returns the path that a shard gets where its own is taken by a shard of other bytes."""
+    stem, suffix = os.path.splitext(path)
+    return f"{stem}~{sha256[:_DIGEST_DIGITS]}{suffix}"
 
 
-def can_be_shard(path: str, unit: Unit, group: str | None) -> bool:
-    """Tells whether a shard of the unit and group can have this path in a store, grouped or not."""
+def journal_path(unit: Unit, token: str | None = None) -> str:
+    """Returns the path of the unit's journal in the store; several processes that write have one each."""
+    name = f"{folder_name(unit.split)}-{unit.number:05d}" + (f".{token}" if token else "")
+    return f".{name}.journal{TEMPORARY_SUFFIX}"
+
+
+def can_be_shard(path: str, unit: Unit, group: str | None, sha256: str | None = None) -> bool:
+    """Tells whether a shard of the unit and group can have this path in a store, grouped or not.
+
+    Args:
+        path: The path in the store.
+        unit: The unit of the shard.
+        group: The group of the shard; None for none.
+        sha256: The shard's sha256, with which an `other_shard_path` must go; None if it isn't known.
+    """
     folder = folder_name(group)
     other = None if group is None else _with_digest(folder, _utf8(group))
-    return path in (shard_path(unit, folder), shard_path(unit, other))
+    tagged = _OTHER_SHARD.fullmatch(path)
+    if tagged and sha256 is not None and tagged["digest"] != sha256[:_DIGEST_DIGITS]:
+        return False
+    place = tagged["stem"] + tagged["suffix"] if tagged else path
+    return place in (shard_path(unit, folder), shard_path(unit, other))
 
 
 def staging_folder(out: Path) -> Path:
@@ -135,40 +180,40 @@ def is_index_path(path: str) -> bool:
 
 def index_files(root: Path) -> dict[tuple[str, int], Path]:
     """Returns the index tables of the committed units by (folder name of the split, unit number), in that order."""
-    return _paths(index_tables, root)
+    try:
+        return {place: root / file.relative for place, file in index_tables(StoreFolder(root)).items()}
+    except NotAStoreError:
+        return {}
 
 
-def journal_files(root: Path) -> dict[tuple[str, int], Path]:
+def journal_files(root: Path) -> dict[tuple[str, int], list[Path]]:
     """Returns the journals of units by (folder name of the split, unit number), in that order."""
-    return _paths(journals, root)
+    try:
+        found = journals(StoreFolder(root))
+    except NotAStoreError:
+        return {}
+    return {place: [root / file.relative for file in files] for place, files in found.items()}
 
 
 def index_tables(folder: StoreFolder, named: Iterable[str] | None = None) -> dict[tuple[str, int], StoreFile]:
     """Returns the index tables as `index_files` does, for a store that is held open: those on disk, or those named."""
     there = (f"{INDEX}/{name}" for name in folder.files(INDEX)) if named is None else named
-    return _unit_files(folder, there, _INDEX_NAME)
+    return {place: files[0] for place, files in _unit_files(folder, there, _INDEX_NAME).items()}
 
 
-def journals(folder: StoreFolder) -> dict[tuple[str, int], StoreFile]:
+def journals(folder: StoreFolder) -> dict[tuple[str, int], list[StoreFile]]:
     """Returns the journals as `journal_files` does, for a store that is held open."""
     return _unit_files(folder, folder.files(), _JOURNAL_NAME)
 
 
-def _paths(
-    files_of: Callable[[StoreFolder], dict[tuple[str, int], StoreFile]], root: Path
-) -> dict[tuple[str, int], Path]:
-    try:
-        return {place: root / file.relative for place, file in files_of(StoreFolder(root)).items()}
-    except NotAStoreError:
-        return {}
-
-
 def _unit_files(
     folder: StoreFolder, paths: Iterable[str], pattern: re.Pattern[str]
-) -> dict[tuple[str, int], StoreFile]:
+) -> dict[tuple[str, int], list[StoreFile]]:
     """Returns the files whose names have this pattern, by the `split` and the `unit` in the name."""
-    matches = ((path, pattern.fullmatch(os.path.basename(path))) for path in paths)
-    found = {(match["split"], int(match["unit"])): folder / path for path, match in matches if match}
+    found: dict[tuple[str, int], list[StoreFile]] = {}
+    for path in sorted(paths):
+        if match := pattern.fullmatch(os.path.basename(path)):
+            found.setdefault((match["split"], int(match["unit"])), []).append(folder / path)
     return dict(sorted(found.items()))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -17,25 +19,26 @@ def count_kept(store: Store) -> int:
     committed = sum(unit.inputs for unit in store.units.values())
     splits = {folder_name(split): split for split in store.manifest.plan.splits}
     begun = {
-        Unit(splits[folder], number): journal
-        for (folder, number), journal in journals(store.folder).items()
+        Unit(splits[folder], number): files
+        for (folder, number), files in journals(store.folder).items()
         if folder in splits
     }
     return committed + sum(
-        _count_rows(journal, unit, store.manifest.fingerprint)
-        for unit, journal in begun.items()
+        _count_rows(files, unit, store.manifest.fingerprint)
+        for unit, files in begun.items()
         if index_path(unit) not in store.units
     )
 
 
-def _count_rows(journal: StoreFile, unit: Unit, recipe: str) -> int:
-    """Counts the inputs in the whole records of a journal; one that was computed twice, as it had changed, is one."""
+def _count_rows(journals: Sequence[StoreFile], unit: Unit, recipe: str) -> int:
+    """Counts the inputs in the whole records of a unit's journals; one that was computed twice is one."""
     keys: list[pa.ChunkedArray] = []
-    try:
-        keys.extend(record.rows["key"] for record in records(journal, unit, recipe))
-    except StoreReplacedError:
-        raise
-    except StoreError:  # the next run says so
-        pass
+    for journal in journals:
+        try:
+            keys.extend(record.rows["key"] for record in records(journal, unit, recipe))
+        except StoreReplacedError:
+            raise
+        except StoreError:  # the next run says so
+            pass
     chunks = [chunk for column in keys for chunk in column.chunks]
     return int(pc.count_distinct(pa.chunked_array(chunks, pa.string())).as_py())

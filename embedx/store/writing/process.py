@@ -86,6 +86,7 @@ class WriterProcess:
         terms: The terms of the store to write.
         first: The tensors of the first batch, which give the size of a slot; later batches may have more or fewer rows.
         buffer_factory: The class that gathers and commits units in the child; it must be picklable.
+        on_commit: The function that is called, during a later call, with each unit that the child has committed.
     """
 
     def __init__(
@@ -93,7 +94,9 @@ class WriterProcess:
         terms: StoreTerms,
         first: Mapping[str, Tensor],
         buffer_factory: Callable[..., UnitBuffer] = UnitBuffer,
+        on_commit: Callable[[Unit], None] = lambda unit: None,
     ) -> None:
+        self._on_commit = on_commit
         start_fork_server()
         self._ring = SlotRing(CHILDREN, bytes_needed(first), _QUEUE_LENGTH)
         self._queue = CHILDREN.Queue(maxsize=_QUEUE_LENGTH)
@@ -177,8 +180,12 @@ class WriterProcess:
         """Waits for the end of the process; returns the number of rows that it reports."""
         # The report is received first, as the child can't end while the pipe is full of it.
         left = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
-        connection.wait([self._report, self._process.sentinel], left)
-        rows = self._receive()
+        rows = None
+        while connection.wait([self._report, self._process.sentinel], left):
+            if (rows := self._receive()) is not None or not self._process.is_alive():
+                break
+            left = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
+        rows = self._receive() if rows is None else rows
         self._process.join(left)
         if rows is None or self._process.exitcode != 0:
             raise self._gone()
@@ -199,15 +206,22 @@ class WriterProcess:
             raise self._gone()
 
     def _receive(self) -> int | None:
-        """Takes the report, if it is there, and returns its number of rows; raises the error that it tells."""
-        if not self._report.poll():
-            return None
-        try:
-            report: _Failure | int = self._report.recv()
-        except EOFError:  # the child died before it had sent all of it
-            return None
-        if isinstance(report, int):
-            return report
+        """Takes what the child has reported; returns the number of rows of its last report, raises the error it tells.
+
+        None if there is no last report yet.
+        """
+        while True:
+            if not self._report.poll():
+                return None
+            try:
+                report: Unit | _Failure | int = self._report.recv()
+            except EOFError:  # the child died before it had sent all of it
+                return None
+            if isinstance(report, int):
+                return report
+            if isinstance(report, _Failure):
+                break
+            self._on_commit(report)
         error = WriterError(
             f"the writer process failed: {report.summary}; what it brought to disk stays, and once the cause is gone, "
             "running again writes the rest"
@@ -242,7 +256,9 @@ def _run(
     pa.set_memory_pool(pa.system_memory_pool())  # arrow's own would keep what it has had
     torch.set_num_threads(1)
     try:
-        rows = _write_units(items, ring, buffer_factory(terms))
+        buffer = buffer_factory(terms)
+        buffer.on_commit = report.send
+        rows = _write_units(items, ring, buffer)
     except BaseException as error:  # noqa: BLE001  (the parent must hear of any error)
         # Texts always pass through the pipe; the error itself may not be picklable.
         report.send(_Failure.of(error))

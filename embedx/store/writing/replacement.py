@@ -12,10 +12,8 @@ from it what it need not compute.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import glob
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,9 +21,11 @@ from embedx.errors import ConfigError, StoreError, StoreMismatchError
 from embedx.names import CHECK_TIMES, LOCK, PREDECESSOR
 from embedx.store.format import layout
 from embedx.store.format.atomic import sync_folder
+from embedx.store.format.creation import exchange
 from embedx.store.format.index import read_entry
 from embedx.store.format.manifest import Manifest
 from embedx.store.format.shards import open_shard, read_header
+from embedx.system.mounts import file_system_of, mounts
 
 
 def check_replaceable(out: Path) -> None:
@@ -60,7 +60,7 @@ def is_replaceable(out: Path) -> bool:
 
 def _is_mount_point(folder: Path) -> bool:
     # os.path.ismount() sees no bind mounts within a file system
-    return folder in _mounts() or os.path.ismount(folder)
+    return folder in mounts() or os.path.ismount(folder)
 
 
 def _try_to_move(out: Path) -> None:
@@ -68,22 +68,9 @@ def _try_to_move(out: Path) -> None:
 
     An overlay moves no folder of its lower layers. If this is ended between the two steps, `recover` moves it back.
     """
-    mounts = _mounts()
-    kind = next((mounts[folder] for folder in (out, *out.parents) if folder in mounts), "")
-    if kind == "overlay" and out.exists():
+    if file_system_of(out) == "overlay" and out.exists():
         out.rename(_set_aside(out))
         _set_aside(out).rename(out)
-
-
-def _mounts() -> dict[Path, str]:
-    """Returns the mount points, with the types of their file systems; none where the system does not tell them."""
-    mounts = {}
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
-            place, _, facts = line.partition(b" - ")
-            name = re.sub(rb"\\([0-7]{3})", lambda code: bytes([int(code[1], 8)]), place.split()[4])
-            mounts[Path(os.fsdecode(name))] = facts.split()[0].decode()
-    return mounts
 
 
 def take_place(new: Path, out: Path) -> None:
@@ -98,7 +85,7 @@ def take_place(new: Path, out: Path) -> None:
     (out / PREDECESSOR).touch()
     sync_folder(out)
     old = new
-    if not _exchange(new, out):
+    if not exchange(new, out):
         # The file system can't exchange two names; between these two renames only `old` is readable.
         old = _set_aside(out)
         out.rename(old)
@@ -186,7 +173,7 @@ def remove_store(root: Path, rescue_to: Path | None = None) -> None:
     (root / layout.MANIFEST).unlink(missing_ok=True)
     sync_folder(root)
     (root / PREDECESSOR).unlink(missing_ok=True)
-    for path in [*our_shards(root, rescue_to), *_index_tables(root), *layout.temporary_files(root)]:
+    for path in [*our_shards(root, rescue_to), *_index_tables(root).values(), *layout.temporary_files(root)]:
         path.unlink()
         remove_empty_folders(path.parent, root)
     (root / CHECK_TIMES).unlink(missing_ok=True)
@@ -204,7 +191,7 @@ def our_shards(root: Path, successor: Path | None = None) -> Iterator[Path]:
     A copy elsewhere in the folder, and a shard of another store below this one, belong to somebody else. A damaged file
     whose place is that of a shard of the successor is a shard too.
     """
-    named = _named_shards(root)
+    named = set().union(*named_shards(root).values())
     others = []
     for split, _, path in layout.shard_files(root):
         if path in named or (not os.path.lexists(root / split / layout.MANIFEST) and _says_it_belongs(path, root)):
@@ -212,16 +199,16 @@ def our_shards(root: Path, successor: Path | None = None) -> Iterator[Path]:
         else:
             others.append(path)
     if others and successor is not None:
-        taken = {root / shard.relative_to(successor) for shard in _named_shards(successor)}
+        taken = {root / shard.relative_to(successor) for shard in set().union(*named_shards(successor).values())}
         yield from (path for path in others if path in taken)
 
 
-def _named_shards(root: Path) -> set[Path]:
-    """Returns the paths of the shards that the index tables of the store at `root` name."""
-    named: set[Path] = set()
-    for path in _index_tables(root):
+def named_shards(root: Path) -> dict[tuple[str, int], set[Path]]:
+    """Returns the paths of the shards that the index tables of the store at `root` name, by the unit's place."""
+    named = {}
+    for place, path in _index_tables(root).items():
         with contextlib.suppress(StoreError):
-            named.update(root / shard.path for shard in read_entry(path).shards)
+            named[place] = {root / shard.path for shard in read_entry(path).shards}
     return named
 
 
@@ -254,24 +241,13 @@ def _says_it_belongs(path: Path, root: Path) -> bool:
     return layout.can_be_shard(path.relative_to(root).as_posix(), layout.Unit(header.split, header.unit), header.group)
 
 
-def _index_tables(root: Path) -> list[Path]:
+def _index_tables(root: Path) -> dict[tuple[str, int], Path]:
     """Returns the index tables that can be removed; there are none behind a link."""
     try:
-        return list(layout.index_files(root).values())
+        return layout.index_files(root)
     except StoreError:
-        return []
+        return {}
 
 
 def _set_aside(out: Path) -> Path:
     return out.parent / f".{out.name}.embedx-old"
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Exchanges two names in one step, by Linux's `renameat2`; returns False where that is not possible."""
-    at_working_directory, exchange = -100, 2
-    try:
-        renameat2 = ctypes.CDLL(None).renameat2
-    except (OSError, AttributeError):
-        return False
-    code: int = renameat2(at_working_directory, os.fsencode(one), at_working_directory, os.fsencode(other), exchange)
-    return code == 0

@@ -22,12 +22,12 @@ from typing import Any, Self
 import pyarrow as pa
 
 from embedx.errors import ConfigError, StoreMismatchError, output_error
-from embedx.names import LOCK
 from embedx.store.format import layout
 from embedx.store.format.atomic import make_folder
 from embedx.store.format.contents import StoredRecipe
+from embedx.store.format.creation import check_creation, new_token
 from embedx.store.format.differences import leaves_that_differ
-from embedx.store.format.layout import StoreTerms, Unit
+from embedx.store.format.layout import StoreTerms, Unit, WriterTerms
 from embedx.store.format.manifest import Manifest, existing_store
 from embedx.store.writing import replacement, stock
 from embedx.store.writing.checks import Place, place_of
@@ -41,7 +41,7 @@ from embedx.store.writing.unit_rows import EarlierUnits, StayingRows
 class StoreSession:
     """One run's hold of a store, from `begin` to `close`."""
 
-    def __init__(self, out: Path, manifest: Manifest, checks: UnitChecks) -> None:
+    def __init__(self, out: Path, manifest: Manifest, checks: UnitChecks, *, is_shared: bool = False) -> None:
         self.out, self.checks = out, checks
         self.root = out
         """The folder in which this run writes: `out`, or the folder beside it that will replace it."""
@@ -59,13 +59,17 @@ class StoreSession:
         """True if this session has made the store at `root`."""
         self._made: list[Path] = []
         """The folders that this session has made, parents first."""
+        self.writer = WriterTerms(new_token() if is_shared else None)
+        """The terms of this process; it has a token only among several that write."""
         self._locks = contextlib.ExitStack()
         self._committed: set[Place] = set()
         self.goes_on = False
         """True if an earlier run has brought rows to disk."""
 
     @classmethod
-    def begin(cls, out: Path, manifest: Manifest, mode: Mode, *, verify_kept: bool = False) -> Self:
+    def begin(
+        cls, out: Path, manifest: Manifest, mode: Mode, *, verify_kept: bool = False, is_shared: bool = False
+    ) -> Self:
         """Takes hold of the store at `out`, and makes it if it isn't there.
 
         Args:
@@ -74,16 +78,16 @@ class StoreSession:
             mode: The wish for a store that is there already: refuse it (`create`), finish it (`resume`), or write
                 another one beside it that takes its place once complete (`overwrite`).
             verify_kept: True if all units that stay are read and compared with their sha256.
+            is_shared: True if other processes will write units too.
 
         Raises:
             StoreMismatchError: If `out` is not a store, or one of another recipe or plan; nothing is changed.
             StoreLockedError: If another run holds it.
-            ConfigError: If the folder can't be made or locked.
+            ConfigError: If the folder can't be made or locked, or several processes can't write there.
         """
         existing_store(out)  # refuses a stranger's folder before anything is written into it
-        checks = UnitChecks(manifest.fingerprint, thorough=verify_kept)
         folder = out.resolve()  # through a link, so that it is the folder itself that is replaced
-        session = cls(folder, manifest, checks)
+        session = cls(folder, manifest, UnitChecks(manifest.fingerprint, thorough=verify_kept), is_shared=is_shared)
         try:
             replacement.recover(session.out)
             session._enter(session.out)
@@ -105,7 +109,8 @@ class StoreSession:
         base = self.out if self.root != self.out else None
         seconds = JOURNAL_SECONDS if plan.splits else None  # no later run could tell whose rows a journal has
         fingerprint, about = self.manifest.fingerprint, self.manifest.about
-        return StoreTerms(self.root, fingerprint, plan.grouped, plan.rows_per_unit, base, seconds, about)
+        terms = StoreTerms(self.root, fingerprint, plan.grouped, plan.rows_per_unit, base, seconds, about)
+        return terms._replace(writer=self.writer)
 
     @property
     def is_finished(self) -> bool:
@@ -192,6 +197,9 @@ class StoreSession:
             raise StoreMismatchError(f"{self.out} has units of another recipe; replace it with --overwrite")
         self._write_manifest(recipe=recipe)
 
+    def on_commit(self, unit: Unit) -> None:
+        """Does nothing: the index tables tell, in the end, which units are committed."""
+
     def finish(self, timings: Mapping[str, float]) -> Manifest:
         """Declares the store complete, with the timings of the run, if it has every input of the plan exactly once.
 
@@ -199,6 +207,8 @@ class StoreSession:
             StoreError: If inputs = rows + rejected + unavailable does not hold for a split.
         """
         totals, index = stock.add_up(self.root, self.manifest, self.out)
+        if self.writer.token is not None:
+            stock.clear_up(self.root)
         self._write_manifest(complete=True, totals=totals, index=index, timings=dict(timings))
         if self.root != self.out:
             replacement.take_place(self.root, self.out)
@@ -207,15 +217,7 @@ class StoreSession:
 
     def discard(self) -> None:
         """Takes back what this session has made, unless it has brought rows to disk."""
-        if layout.index_files(self.root) or layout.journal_files(self.root):
-            return
-        if self._began and self.root.is_dir():
-            stock.remove_others(self.root, set(), set())
-            (self.root / layout.MANIFEST).unlink(missing_ok=True)
-            (self.root / LOCK).unlink(missing_ok=True)
-        for folder in reversed(self._made):
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        stock.take_back(self.root, self._made, is_new=self._began)
 
     def close(self) -> None:
         """Unlocks the store."""
@@ -235,6 +237,8 @@ class StoreSession:
             raise output_error(folder, "can't be made", error, is_store=False) from error
         lock = StoreLock(folder)
         self._locks.callback(lock.release)
+        if self.writer.token is not None:
+            check_creation(folder, self.writer.token)
 
     def _carry_out(self, mode: Mode) -> None:
         """Chooses what this run does at the output folder, and begins it."""
@@ -293,4 +297,4 @@ class StoreSession:
         found -= self.checks.find_replaced(self.root, found, self.manifest.index)
         self._committed = found
         self._write_manifest(complete=False, totals={}, index={}, timings={})
-        stock.remove_others(self.root, found, planned.keys())
+        stock.remove_others(self.root, found, planned.keys(), is_shared=self.writer.token is not None)

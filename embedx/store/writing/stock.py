@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Set
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 
 from embedx.errors import StoreError
+from embedx.names import LOCK
 from embedx.store.format import layout
 from embedx.store.format.atomic import link_or_copy, make_folder, sync_folder
 from embedx.store.format.contents import PlanTerms, SplitTotals
@@ -16,7 +18,7 @@ from embedx.store.format.index import UnitEntry, in_order, read_entry, read_whol
 from embedx.store.format.layout import Unit
 from embedx.store.format.manifest import Manifest
 from embedx.store.writing.checks import Place, place_of, whole_units
-from embedx.store.writing.replacement import our_shards, remove_empty_folders
+from embedx.store.writing.replacement import named_shards, our_shards, remove_empty_folders
 from embedx.store.writing.session_choice import Holding
 from embedx.store.writing.unit_checks import UnitChecks, carry_over
 
@@ -72,21 +74,49 @@ def add_up(root: Path, manifest: Manifest, out: Path) -> tuple[dict[str, SplitTo
     return totals, index
 
 
-def remove_others(root: Path, committed: Set[Place], planned: Set[Place]) -> None:
+def remove_others(root: Path, committed: Set[Place], planned: Set[Place], *, is_shared: bool = False) -> None:
     """Removes temporary files, and the index tables and shards of units that are not committed.
 
-    The journals of those that are planned stay.
+    The journals of those that are planned stay. In a store that several processes write, so do shards that no index
+    table names: a process that was paused may be about to commit them. `clear_up` removes them once all is committed.
     """
-    ours = [*layout.temporary_files(root), *our_shards(root)]  # of which a damaged one is known by its table alone
+    named = named_shards(root)  # before the tables go, as a damaged shard is known by its table alone
+    shards = our_shards(root) if not is_shared else set().union(*named.values())
+    ours = [*layout.temporary_files(root), *shards]
     for place, table in layout.index_files(root).items():
         if place not in committed:
             table.unlink()
-    kept = {path for *place, path in layout.shard_files(root) if tuple(place) in committed}
-    kept.update(path for place, path in layout.journal_files(root).items() if place in planned - committed)
+    kept = {path for place in committed for path in named.get(place, ())}
+    for place, journals in layout.journal_files(root).items():
+        kept.update(journals if place in planned - committed else ())
     for path in ours:
         if path not in kept:
             path.unlink()
             remove_empty_folders(path.parent, root)
+
+
+def clear_up(root: Path) -> None:
+    """Removes what several processes have left beside the index tables and their shards, once all are committed."""
+    remove_others(root, layout.index_files(root).keys(), set())
+
+
+def take_back(root: Path, made: Sequence[Path], *, is_new: bool) -> None:
+    """Removes a store that has no rows on disk.
+
+    Args:
+        root: The folder of the store.
+        made: The folders that were made for it, parents first.
+        is_new: True if the store was begun by this run.
+    """
+    if layout.index_files(root) or layout.journal_files(root):
+        return
+    if is_new and root.is_dir():
+        remove_others(root, set(), set())
+        (root / layout.MANIFEST).unlink(missing_ok=True)
+        (root / LOCK).unlink(missing_ok=True)
+    for folder in reversed(made):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def link_units(units: Mapping[Unit, pa.Table | None], source: Path, target: Path, about: str) -> None:

@@ -37,13 +37,14 @@ class UnitJournal:
 
     def __init__(self, terms: StoreTerms, unit: Unit, end: int = 0) -> None:
         self._root = terms.root
+        self._token = terms.writer.token
         self._recipe = terms.recipe
         self._unit = unit
         self._end = end
 
     @property
     def _path(self) -> Path:
-        return Path(path_inside(self._root, journal_path(self._unit)))
+        return Path(path_inside(self._root, journal_path(self._unit, self._token)))
 
     def append(self, tensors: Mapping[str, Tensor], rows: pa.Table) -> None:
         """Appends n rows, and returns once they are on disk, power cuts included.

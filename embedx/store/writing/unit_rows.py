@@ -90,10 +90,17 @@ class EarlierUnits:
         """All units of which there are rows, in the order in which they are written where nothing is computed."""
         return list(dict.fromkeys([*self.whole, *self.computed, *self.staying]))
 
+    def of(self, unit: Unit) -> list[EarlierRows]:
+        """Returns the rows of a unit."""
+        staying = self.staying.get(unit)
+        return [*([] if staying is None else [staying]), *self.computed.get(unit, ())]
+
     def take(self, unit: Unit) -> list[EarlierRows]:
         """Takes the rows of a unit; a second time there are none."""
-        staying = self.staying.pop(unit, None)
-        return [*([] if staying is None else [staying]), *self.computed.pop(unit, ())]
+        rows = self.of(unit)
+        self.staying.pop(unit, None)
+        self.computed.pop(unit, None)
+        return rows
 
 
 def cut_into_units(rows: pa.Table, rows_per_unit: int) -> Iterator[tuple[Unit, int, int]]:

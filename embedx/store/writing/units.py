@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,10 +22,19 @@ from torch import Tensor
 
 from embedx.errors import StoreError
 from embedx.names import INDEX, TARGETS
-from embedx.store.format.atomic import write_all
+from embedx.store.format.atomic import replace, write_all
+from embedx.store.format.creation import create_shard
 from embedx.store.format.index import OK, STATUSES, UnitEntry, in_order, read_entry, write_index
 from embedx.store.format.journal import records
-from embedx.store.format.layout import GroupFolders, StoreTerms, Unit, folder_name, index_files, shard_path
+from embedx.store.format.layout import (
+    GroupFolders,
+    StoreTerms,
+    Unit,
+    index_files,
+    index_path,
+    journal_path,
+    shard_path,
+)
 from embedx.store.format.no_follow import path_inside
 from embedx.store.format.open_folder import StoreFolder
 from embedx.store.format.shards import (
@@ -54,12 +64,16 @@ class UnitBuffer:
 
     def __init__(self, terms: StoreTerms) -> None:
         self.terms = terms
+        self.on_commit: Callable[[Unit], None] = lambda unit: None
+        """The function that is called with each unit once it is committed."""
         self.unit: Unit | None = None
         """The unit whose rows are gathered; None if there are none."""
         self._rows: list[pa.Table] = []
         self._tensors: dict[str, Tensor] = {}
         self._count = 0
         self._journal: UnitJournal | None = None
+        self._journals_read: list[Path] = []
+        """The journals of other processes from which rows of this unit came."""
         self._saved = 0
         """The number of the tables in `_rows` that need not go to the journal any more."""
         self._unsaved_since = math.inf
@@ -142,8 +156,10 @@ class UnitBuffer:
                 break
         if left:
             raise StoreError(f"{batch.journal}: {left} rows are gone; something else has written to it during the run")
-        if batch.journal.parent == self.terms.root:  # and not the store that this one will replace
+        if batch.journal == self.terms.root / journal_path(batch.unit, self.terms.writer.token):
             self._journal = UnitJournal(self.terms, batch.unit, end)
+        elif batch.journal.parent == self.terms.root:  # and not the store that this one will replace
+            self._journals_read.append(batch.journal)
 
     def _allocate(self, name: str, like: Tensor) -> Tensor:
         """Returns the memory for a unit's tensor of this name."""
@@ -175,18 +191,37 @@ class UnitBuffer:
         groups = self._by_group(rows)
         shards: list[ShardEntry] = []
         files = self._shard_files(unit, rows, groups, order, shards)
-        write_all(files, below=self.terms.root, many=len(groups) > _MANY_SHARDS)
-        counts = (pc.sum(pc.equal(rows["status"], status)).as_py() for status in STATUSES)
-        written, rejected, unavailable = counts
-        entry = UnitEntry(
-            unit.split, unit.number, self.terms.recipe, len(rows), written, rejected, tuple(shards), unavailable
-        )
-        write_index(self.terms.root, _with_places(rows, shards, groups), entry, self.terms.about)
+        writer, root, many = self.terms.writer, f"{self.terms.root}/", len(groups) > _MANY_SHARDS
+        name = replace if writer.token is None else create_shard
+        named = write_all(files, below=self.terms.root, many=many, token=writer.token, name=name)
+        places = [path.removeprefix(root) for path, _ in named]
+        shards = [shard._replace(path=place) for shard, place in zip(shards, places, strict=True)]
+        written, rejected, unavailable = (pc.sum(pc.equal(rows["status"], status)).as_py() for status in STATUSES)
+        recipe, count = self.terms.recipe, len(rows)
+        entry = UnitEntry(unit.split, unit.number, recipe, count, written, rejected, tuple(shards), unavailable)
+        entry = entry._replace(environment=writer.environment)
+        if not write_index(self.terms.root, _with_places(rows, shards, groups), entry, self.terms.about, writer.token):
+            entry = self._give_way(unit, [path for path, is_new in named if is_new])
         if self.terms.journal_seconds is not None:
             (self._journal or UnitJournal(self.terms, unit)).remove()
+            for journal in self._journals_read:
+                journal.unlink(missing_ok=True)
         self.unit = self._journal = None
+        self._journals_read.clear()
         self._count = self._saved = 0
         self._unsaved_since = math.inf
+        self.on_commit(unit)
+        return entry
+
+    def _give_way(self, unit: Unit, made: Sequence[str]) -> UnitEntry:
+        """Removes the shards that this process has made of a unit, but for those that the one that committed it names.
+
+        Returns the description of the unit as it is committed.
+        """
+        entry = read_entry(self.terms.root / index_path(unit))
+        named = {os.path.join(self.terms.root, shard.path) for shard in entry.shards}
+        for path in set(made) - named:
+            os.unlink(path)
         return entry
 
     def _take_rows(self) -> tuple[pa.Table, Numbers | None]:
@@ -231,7 +266,7 @@ class UnitBuffer:
 
     def _folder(self, split: str, group: str | None) -> str:
         if split not in self._folders:
-            self._folders[split] = GroupFolders(Path(path_inside(self.terms.root, folder_name(split))))
+            self._folders[split] = GroupFolders(self.terms.writer.groups.get(split, ()))
         return self._folders[split].of(group)
 
 

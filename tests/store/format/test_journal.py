@@ -41,7 +41,7 @@ WHOLE = [[f"key-{row}" for row in range(*part)] for part in RANGES]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int8])
 def test_a_journal_is_read_back_by_embedx_and_by_the_libraries_alone(tmp_path: Path, dtype: torch.dtype) -> None:
     path, ends = write(tmp_path, dtype)
-    assert journal_files(tmp_path) == {("train", 0): path}
+    assert journal_files(tmp_path) == {("train", 0): [path]}
     found = list(records(path, UNIT, "r"))
     assert [record.end for record in found] == ends
     data = path.read_bytes()

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from embedx.store.format.layout import (
     GroupFolders,
     Unit,
+    alike,
     can_be_shard,
     folder_name,
     index_files,
     index_path,
+    other_shard_path,
     shard_path,
 )
 
@@ -91,7 +93,7 @@ def test_different_names_never_share_a_folder(one: str, other: str) -> None:
 @example("%~" + "a" * 32, "a")
 def test_groups_never_share_a_folder_where_a_file_system_is_blind_to_case(one: str, other: str) -> None:
     for case in (other, one.swapcase(), one.upper()):
-        folders = GroupFolders(Path("/nowhere"))
+        folders = GroupFolders()
         names = {name: folders.of(name) for name in (one, case, None)}
         assert len({name.casefold() for name in names.values()}) == len(names)
         for group, name in names.items():
@@ -100,16 +102,24 @@ def test_groups_never_share_a_folder_where_a_file_system_is_blind_to_case(one: s
             assert can_be_shard(shard_path(Unit("train", 3), name), Unit("train", 3), group)
 
 
-def test_the_folders_that_are_there_keep_their_names(tmp_path: Path) -> None:
-    """As after an interruption, whatever had been made until then."""
-    groups = ["Cat", "cat", "dog", "CAT"]
-    fresh = GroupFolders(tmp_path)
-    names = [fresh.of(group) for group in groups]
-    assert names[::2] == ["Cat", "dog"] and names[1].startswith("cat%~") and names[3].startswith("CAT%~")
-    for name in names:
-        (tmp_path / name).mkdir()
-        again = GroupFolders(tmp_path)
-        assert [again.of(group) for group in groups] == names
+def test_the_folders_names_follow_from_the_plan_whatever_is_written_first() -> None:
+    groups = ["CAT", "Cat", None, "cat", "dog", "Dog.", "%"]
+    first = alike(groups)
+    assert first == ["CAT", "Cat", "cat"]
+    in_order = GroupFolders(first)
+    names = [in_order.of(group) for group in groups]
+    assert names[0] == "CAT" and names[1].startswith("Cat%~") and names[3].startswith("cat%~")
+    other_order = GroupFolders(first)
+    assert [other_order.of(group) for group in reversed(groups)] == names[::-1]
+
+
+def test_a_shard_of_other_bytes_has_a_name_of_its_own() -> None:
+    path, sha256 = "train/cat/shard-00003.safetensors", "1f2e3d4c" + "0" * 56
+    other = other_shard_path(path, sha256)
+    assert other == "train/cat/shard-00003~1f2e3d4c.safetensors"
+    assert can_be_shard(other, Unit("train", 3), "cat") and can_be_shard(other, Unit("train", 3), "cat", sha256)
+    assert not can_be_shard(other, Unit("train", 3), "cat", "0" * 64)
+    assert not can_be_shard(other, Unit("train", 3), "dog", sha256)
 
 
 @pytest.mark.parametrize(

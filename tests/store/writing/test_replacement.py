@@ -75,7 +75,7 @@ def test_a_kill_at_any_step_leaves_one_store_and_the_next_run_leaves_nothing_els
     tmp_path: Path, begun: Path, in_one_step: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not in_one_step:
-        monkeypatch.setattr(replacement, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(replacement, "exchange", lambda one, other: False)
     found = []
     for step in range(200):
         root = tmp_path / str(step)

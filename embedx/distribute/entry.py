@@ -1,0 +1,127 @@
+"""The way into an extraction, for the command line and for Python: the fast path, or torch and the whole run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import TYPE_CHECKING
+
+from embedx.config import ExtractConfig
+from embedx.distribute.ranks import Rank, rank_of
+from embedx.errors import MemberError
+from embedx.heartbeat import Heartbeat
+from embedx.store.format.layout import MANIFEST
+from embedx.system.processes import start_fork_server
+from embedx.system.temporary import clear_killed_runs
+
+if TYPE_CHECKING:
+    from embedx.distribute.rendezvous import Reception
+    from embedx.run.compute import Compute
+    from embedx.run.summary import Summary
+
+
+def run_extraction(
+    config: ExtractConfig, heartbeat: Heartbeat, importing: AbstractContextManager[object] | None = None
+) -> Summary | None:
+    """Finishes a store, or tells without importing torch that it is up to date.
+
+    Args:
+        config: The settings of the run.
+        heartbeat: The receiver of progress and notices.
+        importing: The context in which torch, and all that computes, is imported.
+
+    Returns:
+        The summary; None in a process of a launcher that is not the driver's.
+
+    Raises:
+        EmbedxError: As `embedx.run.extract.extract` does; a MemberError where the driver has failed.
+    """
+    rank = rank_of(os.environ)
+    with heartbeat:
+        if rank is not None and rank.number > 0:
+            _join(config, rank, heartbeat, importing)
+            return None
+        with _reception(config, rank) as reception:
+            return _run(config, heartbeat, importing, rank, reception)
+
+
+def _run(
+    config: ExtractConfig,
+    heartbeat: Heartbeat,
+    importing: AbstractContextManager[object] | None,
+    rank: Rank | None,
+    reception: Reception | None,
+) -> Summary:
+    plan = None
+    if os.path.lexists(config.out / MANIFEST):
+        from embedx.run.up_to_date import look_for_work
+
+        heartbeat.say("listing the inputs")
+        summary, plan = look_for_work(config, heartbeat)
+        if summary is not None:
+            clear_killed_runs()
+            return summary
+    heartbeat.say("starting")
+    start_fork_server()
+    with importing or contextlib.nullcontext():
+        from embedx.distribute.devices import resolve_devices
+        from embedx.run.extract import extract
+    devices = resolve_devices(config, rank)
+    members = _members(devices, rank, reception)
+    return extract(dataclasses.replace(config, device=devices[0]), heartbeat, plan, members)
+
+
+def _members(devices: tuple[str, ...], rank: Rank | None, reception: Reception | None) -> Compute | None:
+    """Returns the function that has members compute; None if this process computes alone."""
+    if len(devices) == 1 and (rank is None or reception is None):
+        return None
+    from embedx.distribute.driver import compute_by
+    from embedx.distribute.local import LocalMembers
+
+    local = LocalMembers(devices, sharers=1 if rank is None else rank.local_count)
+    if reception is None:
+        return partial(compute_by, local)
+    from embedx.distribute.launched import LaunchedMembers
+
+    return partial(compute_by, LaunchedMembers(local, reception))
+
+
+@contextlib.contextmanager
+def _reception(config: ExtractConfig, rank: Rank | None) -> Iterator[Reception | None]:
+    """Lets members of other processes in, and tells them in the end how the run has ended."""
+    if rank is None:
+        yield None
+        return
+    from embedx.distribute.rendezvous import Reception
+
+    reception, code = Reception(config.out.resolve(), rank.job), 1
+    try:
+        yield reception
+        code = 0
+    except BaseException as error:
+        code = getattr(error, "exit_code", 1)
+        raise
+    finally:
+        reception.close(code)
+
+
+def _join(
+    config: ExtractConfig, rank: Rank, heartbeat: Heartbeat, importing: AbstractContextManager[object] | None
+) -> None:
+    """Runs this process's members.
+
+    Raises:
+        MemberError: If the run has failed; the driver tells why.
+    """
+    start_fork_server()
+    with importing or contextlib.nullcontext():
+        from embedx.distribute.devices import resolve_devices
+        from embedx.distribute.launched import join
+    devices = resolve_devices(config, rank)
+    say: Callable[[str], None] = heartbeat.say
+    if not join(config.out.resolve(), rank, devices, config.threads, config.workers, say):
+        raise MemberError("the driver (rank 0) of this job has failed or is gone; its messages tell why")

@@ -1,0 +1,175 @@
+"""How the processes of a launcher find the driver: by a file beside the store, which they all have to see.
+
+The file has the driver's addresses and a key, without which nobody can speak to it; only its owner can read it. At the
+end it says how the run ended, for processes that come too late.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client, Connection, Listener
+from pathlib import Path
+from typing import NamedTuple
+
+from embedx.errors import ConfigError, MemberError, output_error
+
+_BACKLOG = 1024
+_DOORS = 8
+"""The threads that let members in, so that a stranger who connects and says nothing keeps none out."""
+_PATIENCE_SECONDS = 600.0
+"""The time that a process of a launcher waits for the driver's file."""
+_LOOK_SECONDS = 0.5
+
+
+class Meeting(NamedTuple):
+    """The contents of the file."""
+
+    host: str
+    addresses: list[str]
+    port: int
+    key: str
+    """The key of the connections, as hex digits; empty once the run has ended."""
+    ended: int | None = None
+    """The exit code of the run; None as long as it goes on."""
+
+
+class Hello(NamedTuple):
+    """The first message of a member that comes over the network."""
+
+    version: str
+    host: str
+    device: str
+    threads: int | None
+    workers: int | None
+
+
+def meeting_place(out: Path, job: str) -> Path:
+    """Returns the path of the file for a launcher's run that writes the store at `out`."""
+    return out.parent / f".{out.name}.embedx-job-{hashlib.sha256(job.encode()).hexdigest()[:16]}"
+
+
+class Reception:
+    """The driver's side: lets the members in.
+
+    Raises:
+        ConfigError, StoreError: If the file can't be written.
+    """
+
+    def __init__(self, out: Path, job: str) -> None:
+        self._key = secrets.token_bytes(32)
+        self._listener = Listener(("", 0), backlog=_BACKLOG, authkey=self._key)
+        self._place = meeting_place(out, job)
+        self._arrived: list[tuple[Hello, Connection]] = []
+        self._lock = threading.Lock()
+        self._is_closed = False
+        for number in range(_DOORS):
+            threading.Thread(target=self._let_in, name=f"door-{number}", daemon=True).start()
+        host, port = socket.gethostname(), self._listener.address[1]
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            for path in out.parent.glob(f".{out.name}.embedx-job-*"):
+                path.unlink(missing_ok=True)
+            self._write(Meeting(host, _addresses(host), port, self._key.hex()))
+        except OSError as error:
+            raise output_error(out, "can't be made", error, is_store=False) from error
+
+    def arrivals(self) -> list[tuple[Hello, Connection]]:
+        """Takes the members that have come since the last call."""
+        with self._lock:
+            arrived, self._arrived = self._arrived, []
+        return arrived
+
+    def close(self, exit_code: int) -> None:
+        """Lets nobody in any more, and leaves word of how the run has ended."""
+        with contextlib.suppress(OSError):
+            self._write(Meeting(socket.gethostname(), [], 0, "", exit_code))
+        self._is_closed = True
+        self._listener.close()
+
+    def _write(self, meeting: Meeting) -> None:
+        temporary = self._place.with_name(f"{self._place.name}.new")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(descriptor, "w") as file:
+            json.dump(meeting._asdict(), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self._place)
+
+    def _let_in(self) -> None:
+        while not self._is_closed:
+            try:
+                link = self._listener.accept()
+                hello = link.recv()
+            except Exception:  # noqa: BLE001  (a stranger may send anything; it is let go)
+                continue
+            if isinstance(hello, Hello):
+                with self._lock:
+                    self._arrived.append((hello, link))
+
+
+def find_driver(out: Path, job: str, tell: Callable[[str], None]) -> Meeting:
+    """Waits for the driver's file.
+
+    Raises:
+        MemberError: If there is none for ten minutes.
+    """
+    place, end = meeting_place(out, job), time.monotonic() + _PATIENCE_SECONDS
+    tell("waiting for the driver")
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            os.listdir(place.parent)  # so that a network file system looks again
+            return Meeting(**json.loads(place.read_text()))
+        time.sleep(_LOOK_SECONDS)
+    raise MemberError(
+        f"no driver (rank 0) of this job has come to {place.parent} within {_PATIENCE_SECONDS / 60:.0f} minutes; --out "
+        "has to be a folder that all machines see, and the same for all"
+    )
+
+
+def call_driver(meeting: Meeting) -> Connection:
+    """Connects to the driver.
+
+    Raises:
+        MemberError: If it can't be reached by any of its addresses.
+    """
+    addresses = meeting.addresses
+    if meeting.host == socket.gethostname():
+        addresses = ["127.0.0.1", *addresses]
+    for address in addresses:
+        with contextlib.suppress(OSError, EOFError, AuthenticationError):
+            return Client((address, meeting.port), authkey=bytes.fromhex(meeting.key))
+    raise MemberError(
+        f"{socket.gethostname()} can't reach the driver on {meeting.host} (tried {', '.join(addresses)}, port "
+        f"{meeting.port}); let the machines of a job connect to one another"
+    )
+
+
+def _addresses(host: str) -> list[str]:
+    """Returns the name of this machine, and the addresses that it is known by."""
+    try:
+        known = [str(info[4][0]) for info in socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)]
+    except OSError:
+        known = []
+    return list(dict.fromkeys([host, *known]))
+
+
+def check_version(hello: Hello, version: str) -> None:
+    """Checks that a member runs this version of embedx.
+
+    Raises:
+        ConfigError: If it runs another one.
+    """
+    if hello.version != version:
+        raise ConfigError(
+            f"the member on {hello.host} runs embedx {hello.version}, and the driver {version}; install one version "
+            "on all machines"
+        )
