@@ -34,6 +34,7 @@ class CompiledRuntime(Runtime):
         options: dict[str, str | int | bool | Callable[..., Any]] = {
             "freezing": True,
             "triton.cudagraphs": device.type == "cuda",
+            "deterministic": True,  # no kernel is chosen by timing, so that every member of a run has the same ones
         }
         self.embedder = torch.compile(embedder, dynamic=False, fullgraph=True, options=options)
         try:
