@@ -65,6 +65,8 @@ from embedx.system.signals import raise_interrupted
 from embedx.terminal import traceback_lines
 from embedx.values import Allowed
 
+_AGAIN_SECONDS = 0.05
+"""The time after which a signal that was dropped is sent again."""
 _PROGRESS_SECONDS = 0.5
 """The time from one message of progress to the next."""
 
@@ -77,23 +79,22 @@ def serve(link: Connection) -> None:
     driver = _Driver(link)
     signal.signal(signal.SIGTERM, raise_interrupted)
     sys.unraisablehook = _raise_again
-    try:
-        _Member(driver).run()
-    except EmbedxError as error:
-        driver.tell(Failed(error))
-    except Interrupted:
-        pass
-    except Exception as error:  # noqa: BLE001  (the driver must hear of any error)
-        failure = MemberError(f"a fault of embedx itself: {type(error).__name__}: {error}; report it with --debug")
-        failure.add_note("in the member:\n" + "\n".join(traceback_lines(error)))
-        driver.tell(Failed(failure))
+    with contextlib.suppress(Interrupted):
+        try:
+            _Member(driver).run()
+        except EmbedxError as error:
+            driver.tell(Failed(error))
+        except Exception as error:  # noqa: BLE001  (the driver must hear of any error)
+            failure = MemberError(f"a fault of embedx itself: {type(error).__name__}: {error}; report it with --debug")
+            failure.add_note("in the member:\n" + "\n".join(traceback_lines(error)))
+            driver.tell(Failed(failure))
 
 
 def _raise_again(ignored: sys.UnraisableHookArgs) -> None:
     """Stops the loop after all if the signal came while Python freed an object, where it drops what is raised."""
     if isinstance(ignored.exc_value, Interrupted):
         signal.signal(signal.SIGTERM, raise_interrupted)
-        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), signal.SIGTERM)).start()
     else:
         sys.__unraisablehook__(ignored)
 
