@@ -1,1 +1,1 @@
-"""Several members that compute one store: processes of this machine, of a launcher such as torchrun, or of Ray."""
+"""Several members that compute one store: processes of this machine, or of a launcher such as torchrun."""

@@ -62,8 +62,14 @@ def compute_by(engine: Engine, job: Job, session: StoreSession, work: Work, hear
     if work.inputs:
         warn_of_space(job, session, work, heartbeat.console)
         driver.run()
-    rejected = rejected_inputs(job, heartbeat)
+    rejected = rejected_inputs(job, heartbeat.tell)
     run_over(job, nn.Identity(), {}, [driver.timings, writer_for(job, session, [], rejected)])
+
+
+def _ready(links: Mapping[str, MemberLink], seconds: float) -> list[tuple[str, MemberLink]]:
+    """Waits at most so long, and returns the links that have a message, or whose member is gone."""
+    ready: set[Any] = set(connection.wait(list(links.values()), seconds))  # type: ignore[arg-type]  # any with a fileno
+    return [(name, link) for name, link in links.items() if link in ready]
 
 
 class _Driver:
@@ -79,6 +85,8 @@ class _Driver:
         self._idle: dict[str, None] = {}
         self._busy: set[str] = set()
         """The members that are in a round."""
+        self._links: dict[str, MemberLink] = {}
+        """The connections to the members, as they were before the messages that are being answered."""
         self._known: set[str] = set()
         """The members that have built their model."""
         self._environments: list[Mapping[str, Any]] = []
@@ -133,11 +141,9 @@ class _Driver:
 
     def _step(self, seconds: float) -> None:
         """Waits at most so long for messages of members, and answers them."""
-        links = self._engine.links()
-        ready: list[Any] = connection.wait(list(links.values()), seconds)  # type: ignore[arg-type]
-        for name, link in links.items():
-            if link in ready:
-                self._receive(name, link)
+        self._links = dict(self._engine.links())
+        for name, link in _ready(self._links, seconds):
+            self._receive(name, link)
         if self._idle and time.monotonic() - self._looked > _LOOK_SECONDS:
             self._looked = time.monotonic()
             for name in list(self._idle):
@@ -224,8 +230,7 @@ class _Driver:
         return Order(unit, self._rows[unit], self._session.earlier.of(unit))
 
     def _send(self, name: str, message: Any) -> None:
-        if (link := self._engine.links().get(name)) is not None:  # else it is gone, as is about to be noticed
-            link.send(message)
+        self._links[name].send(message)  # one that is gone drops it
 
     def _lose(self, name: str) -> None:
         """Has the units of a member that is gone computed by others, and another one start in its place."""
@@ -268,14 +273,12 @@ class _Driver:
 
     def _stop(self, *, is_complete: bool) -> None:
         """Ends the members; where the run is given up, they bring their units under way to disk first."""
-        for name in self._engine.links():
-            self._send(name, End(is_complete))
+        for link in self._engine.links().values():
+            link.send(End(is_complete))
         end = time.monotonic() + _END_SECONDS
         while not is_complete and (links := dict(self._engine.links())) and (left := end - time.monotonic()) > 0:
-            ready: list[Any] = connection.wait(list(links.values()), left)  # type: ignore[arg-type]
-            for name, link in links.items():
-                if link in ready:
-                    self._hear_last(name, link)
+            for name, link in _ready(links, left):
+                self._hear_last(name, link)
 
     def _hear_last(self, name: str, link: MemberLink) -> None:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -122,6 +122,5 @@ def _join(
         from embedx.distribute.devices import resolve_devices
         from embedx.distribute.launched import join
     devices = resolve_devices(config, rank)
-    say: Callable[[str], None] = heartbeat.say
-    if not join(config.out.resolve(), rank, devices, config.threads, config.workers, say):
+    if not join(config.out.resolve(), rank, devices, config.threads, config.workers, heartbeat.say):
         raise MemberError("the driver (rank 0) of this job has failed or is gone; its messages tell why")

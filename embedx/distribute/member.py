@@ -52,7 +52,7 @@ from embedx.engine.state import Batch, Outputs, TrainerState
 from embedx.errors import EmbedxError, Interrupted, MemberError
 from embedx.models.device import resolve_device
 from embedx.models.runtimes.base import Runtime
-from embedx.run.compute import allow_resources, match_text, run_over, writer_for
+from embedx.run.compute import allow_resources, match_text, rejected_inputs, run_over, writer_for
 from embedx.run.job import Job
 from embedx.run.prepare import describe_spec, input_shape, use_machine
 from embedx.store.format.contents import SplitTotals
@@ -63,7 +63,6 @@ from embedx.store.writing.unit_rows import EarlierUnits
 from embedx.system.machine import keep_large_blocks
 from embedx.system.signals import raise_interrupted
 from embedx.terminal import traceback_lines
-from embedx.values import Allowed
 
 _AGAIN_SECONDS = 0.05
 """The time after which a signal that was dropped is sent again."""
@@ -229,7 +228,7 @@ class _Member:
 
     def _round(self, job: Job, model: Runtime, hold: _Hold, first: Order) -> None:
         """Computes a unit, and further ones as long as there are any behind it in the plan."""
-        driver, config = self._driver, job.config
+        driver = self._driver
         orders = [first]
 
         def units(split: str) -> Iterator[Sequence[int]]:
@@ -241,10 +240,9 @@ class _Member:
 
         names = list(job.plan.splits)
         names = names[names.index(first.unit.split) :]
-        rejected = RejectedInputs(
-            config.on_error,
+        rejected = rejected_inputs(
+            job,
             lambda text: driver.tell(Said(text, "bold magenta")),
-            Allowed(config.max_unavailable, job.plan.inputs),
             (lambda text: driver.tell(Said(text, None, is_detail=True))) if self._setup.verbose else None,
         )
         writer = writer_for(job, hold, names, rejected)

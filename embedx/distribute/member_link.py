@@ -13,6 +13,7 @@ from embedx.distribute.messages import Setup
 from embedx.run.job import Job
 
 _CLOSE_SECONDS = 0.5
+"""The time that a member has to take what was sent to it before its connection is closed."""
 
 
 class MemberLink:

@@ -25,6 +25,8 @@ from embedx.errors import ConfigError, MemberError, output_error
 _BACKLOG = 1024
 _DOORS = 8
 """The threads that let members in, so that a stranger who connects and says nothing keeps none out."""
+_REST_SECONDS = 0.05
+"""The rest of such a thread after a failure, which may be that of the machine, such as too many open files."""
 _PATIENCE_SECONDS = 600.0
 """The time that a process of a launcher waits for the driver's file."""
 _LOOK_SECONDS = 0.5
@@ -110,6 +112,7 @@ class Reception:
                 link = self._listener.accept()
                 hello = link.recv()
             except Exception:  # noqa: BLE001  (a stranger may send anything; it is let go)
+                time.sleep(_REST_SECONDS)
                 continue
             if isinstance(hello, Hello):
                 with self._lock:

@@ -87,7 +87,8 @@ def compute(job: Job, session: StoreSession, work: Work, heartbeat: Heartbeat) -
         heartbeat.say("loading the backbone")
         next(iter(loaders.values())).start()  # its workers decode while the model is built
         model = _model(job, session, heartbeat.console)
-    rejected = rejected_inputs(job, heartbeat)
+    say = partial(heartbeat.console.print, style="bold magenta", markup=False)
+    rejected = rejected_inputs(job, say, heartbeat.detail if heartbeat.verbose else None)
     writer = writer_for(job, session, list(loaders), rejected)
     progress = ProgressBar(heartbeat, work.inputs, rejected.lost)
     try:
@@ -113,14 +114,12 @@ def allow_resources(workers: int) -> None:
     check_threads(_THREADS + _THREADS_PER_WORKER * workers)
 
 
-def rejected_inputs(job: Job, heartbeat: Heartbeat) -> RejectedInputs:
-    """Makes the callback that counts the inputs without a row, and tells what has to be told at once."""
-    return RejectedInputs(
-        job.config.on_error,
-        partial(heartbeat.console.print, style="bold magenta", markup=False),
-        Allowed(job.config.max_unavailable, job.plan.inputs),
-        heartbeat.detail if heartbeat.verbose else None,
-    )
+def rejected_inputs(
+    job: Job, say: Callable[[str], None], detail: Callable[[str], None] | None = None
+) -> RejectedInputs:
+    """Makes the callback that counts the inputs without a row (see `RejectedInputs`)."""
+    allowed = Allowed(job.config.max_unavailable, job.plan.inputs)
+    return RejectedInputs(job.config.on_error, say, allowed, detail)
 
 
 def writer_for(job: Job, session: StoreHold, splits: Sequence[str], rejected: RejectedInputs) -> EmbeddingsWriter:

@@ -84,7 +84,8 @@ def extract(
             environment=job.unit_environment, groups=_alike_groups(job.plan if update is None else update.plan)
         )
         if config.same_hardware:
-            check_hardware(_hardware(session), job.unit_environment)
+            committed = session.checks.whole_units(session.root).values()
+            check_hardware(hardware.distinct(committed), job.unit_environment)
         work = _work(job, session, update, console)
         for name, then, now in session.changes if work.inputs else ():
             console.print(f"the store was begun with {name} {then}, and goes on with {now}", markup=False)
@@ -122,13 +123,9 @@ def check_hardware(before: Sequence[Mapping[str, Any]], now: Mapping[str, Any]) 
             )
 
 
-def _hardware(session: StoreSession) -> list[dict[str, Any]]:
-    return hardware.distinct(session.checks.whole_units(session.root).values())
-
-
 def _tell_hardware(session: StoreSession, console: Console) -> None:
     """Tells if the store's units were computed on different hardware."""
-    first, *others = _hardware(session) or [{}]
+    first, *others = session.environments or [{}]
     if differing := list(dict.fromkeys(text for other in others for text in hardware.differences(first, other))):
         console.print(
             f"units were computed on different hardware, so that rows may differ in their last bits: "

@@ -72,8 +72,6 @@ class SplitLoader:
         timeout: float = 300.0,
         max_bytes: int = MAX_BYTES,
     ) -> None:
-        self.inputs = sum(len(unit) for unit in units) if isinstance(units, Sequence) else None
-        """The number of inputs; None where the units come one by one."""
         self._plan = plan
         self._has_targets = plan.table["target"].null_count < len(plan)
         unique = UniqueRows(plan) if unique_keys else None

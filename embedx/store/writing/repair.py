@@ -100,7 +100,7 @@ def _repair(root: Path, like: str | Path | None, drop_damaged: bool) -> Repair:
     if found.damaged and before is not None:
         manifest = dataclasses.replace(before, complete=False, totals={}, index={}, timings={})
     if before is None and _is_complete(root, manifest, found):
-        totals, index = stock.add_up(root, manifest, root)
+        totals, index, _ = stock.add_up(root, manifest, root)
         manifest = dataclasses.replace(manifest, complete=True, totals=totals, index=index)
     wrote = before != manifest
     if wrote:

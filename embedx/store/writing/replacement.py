@@ -14,8 +14,9 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from embedx.errors import ConfigError, StoreError, StoreMismatchError
 from embedx.names import CHECK_TIMES, LOCK, PREDECESSOR
@@ -173,7 +174,8 @@ def remove_store(root: Path, rescue_to: Path | None = None) -> None:
     (root / layout.MANIFEST).unlink(missing_ok=True)
     sync_folder(root)
     (root / PREDECESSOR).unlink(missing_ok=True)
-    for path in [*our_shards(root, rescue_to), *_index_tables(root).values(), *layout.temporary_files(root)]:
+    shards = our_shards(root, named_shards(root), rescue_to)
+    for path in [*shards, *_index_tables(root).values(), *layout.temporary_files(root)]:
         path.unlink()
         remove_empty_folders(path.parent, root)
     (root / CHECK_TIMES).unlink(missing_ok=True)
@@ -185,16 +187,15 @@ def remove_store(root: Path, rescue_to: Path | None = None) -> None:
             root.rmdir()
 
 
-def our_shards(root: Path, successor: Path | None = None) -> Iterator[Path]:
-    """Yields the shards of the store at `root`: an index table names them, or their header says that they belong there.
+def our_shards(root: Path, named: Mapping[Any, set[Path]], successor: Path | None = None) -> Iterator[Path]:
+    """Yields the shards of the store at `root`: they are `named_shards`, or their header says that they belong there.
 
     A copy elsewhere in the folder, and a shard of another store below this one, belong to somebody else. A damaged file
     whose place is that of a shard of the successor is a shard too.
     """
-    named = set().union(*named_shards(root).values())
-    others = []
+    known, others = set().union(*named.values()), []
     for split, _, path in layout.shard_files(root):
-        if path in named or (not os.path.lexists(root / split / layout.MANIFEST) and _says_it_belongs(path, root)):
+        if path in known or (not os.path.lexists(root / split / layout.MANIFEST) and _says_it_belongs(path, root)):
             yield path
         else:
             others.append(path)

@@ -45,14 +45,13 @@ class StoreSession:
         self.out, self.checks = out, checks
         self.root = out
         """The folder in which this run writes: `out`, or the folder beside it that will replace it."""
-        self.manifest = manifest
+        self.manifest = self._now = manifest
         self.changes: list[tuple[str, Any, Any]] = []
         """The changes of the environment since the store was begun: (name, then, now)."""
         self.needs_comparison = False
         """True if the plan does not tell what is missing, so that `resume` or `update` has to be called."""
         self.earlier = EarlierUnits()
         """The rows that need not be computed, of units that are still to be written."""
-        self._now = manifest
         self._before: Manifest | None = None
         """The manifest of the store that was there when this session began, unless it is replaced."""
         self._began = False
@@ -61,6 +60,8 @@ class StoreSession:
         """The folders that this session has made, parents first."""
         self.writer = WriterTerms(new_token() if is_shared else None)
         """The terms of this process; it has a token only among several that write."""
+        self.environments: list[dict[str, Any]] = []
+        """The different environments of the units of a store that is finished."""
         self._locks = contextlib.ExitStack()
         self._committed: set[Place] = set()
         self.goes_on = False
@@ -104,13 +105,12 @@ class StoreSession:
     def terms(self) -> StoreTerms:
         """The terms of the store, as the writer process needs them."""
         plan = self.manifest.plan
-        if plan.rows_per_unit is None:
+        if (size := plan.rows_per_unit) is None:
             raise RuntimeError("set_rows_per_unit() has not been called")
         base = self.out if self.root != self.out else None
         seconds = JOURNAL_SECONDS if plan.splits else None  # no later run could tell whose rows a journal has
         fingerprint, about = self.manifest.fingerprint, self.manifest.about
-        terms = StoreTerms(self.root, fingerprint, plan.grouped, plan.rows_per_unit, base, seconds, about)
-        return terms._replace(writer=self.writer)
+        return StoreTerms(self.root, fingerprint, plan.grouped, size, base, seconds, about, self.writer)
 
     @property
     def is_finished(self) -> bool:
@@ -206,7 +206,7 @@ class StoreSession:
         Raises:
             StoreError: If inputs = rows + rejected + unavailable does not hold for a split.
         """
-        totals, index = stock.add_up(self.root, self.manifest, self.out)
+        totals, index, self.environments = stock.add_up(self.root, self.manifest, self.out)
         if self.writer.token is not None:
             stock.clear_up(self.root)
         self._write_manifest(complete=True, totals=totals, index=index, timings=dict(timings))

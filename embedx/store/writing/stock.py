@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -14,6 +16,7 @@ from embedx.names import LOCK
 from embedx.store.format import layout
 from embedx.store.format.atomic import link_or_copy, make_folder, sync_folder
 from embedx.store.format.contents import PlanTerms, SplitTotals
+from embedx.store.format.hardware import distinct
 from embedx.store.format.index import UnitEntry, in_order, read_entry, read_whole, write_index
 from embedx.store.format.layout import Unit
 from embedx.store.format.manifest import Manifest
@@ -51,11 +54,19 @@ def planned_units(plan: PlanTerms) -> dict[Place, int]:
     }
 
 
-def add_up(root: Path, manifest: Manifest, out: Path) -> tuple[dict[str, SplitTotals], dict[str, str]]:
-    """Adds up the index tables at `root`, each checked in full, and compares the splits' inputs with the plan.
+class Sums(NamedTuple):
+    """The facts that all index tables of a store give together."""
 
-    Returns the sums over each split, and the sha256 of every index table by its path in the store.
-    """
+    totals: dict[str, SplitTotals]
+    """The sums over each split."""
+    tables: dict[str, str]
+    """The sha256 of every index table, by its path in the store."""
+    environments: list[dict[str, Any]]
+    """The different environments of the units (see `hardware.distinct`)."""
+
+
+def add_up(root: Path, manifest: Manifest, out: Path) -> Sums:
+    """Adds up the index tables at `root`, each checked in full, and compares the splits' inputs with the plan."""
     whole = whole_units(root, manifest.fingerprint)
     units: dict[str, list[UnitEntry]] = {split: [] for split in manifest.plan.splits}
     index = {}
@@ -71,7 +82,7 @@ def add_up(root: Path, manifest: Manifest, out: Path) -> tuple[dict[str, SplitTo
             raise StoreError(
                 f"split {split!r} has {planned.inputs} inputs, but {found} are in the store {out}; {_MEANWHILE}"
             )
-    return totals, index
+    return Sums(totals, index, distinct(itertools.chain.from_iterable(units.values())))
 
 
 def remove_others(root: Path, committed: Set[Place], planned: Set[Place], *, is_shared: bool = False) -> None:
@@ -81,7 +92,7 @@ def remove_others(root: Path, committed: Set[Place], planned: Set[Place], *, is_
     table names: a process that was paused may be about to commit them. `clear_up` removes them once all is committed.
     """
     named = named_shards(root)  # before the tables go, as a damaged shard is known by its table alone
-    shards = our_shards(root) if not is_shared else set().union(*named.values())
+    shards = set().union(*named.values()) if is_shared else our_shards(root, named)
     ours = [*layout.temporary_files(root), *shards]
     for place, table in layout.index_files(root).items():
         if place not in committed:
