@@ -149,7 +149,7 @@ def _ran_on(summary: Summary) -> str:
     rates = {name.removeprefix(prefix): rate for name, rate in summary.timings.items() if name.startswith(prefix)}
     if rates:
         each = ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items())
-        return f"{ran_on['runtime']} on {len(rates)} devices: {each}"
+        return f"{ran_on['runtime']} on {count_text(len(rates), 'member')}: {each}"
     threads = f", {count_text(int(ran_on['threads']), 'thread')}" if "threads" in ran_on else ""
     return f"{ran_on['runtime']} on {ran_on['device']}{threads}, {count_text(int(ran_on['workers']), 'worker')}"
 

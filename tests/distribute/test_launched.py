@@ -54,7 +54,7 @@ def test_torchrun_gives_the_bytes_of_one_process(
         env=os.environ | OFFLINE,
     )
     stderr = assert_finished(process, out, expected)
-    assert re.search(rf"{ROWS} rows, 0 rejected, .* on 2 devices: cpu", stderr)
+    assert re.search(rf"{ROWS} rows, 0 rejected, .* on 2 members: cpu", stderr)
 
 
 @pytest.mark.soak
@@ -66,7 +66,7 @@ def test_the_tasks_of_a_step_share_the_work_and_the_driver_alone_prints(
     wait_for_units(out, 1, driver)
     assert stat.S_IMODE(next(tmp_path.glob(".store.embedx-job-*")).stat().st_mode) == 0o600
     stderr = assert_finished(driver, out, expected)
-    assert "on 3 devices:" in stderr
+    assert "on 3 members:" in stderr
     for other in others:
         stdout, stderr = other.communicate(timeout=30)
         assert (other.returncode, stdout) == (0, ""), stderr

@@ -34,7 +34,7 @@ def test_two_members_give_the_bytes_of_one_process(
     out = tmp_path / "store"
     process = start(*arguments, "--out", out, "--devices", "cpu,cpu")
     stderr = assert_finished(process, out, expected)
-    assert "on 2 devices: cpu#0" in stderr
+    assert "on 2 members: cpu#0" in stderr
     assert "up to date: 144 rows" in run(*arguments, "--out", out, "--devices", "cpu,cpu").stderr
     units = embedx.open(out).units.values()
     assert {unit.environment["threads"] for unit in units if unit.environment} == {1}
