@@ -132,11 +132,11 @@ class _Driver:
             self._bar.finish()
             self._stop(is_complete=True)
         except BaseException:
+            self._bar.teardown()  # before what is told below it
             self._stop(is_complete=False)
             tell_kept(self._work, self._rows_on_disk(), heartbeat.console)
             raise
         finally:
-            self._bar.teardown()
             self._engine.close()
 
     def _step(self, seconds: float) -> None:
