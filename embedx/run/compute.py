@@ -163,6 +163,8 @@ def _model(job: Job, session: StoreSession, console: Console) -> Runtime:
     model = job.build_model(console)
     if model.name != job.runtimes[0]:
         session.set_recipe(session.manifest.recipe.replacing(runtime=model.name))
+        environment = dataclasses.replace(job, runtimes=(model.name,)).unit_environment
+        session.writer = session.writer._replace(environment=environment)
     if text := match_text(job):
         console.print(text, markup=False, soft_wrap=True)
     return model
