@@ -73,10 +73,12 @@ def start_fork_server() -> None:
 def share_fork_server() -> None:
     """Lets this child process start its own children from the server that it comes from.
 
-    Without it multiprocessing starts another server, which imports torch anew.
+    Without it multiprocessing starts another server, which imports torch anew; so it does where the server asks for a
+    key that this process has not got, as that of Python 3.14.
     """
     server: Any = getattr(forkserver, "_forkserver", None)
-    if getattr(server, "_forkserver_address", None) and getattr(server, "_forkserver_pid", None) is None:
+    is_from_it = getattr(server, "_forkserver_address", None) and getattr(server, "_forkserver_pid", None) is None
+    if is_from_it and getattr(server, "_forkserver_authkey", True):
         server.ensure_running = resource_tracker.ensure_running
 
 
