@@ -255,15 +255,20 @@ def _run(
     return_large_blocks()
     pa.set_memory_pool(pa.system_memory_pool())  # arrow's own would keep what it has had
     torch.set_num_threads(1)
+
+    def tell(message: Unit | _Failure | int) -> None:
+        with contextlib.suppress(BrokenPipeError):  # the parent was killed, and this process will be in a moment
+            report.send(message)
+
     try:
         buffer = buffer_factory(terms)
-        buffer.on_commit = report.send
+        buffer.on_commit = tell
         rows = _write_units(items, ring, buffer)
     except BaseException as error:  # noqa: BLE001  (the parent must hear of any error)
         # Texts always pass through the pipe; the error itself may not be picklable.
-        report.send(_Failure.of(error))
+        tell(_Failure.of(error))
         raise SystemExit(1) from None
-    report.send(rows)
+    tell(rows)
 
 
 def _write_units(items: Any, ring: SlotRing, buffer: UnitBuffer) -> int:
