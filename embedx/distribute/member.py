@@ -87,6 +87,8 @@ def serve(link: Connection) -> None:
             failure = MemberError(f"a fault of embedx itself: {type(error).__name__}: {error}; report it with --debug")
             failure.add_note("in the member:\n" + "\n".join(traceback_lines(error)))
             driver.tell(Failed(failure))
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # this process is at its end
 
 
 def _raise_again(ignored: sys.UnraisableHookArgs) -> None:
