@@ -39,6 +39,8 @@ WHOLE_OVER_BY_HAND = {"resnet50": 2.5, "mobilenet_v3_small": 1.0}
 """(d) over (e), whole processes over 1,000 images, at least, in fp32."""
 
 _FORWARD_SECONDS = 6.0
+_BATCH = 32
+"""The default of `--batch-size`."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -257,6 +259,36 @@ def _report(
     if check and missed:
         print(*missed, sep="\n", file=sys.stderr)
         raise typer.Exit(1)
+
+
+@app.command()
+def members(
+    backbone: Backbone = "mobilenet_v3_small",
+    runtime: Runtime = "eager",
+    images: Annotated[int, typer.Option(help="How many JPEGs to make.")] = 1000,
+    count: Annotated[int, typer.Option(help="How many members share the cores.")] = 2,
+    rounds: Annotated[int, typer.Option(help="How often both are measured.")] = 5,
+) -> None:
+    """Measures one process on all cores, and in turn members that share these; prints medians and their ratio."""
+    rates: dict[str, list[float]] = {"one process": [], f"{count} members": []}
+    with tempfile.TemporaryDirectory() as folder:
+        photographs, out = Path(folder, "images"), Path(folder, "store")
+        make_photographs(photographs, images)
+        command = ["-m", "embedx", "extract", str(photographs), "--backbone", backbone, "--weights", "random", "--json"]
+        command += ["--runtime", runtime, "--shard-size", "512KiB", "--out", str(out), "--quiet"]
+        for _ in range(rounds):
+            for rate, devices in zip(rates.values(), ("cpu", ",".join(["cpu"] * count)), strict=True):
+                timings = _run([*command, "--devices", devices])[0]["timings"]
+                rate.append((timings["inputs"] - _BATCH) / (timings["seconds"] - timings["first_batch_seconds"]))
+                shutil.rmtree(out)
+    one, several = map(statistics.median, rates.values())
+    table = Table(
+        "", "images/s", title=f"{backbone}, fp32, {runtime}: medians of {rounds} rounds, after the first rows"
+    )
+    for name, values in rates.items():
+        table.add_row(name, f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})")
+    table.add_row("ratio", f"{several / one:.2f}")
+    Console().print(table)
 
 
 if __name__ == "__main__":
