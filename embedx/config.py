@@ -6,20 +6,17 @@ Each field of `ExtractConfig` is a setting, said once: its flag, its key in a TO
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Literal
 
 from embedx import paths, settings
-from embedx.credentials import value_without_credentials
 from embedx.errors import ConfigError
-from embedx.recipe import canonical_json, pixel_faults, pixels_text
+from embedx.recipe import pixel_faults, pixels_text
 from embedx.values import (
     MAX_BYTES,
     MAX_PIXELS,
     DecoderName,
+    EngineName,
     Interpolation,
     OnError,
     Pooling,
@@ -36,7 +33,7 @@ from embedx.values import (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExtractConfig:
+class ExtractConfig(settings.Settings):
     """The settings of one `embedx extract`."""
 
     backbone: str = settings.backbone(
@@ -123,6 +120,14 @@ class ExtractConfig:
         "auto",
         metavar="all|N,N,…",
         help="Devices that get a process each: all, or GPUs as 0,1. auto takes all GPUs, unless --device names one.",
+    )
+    engine: EngineName = settings.machine(
+        "local", help="What starts and watches the processes that compute: local, or ray on all nodes of a cluster."
+    )
+    address: str | None = settings.machine(
+        None,
+        metavar="HOST:PORT",
+        help="Cluster of --engine ray. Default: RAY_ADDRESS, the one that runs on this machine, or a new one on it.",
     )
     same_hardware: bool = settings.machine(
         False, help="Refuse units of other hardware or libraries, whose last bits may differ. Default: tell them."
@@ -233,14 +238,6 @@ class ExtractConfig:
     )
     seed: int = settings.backbone(0, help="Random seed of --weights random.", lowest=-(2**63), highest=2**63 - 1)
 
-    def __post_init__(self) -> None:
-        """Takes one text or path where several may be given, as the command line does, and expands paths."""
-        for field in dataclasses.fields(self):
-            if isinstance(field.default, tuple):
-                given = [given] if isinstance(given := getattr(self, field.name), str | os.PathLike) else given
-                object.__setattr__(self, field.name, tuple(map(os.fspath, given)))
-        paths.expand_paths(self)
-
     def faults(self) -> list[str]:
         """Returns everything that is wrong with the settings themselves, one message each."""
         twice = "--{} and --{} both set the size of {}; give one of them"
@@ -268,6 +265,15 @@ class ExtractConfig:
                 self.crop_pct is not None and not 0 < self.crop_pct <= 1,
                 f"--crop-pct is {self.crop_pct}; give a share above 0, and at most 1, such as 0.875",
             ),
+            (
+                self.address is not None and self.engine != "ray",
+                f"--address {self.address} names a cluster of --engine ray; give that too",
+            ),
+            (
+                self.engine == "ray" and self.devices != "auto",
+                f"--devices {self.devices} names devices of this machine, and --engine ray takes those of the cluster; "
+                "leave it out",
+            ),
             (len(set(self.layer)) < len(self.layer), f"--layer names a layer twice: {', '.join(self.layer)}"),
         ]
         found = [*out_of_range(self), *(message for wrong, message in checks if wrong)]
@@ -277,24 +283,3 @@ class ExtractConfig:
     def validate(self) -> None:
         """Raises one ConfigError that names every fault of the settings."""
         ConfigError.check(self.faults())
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the settings as plain JSON values, with the folder from which their relative paths start."""
-        plain = {name: str(value) if isinstance(value, Path) else value for name, value in vars(self).items()}
-        plain = {name: value_without_credentials(value) for name, value in plain.items()}
-        return {**cast(dict[str, Any], json.loads(json.dumps(plain))), "working_directory": os.getcwd()}
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> Self:
-        """Returns the configuration that `to_json` described; a setting that is missing there gets its default.
-
-        Raises:
-            ConfigError: If `stored` does not describe an extraction.
-        """
-        names = {field.name for field in dataclasses.fields(cls)}.intersection(stored)
-        values: dict[str, Any] = {name: stored[name] for name in names}
-        values |= {name: tuple(item) for name, item in values.items() if isinstance(item, list)}
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise ConfigError(f"the settings {canonical_json(stored)} are not those of an extraction") from error

@@ -11,6 +11,7 @@ EmbedxError                    1  a run failed
 │   ├── NotAStoreError         2  there is no store at the path
 │   └── StoreReplacedError     1  another store took the place of the one that was being read
 ├── WriterError                1  the writer process failed
+│   └── WriterLostError        1  the writer process was killed, or ended by itself
 ├── LoaderError                1  a worker process died
 ├── MemberError                1  a member of a run by several processes died, again and again
 ├── DeviceMemoryError          1  the forward pass does not fit into the device's memory
@@ -129,6 +130,10 @@ class StoreReplacedError(StoreError):
 
 class WriterError(EmbedxError):
     """The writer process raised, was killed, or ended without having finished."""
+
+
+class WriterLostError(WriterError):
+    """The writer process was killed, or ended without having finished; another one may well do."""
 
 
 class LoaderError(EmbedxError):

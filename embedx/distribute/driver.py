@@ -38,8 +38,8 @@ from embedx.distribute.unit_queue import UnitQueue
 from embedx.errors import MemberError, StoreMismatchError
 from embedx.heartbeat import Heartbeat
 from embedx.run.compute import Work, rejected_inputs, run_over, tell_kept, warn_of_space, writer_for
-from embedx.run.extract import check_hardware
 from embedx.run.job import Job
+from embedx.run.same_bits import check_hardware, environments_of, threads_of
 from embedx.run.take_up import take_up
 from embedx.store.format.contents import StoredRecipe
 from embedx.store.format.differences import difference_text, leaves_that_differ
@@ -86,10 +86,11 @@ class _Driver:
         self._busy: set[str] = set()
         """The members that are in a round."""
         self._links: dict[str, MemberLink] = {}
-        """The connections to the members, as they were before the messages that are being answered."""
+        """The connections to the members that are known to live."""
+        self._threads = threads_of(session) or torch.get_num_threads()
         self._known: set[str] = set()
         """The members that have built their model."""
-        self._environments: list[Mapping[str, Any]] = []
+        self._environments: list[Mapping[str, Any]] = [*environments_of(session)] if job.config.same_hardware else []
         self._said: set[str] = set()
         self.timings = MemberTimings()
         self._left = dict(work.inputs)
@@ -109,7 +110,7 @@ class _Driver:
     def run(self) -> None:
         """Hands out the units until all are committed."""
         heartbeat, job = self._heartbeat, self._job
-        heartbeat.say("loading the backbone")
+        heartbeat.say("waiting for the first member")
         retried = self._work.retried
         setup = Setup(
             job.config,
@@ -177,7 +178,7 @@ class _Driver:
             self._environments.append(ready.environment)
         self._known.add(name)
         self._queue.join(name, now)
-        self._send(name, Begin(session.terms, session.manifest))
+        self._send(name, Begin(session.terms, session.manifest, self._threads))
 
     def _on_ask(self, name: str, ask: Ask, now: float) -> None:
         if ask.split is None:
@@ -246,9 +247,10 @@ class _Driver:
             self._queue.lose(name)
             self._known.discard(name)
             self._looked = 0.0
+        del self._links[name]
         how = self._engine.replace(name)
         self._heartbeat.console.print(f"the member {name} {how}; its units go to others", markup=False, soft_wrap=True)
-        if not self._engine.links():
+        if not self._engine.links() and not self._engine.awaits_others:
             raise MemberError(f"no member is left: the last one, {name}, {how}; the same command goes on")
 
     def _take_up(self, unit: Unit) -> None:
@@ -273,17 +275,18 @@ class _Driver:
 
     def _stop(self, *, is_complete: bool) -> None:
         """Ends the members; where the run is given up, they bring their units under way to disk first."""
-        for link in self._engine.links().values():
+        for link in self._links.values():
             link.send(End(is_complete))
         end = time.monotonic() + _END_SECONDS
-        while not is_complete and (links := dict(self._engine.links())) and (left := end - time.monotonic()) > 0:
-            for name, link in _ready(links, left):
+        while not is_complete and self._links and (left := end - time.monotonic()) > 0:
+            for name, link in _ready(self._links, left):
                 self._hear_last(name, link)
 
     def _hear_last(self, name: str, link: MemberLink) -> None:
         try:
             message = link.recv()
         except (EOFError, OSError):
+            del self._links[name]
             self._engine.forget(name)
             return
         if isinstance(message, Committed):

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 
 from embedx.config import ExtractConfig
 from embedx.distribute.ranks import Rank, rank_of
-from embedx.errors import MemberError
+from embedx.errors import ConfigError, MemberError
 from embedx.heartbeat import Heartbeat
 from embedx.store.format.layout import MANIFEST
 from embedx.system.processes import start_fork_server
 from embedx.system.temporary import clear_killed_runs
 
 if TYPE_CHECKING:
+    from embedx.distribute.member_link import Engine
     from embedx.distribute.rendezvous import Reception
-    from embedx.run.compute import Compute
     from embedx.run.summary import Summary
 
 
@@ -42,6 +42,11 @@ def run_extraction(
     """
     rank = rank_of(os.environ)
     with heartbeat:
+        if rank is not None and config.engine != "local":
+            raise ConfigError(
+                f"--engine {config.engine} starts processes on other machines, and so did the launcher of this one, "
+                f"which is one of {rank.world}; start one, or drop --engine"
+            )
         if rank is not None and rank.number > 0:
             _join(config, rank, heartbeat, importing)
             return None
@@ -68,45 +73,59 @@ def _run(
     heartbeat.say("starting")
     start_fork_server()
     with importing or contextlib.nullcontext():
-        from embedx.distribute.devices import resolve_devices
         from embedx.run.extract import extract
-    devices = resolve_devices(config, rank)
-    members = _members(devices, rank, reception)
-    return extract(dataclasses.replace(config, device=devices[0]), heartbeat, plan, members)
+    heartbeat.say("finding the devices")
+    with _engine(config, rank, reception) as (device, engine):
+        members = None
+        if engine is not None:
+            from embedx.distribute.driver import compute_by
+
+            members = partial(compute_by, engine)
+        return extract(dataclasses.replace(config, device=device), heartbeat, plan, members)
 
 
-def _members(devices: tuple[str, ...], rank: Rank | None, reception: Reception | None) -> Compute | None:
-    """Returns the function that has members compute; None if this process computes alone."""
-    if len(devices) == 1 and (rank is None or reception is None):
-        return None
-    from embedx.distribute.driver import compute_by
+@contextlib.contextmanager
+def _engine(
+    config: ExtractConfig, rank: Rank | None, reception: Reception | None
+) -> Iterator[tuple[str, Engine | None]]:
+    """Finds what starts the members, and their first device; there is no such thing if this process computes alone."""
+    if config.engine == "ray":
+        from embedx.distribute.ray_members import RayMembers
+
+        with contextlib.closing(RayMembers(config)) as engine:
+            yield engine.device, engine
+        return
+    from embedx.distribute.devices import resolve_devices
+    from embedx.distribute.launched import LaunchedMembers
     from embedx.distribute.local import LocalMembers
 
+    devices = resolve_devices(config, rank)
     local = LocalMembers(devices, sharers=1 if rank is None else rank.local_count)
-    if reception is None:
-        return partial(compute_by, local)
-    from embedx.distribute.launched import LaunchedMembers
-
-    return partial(compute_by, LaunchedMembers(local, reception))
+    if reception is not None:
+        yield devices[0], LaunchedMembers(local, reception)
+    else:
+        yield devices[0], local if len(devices) > 1 else None
 
 
 @contextlib.contextmanager
 def _reception(config: ExtractConfig, rank: Rank | None) -> Iterator[Reception | None]:
-    """Lets members of other processes in, and tells them in the end how the run has ended."""
+    """Lets members of a launcher's other processes in, and tells them in the end how the run has ended."""
     if rank is None:
         yield None
         return
-    from embedx.distribute.rendezvous import Reception
+    from embedx.distribute.rendezvous import MeetingPlace, Reception
 
-    reception, code = Reception(config.out.resolve(), rank.job), 1
-    try:
-        yield reception
-        code = 0
-    except BaseException as error:
-        code = getattr(error, "exit_code", 1)
-        raise
-    finally:
-        reception.close(code)
+    place, code = MeetingPlace(config.out.resolve(), rank.job), 1
+    with contextlib.closing(Reception()) as reception:
+        place.announce(reception.meeting)
+        try:
+            yield reception
+            code = 0
+        except BaseException as error:
+            code = getattr(error, "exit_code", 1)
+            raise
+        finally:
+            place.leave_word(code)
 
 
 def _join(

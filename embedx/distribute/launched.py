@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import socket
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from embedx.distribute.local import RESTARTS, LocalMembers, become_member, share
+from embedx.distribute.local import LocalMembers
 from embedx.distribute.member_link import MemberLink
+from embedx.distribute.member_process import run_members, share
 from embedx.distribute.messages import Setup
 from embedx.distribute.ranks import Rank
-from embedx.distribute.rendezvous import Hello, Meeting, Reception, call_driver, check_version, find_driver
-from embedx.errors import MemberError
+from embedx.distribute.rendezvous import Hello, Reception, check_version, find_driver
 from embedx.run.job import Job
-from embedx.system.processes import CHILDREN, Child
 
 _LAST_WORD_SECONDS = 10.0
 """The time that a process waits for the driver's word of how the run ended, once its members are gone."""
@@ -70,6 +67,8 @@ class LaunchedMembers:
         local: The members on this machine that the driver starts itself.
         reception: The way in for the others.
     """
+
+    awaits_others = False
 
     def __init__(self, local: LocalMembers, reception: Reception) -> None:
         self._local, self._others = local, Newcomers(reception)
@@ -129,6 +128,7 @@ def join(
     """
     meeting = find_driver(out, rank.job, tell)
     if meeting.ended is None:
+        tell(f"computing for the driver on {meeting.host}")
         sharers = rank.local_count
         run_members(meeting, [hello(devices, number, threads, workers, sharers) for number in range(len(devices))])
         end = time.monotonic() + _LAST_WORD_SECONDS
@@ -149,36 +149,3 @@ def hello(devices: Sequence[str], number: int, threads: int | None, workers: int
     """
     shares = (share(given, len(devices), number, sharers) for given in (threads, workers))
     return Hello(version("embedx"), socket.gethostname(), devices[number], *shares)
-
-
-def run_members(meeting: Meeting, hellos: Sequence[Hello]) -> None:
-    """Runs members until all have ended; one that is killed is started anew, three times at most."""
-    running = [(_start(meeting, hello), hello) for hello in hellos]
-    restarts = 0
-    while running:
-        process, hello = running.pop(0)
-        process.join()
-        if (process.exitcode or 0) < 0 and restarts < RESTARTS:
-            restarts += 1
-            running.append((_start(meeting, hello), hello))
-
-
-def _start(meeting: Meeting, hello: Hello) -> Child:
-    process = CHILDREN.Process(
-        target=_call_and_serve, args=(meeting, hello, dict(os.environ)), name=f"embedx-member-{hello.device}"
-    )
-    process.start()
-    return process
-
-
-def _call_and_serve(meeting: Meeting, hello: Hello, environment: Mapping[str, str]) -> None:
-    """Runs in the child."""
-    become_member(environment)
-    from embedx.distribute.member import serve
-
-    try:
-        link = call_driver(meeting)
-        link.send(hello)
-    except (MemberError, OSError) as error:
-        sys.exit(f"error: {error}")
-    serve(link)

@@ -10,15 +10,10 @@ from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 from embedx.distribute.member_link import MemberLink
+from embedx.distribute.member_process import RESTARTS, become_member, share
 from embedx.distribute.messages import Setup
 from embedx.run.job import Job
-from embedx.system.machine import cores
-from embedx.system.processes import CHILDREN, Child, abandon, share_fork_server, tie_to_parent
-
-PATIENCE_SECONDS = 5.0
-"""The time that a member has, once its driver is gone, to bring its unit under way to disk."""
-RESTARTS = 3
-"""The number of times that another member is started in place of one that died."""
+from embedx.system.processes import CHILDREN, Child, abandon
 
 
 class _Seat(NamedTuple):
@@ -36,6 +31,8 @@ class LocalMembers:
         devices: The devices; one that is named twice has two members.
         sharers: The number of processes on this machine that start members, each with its share of the cores.
     """
+
+    awaits_others = False
 
     def __init__(self, devices: Sequence[str], sharers: int = 1) -> None:
         self._devices, self._sharers = member_names(devices), sharers
@@ -100,30 +97,6 @@ def member_names(devices: Sequence[str]) -> dict[str, str]:
         name = device if devices.count(device) == 1 else f"{device}#{devices[:number].count(device)}"
         names[name] = device
     return names
-
-
-def share(given: int | None, count: int, number: int, sharers: int = 1) -> int:
-    """Returns the part of the threads, or the workers, of a process that one of its members gets.
-
-    Args:
-        given: The number for all its members; None is one for each core, of which several processes may have a share.
-        count: The number of its members.
-        number: The number of this member among them.
-        sharers: The number of processes on this machine that start members.
-    """
-    if given == 0:
-        return 0
-    is_bound = sharers > 1 and cores() * sharers <= (os.cpu_count() or 1)  # the launcher has given each its own
-    total = given or max(1, cores() // (1 if is_bound else sharers))
-    return max(1, total // count + (number < total % count))
-
-
-def become_member(environment: Mapping[str, str]) -> None:
-    """Prepares a child process, which would have the environment variables that its server was started with."""
-    tie_to_parent("embedx-member", PATIENCE_SECONDS)
-    share_fork_server()
-    os.environ.clear()
-    os.environ.update(environment)
 
 
 def _serve(link: Connection, environment: Mapping[str, str]) -> None:

@@ -49,12 +49,13 @@ from embedx.distribute.messages import (
 from embedx.distribute.sight import check_inputs, check_store, plan_seen
 from embedx.engine.callback import Callback
 from embedx.engine.state import Batch, Outputs, TrainerState
-from embedx.errors import EmbedxError, Interrupted, MemberError
+from embedx.errors import EmbedxError, Interrupted, LoaderError, MemberError, WriterLostError
 from embedx.models.device import resolve_device
 from embedx.models.runtimes.base import Runtime
 from embedx.run.compute import allow_resources, match_text, rejected_inputs, run_over, writer_for
 from embedx.run.job import Job
 from embedx.run.prepare import describe_spec, input_shape, use_machine
+from embedx.run.same_bits import settle_threads
 from embedx.store.format.contents import SplitTotals
 from embedx.store.format.creation import new_token
 from embedx.store.format.layout import StoreTerms, Unit
@@ -81,6 +82,9 @@ def serve(link: Connection) -> None:
     with contextlib.suppress(Interrupted):
         try:
             _Member(driver).run()
+        except (LoaderError, WriterLostError) as error:  # this one is lost; another one may well do
+            driver.tell(Said(str(error), None))
+            sys.exit(1)
         except EmbedxError as error:
             driver.tell(Failed(error))
         except Exception as error:  # noqa: BLE001  (the driver must hear of any error)
@@ -222,6 +226,8 @@ class _Member:
         begin: Begin = driver.next()
         if is_elsewhere:
             check_store(begin.terms.root, begin.manifest, setup.host)
+        model = settle_threads(job, model, begin.threads, console)
+        job = dataclasses.replace(job)  # which states this number of threads
         writer = begin.terms.writer._replace(token=new_token(), environment=job.unit_environment)
         hold = _Hold(begin.terms._replace(writer=writer), begin.manifest, driver)
         while True:

@@ -59,6 +59,9 @@ class MemberLink:
 class Engine(Protocol):
     """The part that starts the members, and watches them."""
 
+    awaits_others: bool
+    """True if other members may come even where none is left."""
+
     def start(self, job: Job, setup: Setup) -> None:
         """Starts the members."""
 

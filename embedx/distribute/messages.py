@@ -50,6 +50,8 @@ class Begin(NamedTuple):
 
     terms: StoreTerms
     manifest: Manifest
+    threads: int
+    """The number of threads whose bits are those of the store."""
 
 
 class Ask(NamedTuple):

@@ -1,4 +1,4 @@
-"""How the processes of a launcher find the driver: by a file beside the store, which they all have to see.
+"""How members find the driver, and those of a launcher by a file beside the store, which they all have to see.
 
 The file has the driver's addresses and a key, without which nobody can speak to it; only its owner can read it. At the
 end it says how the run ended, for processes that come too late.
@@ -33,7 +33,7 @@ _LOOK_SECONDS = 0.5
 
 
 class Meeting(NamedTuple):
-    """The contents of the file."""
+    """The way to the driver."""
 
     host: str
     addresses: list[str]
@@ -54,35 +54,66 @@ class Hello(NamedTuple):
     workers: int | None
 
 
+class MeetingPlace:
+    """The file for a launcher's run, as the driver sees it.
+
+    Args:
+        out: The folder of the store.
+        job: The text that tells the launcher's run from all others.
+    """
+
+    def __init__(self, out: Path, job: str) -> None:
+        self._out = out
+        self._path = meeting_place(out, job)
+
+    def announce(self, meeting: Meeting) -> None:
+        """Writes the file, and removes those of earlier runs.
+
+        Raises:
+            ConfigError, StoreError: If it can't be written.
+        """
+        try:
+            self._out.parent.mkdir(parents=True, exist_ok=True)
+            for path in self._out.parent.glob(f".{self._out.name}.embedx-job-*"):
+                path.unlink(missing_ok=True)
+            self._write(meeting)
+        except OSError as error:
+            raise output_error(self._out, "can't be made", error, is_store=False) from error
+
+    def leave_word(self, exit_code: int) -> None:
+        """Tells how the run has ended to those who come late."""
+        with contextlib.suppress(OSError):
+            self._write(Meeting(socket.gethostname(), [], 0, "", exit_code))
+
+    def _write(self, meeting: Meeting) -> None:
+        temporary = self._path.with_name(f"{self._path.name}.new")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(descriptor, "w") as file:
+            json.dump(meeting._asdict(), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self._path)
+
+
 def meeting_place(out: Path, job: str) -> Path:
     """Returns the path of the file for a launcher's run that writes the store at `out`."""
     return out.parent / f".{out.name}.embedx-job-{hashlib.sha256(job.encode()).hexdigest()[:16]}"
 
 
 class Reception:
-    """The driver's side: lets the members in.
+    """The driver's side: lets the members in."""
 
-    Raises:
-        ConfigError, StoreError: If the file can't be written.
-    """
-
-    def __init__(self, out: Path, job: str) -> None:
-        self._key = secrets.token_bytes(32)
-        self._listener = Listener(("", 0), backlog=_BACKLOG, authkey=self._key)
-        self._place = meeting_place(out, job)
+    def __init__(self) -> None:
+        key = secrets.token_bytes(32)
+        self._listener = Listener(("", 0), backlog=_BACKLOG, authkey=key)
         self._arrived: list[tuple[Hello, Connection]] = []
         self._lock = threading.Lock()
         self._is_closed = False
         for number in range(_DOORS):
             threading.Thread(target=self._let_in, name=f"door-{number}", daemon=True).start()
-        host, port = socket.gethostname(), self._listener.address[1]
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            for path in out.parent.glob(f".{out.name}.embedx-job-*"):
-                path.unlink(missing_ok=True)
-            self._write(Meeting(host, _addresses(host), port, self._key.hex()))
-        except OSError as error:
-            raise output_error(out, "can't be made", error, is_store=False) from error
+        host = socket.gethostname()
+        self.meeting = Meeting(host, _addresses(host), self._listener.address[1], key.hex())
+        """The way in, which a member has to know."""
 
     def arrivals(self) -> list[tuple[Hello, Connection]]:
         """Takes the members that have come since the last call."""
@@ -90,21 +121,10 @@ class Reception:
             arrived, self._arrived = self._arrived, []
         return arrived
 
-    def close(self, exit_code: int) -> None:
-        """Lets nobody in any more, and leaves word of how the run has ended."""
-        with contextlib.suppress(OSError):
-            self._write(Meeting(socket.gethostname(), [], 0, "", exit_code))
+    def close(self) -> None:
+        """Lets nobody in any more."""
         self._is_closed = True
         self._listener.close()
-
-    def _write(self, meeting: Meeting) -> None:
-        temporary = self._place.with_name(f"{self._place.name}.new")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with open(descriptor, "w") as file:
-            json.dump(meeting._asdict(), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self._place)
 
     def _let_in(self) -> None:
         while not self._is_closed:

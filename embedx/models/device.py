@@ -12,8 +12,12 @@ from embedx.errors import ConfigError
 from embedx.values import Precision
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str, *, is_elsewhere: bool = False) -> torch.device:
     """Returns the device of this name; `auto` is CUDA if there is a CUDA device.
+
+    Args:
+        name: auto, cpu, cuda or cuda:N.
+        is_elsewhere: Whether it is a device of other machines, of which this one may have none.
 
     Raises:
         ConfigError: If there is no such device.
@@ -24,13 +28,23 @@ def resolve_device(name: str) -> torch.device:
     match = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
     if match is None:
         raise ConfigError(f"--device {name!r} is none of auto, cpu, cuda, cuda:N")
-    if name != "cpu" and int(match[1] or 0) >= available:
+    if name != "cpu" and int(match[1] or 0) >= available and not is_elsewhere:
         raise ConfigError(f"--device {name}: torch sees {available} CUDA devices; give --device cpu or auto")
     return torch.device(f"{name}:0" if name == "cuda" else name)  # set_device takes none without a number
 
 
+def is_here(device: torch.device) -> bool:
+    """Tells whether this machine has a device of this kind."""
+    return device.type == "cpu" or torch.cuda.is_available()
+
+
 def has_bf16(device: torch.device) -> bool:
-    """Tells whether a device multiplies bfloat16 numbers natively; others are slower with them than in fp32."""
+    """Tells whether a device multiplies bfloat16 numbers natively; others are slower with them than in fp32.
+
+    One of another machine is expected to.
+    """
+    if not is_here(device):
+        return True
     if device.type == "cuda":
         with torch.cuda.device(device):
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -42,6 +56,8 @@ def has_bf16(device: torch.device) -> bool:
 
 def hardware_of(device: torch.device) -> dict[str, str | int]:
     """Describes what computes, beside the recipe, for the index tables: another one may give other last bits."""
+    if not is_here(device):
+        return {"device": f"{device.type} of another machine"}
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device)
         return {

@@ -24,6 +24,7 @@ from embedx.engine.callback import Callback
 from embedx.heartbeat import Heartbeat
 from embedx.models.runtimes.base import Runtime
 from embedx.run.job import Job
+from embedx.run.same_bits import settle_threads, threads_of
 from embedx.store.format.layout import Unit
 from embedx.store.writing.hold import StoreHold
 from embedx.store.writing.session import StoreSession
@@ -163,8 +164,9 @@ def _model(job: Job, session: StoreSession, console: Console) -> Runtime:
     model = job.build_model(console)
     if model.name != job.runtimes[0]:
         session.set_recipe(session.manifest.recipe.replacing(runtime=model.name))
-        environment = dataclasses.replace(job, runtimes=(model.name,)).unit_environment
-        session.writer = session.writer._replace(environment=environment)
+        job = dataclasses.replace(job, runtimes=(model.name,))
+    model = settle_threads(job, model, threads_of(session), console)
+    session.writer = session.writer._replace(environment=dataclasses.replace(job).unit_environment)
     if text := match_text(job):
         console.print(text, markup=False, soft_wrap=True)
     return model

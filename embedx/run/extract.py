@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache, partial
 from itertools import starmap
-from typing import Any
 
 import pyarrow.compute as pc
 import torch
@@ -26,11 +25,11 @@ from embedx.run.job import Job
 from embedx.run.kept_splits import check_complete
 from embedx.run.prepare import prepare
 from embedx.run.retries import is_tried_again
+from embedx.run.same_bits import check_hardware, environments_of, tell_hardware
 from embedx.run.summary import Summary
 from embedx.run.take_up import take_up
 from embedx.run.torch_settings import torch_settings_kept
 from embedx.run.update import Layout, lay_out
-from embedx.store.format import hardware
 from embedx.store.format.layout import MANIFEST, Unit, alike
 from embedx.store.writing.replacement import is_replaceable
 from embedx.store.writing.session import StoreSession
@@ -83,9 +82,8 @@ def extract(
         session.writer = session.writer._replace(
             environment=job.unit_environment, groups=_alike_groups(job.plan if update is None else update.plan)
         )
-        if config.same_hardware:
-            committed = session.checks.whole_units(session.root).values()
-            check_hardware(hardware.distinct(committed), job.unit_environment)
+        if config.same_hardware and members is None:
+            check_hardware(environments_of(session), job.unit_environment)
         work = _work(job, session, update, console)
         for name, then, now in session.changes if work.inputs else ():
             console.print(f"the store was begun with {name} {then}, and goes on with {now}", markup=False)
@@ -95,7 +93,7 @@ def extract(
             console.print(f"goes on: {work.there:,} of {work.total:,} rows are there", markup=False)
         if not up_to_date:
             (members or compute)(job, session, work, heartbeat)
-            _tell_hardware(session, console)
+            tell_hardware(session, console)
     except ConfigError:
         _tell_damage(session, heartbeat)  # it may be the cause
         session.discard()
@@ -107,32 +105,6 @@ def extract(
     changes = update.counts if update is not None else None
     ran_on = _ran_on(job, manifest.recipe.runtime or job.runtimes[0]) if work.inputs else {}
     return Summary(config.out / MANIFEST, manifest.totals, up_to_date, changes, seconds, manifest.timings, ran_on, kept)
-
-
-def check_hardware(before: Sequence[Mapping[str, Any]], now: Mapping[str, Any]) -> None:
-    """Checks that units are computed on the hardware, and with the libraries, of those before them.
-
-    Raises:
-        StoreMismatchError: If something differs.
-    """
-    for environment in before:
-        if differing := hardware.differences(environment, now):
-            raise StoreMismatchError(
-                f"--same-hardware: units were computed elsewhere (then → now): {'; '.join(differing)}; go on there, or "
-                "leave that option out: rows may then differ in their last bits"
-            )
-
-
-def _tell_hardware(session: StoreSession, console: Console) -> None:
-    """Tells if the store's units were computed on different hardware."""
-    first, *others = session.environments or [{}]
-    if differing := list(dict.fromkeys(text for other in others for text in hardware.differences(first, other))):
-        console.print(
-            f"units were computed on different hardware, so that rows may differ in their last bits: "
-            f"{'; '.join(differing)} (`embedx info` lists them; --same-hardware refuses it)",
-            markup=False,
-            soft_wrap=True,
-        )
 
 
 def _alike_groups(plan: Plan) -> dict[str, list[str]]:

@@ -119,15 +119,11 @@ class Job:
     def environment(self) -> Environment:
         """The versions and the hardware that the run uses, as the manifest states them."""
         libraries = (*self.spec.architecture.libraries, *runtimes.libraries(self.runtimes[0]))
-        is_cuda = self.device.type == "cuda"
+        device = hardware_of(self.device)["device"] if self.device.type == "cuda" else platform.machine()
         packages = {package: version(package) for package in (*_PACKAGES, *libraries)}
         if isinstance(self.decoder, ImageDecoder):
             packages |= _installed(extra.PACKAGES)
-        machine = {
-            "device": torch.cuda.get_device_name(self.device) if is_cuda else platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-        }
+        machine = {"device": device, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
         return Environment.from_json({"python": platform.python_version(), **packages, **machine})
 
     @cached_property

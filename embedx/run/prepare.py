@@ -19,7 +19,7 @@ from embedx.errors import ConfigError
 from embedx.heartbeat import SILENT, Heartbeat
 from embedx.models.backbones import BackboneSpec, describe_backbone
 from embedx.models.backbones.none import describe_features
-from embedx.models.device import resolve_device, resolve_precision
+from embedx.models.device import is_here, resolve_device, resolve_precision
 from embedx.models.runtimes import choice as runtimes
 from embedx.models.runtimes.base import LARGEST_BATCH
 from embedx.models.runtimes.eager import EagerRuntime
@@ -57,7 +57,7 @@ def prepare(
     with _collected(faults):
         store = existing_store(config.out)
     with _collected(faults):
-        device = resolve_device(config.device)
+        device = resolve_device(config.device, is_elsewhere=config.engine != "local")
         with _collected(faults):
             precision = resolve_precision(config.precision, device)
         with _collected(faults):
@@ -82,6 +82,10 @@ def prepare(
         job = Job(config, inputs, spec, device, precision, batch_size, names, store)
         check_memory(job)
         return job
+    if not is_here(device):
+        raise ConfigError(
+            "--batch-size auto tries sizes on a GPU, and this machine has none; give a number, such as 256"
+        )
     largest = Job(config, inputs, spec, device, precision, LARGEST_BATCH[device.type], names, store)
     images = largest.decoder.empty(largest.batch_size).zero_()
     with ONE_AT_A_TIME:
@@ -147,7 +151,8 @@ def check_decoder(config: ExtractConfig, device: torch.device) -> None:
         raise ConfigError("--decoder cuda is for images, and --backbone none takes features; leave it out")
     if device.type != "cuda":
         raise ConfigError(f"--decoder cuda decodes where the model runs, and that is the {device}; give --decoder cpu")
-    try_to_decode(device)
+    if is_here(device):
+        try_to_decode(device)
 
 
 def check_not_forked() -> None:
@@ -171,7 +176,7 @@ def use_machine(device: torch.device, threads: int | None) -> None:
     """
     check_not_forked()
     _computing["in"] = os.getpid()
-    if device.type == "cuda":
+    if device.type == "cuda" and is_here(device):
         torch.cuda.set_device(device)
     threads = threads or min(DEFAULT_THREADS, cores())
     if threads != torch.get_num_threads():

@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 
 from embedx.distribute import rendezvous
-from embedx.distribute.rendezvous import Hello, Reception, call_driver, check_version, find_driver, meeting_place
+from embedx.distribute.rendezvous import (
+    Hello,
+    Meeting,
+    MeetingPlace,
+    Reception,
+    call_driver,
+    check_version,
+    find_driver,
+    meeting_place,
+)
 from embedx.errors import ConfigError, MemberError
 
 HELLO = Hello("0.1.0", "node-2", "cuda:0", 4, None)
@@ -22,7 +31,8 @@ def ignore(_: str) -> None:
 
 def test_a_member_finds_the_driver_by_the_file_and_speaks_to_it_with_its_key(tmp_path: Path) -> None:
     out = tmp_path / "store"
-    reception = Reception(out, "job 1")
+    reception, place = Reception(), MeetingPlace(out, "job 1")
+    place.announce(reception.meeting)
     (file,) = tmp_path.iterdir()
     assert file == meeting_place(out, "job 1") != meeting_place(out, "job 2")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -35,13 +45,14 @@ def test_a_member_finds_the_driver_by_the_file_and_speaks_to_it_with_its_key(tmp
         own.send("welcome")
         assert link.recv() == "welcome"
         own.close()
-    reception.close(3)
+    reception.close()
+    place.leave_word(3)
     assert find_driver(out, "job 1", ignore).ended == 3
 
 
-def test_strangers_are_not_let_in_and_keep_nobody_out(tmp_path: Path) -> None:
-    reception = Reception(tmp_path / "store", "job")
-    meeting = find_driver(tmp_path / "store", "job", ignore)
+def test_strangers_are_not_let_in_and_keep_nobody_out() -> None:
+    reception = Reception()
+    meeting = reception.meeting
     silent = [socket.create_connection(("127.0.0.1", meeting.port)) for _ in range(3)]
     with pytest.raises((AuthenticationError, EOFError, OSError)):
         Client(("127.0.0.1", meeting.port), authkey=b"another key")
@@ -54,12 +65,13 @@ def test_strangers_are_not_let_in_and_keep_nobody_out(tmp_path: Path) -> None:
         assert [hello for hello, _ in arrived] == [HELLO]
     for connection in silent:
         connection.close()
-    reception.close(0)
+    reception.close()
 
 
 def test_the_files_of_earlier_jobs_go(tmp_path: Path) -> None:
+    meeting = Meeting("node-1", [], 1, "")
     for job in ("one", "two"):
-        Reception(tmp_path / "store", job).close(0)
+        MeetingPlace(tmp_path / "store", job).announce(meeting)
     assert list(tmp_path.iterdir()) == [meeting_place(tmp_path / "store", "two")]
 
 
@@ -69,9 +81,9 @@ def test_a_driver_that_never_comes_and_one_that_can_t_be_reached_are_told(
     monkeypatch.setattr(rendezvous, "_PATIENCE_SECONDS", 0.1)
     with pytest.raises(MemberError, match=r"no driver \(rank 0\) of this job has come to"):
         find_driver(tmp_path / "store", "job", ignore)
-    reception = Reception(tmp_path / "store", "job")
-    meeting = find_driver(tmp_path / "store", "job", ignore)
-    reception.close(0)
+    reception = Reception()
+    meeting = reception.meeting
+    reception.close()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -29,7 +29,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from embedx.errors import StoreError, WriterError
+from embedx.errors import StoreError, WriterError, WriterLostError
 from embedx.store.format.layout import StoreTerms, Unit
 from embedx.store.writing.ring import SlotRing, TensorPlace, bytes_needed
 from embedx.store.writing.unit_rows import EarlierRows, UnitBatch
@@ -178,15 +178,15 @@ class WriterProcess:
 
     def _end(self, deadline: float = math.inf) -> int:
         """Waits for the end of the process; returns the number of rows that it reports."""
-        # The report is received first, as the child can't end while the pipe is full of it.
-        left = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
-        rows = None
-        while connection.wait([self._report, self._process.sentinel], left):
-            if (rows := self._receive()) is not None or not self._process.is_alive():
-                break
-            left = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
-        rows = self._receive() if rows is None else rows
-        self._process.join(left)
+
+        def left() -> float | None:
+            return None if deadline == math.inf else max(0.0, deadline - time.monotonic())
+
+        rows, alive = None, True  # the report is received first: the child can't end while the pipe is full of it
+        while rows is None and alive and connection.wait([self._report, self._process.sentinel], left()):
+            alive = self._process.is_alive()  # before the report is looked for: it is sent before the end
+            rows = self._receive()
+        self._process.join(left())
         if rows is None or self._process.exitcode != 0:
             raise self._gone()
         self._queue.close()
@@ -210,33 +210,29 @@ class WriterProcess:
 
         None if there is no last report yet.
         """
-        while True:
-            if not self._report.poll():
-                return None
+        while self._report.poll():
             try:
                 report: Unit | _Failure | int = self._report.recv()
             except EOFError:  # the child died before it had sent all of it
-                return None
+                break
             if isinstance(report, int):
                 return report
             if isinstance(report, _Failure):
-                break
+                kept = "what it brought to disk stays, and once the cause is gone, running again writes the rest"
+                error = WriterError(f"the writer process failed: {report.summary}; {kept}")
+                error.add_note(f"in the writer process:\n{report.traceback}")
+                raise error
             self._on_commit(report)
-        error = WriterError(
-            f"the writer process failed: {report.summary}; what it brought to disk stays, and once the cause is gone, "
-            "running again writes the rest"
-        )
-        error.add_note(f"in the writer process:\n{report.traceback}")
-        raise error
+        return None
 
-    def _gone(self) -> WriterError:
+    def _gone(self) -> WriterLostError:
         code = self._process.exitcode or 0
         cause = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         if code == -signal.SIGKILL:
             cause += ", by hand or by the system for want of memory,"
         if killer := server_killed_by():
             cause = f"was lost as its fork server, the process that starts embedx's others, was killed by {killer},"
-        return WriterError(
+        return WriterLostError(
             f"the writer process {cause} before all was written; what it brought to disk stays, and running again "
             "writes the rest"
         )
