@@ -31,7 +31,9 @@ pytestmark = [
 def head() -> Iterator[Cluster]:
     """A cluster of a head that gives no CPUs, as those of many do."""
     handler, environment = signal.getsignal(signal.SIGTERM), dict(os.environ)
-    os.environ["RAY_worker_niceness"] = "0"  # else other tests' processes, which are not nice, keep them from the cores
+    os.environ.update(
+        RAY_worker_niceness="0"
+    )  # else other processes, which are not nice, keep the nodes' from the cores
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     signal.signal(signal.SIGTERM, handler)  # Ray has set its own
     yield cluster
