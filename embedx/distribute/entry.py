@@ -75,7 +75,7 @@ def _run(
     with importing or contextlib.nullcontext():
         from embedx.run.extract import extract
     heartbeat.say("finding the devices")
-    with _engine(config, rank, reception) as (device, engine):
+    with _engine(config, rank, reception, heartbeat) as (device, engine):
         members = None
         if engine is not None:
             from embedx.distribute.driver import compute_by
@@ -86,13 +86,13 @@ def _run(
 
 @contextlib.contextmanager
 def _engine(
-    config: ExtractConfig, rank: Rank | None, reception: Reception | None
+    config: ExtractConfig, rank: Rank | None, reception: Reception | None, heartbeat: Heartbeat
 ) -> Iterator[tuple[str, Engine | None]]:
     """Finds what starts the members, and their first device; there is no such thing if this process computes alone."""
     if config.engine == "ray":
         from embedx.distribute.ray_members import RayMembers
 
-        with contextlib.closing(RayMembers(config)) as engine:
+        with contextlib.closing(RayMembers(config, heartbeat.tell)) as engine:
             yield engine.device, engine
         return
     from embedx.distribute.devices import resolve_devices

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -76,13 +77,22 @@ def _call_and_serve(meeting: Meeting, hello: Hello, environment: Mapping[str, st
     serve(link)
 
 
-def run_in_actor(meeting: Meeting, device: str, threads: int, workers: int) -> None:
+def run_in_actor(meeting: Meeting, folder: str, device: str, threads: int, workers: int) -> None:
     """Runs a member of a Ray actor to its end; another one takes its place if it dies, three times at most.
+
+    Args:
+        meeting: The way to the driver.
+        folder: The driver's working directory, where relative paths start.
+        device: The device, as this process sees it.
+        threads: The member's threads.
+        workers: The member's workers.
 
     Raises:
         MemberError: If the driver can't be reached.
     """
     os.environ.pop("OMP_NUM_THREADS", None)  # by Ray; the threads are stated
+    with contextlib.suppress(OSError):  # where it is not there, the member says what it does not see
+        os.chdir(folder)
     call_driver(meeting).close()  # so that the driver is told if it can't be
     start_fork_server()
     run_members(meeting, [Hello(version("embedx"), socket.gethostname(), device, threads, workers)])

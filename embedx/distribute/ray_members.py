@@ -7,6 +7,7 @@ launcher, so that nothing waits for one actor, or for its node.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import signal
@@ -14,7 +15,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from embedx.config import ExtractConfig
@@ -28,8 +29,10 @@ from embedx.run.job import Job
 _LOOK_SECONDS = 1.0
 """The time after which the nodes are looked at again."""
 _CONNECT_SECONDS = 10.0
+_PATIENCE_SECONDS = 60.0
+"""The time after which the user is told that Ray has started no member."""
 _TRIES = 3
-"""The number of actors of one node that may end before no other one is started there."""
+"""The number of actors that may end before no other one is started on a node, for each of its places."""
 
 
 class _Place(NamedTuple):
@@ -47,6 +50,7 @@ class RayMembers:
 
     Args:
         config: The settings of the run.
+        tell: The receiver of a notice.
 
     Raises:
         ConfigError: If Ray is not installed, there is no cluster at the address, or none of its nodes can compute.
@@ -54,14 +58,18 @@ class RayMembers:
 
     awaits_others = True  # where none can come any more, `links` says so
 
-    def __init__(self, config: ExtractConfig) -> None:
+    def __init__(self, config: ExtractConfig, tell: Callable[[str], None]) -> None:
+        self._tell = tell
         self._ray = _connect(config.address)
         self._config = config
         self._actors: dict[Any, tuple[_Place, Any]] = {}
         """The actors that run, which end where nobody has them, and their places, by the results that are to come."""
         self._ended = Counter[str]()
         """The actors of each node that have ended."""
+        self._last_end = "the end of their nodes"
         self._looked = 0.0
+        self._began = math.inf
+        """The time from which the first member is waited for; infinite before it, and once the user was told."""
         self._setup: Setup | None = None
         self._reception = Reception()
         self._newcomers = Newcomers(self._reception)
@@ -74,6 +82,7 @@ class RayMembers:
     def start(self, job: Job, setup: Setup) -> None:
         """Starts an actor for each place; the members come by themselves."""
         self._setup = setup
+        self._began = time.monotonic()
         self._recruit()
 
     def links(self) -> Mapping[str, MemberLink]:
@@ -86,6 +95,9 @@ class RayMembers:
             if time.monotonic() - self._looked > _LOOK_SECONDS:
                 self._recruit()
             self._newcomers.greet(self._setup)
+            if not self._newcomers.links and time.monotonic() - self._began > _PATIENCE_SECONDS:
+                self._began = math.inf
+                self._tell("Ray has started no member yet; `ray status` shows whether others have the CPUs or GPUs")
         return self._newcomers.links
 
     def replace(self, name: str) -> str:
@@ -136,12 +148,12 @@ class RayMembers:
         there = Counter(place for place, _ in self._actors.values())
         for place in self._places(self.device):
             there[place] -= 1
-            if there[place] < 0 and self._ended[place.node] < _TRIES:
+            if there[place] < 0 and self._ended[place.node] < _TRIES * place.sharers:
                 self._start(place)
         if not self._actors and not self._newcomers.links:
             raise MemberError(
-                f"the Ray cluster has no member any more, as {sum(self._ended.values())} have ended; the same command "
-                "goes on from what is kept"
+                f"the Ray cluster has no member any more, as {sum(self._ended.values())} have ended, the last by "
+                f"{self._last_end}; the same command goes on from what is kept"
             )
 
     def _start(self, place: _Place) -> None:
@@ -158,8 +170,10 @@ class RayMembers:
             max(1, given // place.sharers) if given else given for given in (self._config.threads, self._config.workers)
         )
         cpus = max(1, place.cpus)
-        meeting = self._reception.meeting._asdict()
-        result = actor.run.remote(meeting, place.device, threads or cpus, cpus if workers is None else workers)
+        known = self._reception.meeting
+        meeting = known._replace(addresses=[self._ray.util.get_node_ip_address(), *known.addresses])._asdict()
+        shares = (threads or cpus, cpus if workers is None else workers)
+        result = actor.run.remote(meeting, os.getcwd(), place.device, *shares)
         self._actors[result] = (place, actor)
 
     def _check(self, result: Any) -> None:
@@ -169,22 +183,25 @@ class RayMembers:
         except self._ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, EmbedxError):
                 raise error.cause from None
-            raise ConfigError(
-                f"a node of the Ray cluster can't start a member: {error.cause}; install the same embedx on all nodes"
-            ) from error
-        except self._ray.exceptions.RayError:
-            pass
+            if isinstance(error.cause, (ImportError, AttributeError, TypeError)):
+                raise ConfigError(
+                    f"a node of the Ray cluster can't start a member: {error.cause}; install the same embedx on all "
+                    "nodes"
+                ) from error
+            self._last_end = f"{type(error.cause).__name__}: {error.cause}"
+        except self._ray.exceptions.RayError as error:
+            self._last_end = type(error).__name__
 
 
 def _actor_class() -> type:
     """Returns a class that Ray sends whole, as it does those of functions: so a node without embedx can say that."""
 
     class Actor:
-        def run(self, meeting: dict[str, Any], device: str, threads: int, workers: int) -> None:
+        def run(self, meeting: dict[str, Any], *rest: Any) -> None:
             from embedx.distribute.member_process import run_in_actor
             from embedx.distribute.rendezvous import Meeting
 
-            run_in_actor(Meeting(**meeting), device, threads, workers)
+            run_in_actor(Meeting(**meeting), *rest)
 
     return Actor
 

@@ -30,6 +30,8 @@ _REST_SECONDS = 0.05
 _PATIENCE_SECONDS = 600.0
 """The time that a process of a launcher waits for the driver's file."""
 _LOOK_SECONDS = 0.5
+_KEEP_ALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+"""The seconds of silence before a machine is asked whether it is there, those between questions, and their number."""
 
 
 class Meeting(NamedTuple):
@@ -130,6 +132,7 @@ class Reception:
         while not self._is_closed:
             try:
                 link = self._listener.accept()
+                _keep_alive(link)
                 hello = link.recv()
             except Exception:  # noqa: BLE001  (a stranger may send anything; it is let go)
                 time.sleep(_REST_SECONDS)
@@ -169,11 +172,22 @@ def call_driver(meeting: Meeting) -> Connection:
         addresses = ["127.0.0.1", *addresses]
     for address in addresses:
         with contextlib.suppress(OSError, EOFError, AuthenticationError):
-            return Client((address, meeting.port), authkey=bytes.fromhex(meeting.key))
+            link = Client((address, meeting.port), authkey=bytes.fromhex(meeting.key))
+            _keep_alive(link)
+            return link
     raise MemberError(
         f"{socket.gethostname()} can't reach the driver on {meeting.host} (tried {', '.join(addresses)}, port "
         f"{meeting.port}); let the machines of a job connect to one another"
     )
+
+
+def _keep_alive(link: Connection) -> None:
+    """Lets a connection end where the other machine is gone without a word, as at a loss of power."""
+    with socket.socket(fileno=os.dup(link.fileno())) as own:
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _KEEP_ALIVE.items():
+            if hasattr(socket, option):  # macOS lacks the first
+                own.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
 def _addresses(host: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,8 +48,12 @@ def tell_hardware(session: StoreSession, console: Console) -> None:
 
 
 def threads_of(session: StoreSession) -> int | None:
-    """Returns the number of threads that has computed most units of a store; None where no unit states it."""
-    return next((found["threads"] for found in environments_of(session) if "threads" in found), None)
+    """Returns the number of threads that has computed most units of a store, or else that of the run that began it.
+
+    None where the store does not state it.
+    """
+    known = [*environments_of(session), session.manifest.environment.to_json()]
+    return next((found["threads"] for found in known if isinstance(found.get("threads"), int)), None)
 
 
 def settle_threads(job: Job, model: Runtime, reference: int | None, console: Console) -> Runtime:
@@ -74,8 +79,9 @@ def settle_threads(job: Job, model: Runtime, reference: int | None, console: Con
     images.random_(0, 256, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         rows = {name: tensor.clone() for name, tensor in model(images).items()}
-        torch.set_num_threads(reference)
-        other = job.build_model(console)
+    torch.set_num_threads(reference)
+    other = dataclasses.replace(job, runtimes=(model.name,)).build_model(console)
+    with torch.inference_mode():
         others = other(images)
     if all(torch.allclose(rows[name], others[name], rtol=0, atol=0, equal_nan=True) for name in rows):
         torch.set_num_threads(own)

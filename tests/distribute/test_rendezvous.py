@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import stat
 from multiprocessing import AuthenticationError
@@ -42,6 +43,9 @@ def test_a_member_finds_the_driver_by_the_file_and_speaks_to_it_with_its_key(tmp
             pass
         ((hello, own),) = arrived
         assert hello == HELLO and reception.arrivals() == []
+        for end in (own, link):  # so that the loss of a machine is noticed
+            with socket.socket(fileno=os.dup(end.fileno())) as same:
+                assert same.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         own.send("welcome")
         assert link.recv() == "welcome"
         own.close()
