@@ -62,7 +62,7 @@ from embedx.store.format.layout import StoreTerms, Unit
 from embedx.store.format.manifest import Manifest
 from embedx.store.writing.unit_rows import EarlierUnits
 from embedx.system.machine import keep_large_blocks
-from embedx.system.signals import raise_interrupted
+from embedx.system.signals import end_without_a_word, raise_interrupted
 from embedx.terminal import traceback_lines
 
 _AGAIN_SECONDS = 0.05
@@ -77,6 +77,7 @@ def serve(link: Connection) -> None:
     Call it in the main thread of a process of its own: SIGTERM stops it, and is what it sends itself.
     """
     driver = _Driver(link)
+    end_without_a_word()
     signal.signal(signal.SIGTERM, raise_interrupted)
     sys.unraisablehook = _raise_again
     with contextlib.suppress(Interrupted):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,8 @@ from embedx.system.processes import CHILDREN, Child, share_fork_server, start_fo
 
 PATIENCE_SECONDS = 5.0
 """The time that a member has, once its driver is gone, to bring its unit under way to disk."""
+_TOLD_TO_END = (0, 128 + signal.SIGTERM)
+"""The exit codes of a member that the driver has told to end, the latter while it was importing."""
 RESTARTS = 3
 """The number of times that another member is started in place of one that died."""
 
@@ -51,7 +54,7 @@ def run_members(meeting: Meeting, hellos: Sequence[Hello]) -> None:
     while running:
         process, hello = running.pop(0)
         process.join()
-        if process.exitcode != 0 and restarts < RESTARTS:
+        if process.exitcode not in _TOLD_TO_END and restarts < RESTARTS:
             restarts += 1
             running.append((_start(meeting, hello), hello))
 

@@ -85,6 +85,11 @@ def report(number: int) -> None:
             os.write(2, f"{begin}{line}\n".encode())
 
 
+def end_without_a_word() -> None:
+    """Leaves it to this process's parent to say that a signal has ended it."""
+    _reported.acquire(blocking=False)
+
+
 def raise_interrupted(number: int, frame: FrameType | None) -> NoReturn:
     """Raises `Interrupted`, as the handler of a signal; further ones are then left to the thread that watches."""
     if _is_importing(frame):

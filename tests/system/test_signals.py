@@ -217,3 +217,11 @@ def test_ctrl_c_in_a_program_waits_for_the_import_of_torch() -> None:
     """Which can't be imported again in that process, or kernel, once its import was interrupted."""
     done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=100)
     assert (done.stdout, done.stderr) == ("interrupted embed default_int_handler\n", "")
+
+
+@pytest.mark.parametrize(("first", "said"), [("", "error: terminated\n"), ("signals.end_without_a_word()", "")])
+def test_a_member_leaves_it_to_its_driver_to_say_that_it_was_told_to_end(first: str, said: str) -> None:
+    """Also where it is importing, and ends at once."""
+    code = f"from embedx.system import signals\n{first}\nsignals.report(15)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == said
