@@ -5,9 +5,13 @@ Measured in turn, every time in a process of its own:
     forward    (a) the forward pass alone, on one resident batch, by the best runtime
     loading    (b) reading, decoding and resizing alone, by all cores
     bound      (c) what follows: on a GPU min(a, b); on a CPU, whose cores both share, 1 / (1/a + 1/b)
-    embedx     (d) `embedx extract`: its steady rate, after the first batch, and that of the whole process
+    embedx     (d) `embedx extract`: its steady rate, and that of the whole process
     by hand    (e) ImageFolder with the weights' preset, a DataLoader with a worker per core, a contiguous fp32 model,
                torch.save at the end: steady, and the whole process
+
+The steady rates of (d) and (e) are those of the middle of a run: from when the batches that workers decoded ahead of
+the first one are used up, to when no more are left to decode. So as much is decoded as is computed meanwhile. Of a run
+that is too short for that, which `in_balance` tells, it is that of the middle half.
 
     python scripts/bench.py measure --backbone mobilenet_v3_small --images 1000
 """
@@ -26,6 +30,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import typer
 from PIL import Image
 from rich.console import Console
@@ -39,6 +44,10 @@ WHOLE_OVER_BY_HAND = {"resnet50": 2.5, "mobilenet_v3_small": 1.0}
 """(d) over (e), whole processes over 1,000 images, at least, in fp32."""
 
 _FORWARD_SECONDS = 6.0
+_DECODED_AHEAD = 4
+"""The batches that each of embedx's workers decodes ahead."""
+_LEAST_UNITS = 16
+"""The units, roughly, into which a run is cut, as the times of their commits tell its rate."""
 _BATCH = 32
 """The default of `--batch-size`."""
 
@@ -108,7 +117,7 @@ def loading(backbone: Backbone, precision: Precision, runtime: Runtime, data: Da
     job = prepare(ExtractConfig(**_settings(backbone, precision, runtime, data, data.parent / "nothing")))
     (split,) = job.plan.splits.values()
     # Over all images several times, so that what is decoded ahead while the clock is started does not count.
-    skipped = 4 * cores() + 1
+    skipped = _ahead()
     units = [range(len(split))] * max(4, 5 * skipped * job.batch_size // len(split))
     decoder = job.decoder
     batches = iter(SplitLoader(split, units, decoder, batch_size=job.batch_size, workers=cores()))
@@ -132,33 +141,57 @@ def by_hand(backbone: Backbone, data: Data, out: Annotated[Path, typer.Option()]
     setattr(model, name, torch.nn.Identity())
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.eval().to(device)
-    loader = DataLoader(ImageFolder(str(data), weights.transforms()), batch_size=32, num_workers=os.cpu_count() or 1)
-    embeddings, start, first = [], 0.0, 0
+    workers = os.cpu_count() or 1
+    loader = DataLoader(ImageFolder(str(data), weights.transforms()), batch_size=32, num_workers=workers)
+    embeddings, times = [], []
     with torch.no_grad():
         for images, _ in loader:
             embeddings.append(model(images.to(device)).cpu())
-            if not start:
-                start, first = time.perf_counter(), len(images)
+            times.append(time.perf_counter())
     torch.save(torch.cat(embeddings), out)
-    images = sum(map(len, embeddings)) - first
-    print(json.dumps({"steady": images / (time.perf_counter() - start)}))
+    ahead = min(2 * workers, len(times) // 4)  # batches; two for each worker are DataLoader's own choice
+    middle = times[ahead : len(times) - ahead]
+    print(json.dumps({"steady": 32 * (len(middle) - 1) / (middle[-1] - middle[0])}))
 
 
-def _embedx(backbone: str, precision: str, runtime: str, data: Path, out: Path) -> dict[str, float]:
+def _ahead() -> int:
+    """Returns the number of batches that embedx's workers may have decoded before the first one is computed."""
+    from embedx.system.machine import cores
+
+    return _DECODED_AHEAD * cores() + 1
+
+
+def _steady(store: Path, batch_size: int) -> dict[str, float | bool]:
+    """Returns the images per second between two commits of units in the middle of a run.
+
+    An index table is written as its unit is committed, so its file's time is that of the commit.
+    """
+    rows, commits = 0, []
+    for path in sorted((store / "index").iterdir()):
+        rows += pq.read_metadata(path).num_rows
+        commits.append((rows, path.stat().st_mtime_ns / 1e9))
+    if len(commits) < 2:
+        raise SystemExit(f"{rows} images are one unit, which has no rate; give more --images")
+    outer = min(_ahead() * batch_size, rows // 4)
+    middle = [commit for commit in commits if outer <= commit[0] <= rows - outer]
+    (first, begin), *_, (last, end) = middle if len(middle) > 1 else commits
+    return {"steady": (last - first) / (end - begin), "in_balance": outer < rows // 4 and len(middle) > 1}
+
+
+def _embedx(backbone: str, precision: str, runtime: str, data: Path, out: Path) -> dict[str, Any]:
     settings = _settings(backbone, precision, runtime, data, out)
     command = ["-m", "embedx", "extract", "--json", "--quiet", "--data", settings.pop("data")[0]]
     for name, value in settings.items():
         command += [f"--{name}", str(value)]
+    command += ["--shard-size", str(len(os.listdir(data)) * 4096 // _LEAST_UNITS)]  # most embeddings have 4 KB or less
     summary, seconds = _run(command)
     timings = summary["timings"]
     recipe = json.loads((out / "manifest.json").read_text())["recipe"]
-    steady = timings["seconds"] - timings["first_batch_seconds"]
-    rows = timings["inputs"]
     return {
-        "steady": (rows - recipe["batch_size"]) / steady,
-        "whole": rows / seconds,
+        **_steady(out, recipe["batch_size"]),
+        "whole": timings["inputs"] / seconds,
         "runtime": recipe["runtime"],
-        "first_batch": seconds - steady,  # but for the end of the process
+        "first_batch": seconds - timings["seconds"] + timings["first_batch_seconds"],  # but for the end of the process
     }
 
 
