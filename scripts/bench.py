@@ -26,6 +26,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,33 +58,47 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Backbone = Annotated[str, typer.Option(help="A torchvision model.")]
 Precision = Annotated[str, typer.Option(help="fp32, bf16, fp16 or tf32.")]
 Runtime = Annotated[str, typer.Option(help="embedx's runtime; the forward pass alone is measured by the same one.")]
-Data = Annotated[Path, typer.Option(help="A folder of folders of images.")]
+Data = Annotated[Path, typer.Option(help="A folder of images; for `by-hand`, of folders of images.")]
+Decoder = Annotated[str, typer.Option(help="What decodes JPEGs: cpu or cuda.")]
+BatchSize = Annotated[str, typer.Option(help="Images per forward pass, or auto.")]
 
 
-def make_photographs(folder: Path, count: int) -> None:
-    """Draws JPEGs of 500 x 375 pixels and about 110 kB: smooth shapes under noise."""
-    generator = np.random.default_rng(0)
+def make_photographs(folder: Path, count: int, copies: int = 1) -> None:
+    """Draws JPEGs of 500 x 375 pixels and about 110 kB: smooth shapes under noise; copies are hard links."""
     folder.mkdir(parents=True, exist_ok=True)
-    for number in range(count):
-        coarse = generator.integers(0, 255, (12, 16, 3), dtype=np.uint8)
-        smooth = np.asarray(Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC), dtype=np.int16)
-        noisy = np.clip(smooth + generator.normal(0, 18, smooth.shape), 0, 255).astype(np.uint8)
-        Image.fromarray(noisy).save(folder / f"{number:06d}.jpg", quality=90)
+    with ProcessPoolExecutor() as pool:
+        list(pool.map(partial(_draw, folder), range(count)))
+    for number in range(count, count * copies):
+        os.link(folder / f"{number % count:06d}.jpg", folder / f"{number:06d}.jpg")
 
 
-def _settings(backbone: str, precision: str, runtime: str, data: Path, out: Path) -> dict[str, Any]:
+def _draw(folder: Path, number: int) -> None:
+    generator = np.random.default_rng(number)
+    coarse = generator.integers(0, 255, (12, 16, 3), dtype=np.uint8)
+    smooth = np.asarray(Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC), dtype=np.int16)
+    noisy = np.clip(smooth + generator.normal(0, 18, smooth.shape), 0, 255).astype(np.uint8)
+    Image.fromarray(noisy).save(folder / f"{number:06d}.jpg", quality=90)
+
+
+def _settings(
+    backbone: str, precision: str, runtime: str, decoder: str, batch_size: str, data: Path, out: Path
+) -> dict[str, Any]:
     return {
         "backbone": backbone,
         "weights": "random",
         "precision": precision,
         "runtime": runtime,
+        "decoder": decoder,
+        "batch_size": batch_size if batch_size == "auto" else int(batch_size),
         "data": (f"all={data}",),
         "out": out,
     }
 
 
 @app.command()
-def forward(backbone: Backbone, precision: Precision, runtime: Runtime, data: Data) -> None:
+def forward(
+    backbone: Backbone, precision: Precision, runtime: Runtime, data: Data, batch_size: BatchSize = str(_BATCH)
+) -> None:
     """Prints images per second of the forward pass alone, on one resident batch."""
     import torch
 
@@ -92,7 +108,8 @@ def forward(backbone: Backbone, precision: Precision, runtime: Runtime, data: Da
     from embedx.system.machine import keep_large_blocks
 
     keep_large_blocks()
-    job = prepare(ExtractConfig(**_settings(backbone, precision, runtime, data, data.parent / "nothing")))
+    out = data.parent / "nothing"
+    job = prepare(ExtractConfig(**_settings(backbone, precision, runtime, "cpu", batch_size, data, out)))
     images = job.decoder.empty(job.batch_size)
     images.copy_(torch.randint(0, 255, images.shape, dtype=torch.uint8))
     model = runtimes.build(job.runtimes, job.spec.load, job.device, job.precision, images, print)
@@ -103,27 +120,40 @@ def forward(backbone: Backbone, precision: Precision, runtime: Runtime, data: Da
         start = time.perf_counter()
         model(images)["embeddings"].cpu()
         times.append(time.perf_counter() - start)
-    print(json.dumps({"steady": job.batch_size / statistics.median(times), "runtime": model.name}))
+    rate = job.batch_size / statistics.median(times)
+    print(json.dumps({"steady": rate, "runtime": model.name, "batch_size": job.batch_size}))
 
 
 @app.command()
-def loading(backbone: Backbone, precision: Precision, runtime: Runtime, data: Data) -> None:
-    """Prints images per second that all cores' workers read, decode and resize while nothing else runs."""
+def loading(
+    backbone: Backbone,
+    precision: Precision,
+    runtime: Runtime,
+    data: Data,
+    decoder: Decoder = "cpu",
+    batch_size: BatchSize = str(_BATCH),
+) -> None:
+    """Prints images per second that all cores' workers, or the GPU, read, decode and resize while nothing else runs."""
+    import torch
+
     from embedx.config import ExtractConfig
     from embedx.data.loading.loaders import SplitLoader
     from embedx.run.prepare import prepare
     from embedx.system.machine import cores
 
-    job = prepare(ExtractConfig(**_settings(backbone, precision, runtime, data, data.parent / "nothing")))
+    out = data.parent / "nothing"
+    job = prepare(ExtractConfig(**_settings(backbone, precision, runtime, decoder, batch_size, data, out)))
     (split,) = job.plan.splits.values()
     # Over all images several times, so that what is decoded ahead while the clock is started does not count.
     skipped = _ahead()
     units = [range(len(split))] * max(4, 5 * skipped * job.batch_size // len(split))
-    decoder = job.decoder
-    batches = iter(SplitLoader(split, units, decoder, batch_size=job.batch_size, workers=cores()))
+    loader = SplitLoader(split, units, job.worker_decoder, batch_size=job.batch_size, workers=cores())
+    batches = map(job.transfer(), loader) if decoder == "cuda" else iter(loader)
     for _, _batch in zip(range(skipped), batches, strict=False):
         start = time.perf_counter()
     images = sum(len(batch["index"]) for batch in batches)
+    if decoder == "cuda":
+        torch.cuda.synchronize()
     print(json.dumps({"steady": images / (time.perf_counter() - start)}))
 
 
@@ -178,11 +208,11 @@ def _steady(store: Path, batch_size: int) -> dict[str, float | bool]:
     return {"steady": (last - first) / (end - begin), "in_balance": outer < rows // 4 and len(middle) > 1}
 
 
-def _embedx(backbone: str, precision: str, runtime: str, data: Path, out: Path) -> dict[str, Any]:
-    settings = _settings(backbone, precision, runtime, data, out)
-    command = ["-m", "embedx", "extract", "--json", "--quiet", "--data", settings.pop("data")[0]]
+def _embedx(settings: dict[str, Any]) -> dict[str, Any]:
+    data, out = Path(settings["data"][0].partition("=")[2]), settings["out"]
+    command = ["-m", "embedx", "extract", "--json", "--quiet", "--data", settings["data"][0]]
     for name, value in settings.items():
-        command += [f"--{name}", str(value)]
+        command += [f"--{name.replace('_', '-')}", str(value)] if name != "data" else []
     command += ["--shard-size", str(len(os.listdir(data)) * 4096 // _LEAST_UNITS)]  # most embeddings have 4 KB or less
     summary, seconds = _run(command)
     timings = summary["timings"]
@@ -192,7 +222,33 @@ def _embedx(backbone: str, precision: str, runtime: str, data: Path, out: Path) 
         "whole": timings["inputs"] / seconds,
         "runtime": recipe["runtime"],
         "first_batch": seconds - timings["seconds"] + timings["first_batch_seconds"],  # but for the end of the process
+        "verdict": summary["verdict"],
+        "timings": timings,
     }
+
+
+@app.command()
+def end_to_end(
+    backbone: Backbone,
+    precision: Precision,
+    runtime: Runtime,
+    data: Data,
+    out: Annotated[Path, typer.Option()],
+    decoder: Decoder = "cpu",
+    batch_size: BatchSize = str(_BATCH),
+) -> None:
+    """Prints what `embedx extract` comes to, from the files to a store that must not be there yet."""
+    print(json.dumps(_embedx(_settings(backbone, precision, runtime, decoder, batch_size, data, out))))
+
+
+@app.command()
+def photographs(
+    folder: Annotated[Path, typer.Argument()],
+    count: Annotated[int, typer.Option(help="How many JPEGs to draw.")] = 512,
+    copies: Annotated[int, typer.Option(help="How many names each gets.")] = 1,
+) -> None:
+    """Draws JPEGs into a folder."""
+    make_photographs(folder, count, copies)
 
 
 def _run(arguments: list[str]) -> tuple[dict[str, Any], float]:
@@ -207,6 +263,8 @@ def measure(
     backbone: Backbone = "resnet50",
     precision: Precision = "fp32",
     runtime: Runtime = "auto",
+    decoder: Decoder = "cpu",
+    batch_size: BatchSize = str(_BATCH),
     data: Annotated[Path | None, typer.Option(help="A folder of images; without it JPEGs are made.")] = None,
     images: Annotated[int, typer.Option(help="How many JPEGs to make.")] = 1000,
     rounds: Annotated[int, typer.Option(help="How often everything is measured.")] = 5,
@@ -225,17 +283,19 @@ def measure(
         found: list[dict[str, dict[str, Any]]] = []
         chosen = runtime
         for _ in range(rounds):
-            of_embedx = _embedx(backbone, precision, runtime, photographs / "all", root / "store")
+            settings = _settings(backbone, precision, runtime, decoder, batch_size, photographs / "all", root / "store")
+            of_embedx = _embedx(settings)
             chosen = str(of_embedx["runtime"])
             common = ["--backbone", backbone, "--data"]
             alone = [*common, str(photographs / "all"), "--precision", precision, "--runtime", chosen]
+            alone += ["--batch-size", batch_size]
             hand = [*common, str(photographs), "--out", str(root / "by-hand.pt")]
             by_hand, seconds = _run([__file__, "by-hand", *hand])
             count = len(os.listdir(photographs / "all"))
             found.append(
                 {
                     "forward": _run([__file__, "forward", *alone])[0],
-                    "loading": _run([__file__, "loading", *alone])[0],
+                    "loading": _run([__file__, "loading", *alone, "--decoder", decoder])[0],
                     "embedx": of_embedx,
                     "by hand": by_hand | {"whole": count / seconds},
                 }
