@@ -11,7 +11,7 @@ Measured in turn, every time in a process of its own:
 
 The steady rates of (d) and (e) are those of the middle of a run: from when the batches that workers decoded ahead of
 the first one are used up, to when no more are left to decode. So as much is decoded as is computed meanwhile. Of a run
-that is too short for that, which `in_balance` tells, it is that of the middle half.
+that is too short for that, which `in_balance` tells, it is that of the middle third.
 
     python scripts/bench.py measure --backbone mobilenet_v3_small --images 1000
 """
@@ -179,7 +179,7 @@ def by_hand(backbone: Backbone, data: Data, out: Annotated[Path, typer.Option()]
             embeddings.append(model(images.to(device)).cpu())
             times.append(time.perf_counter())
     torch.save(torch.cat(embeddings), out)
-    ahead = min(2 * workers, len(times) // 4)  # batches; two for each worker are DataLoader's own choice
+    ahead = min(2 * workers, len(times) // 3)  # batches; two for each worker are DataLoader's own choice
     middle = times[ahead : len(times) - ahead]
     print(json.dumps({"steady": 32 * (len(middle) - 1) / (middle[-1] - middle[0])}))
 
@@ -202,10 +202,10 @@ def _steady(store: Path, batch_size: int) -> dict[str, float | bool]:
         commits.append((rows, path.stat().st_mtime_ns / 1e9))
     if len(commits) < 2:
         raise SystemExit(f"{rows} images are one unit, which has no rate; give more --images")
-    outer = min(_ahead() * batch_size, rows // 4)
+    outer = min(_ahead() * batch_size, rows // 3)
     middle = [commit for commit in commits if outer <= commit[0] <= rows - outer]
     (first, begin), *_, (last, end) = middle if len(middle) > 1 else commits
-    return {"steady": (last - first) / (end - begin), "in_balance": outer < rows // 4 and len(middle) > 1}
+    return {"steady": (last - first) / (end - begin), "in_balance": outer < rows // 3 and len(middle) > 1}
 
 
 def _embedx(settings: dict[str, Any]) -> dict[str, Any]:
