@@ -26,6 +26,7 @@ from tests.runs import SEED
 LONGEST = {"test_walk.py", "test_manual.py", "test_readme.py", "test_extract.py", "test_app.py", "test_loaders.py"}
 
 
+@pytest.hookimpl(optionalhook=True)  # where pytest-xdist is not installed, the tests run one by one
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """One more than the cores, as many tests wait for processes; more of them would but take memory."""
     return min((os.cpu_count() or 1) + 1, 6)
