@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
+from torchvision.transforms import v2
 
 _BATCH = 16
 
@@ -27,7 +28,7 @@ def main(images: Path, out: Path, backbone: str, device: str = "cpu") -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.manual_seed(0)
     encoded = [read_file(str(path)) for path in sorted(images.glob("*.jpg"))]
-    preset = models.get_model_weights(backbone).DEFAULT.transforms()
+    preset = _transforms(models.get_model_weights(backbone).DEFAULT.transforms())
     pixels = torch.stack([preset(decode_jpeg(data, mode=ImageReadMode.RGB)) for data in encoded])
     model = models.get_model(backbone, weights=None)
     _settle_batch_norms(model, pixels)
@@ -41,6 +42,18 @@ def main(images: Path, out: Path, backbone: str, device: str = "cpu") -> None:
         decoded: Any = [decode_jpeg(data, mode=ImageReadMode.RGB, device="cuda") for data in encoded]
         found["card, decoder cuda"] = _rows(model, torch.stack([preset(image) for image in decoded]))
     save_file(found, out / "plain.safetensors")
+
+
+def _transforms(preset: Any) -> Any:
+    """Returns the preset's steps as transforms of version 2, which resize in uint8 where the processor can."""
+    return v2.Compose(
+        [
+            v2.Resize(preset.resize_size, interpolation=preset.interpolation, antialias=True),
+            v2.CenterCrop(preset.crop_size),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(preset.mean, preset.std),
+        ]
+    )
 
 
 def _settle_batch_norms(model: nn.Module, pixels: Tensor) -> None:

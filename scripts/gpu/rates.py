@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import statistics
 import subprocess
@@ -17,6 +16,7 @@ from scripts.gpu.runner import Runner
 from scripts.gpu.settings import Bench, Sizes
 
 _SAMPLE_SECONDS = 0.5
+_FEATURES_BATCH = 256
 _PARTS = ("loader_wait", "copy", "forward", "callbacks", "writer_wait")
 """The parts of the loop, as the manifest's timings name them."""
 
@@ -29,7 +29,6 @@ def measure_end_to_end(runner: Runner, sizes: Sizes, bench: Bench, found: dict[s
     command = ["end-to-end", "--backbone", bench.backbone, "--precision", bench.precision, *options]
     with _card_sampled(runner, found):
         found |= _bench(runner, *command, "--data", runner.work / "images", "--out", out)
-    found["recipe"] = json.loads((out / "manifest.json").read_text())["recipe"]
 
 
 def measure_forward(runner: Runner, sizes: Sizes, bench: Bench, found: dict[str, Any]) -> None:
@@ -103,7 +102,8 @@ def measure_loop(runner: Runner, sizes: Sizes, found: dict[str, Any]) -> None:
     rows, out = sizes.feature_rows, runner.work / "copied"
     features = np.random.default_rng(0).standard_normal((rows, 512), dtype=np.float32)
     np.save(runner.work / "features.npy", features)
-    command = [sys.executable, "-m", "embedx", "extract", "--backbone", "none", "--batch-size", str(sizes.batch_size)]
+    command = [sys.executable, "-m", "embedx", "extract", "--backbone", "none"]
+    command += ["--batch-size", str(_FEATURES_BATCH)]
     files = ("--data", f"all={runner.work / 'features.npy'}", "--out", out)
     summary = runner.call(*command, *files, "--device", sizes.device, "--json").json
     timings = summary["timings"]
