@@ -227,7 +227,8 @@ def test_what_tests_come_to_is_read_from_what_pytest_says(runner: Runner, tmp_pa
 
 def test_what_nvidia_smi_writes_is_read_as_columns() -> None:
     found = rates.samples("0, 500, 80.5, 345\n90, 9000, [N/A], 1980\n80, 7000, 300.1, 1980\n60, 7", 1.0)
-    assert found["samples"] == 2 and found["MiB"] == (500, 7000) and found["mean % while not 0"] == 80
+    assert found["samples"] == 3 and found["MiB"] == "500 9000 7000" and found["W"] == "80.5 [N/A] 300.1"
+    assert found["mean % while not 0"] == 85
     assert rates.samples("", 1.0) == {"samples": 0}
 
 

@@ -150,21 +150,17 @@ def _card_sampled(runner: Runner, found: dict[str, Any]) -> Iterator[None]:
 
 def samples(text: str, seconds: float) -> dict[str, Any]:
     """Returns the columns of what nvidia-smi wrote within so many seconds, and the mean load while there was any."""
-    rows = []
-    for line in text.splitlines():
-        with contextlib.suppress(ValueError):  # the last line may be cut; a card may not tell its power
-            load, memory, power, clock = map(float, line.split(","))
-            rows.append((load, memory, power, clock))
+    rows = [line.split(", ") for line in text.splitlines() if line.count(", ") == 3]  # the last one may be cut
     if not rows:
         return {"samples": 0}
     loads, memories, powers, clocks = zip(*rows, strict=True)
+    known = [float(load) for load in loads if load.isdecimal()]  # and not [N/A]
     return {
         "samples": len(rows),
         "seconds between": round(seconds / len(rows), 2),
-        "mean % while not 0": round(statistics.mean([load for load in loads if load] or [0.0]), 1),
-        "most MiB": max(memories),
-        "%": loads,
-        "MiB": memories,
-        "W": powers,
-        "MHz": clocks,
+        "mean % while not 0": round(statistics.mean(list(filter(None, known)) or [0.0]), 1),
+        "%": " ".join(loads),
+        "MiB": " ".join(memories),
+        "W": " ".join(powers),
+        "MHz": " ".join(clocks),
     }
