@@ -82,8 +82,11 @@ def lacking(runner: Runner, *names: str) -> str:
 
 def chosen(steps: Sequence[Step], only: Sequence[str]) -> list[Step]:
     """Returns each step once, or of them those whose names hold one of these texts, and those that others need."""
-    once = list({step.name: step for step in reversed(steps)}.values())[::-1]
-    return [step for step in once if step.always or not only or any(text in step.name for text in only)]
+    once: dict[str, Step] = {}
+    for step in steps:
+        if step.always or not only or any(text in step.name for text in only):
+            once.setdefault(step.name, step)
+    return list(once.values())
 
 
 def main() -> int:
