@@ -19,7 +19,9 @@ from typing import Any, NamedTuple
 from scripts.gpu.runner import CheckFailedError, Finished, Runner
 from scripts.gpu.settings import Sizes, Way
 
-_HALF_OF_CARDS = 3.2e6
+_COMPARED = "resnet18"
+"""The backbone whose rows are compared with those of the plain forward pass, and whose limits these are."""
+_FIRST_MAP_BYTES = 3.2e6
 """The bytes that the first convolution of resnet50 writes for one image in fp32."""
 
 
@@ -37,9 +39,9 @@ class Limit(NamedTuple):
 
 
 SAME_PIXELS = {"fp32": Limit(5e-4, 0.999999), "tf32": Limit(2e-2, 0.9999), "bf16": Limit(1e-1, 0.998)}
-"""By precision. On a CPU, resnet18 was seen to differ by 4e-6 in fp32, and by 0.026 in bf16 (cosine 0.99995)."""
+"""By precision. On a CPU rows were seen to differ by 4e-6 in fp32, and by 0.026 in bf16 (cosine 0.99995)."""
 ROUNDED_PIXELS = Limit(5e-2, 0.9998)
-"""Of pixels that may be one level apart, as resizing in float rounds; seen of resnet18: 0.035 (0.99991)."""
+"""Of pixels that may be one level apart, as resizing in float rounds; 0.035 (0.99991) was seen."""
 OTHER_PIXELS = Limit(3e-1, 0.98)
 """Of pixels of nvJPEG and those of the CPU, which bring colours to full size in different ways. Other images differ by
 0.4 and more (0.965)."""
@@ -97,11 +99,10 @@ def compare_ways(runner: Runner, sizes: Sizes, found: dict[str, Any]) -> None:
     import numpy as np
     from safetensors.numpy import load_file
 
-    backbone = "resnet18" if sizes.is_card else sizes.backbone
     plain = runner.work / "plain"
     plain.mkdir()
     script = Path(__file__).with_name("plain_forward.py")
-    runner.call(sys.executable, script, runner.work / "few", plain, backbone, sizes.device.partition(":")[0])
+    runner.call(sys.executable, script, runner.work / "few", plain, _COMPARED, sizes.device.partition(":")[0])
     references = load_file(plain / "plain.safetensors")
     cpu = references["cpu"]
     found["images"] = len(cpu)
@@ -110,18 +111,18 @@ def compare_ways(runner: Runner, sizes: Sizes, found: dict[str, Any]) -> None:
     if sizes.is_card:
         found["card against CPU, both plain"] = distance(references["card"], cpu, SAME_PIXELS["fp32"])
 
-    compare = partial(_compare_way, runner, sizes.device, backbone, references)
+    compare = partial(_compare_way, runner, sizes.device, references)
     with ThreadPoolExecutor(sizes.at_once) as pool:
         found |= zip([way.name for way in sizes.ways], pool.map(compare, sizes.ways), strict=True)
     if wrong := [name for name, each in found.items() if isinstance(each, dict) and not each["ok"]]:
         raise CheckFailedError(f"rows are farther from the plain forward pass than they may be: {'; '.join(wrong)}")
 
 
-def _compare_way(runner: Runner, device: str, backbone: str, references: Mapping[str, Any], way: Way) -> dict[str, Any]:
+def _compare_way(runner: Runner, device: str, references: Mapping[str, Any], way: Way) -> dict[str, Any]:
     plain = runner.work / "plain"
     out = plain / "-".join(way)
     checkpoint = str(plain / "weights.safetensors")
-    options = ["--backbone", backbone, "--checkpoint", checkpoint, "--device", device]
+    options = ["--backbone", _COMPARED, "--checkpoint", checkpoint, "--device", device]
     options += ["--runtime", way.runtime, "--precision", way.precision, "--decoder", way.decoder]
     try:
         _extract(runner, runner.work / "few", out, *options, "--workers", "2", "--batch-size", "16")
@@ -224,7 +225,7 @@ def exhaust_memory(runner: Runner, sizes: Sizes, found: dict[str, Any]) -> None:
     size, backbone = 30, ["--backbone", "tests.models.backbones.programs:narrow", "--backbone-arg", "fits=20"]
     if sizes.is_card:
         # A batch whose first feature map alone is as large as the card's memory.
-        size = math.ceil(runner.found("facts")["cards"][0]["memory"] / _HALF_OF_CARDS)
+        size = math.ceil(runner.found("facts")["cards"][0]["memory"] / _FIRST_MAP_BYTES)
         backbone = ["--backbone", "resnet50", "--weights", "random", "--precision", "fp32"]
     command = [*backbone, "--device", sizes.device, "--workers", "0", "--batch-size"]
     ended = _extract(runner, data, out, *command, str(size), codes=(1, 2))

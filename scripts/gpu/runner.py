@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,13 +135,13 @@ class Runner:
         told = f": {' '.join(why.split()):.300}" if why else ""
         self._say(f"{status:8}{entry.get('seconds', 0.0):6.1f} s  {step.name}{told}")
 
-    def call(self, *command: str | Path, codes: Sequence[int] = (0,), environment: Mapping[str, str] = {}) -> Finished:
+    def call(self, *command: str | Path, codes: Sequence[int] = (0,)) -> Finished:
         """Runs a command until its end or that of the step's time.
 
         Raises:
             CheckFailedError: If its exit code is none of these, or its time is over.
         """
-        started = self.start(*command, environment=environment)
+        started = self.start(*command)
         try:
             started.process.wait(max(1.0, self._limit - time.monotonic()))
         except subprocess.TimeoutExpired:
@@ -158,13 +159,15 @@ class Runner:
             raise CheckFailedError(f"{shlex.join(started.words)}: exit code {finished.code}: {told}")
         return finished
 
-    def start(self, *command: str | Path, environment: Mapping[str, str] = {}) -> Started:
+    def start(self, *command: str | Path) -> Started:
         """Starts a command in a process group of its own."""
         words = [str(word) for word in command]
         with self._lock:
-            self._say(f"$ {shlex.join(words)}", on_screen=False)
-            stem = self.work / f"command-{len(self._commands)}"
-            started = Started(words, stem, self.root, self.environment | dict(environment), self._say)
+            number = len(self._commands)
+            self._say(f"[{number}] $ {shlex.join(words)}", on_screen=False)
+            stem = self.work / f"command-{number}"
+            say = partial(self._say, on_screen=False)
+            started = Started(words, stem, self.root, self.environment, say)
             self._commands.append(started)
         return started
 
@@ -256,7 +259,8 @@ class Started:
         seconds = time.monotonic() - self._begin
         out, err = (path.read_text(errors="replace") for path in self._paths)
         finished = Finished(self.process.wait(), out, err, seconds)
-        self._say(f"exit code {finished.code} after {seconds:.1f} s: {shlex.join(self.words)}", on_screen=False)
+        number = self._paths[0].stem.rpartition("-")[2]
+        self._say(f"[{number}] exit code {finished.code} after {seconds:.1f} s")
         for text in filter(str.strip, (out, err)):
-            self._say(text, on_screen=False)
+            self._say(text)
         return finished
