@@ -91,6 +91,14 @@ time.sleep(60)
     assert_ended(int((tmp_path / "work/command-0.out").read_text()))
 
 
+def test_a_step_that_the_end_of_all_time_cuts_off_has_not_failed(tmp_path: Path) -> None:
+    runner = Runner(tmp_path / "out", tmp_path, tmp_path, 2)
+    with contextlib.closing(runner):
+        sleep = python("import time; time.sleep(60)")
+        assert runner.run([Step("slow", lambda found: found.update(code=runner.call(*sleep).code), 60, least=0)])
+    assert result(tmp_path)["steps"]["slow"]["status"] == "no time"
+
+
 CHECK = """
 import sys, time
 from pathlib import Path

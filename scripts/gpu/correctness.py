@@ -114,8 +114,10 @@ def compare_ways(runner: Runner, sizes: Sizes, found: dict[str, Any]) -> None:
     compare = partial(_compare_way, runner, sizes.device, references)
     with ThreadPoolExecutor(sizes.at_once) as pool:
         found |= zip([way.name for way in sizes.ways], pool.map(compare, sizes.ways), strict=True)
-    if wrong := [name for name, each in found.items() if isinstance(each, dict) and not each["ok"]]:
-        raise CheckFailedError(f"rows are farther from the plain forward pass than they may be: {'; '.join(wrong)}")
+    wrong = {name: each for name, each in found.items() if isinstance(each, dict) and not each["ok"]}
+    if wrong:
+        told = [f"{name}: {each.get('why', 'rows are farther off than they may be')}" for name, each in wrong.items()]
+        raise CheckFailedError("; ".join(told))
 
 
 def _compare_way(runner: Runner, device: str, references: Mapping[str, Any], way: Way) -> dict[str, Any]:

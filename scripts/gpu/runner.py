@@ -25,6 +25,10 @@ class CheckFailedError(Exception):
     """A step has found a fault; the message says which."""
 
 
+class OutOfTimeError(Exception):
+    """The time of all steps was over in the midst of one."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Step:
     """One step of the check."""
@@ -122,6 +126,8 @@ class Runner:
             status, why = "ok", ""
         except CheckFailedError as error:
             status, why = "FAILED", str(error)
+        except OutOfTimeError as error:
+            status, why = "no time", str(error)
         except Exception as error:  # noqa: BLE001  (whatever it is, the other steps can tell more)
             status, why = "FAILED", f"{type(error).__name__}: {error}"
             self._say(traceback.format_exc(), on_screen=False)
@@ -139,17 +145,16 @@ class Runner:
         """Runs a command until its end or that of the step's time.
 
         Raises:
-            CheckFailedError: If its exit code is none of these, or its time is over.
+            CheckFailedError: If its exit code is none of these, or the step's time is over.
+            OutOfTimeError: If the time of all steps is over.
         """
         started = self.start(*command)
         try:
             started.process.wait(max(1.0, self._limit - time.monotonic()))
         except subprocess.TimeoutExpired:
             finished = started.stop()
-            raise CheckFailedError(
-                f"{shlex.join(started.words)}: not done after {finished.seconds:.0f} s; it ended with: "
-                f"{finished.stderr[-300:]}"
-            ) from None
+            told = f"{shlex.join(started.words)}: not done after {finished.seconds:.0f} s: {finished.stderr[-300:]}"
+            raise (CheckFailedError if self.left > 0 else OutOfTimeError)(told) from None
         except BaseException:
             started.stop()
             raise
