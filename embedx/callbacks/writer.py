@@ -58,6 +58,7 @@ class EmbeddingsWriter(Callback):
             `rows_per_unit` are then taken from it.
         allow_nonfinite: True stores rows with NaN or infinity as they are.
         finite_check: The check of the rows, unless they are allowed to be anything.
+        batch_rows: The rows that are handed over together, if the first batch has fewer than later ones.
         test_connector: The places of `embeddings` and of the batch's entries, where they are not the usual ones.
 
     Raises:
@@ -78,6 +79,7 @@ class EmbeddingsWriter(Callback):
         session: StoreHold | None = None,
         allow_nonfinite: bool = False,
         finite_check: FiniteCheck = FINITE_CHECK,
+        batch_rows: int = 1,
         test_connector: CallbackConnector | None = None,
     ) -> None:
         super().__init__(test_connector=test_connector)
@@ -90,6 +92,7 @@ class EmbeddingsWriter(Callback):
         self.rows_per_unit = rows_per_unit
         self.recipe = dict(recipe or {})
         self.allow_nonfinite = allow_nonfinite
+        self._batch_rows = batch_rows
         self._finite_check = None if allow_nonfinite else finite_check
         self._session = session
         self._owns_session = session is None
@@ -226,7 +229,7 @@ class EmbeddingsWriter(Callback):
         """Returns the writer process; starts it with the first batch, whose size tells how much memory to share."""
         if self._process is None:
             session = self._session_begun
-            self._process = WriterProcess(session.terms, first, on_commit=session.on_commit)
+            self._process = WriterProcess(session.terms, first, rows=self._batch_rows, on_commit=session.on_commit)
             for unit in self._session_begun.earlier.whole:
                 self._put_earlier(self._process, unit)
         return self._process

@@ -133,6 +133,7 @@ def writer_for(job: Job, session: StoreHold, splits: Sequence[str], rejected: Re
         session=session,
         allow_nonfinite=job.config.allow_nonfinite,
         finite_check=dataclasses.replace(job.finite_check, tell=rejected.add_rows),
+        batch_rows=job.rows_at_once,
     )
 
 

@@ -24,7 +24,7 @@ from embedx.data.decoding.features import FeatureDecoder
 from embedx.data.decoding.images import ImageDecoder
 from embedx.data.decoding.nvjpeg import CopyToDevice, DecodeOnDevice, PartialDecoder
 from embedx.data.loading.given_images import PictureBatches
-from embedx.data.loading.loaders import SplitLoader
+from embedx.data.loading.loaders import SplitLoader, batches_at_once
 from embedx.data.plan import Plan, SplitPlan
 from embedx.engine.callback import Callback
 from embedx.engine.connectors import DataConnector
@@ -33,8 +33,10 @@ from embedx.engine.state import Batch
 from embedx.errors import DeviceMemoryError
 from embedx.models.backbones import BackboneSpec
 from embedx.models.device import hardware_of
+from embedx.models.one_shape import OneShape
 from embedx.models.runtimes import choice as runtimes
 from embedx.models.runtimes.base import Runtime
+from embedx.names import EMBEDDINGS
 from embedx.recipe import Recipe
 from embedx.store.format.contents import Environment, PlanTerms, StoredRecipe, StoredSettings
 from embedx.store.format.manifest import Manifest
@@ -89,6 +91,17 @@ class Job:
     def rows_per_unit(self) -> int:
         """The number of rows in a unit, so that its shard has about `--shard-size` bytes."""
         return rows_per_unit(self.config.shard_size, self.row_bytes, self.batch_size)
+
+    @property
+    def rows_at_once(self) -> int:
+        """The most rows of a loader's batch: those of a forward pass, or of several of them (see `batches_at_once`)."""
+        splits = self.plan.splits.values()
+        return self.batch_size * max(batches_at_once(one, self.worker_decoder, self.batch_size) for one in splits)
+
+    @property
+    def _keeps_features(self) -> bool:
+        """True if the outputs are the inputs, as these are features which are neither pooled nor scaled."""
+        return self.spec.shapes == {EMBEDDINGS: self.spec.input_shape} and not self.spec.normalize
 
     @property
     def finite_check(self) -> FiniteCheck:
@@ -182,6 +195,8 @@ class Job:
         callbacks: Sequence[Callback],
     ) -> None:
         """Runs the model over the loaders' batches, and gives the outputs to the callbacks."""
+        if isinstance(self.decoder, FeatureDecoder) and not self._keeps_features:
+            model = OneShape(model, self.batch_size)
         try:
             run_test(model, loaders, callbacks, DataConnector({"images": self.decoder.entry}), self.transfer())
         except torch.OutOfMemoryError as error:  # the forward pass raises a DeviceMemoryError by itself

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
+
+from embedx.data.sources.base import Run
 
 
 class BatchBuffer(Protocol):
@@ -27,6 +29,19 @@ class BatchBuffer(Protocol):
 
     def to_batch(self, count: int) -> dict[str, Any]:
         """Returns the decoder's entries of the batch; the rows from `count` on are padding."""
+        ...
+
+
+@runtime_checkable
+class RunBuffer(BatchBuffer, Protocol):
+    """The rows of one batch, which can be filled by a run of inputs at once."""
+
+    def decode_run(self, first: int, run: Run) -> None:
+        """Decodes n inputs into the n rows from `first` on.
+
+        Raises:
+            RejectedInputError: If one of them can't be decoded; the rows are undefined then.
+        """
         ...
 
 
@@ -68,7 +83,23 @@ class DenseDecoder(ABC):
         return _TensorBuffer(self, batch_size)
 
 
-class NoDecoder(DenseDecoder):
+class RunDecoder(DenseDecoder):
+    """Decodes runs of inputs too, into several rows at once."""
+
+    @abstractmethod
+    def decode_run(self, rows: Tensor, run: Run) -> None:
+        """Decodes n inputs into n rows, as `decode_into` does one by one.
+
+        Raises:
+            RejectedInputError: If one of them can't be decoded; the rows are undefined then.
+        """
+
+    def new_buffer(self, batch_size: int) -> BatchBuffer:
+        """Returns an empty buffer of so many rows, which takes runs."""
+        return _RunTensorBuffer(self, batch_size)
+
+
+class NoDecoder(RunDecoder):
     """Leaves inputs undecoded, for runs that need only their sha256."""
 
     entry = "nothing"
@@ -80,9 +111,15 @@ class NoDecoder(DenseDecoder):
     def decode_into(self, row: Tensor, data: bytes) -> None:
         """Does nothing."""
 
+    def decode_run(self, rows: Tensor, run: Run) -> None:
+        """Does nothing."""
 
-class _TensorBuffer:
-    def __init__(self, decoder: DenseDecoder, batch_size: int) -> None:
+
+D = TypeVar("D", bound=DenseDecoder)
+
+
+class _TensorBuffer(Generic[D]):
+    def __init__(self, decoder: D, batch_size: int) -> None:
         self._decoder = decoder
         self._inputs = decoder.empty(batch_size)
         if get_worker_info() is not None:
@@ -97,3 +134,8 @@ class _TensorBuffer:
     def to_batch(self, count: int) -> dict[str, Any]:
         self._inputs[count:] = 0
         return {self._decoder.entry: self._inputs}
+
+
+class _RunTensorBuffer(_TensorBuffer[RunDecoder]):
+    def decode_run(self, first: int, run: Run) -> None:
+        self._decoder.decode_run(self._inputs[first : first + len(run.values)], run)

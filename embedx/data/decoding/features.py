@@ -10,9 +10,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from embedx.data.decoding.batch_rows import DenseDecoder
+from embedx.data.decoding.batch_rows import RunDecoder
 from embedx.data.plan import Plan, SplitPlan
 from embedx.data.reading.files import RejectedInputError
+from embedx.data.sources.base import Run
 from embedx.data.sources.feature_files import tensor_of_features
 from embedx.data.sources.kinds import SUFFIXES
 from embedx.errors import ConfigError
@@ -23,7 +24,7 @@ _TRIED = 1000
 """The number of inputs per split that are tried for the shape of the features."""
 
 
-class FeatureDecoder(DenseDecoder):
+class FeatureDecoder(RunDecoder):
     """Copies features of one shape, (D,) or (T, D), into rows of a float32 batch."""
 
     entry = "features"
@@ -37,10 +38,23 @@ class FeatureDecoder(DenseDecoder):
 
     def decode_into(self, row: Tensor, data: bytes) -> None:
         """Reads an input's bytes into its row; raises a RejectedInputError if they are not features of this shape."""
-        features = read_features(data)
-        if features.shape != row.shape:
-            raise RejectedInputError(f"features of shape {list(features.shape)}, not {list(row.shape)}")
-        row.copy_(features)
+        row.copy_(_of_shape(read_features(data), row.shape))
+
+    def decode_run(self, rows: Tensor, run: Run) -> None:
+        """Copies the inputs' values into their rows; raises a RejectedInputError if they are not of this shape."""
+        try:
+            first = torch.from_numpy(run.values[0].copy())
+        except TypeError as error:  # a type that torch has not got
+            raise RejectedInputError(str(error)) from error
+        _of_shape(_checked(first), rows.shape[1:])
+        with np.errstate(all="ignore"):  # numpy and not torch, which warns of a file's memory, as it can't be written
+            np.copyto(rows.numpy(), run.values, casting="unsafe")
+
+
+def _of_shape(features: Tensor, shape: torch.Size) -> Tensor:
+    if features.shape != shape:
+        raise RejectedInputError(f"features of shape {list(features.shape)}, not {list(shape)}")
+    return features
 
 
 def read_features(data: bytes) -> Tensor:
@@ -57,6 +71,11 @@ def read_features(data: bytes) -> Tensor:
             features = tensors[tensor_of_features(tensors)]
     except (SafetensorError, ValueError, TypeError, EOFError, OSError) as error:
         raise RejectedInputError(f"no features can be read from it: {error}") from error
+    return _checked(features)
+
+
+def _checked(features: Tensor) -> Tensor:
+    """Returns features [D] or [T, D]; raises a RejectedInputError for anything else."""
     if features.ndim not in (1, 2) or features.is_complex():
         raise RejectedInputError(f"not a vector or tokens: {features.dtype}, shape {list(features.shape)}")
     return features

@@ -13,31 +13,21 @@ from itertools import islice
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
-import pyarrow as pa
 from torch.utils.data import Dataset, Sampler
 
 from embedx.data.decoding import memory
-from embedx.data.decoding.batch_rows import BatchBuffer, Decoder
+from embedx.data.decoding.batch_rows import BatchBuffer, Decoder, RunBuffer, RunDecoder
 from embedx.data.loading.circumstances import NO_MEMORY, Failure, Patience
 from embedx.data.loading.isolation import InHand
+from embedx.data.loading.orders import Order, Orders
 from embedx.data.loading.torch_workers import is_out_of_memory
 from embedx.data.loading.turns import Turns
 from embedx.data.plan import SplitPlan
 from embedx.data.reading.files import RejectedInputError
-from embedx.data.sources.base import Reader
+from embedx.data.sources.base import Reader, Run, RunReader
 from embedx.values import MAX_BYTES, too_large
 
 T = TypeVar("T")
-
-
-class Order(NamedTuple):
-    """An input that a worker is to load."""
-
-    row: int
-    """The number of the input's row in the plan."""
-    path: bytes
-    offset: int | None
-    size: int | None
 
 
 class _Loaded(NamedTuple):
@@ -62,29 +52,70 @@ class Batches(Dataset[dict[str, Any]]):
         self.batch_size = batch_size
         self.fatal: dict[int, Failure] = {}
         """The rows that end the process which loads them; they fail unread."""
+        self.alone: frozenset[int] = frozenset()
+        """The rows that are loaded one by one, as a worker was lost that had them, or those next to them, in hand."""
         self._patience = Patience()
         self.in_hand = InHand(0)
         """The record of the inputs that the workers have in hand."""
         self.turns = Turns()
         """The memory that workers may take at the same time."""
 
+    @property
+    def loads_runs(self) -> bool:
+        """True if inputs that lie next to one another in a file are loaded at once."""
+        return isinstance(self.reader, RunReader) and isinstance(self.decoder, RunDecoder)
+
     def __getitem__(self, order: Order) -> dict[str, Any]:
         """Loads a batch of one input."""
         return self.__getitems__([order])
 
-    def __getitems__(self, orders: Sequence[Order]) -> dict[str, Any]:
-        """Loads these inputs into one batch; of the plan it has only the numbers of its rows, as `plan_rows`."""
-        buffer = self.decoder.new_buffer(self.batch_size)
-        loaded = [self._load(order, buffer, row) for row, order in enumerate(orders)]
+    def __getitems__(self, orders: Orders | Sequence[Order]) -> dict[str, Any]:
+        """Loads these inputs into one batch; of the plan it has only the numbers of its rows, as `plan_rows`.
+
+        Its rows are as many batches as it takes, of which the last is padded.
+        """
+        buffer = self.decoder.new_buffer(-(-len(orders) // self.batch_size) * self.batch_size)
+        each = list(orders)
+        loaded: list[_Loaded] = []
+        for start, stop in orders.runs() if isinstance(orders, Orders) else [(0, len(each))]:
+            loaded += self._load_run(each[start:stop], buffer, start) or [
+                self._load(each[row], buffer, row) for row in range(start, stop)
+            ]
         failures, sizes, digests = zip(*loaded, strict=True)
         return {
-            **buffer.to_batch(len(orders)),
-            "plan_rows": [order.row for order in orders],
+            **buffer.to_batch(len(each)),
+            "plan_rows": [order.row for order in each],
             "reasons": [failure and failure.reason for failure in failures],
             "unavailable": [failure is not None and failure.is_unavailable for failure in failures],
             "bytes": list(sizes),
             "sha256": list(digests),
         }
+
+    def _load_run(self, orders: Sequence[Order], buffer: BatchBuffer, first: int) -> list[_Loaded] | None:
+        """Fills the rows of the buffer from `first` on by inputs that lie next to one another in a file.
+
+        None if one of them has a fault; loaded one by one, each will tell its own.
+        """
+        reader, rows = self.reader, [order.row for order in orders]
+        if len(orders) < 2 or not isinstance(reader, RunReader) or not isinstance(buffer, RunBuffer):
+            return None
+        if not self.alone.isdisjoint(rows) or not self.fatal.keys().isdisjoint(rows):
+            return None
+        path, offset = orders[0].path, orders[0].offset
+        with self.in_hand.hold(rows[0]):
+            self.in_hand.note_read(False)
+            try:
+                run = reader.read_run(path, offset or 0, len(orders), self.max_bytes)
+                loaded = _hashed(run)
+                buffer.decode_run(first, run)
+            except RejectedInputError:
+                return None
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                return None
+        self._patience.note(None)
+        return loaded
 
     def _load(self, order: Order, buffer: BatchBuffer, row: int) -> _Loaded:
         """Fills a row of the buffer; tries again what may pass within seconds."""
@@ -136,6 +167,17 @@ class Batches(Dataset[dict[str, Any]]):
             buffer.decode_into(row, data)
 
 
+def _hashed(run: Run) -> list[_Loaded]:
+    """Hashes each input of a run."""
+    head, loaded = hashlib.sha256(run.head), []
+    size = len(run.head) + run.values[0].nbytes
+    for values in run.values.reshape(len(run.values), -1).view(np.uint8):
+        digest = head.copy()
+        digest.update(values)
+        loaded.append(_Loaded(None, size, digest.hexdigest()))
+    return loaded
+
+
 class UniqueRows:
     """Leaves out of a unit the rows whose input another row of the unit has already.
 
@@ -179,35 +221,31 @@ class Remembered(Iterable[T]):
             yield self._taken[position]
 
 
-class UnitBatches(Sampler[list[Order]]):
+class UnitBatches(Sampler[Orders]):
     """Cuts units, lists of rows of a plan, into batches; none crosses the end of its unit.
 
     The units may come one by one; then there is no length.
     """
 
     def __init__(self, plan: SplitPlan, units: Iterable[Sequence[int]], batch_size: int, first: int = 0) -> None:
-        self.places = plan.table.select(["path", "offset", "size"])
+        self.plan = plan
         self.units = units
         self.batch_size = batch_size
         self.first = first
 
-    def __iter__(self) -> Iterator[list[Order]]:
+    def __iter__(self) -> Iterator[Orders]:
         batches = (
             unit[start : start + self.batch_size]
             for unit in self.units
             for start in range(0, len(unit), self.batch_size)
         )
-        return map(self._orders, islice(batches, self.first, None))
+        return (Orders.of(self.plan, rows) for rows in islice(batches, self.first, None))
 
     def starting_at(self, first: int) -> UnitBatches:
         """Returns the same batches, beginning with the one of this number."""
         later = copy.copy(self)
         later.first = first
         return later
-
-    def _orders(self, rows: Sequence[int]) -> list[Order]:
-        places = self.places.take(pa.array(rows, pa.int64()))
-        return list(map(Order, rows, *(column.to_pylist() for column in places.columns)))
 
     def __len__(self) -> int:
         if not isinstance(self.units, Sequence):

@@ -9,9 +9,11 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from multiprocessing import connection
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
@@ -48,18 +50,17 @@ class InHand:
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
-        self._slots = torch.zeros(workers, 4, dtype=torch.float64)  # pid, row, since (0: no input), read or not
-        self._slots.share_memory_()
+        self._memory = torch.zeros(workers, 4, dtype=torch.float64)  # pid, row, since (0: no input), read or not
+        self._memory.share_memory_()
         self._spent: dict[tuple[float, ...], float] = {}  # seconds of each slot's content; known to the parent alone
 
     @contextlib.contextmanager
     def hold(self, row: int) -> Iterator[None]:
         """Records in a worker, for the duration of the context, that it has this row in hand."""
-        worker = get_worker_info()
-        if worker is None:
+        slot = self._slot
+        if slot is None:
             yield
             return
-        slot = self._slots[worker.id]
         slot[0], slot[1], slot[2] = os.getpid(), row, time.monotonic()
         try:
             yield
@@ -69,19 +70,25 @@ class InHand:
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
         """Takes the input in hand for none within the context, as the time of waiting is not its own."""
-        worker = get_worker_info()
-        if worker is not None:
-            self._slots[worker.id][2] = 0
+        slot = self._slot
+        if slot is not None:
+            slot[2] = 0
         try:
             yield
         finally:
-            if worker is not None:
-                self._slots[worker.id][2] = time.monotonic()
+            if slot is not None:
+                slot[2] = time.monotonic()
 
     def note_read(self, is_read: bool) -> None:
         """Records in a worker whether it has read the bytes of what it has in hand."""
-        if (worker := get_worker_info()) is not None:
-            self._slots[worker.id][3] = is_read
+        if (slot := self._slot) is not None:
+            slot[3] = is_read
+
+    @cached_property
+    def _slot(self) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+        """The numbers of this worker; None in other processes. (As numpy's, since torch takes longer to set one.)"""
+        worker = get_worker_info()
+        return None if worker is None else self._memory[worker.id].numpy()
 
     def now(self) -> list[Held]:
         """Lists the inputs that are in hand now."""
@@ -101,7 +108,7 @@ class InHand:
 
     def _contents(self) -> dict[tuple[float, ...], bool]:
         """Returns pid, row and since of what is in hand, each with whether it has been read."""
-        return {tuple(slot): bool(is_read) for *slot, is_read in self._slots.tolist() if slot[2]}
+        return {tuple(slot): bool(is_read) for *slot, is_read in self._memory.tolist() if slot[2]}
 
 
 def _is_running(pid: int) -> bool:

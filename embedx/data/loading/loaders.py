@@ -1,6 +1,7 @@
 """Named loaders: worker processes read, hash, decode and resize; batches of one fixed shape come out.
 
-A batch is a plain dict; B is the batch size, n ≤ B the number of its inputs:
+A batch is a plain dict; B is the batch size, or a multiple of it where the inputs are rows of feature files, and n ≤ B
+the number of its inputs:
 
     images    [B, 3, H, W] uint8, channels last in memory; instead `features` [B, D] or [B, T, D] for feature files.
               Rows n to B are padding; they are zero, as are the rows of rejected inputs
@@ -22,22 +23,41 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from embedx.data.decoding.batch_rows import Decoder, batch_bytes
+from embedx.data.decoding.batch_rows import Decoder, RunDecoder, batch_bytes
 from embedx.data.loading.batches import Batches, Remembered, UniqueRows, UnitBatches
 from embedx.data.loading.circumstances import Failure, tried_twice
 from embedx.data.loading.isolation import InHand, find_fatal
+from embedx.data.loading.orders import as_numbers
 from embedx.data.loading.torch_workers import TorchWorkers, WorkerCounts, WorkerLostError
 from embedx.data.loading.turns import Turns
 from embedx.data.plan import SplitPlan
-from embedx.data.sources.base import as_text
+from embedx.data.sources.base import RunReader, paths_as_text
 from embedx.errors import LoaderError
+from embedx.system.machine import free_shared_memory
 from embedx.system.processes import server_killed_by, start_fork_server
 from embedx.values import MAX_BYTES
 
 _READ = ("reasons", "unavailable", "bytes", "sha256")
 """The entries of a batch that tell how its inputs were read."""
+_LOADED_BYTES = 1 << 22
+"""The bytes of rows of files that are loaded as one batch, so that the time which each batch takes is not theirs."""
+_LOADED_SHARE = 64
+"""The number of times that they fit into the shared memory that is free, at least."""
 _FRUITLESS_RESTARTS = 3
 """The number of times in a row that workers are replaced without a batch in between and without a fault found."""
+
+
+def batches_at_once(plan: SplitPlan, decoder: Decoder, batch_size: int) -> int:
+    """Returns the number of batches of the forward pass that are loaded as one, as it takes no time to load a row.
+
+    It is 1 unless the inputs are rows of files: of others, such as files on a server, one may take long.
+    """
+    size = batch_bytes(decoder, batch_size)
+    is_of_rows = isinstance(decoder, RunDecoder) and isinstance(plan.reader, RunReader)
+    if not is_of_rows or not size or plan.table["offset"].null_count:
+        return 1
+    free = free_shared_memory()
+    return max(1, min(_LOADED_BYTES, _LOADED_BYTES if free is None else free // _LOADED_SHARE) // size)
 
 
 class SplitLoader:
@@ -78,12 +98,13 @@ class SplitLoader:
         self._repeats = unique.repeats if unique is not None else {}
         loaded = units if unique is None else map(unique.of, units)
         self._units = list(loaded) if isinstance(units, Sequence) else Remembered(loaded)
-        self._batches = UnitBatches(plan, self._units, batch_size)
+        at_once = batch_size * batches_at_once(plan, decoder, batch_size)
+        self._batches = UnitBatches(plan, self._units, at_once)
         self._dataset = Batches(plan.reader, decoder, batch_size, max_bytes)
         self._timeout = timeout
         self._again = again
         workers = min(workers, len(self._batches)) if isinstance(units, Sequence) else workers
-        self._workers, self._prefetch = WorkerCounts.fitting(workers, batch_bytes(decoder, batch_size), batch_size)
+        self._workers, self._prefetch = WorkerCounts.fitting(workers, batch_bytes(decoder, at_once), batch_size)
         self._pin_memory = pin_memory
         self._started: TorchWorkers | None = None
         self._running: TorchWorkers | None = None
@@ -155,12 +176,15 @@ class SplitLoader:
     def _find_fatal(self, workers: TorchWorkers, delivered: int) -> dict[int, Failure]:
         """Returns the rows that ended their worker, or that it is stuck in, each with its failure.
 
-        Somebody else may have killed a worker, so the batch that it was at is tried again in another process.
+        Where it had a run of rows in hand, none is returned, and the rows are loaded one by one from then on. Somebody else may have killed a worker, so the batch that it was at is tried again in another process.
         """
         stuck, suspects = workers.rows_in_hand()
         fatal = dict(stuck)
-        under_way = self._batches.starting_at(delivered)
-        for batch in islice(under_way, self._workers * self._prefetch):
+        under_way = list(islice(self._batches.starting_at(delivered), self._workers * self._prefetch))
+        if self._dataset.loads_runs and (suspects | stuck.keys()) - self._dataset.alone:
+            self._dataset.alone = frozenset(row for batch in under_way for row in batch.rows.tolist())
+            return {}  # as any row of the run in hand may be the one at fault
+        for batch in under_way:
             if suspects.intersection(order.row for order in batch):
                 orders = [order for order in batch if order.row not in fatal.keys() | self._dataset.fatal.keys()]
                 found = find_fatal(self._dataset, orders, self._timeout)
@@ -180,18 +204,18 @@ class SplitLoader:
         rows = batch.pop("plan_rows")
         if not self._repeats.keys().isdisjoint(rows):
             rows = self._with_repeats(batch, rows)
-        samples = self._plan.table.take(pa.array(rows, pa.int64()))
+        samples = self._plan.table.take(pa.array(as_numbers(rows)))
         reasons = zip(rows, batch["reasons"], strict=True)
         batch |= {
             "reasons": [tried_twice(reason) if row in self._again else reason for row, reason in reasons],
             "index": torch.from_numpy(self._plan.index(rows)),
             "keys": samples["key"].to_pylist(),
-            "paths": [as_text(path) for path in samples["path"].to_pylist()],
+            "paths": paths_as_text(samples["path"]).to_pylist(),
             "offsets": samples["offset"].to_pylist(),
             "mtime_ns": samples["mtime_ns"].to_pylist(),
             "groups": samples["group"].to_pylist(),
             "metadata": {name: samples[name].combine_chunks() for name in self._plan.metadata},
         }
         if self._has_targets:
-            batch["targets"] = torch.tensor(samples["target"].fill_null(-1).to_pylist(), dtype=torch.int64)
+            batch["targets"] = torch.tensor(samples["target"].fill_null(-1).to_numpy(), dtype=torch.int64)
         return batch

@@ -10,7 +10,7 @@ from typing import Self
 from embedx.data.reading.files import FileReader, RejectedInputError, check_urls, is_url
 from embedx.data.sources import dataset, folder, image_files, stdin, tables, tar
 from embedx.data.sources import feature_files as features
-from embedx.data.sources.base import Reader, Source
+from embedx.data.sources.base import Reader, Run, RunReader, Source
 from embedx.data.sources.joined import join
 from embedx.data.sources.kinds import SourceKind, SourceOptions
 from embedx.data.sources.patterns import find_files, first_file, is_pattern
@@ -89,13 +89,22 @@ class LocationReader:
 
     def read(self, path: bytes, offset: int | None, size: int | None, most: int = MAX_BYTES) -> bytes:
         """Returns the bytes of an input; raises a RejectedInputError if it can't be read."""
-        place = path, offset is None
-        if place != self._place:
+        return self._reader_of(path, whole=offset is None).read(path, offset, size, most)
+
+    def read_run(self, path: bytes, first: int, count: int, most: int = MAX_BYTES) -> Run:
+        """Returns a run of inputs; raises a RejectedInputError if its file has none, or one of them can't be read."""
+        reader = self._reader_of(path, whole=False)
+        if not isinstance(reader, RunReader):
+            raise RejectedInputError("its inputs are read one by one")
+        return reader.read_run(path, first, count, most)
+
+    def _reader_of(self, path: bytes, *, whole: bool) -> Reader:
+        if (path, whole) != self._place:
             try:
-                self._reader, self._place = self._find(os.fsdecode(path), whole=offset is None), place
+                self._reader, self._place = self._find(os.fsdecode(path), whole=whole), (path, whole)
             except ConfigError as error:
                 raise RejectedInputError(str(error)) from error
-        return self._reader.read(path, offset, size, most)
+        return self._reader
 
     def _find(self, location: str, *, whole: bool) -> Reader:
         kind = _kind_of(location)

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -51,6 +51,30 @@ class Reader(Protocol):
 
         Raises:
             RejectedInputError: If the input can't be read, or is in a file of its own that has more than `most` bytes.
+        """
+        ...
+
+
+class Run(NamedTuple):
+    """Inputs that lie next to one another in a file, read at once; the bytes of each are the head and then its values.
+
+    Shapes: n inputs.
+    """
+
+    head: bytes
+    values: np.ndarray[Any, Any]
+    """The values [n, ...], contiguous."""
+
+
+@runtime_checkable
+class RunReader(Reader, Protocol):
+    """A reader that can read inputs which lie next to one another in a file at once."""
+
+    def read_run(self, path: bytes, first: int, count: int, most: int = MAX_BYTES) -> Run:
+        """Returns the inputs at the offsets from `first` on, of which `read` would return the same bytes one by one.
+
+        Raises:
+            RejectedInputError: If one of them can't be read, or has more than `most` bytes; `read` tells which and why.
         """
         ...
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from safetensors import SafetensorError, safe_open
 
 from embedx.data.reading.files import RejectedInputError, absolute, is_url, open_file, plain_name
-from embedx.data.sources.base import SINGLE_SPLIT, TARGET, Source, samples_table, size_and_time
+from embedx.data.sources.base import SINGLE_SPLIT, TARGET, Run, Source, samples_table, size_and_time
 from embedx.data.sources.kinds import SUFFIXES, SourceKind, SourceOptions
 from embedx.data.sources.patterns import find_files, short_names
 from embedx.errors import ConfigError
@@ -51,8 +51,8 @@ class FeatureFile:
                 f"{path} has shape {[self.rows, *shape]}; give rows of vectors [N, D] or tokens [N, T, D]"
             )
 
-    def __getitem__(self, row: int) -> np.ndarray[Any, Any]:
-        """Returns the features of one row, [D] or [T, D]."""
+    def __getitem__(self, row: int | slice) -> np.ndarray[Any, Any]:
+        """Returns the features of one row, [D] or [T, D], or of several rows, [n, D] or [n, T, D]."""
         features = self._features[row]
         return np.asarray(features.float() if str(features.dtype) == "torch.bfloat16" else features)  # unknown to numpy
 
@@ -90,25 +90,51 @@ def _as_file(location: str) -> Iterator[str]:
 
 
 class RowReader:
-    """Reads one row of a feature file, as the bytes of an `.npy` of its own."""
+    """Reads rows of a feature file, each as the bytes of an `.npy` of its own."""
 
     def __init__(self) -> None:
         self._file: FeatureFile | None = None
 
     def read(self, path: bytes, offset: int | None, size: int | None, most: int = MAX_BYTES) -> bytes:
         """Returns the row of number `offset`."""
+        with _rejecting():
+            return _encoded(self._open(path)[offset or 0])
+
+    def read_run(self, path: bytes, first: int, count: int, most: int = MAX_BYTES) -> Run:
+        """Returns the `count` rows from number `first` on."""
+        with _rejecting():
+            file = self._open(path)
+            values = np.ascontiguousarray(file[first : first + count])
+            encoded = _encoded(file[first])
+        size = len(encoded) - values[0].nbytes
+        if len(values) != count or len(encoded) > most or encoded[size:] != values[0].tobytes():
+            raise RejectedInputError("the rows are no run")
+        return Run(encoded[:size], values)
+
+    def _open(self, path: bytes) -> FeatureFile:
         name = os.fsdecode(path)
-        try:
-            if self._file is None or self._file.path != name:
-                self._file = FeatureFile(name)
-            content = io.BytesIO()
-            np.save(content, self._file[offset or 0], allow_pickle=False)
-        except (ConfigError, OSError, ValueError, IndexError, SafetensorError) as error:
-            raise RejectedInputError(f"can't be read: {error}") from error
-        return content.getvalue()
+        if self._file is None or self._file.path != name:
+            self._file = FeatureFile(name)
+        return self._file
 
     def __getstate__(self) -> dict[str, None]:
         return {"_file": None}  # each process maps the files itself
+
+
+@contextlib.contextmanager
+def _rejecting() -> Iterator[None]:
+    """Turns the errors of reading a feature file into RejectedInputErrors."""
+    try:
+        yield
+    except (ConfigError, OSError, ValueError, IndexError, SafetensorError) as error:
+        raise RejectedInputError(f"can't be read: {error}") from error
+
+
+def _encoded(row: np.ndarray[Any, Any]) -> bytes:
+    """Returns a row as the bytes of an `.npy`."""
+    content = io.BytesIO()
+    np.save(content, row, allow_pickle=False)
+    return content.getvalue()
 
 
 def open_rows(name: str | None, location: str, options: SourceOptions) -> Mapping[str, Source]:

@@ -85,6 +85,7 @@ class WriterProcess:
     Args:
         terms: The terms of the store to write.
         first: The tensors of the first batch, which give the size of a slot; later batches may have more or fewer rows.
+        rows: The rows of a slot, if the first batch has fewer.
         buffer_factory: The class that gathers and commits units in the child; it must be picklable.
         on_commit: The function that is called, during a later call, with each unit that the child has committed.
     """
@@ -95,10 +96,12 @@ class WriterProcess:
         first: Mapping[str, Tensor],
         buffer_factory: Callable[..., UnitBuffer] = UnitBuffer,
         on_commit: Callable[[Unit], None] = lambda unit: None,
+        *,
+        rows: int = 1,
     ) -> None:
         self._on_commit = on_commit
         start_fork_server()
-        self._ring = SlotRing(CHILDREN, bytes_needed(first), _QUEUE_LENGTH)
+        self._ring = SlotRing(CHILDREN, bytes_needed(first, rows), _QUEUE_LENGTH)
         self._queue = CHILDREN.Queue(maxsize=_QUEUE_LENGTH)
         self._items = 0
         self._report, child_report = CHILDREN.Pipe(duplex=False)

@@ -56,9 +56,9 @@ class SlotRing:
         return memory.view(place.shape)
 
 
-def bytes_needed(tensors: Mapping[str, Tensor]) -> int:
-    """Returns the number of bytes of a slot that holds these tensors."""
-    return sum(_padded(tensor.nbytes) for tensor in tensors.values())
+def bytes_needed(tensors: Mapping[str, Tensor], rows: int = 1) -> int:
+    """Returns the number of bytes of a slot that holds these tensors [n, ...], or at least so many rows of them."""
+    return sum(max(_padded(tensor.nbytes), _padded(tensor[:1].nbytes * rows)) for tensor in tensors.values())
 
 
 def _padded(size: int) -> int:
