@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from embedx.data.decoding.batch_rows import NoDecoder
-from embedx.data.loading.batches import Batches, Order
+from embedx.data.loading.batches import Batches
+from embedx.data.loading.orders import Order, Orders
 from embedx.data.reading.files import FileReader
 from embedx.data.sources import parse_data
 from embedx.data.sources.inline import image_of
@@ -237,4 +238,4 @@ def test_bytes_in_a_table_have_the_same_bound(tmp_path: Path) -> None:
     assert len(image_of(rows[1]["image"])["bytes"]) > MIB
     batches = Batches(EmbeddedReader(SourceOptions()), NoDecoder(), 2, MIB)
     orders = [Order(row, str(tmp_path / "t.jsonl").encode(), row, None) for row in range(2)]
-    assert batches.__getitems__(orders)["reasons"] == [None, REASON]
+    assert batches.__getitems__(Orders.listed(orders))["reasons"] == [None, REASON]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import io
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -20,6 +22,8 @@ from embedx.errors import ConfigError
 from embedx.values import MAX_BYTES
 
 _NPY_MAGIC = b"\x93NUMPY"
+_NPY_START = 10
+"""The bytes before the header's text in version 1.0 of the format; the last two are the text's length."""
 _TRIED = 1000
 """The number of inputs per split that are tried for the shape of the features."""
 
@@ -42,11 +46,7 @@ class FeatureDecoder(RunDecoder):
 
     def decode_run(self, rows: Tensor, run: Run) -> None:
         """Copies the inputs' values into their rows; raises a RejectedInputError if they are not of this shape."""
-        try:
-            first = torch.from_numpy(run.values[0].copy())
-        except TypeError as error:  # a type that torch has not got
-            raise RejectedInputError(str(error)) from error
-        _of_shape(_checked(first), rows.shape[1:])
+        _of_shape(read_features(run.head + run.values[0].tobytes()), rows.shape[1:])  # all have one type and shape
         with np.errstate(all="ignore"):  # numpy and not torch, which warns of a file's memory, as it can't be written
             np.copyto(rows.numpy(), run.values, casting="unsafe")
 
@@ -65,20 +65,38 @@ def read_features(data: bytes) -> Tensor:
     """
     try:
         if data.startswith(_NPY_MAGIC):
-            features = torch.from_numpy(np.load(io.BytesIO(data), allow_pickle=False))
+            features = torch.from_numpy(_array(data))
         else:
             tensors = safetensors.torch.load(data)
             features = tensors[tensor_of_features(tensors)]
     except (SafetensorError, ValueError, TypeError, EOFError, OSError) as error:
         raise RejectedInputError(f"no features can be read from it: {error}") from error
-    return _checked(features)
-
-
-def _checked(features: Tensor) -> Tensor:
-    """Returns features [D] or [T, D]; raises a RejectedInputError for anything else."""
     if features.ndim not in (1, 2) or features.is_complex():
         raise RejectedInputError(f"not a vector or tokens: {features.dtype}, shape {list(features.shape)}")
     return features
+
+
+def _array(data: bytes) -> np.ndarray[Any, Any]:
+    """Returns the array of an `.npy` file; its header, which files of one shape share, is parsed once."""
+    end = _NPY_START + int.from_bytes(data[_NPY_START - 2 : _NPY_START], "little")
+    layout = _npy_layout(data[:end])
+    if layout is not None and len(data) - end == layout.itemsize:
+        array: np.ndarray[Any, Any] = np.frombuffer(data, layout, offset=end)[0].copy()
+    else:
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+    return array
+
+
+@functools.lru_cache(maxsize=16)
+def _npy_layout(header: bytes) -> np.dtype[Any] | None:
+    """Returns the type and shape that a header of version 1.0 tells; None for another one, or a damaged one."""
+    if not header.startswith(_NPY_MAGIC + b"\1\0"):
+        return None
+    try:
+        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(header[len(_NPY_MAGIC) + 2 :]))
+    except (ValueError, TypeError, EOFError):
+        return None
+    return None if is_fortran or dtype.hasobject or not shape else np.dtype((dtype, shape))
 
 
 def features_shape(plan: Plan) -> tuple[int, ...]:

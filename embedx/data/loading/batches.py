@@ -39,6 +39,14 @@ class _Loaded(NamedTuple):
     sha256: str | None = None
 
 
+class _LoadedRun(NamedTuple):
+    """The outcomes of loading several inputs, in columns."""
+
+    failures: list[Failure | None]
+    sizes: list[int | None]
+    sha256: list[str | None]
+
+
 class Batches(Dataset[dict[str, Any]]):
     """Loads whole batches of one split: `__getitems__(orders)` reads and decodes the inputs of one.
 
@@ -67,47 +75,51 @@ class Batches(Dataset[dict[str, Any]]):
 
     def __getitem__(self, order: Order) -> dict[str, Any]:
         """Loads a batch of one input."""
-        return self.__getitems__([order])
+        return self.__getitems__(Orders.listed([order]))
 
-    def __getitems__(self, orders: Orders | Sequence[Order]) -> dict[str, Any]:
+    def __getitems__(self, orders: Orders) -> dict[str, Any]:
         """Loads these inputs into one batch; of the plan it has only the numbers of its rows, as `plan_rows`.
 
-        Its rows are as many batches as it takes, of which the last is padded.
+        Its rows are those of as many forward passes as it takes; the last ones are padding.
         """
         buffer = self.decoder.new_buffer(-(-len(orders) // self.batch_size) * self.batch_size)
-        each = list(orders)
-        loaded: list[_Loaded] = []
-        for start, stop in orders.runs() if isinstance(orders, Orders) else [(0, len(each))]:
-            loaded += self._load_run(each[start:stop], buffer, start) or [
-                self._load(each[row], buffer, row) for row in range(start, stop)
-            ]
-        failures, sizes, digests = zip(*loaded, strict=True)
+        failures: list[Failure | None] = []
+        sizes: list[int | None] = []
+        digests: list[str | None] = []
+        for start, stop in orders.runs():
+            loaded = self._load_run(orders, start, stop, buffer)
+            if loaded is None:
+                each = [self._load(orders[row], buffer, row) for row in range(start, stop)]
+                loaded = _LoadedRun(*map(list, zip(*each, strict=True)))
+            failures += loaded.failures
+            sizes += loaded.sizes
+            digests += loaded.sha256
         return {
-            **buffer.to_batch(len(each)),
-            "plan_rows": [order.row for order in each],
+            **buffer.to_batch(len(orders)),
+            "plan_rows": orders.rows.tolist(),
             "reasons": [failure and failure.reason for failure in failures],
             "unavailable": [failure is not None and failure.is_unavailable for failure in failures],
-            "bytes": list(sizes),
-            "sha256": list(digests),
+            "bytes": sizes,
+            "sha256": digests,
         }
 
-    def _load_run(self, orders: Sequence[Order], buffer: BatchBuffer, first: int) -> list[_Loaded] | None:
-        """Fills the rows of the buffer from `first` on by inputs that lie next to one another in a file.
+    def _load_run(self, orders: Orders, start: int, stop: int, buffer: BatchBuffer) -> _LoadedRun | None:
+        """Fills these rows of the buffer by inputs that lie next to one another in a file, which it reads at once.
 
         None if one of them has a fault; loaded one by one, each will tell its own.
         """
-        reader, rows = self.reader, [order.row for order in orders]
-        if len(orders) < 2 or not isinstance(reader, RunReader) or not isinstance(buffer, RunBuffer):
+        reader, rows = self.reader, orders.rows[start:stop].tolist()
+        if len(rows) < 2 or not isinstance(reader, RunReader) or not isinstance(buffer, RunBuffer):
             return None
         if not self.alone.isdisjoint(rows) or not self.fatal.keys().isdisjoint(rows):
             return None
-        path, offset = orders[0].path, orders[0].offset
+        path, first = orders.place(start)
         with self.in_hand.hold(rows[0]):
             self.in_hand.note_read(False)
             try:
-                run = reader.read_run(path, offset or 0, len(orders), self.max_bytes)
-                loaded = _hashed(run)
-                buffer.decode_run(first, run)
+                run = reader.read_run(path, first or 0, len(rows), self.max_bytes)
+                digests = _hashed(run)
+                buffer.decode_run(start, run)
             except RejectedInputError:
                 return None
             except (MemoryError, RuntimeError) as error:
@@ -115,7 +127,8 @@ class Batches(Dataset[dict[str, Any]]):
                     raise
                 return None
         self._patience.note(None)
-        return loaded
+        size = len(run.head) + run.values[0].nbytes
+        return _LoadedRun([None] * len(rows), [size] * len(rows), digests)
 
     def _load(self, order: Order, buffer: BatchBuffer, row: int) -> _Loaded:
         """Fills a row of the buffer; tries again what may pass within seconds."""
@@ -167,15 +180,14 @@ class Batches(Dataset[dict[str, Any]]):
             buffer.decode_into(row, data)
 
 
-def _hashed(run: Run) -> list[_Loaded]:
-    """Hashes each input of a run."""
-    head, loaded = hashlib.sha256(run.head), []
-    size = len(run.head) + run.values[0].nbytes
+def _hashed(run: Run) -> list[str | None]:
+    """Returns the sha256 of each input of a run."""
+    head, digests = hashlib.sha256(run.head), list[str | None]()
     for values in run.values.reshape(len(run.values), -1).view(np.uint8):
         digest = head.copy()
-        digest.update(values)
-        loaded.append(_Loaded(None, size, digest.hexdigest()))
-    return loaded
+        digest.update(values.data)
+        digests.append(digest.hexdigest())
+    return digests
 
 
 class UniqueRows:

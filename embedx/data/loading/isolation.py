@@ -8,8 +8,8 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from multiprocessing import connection
 from functools import cached_property
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,7 +86,7 @@ class InHand:
 
     @cached_property
     def _slot(self) -> np.ndarray[Any, np.dtype[np.float64]] | None:
-        """The numbers of this worker; None in other processes. (As numpy's, since torch takes longer to set one.)"""
+        """The numbers of this worker, as numpy's, since torch takes longer to set one; None in other processes."""
         worker = get_worker_info()
         return None if worker is None else self._memory[worker.id].numpy()
 

@@ -176,7 +176,8 @@ class SplitLoader:
     def _find_fatal(self, workers: TorchWorkers, delivered: int) -> dict[int, Failure]:
         """Returns the rows that ended their worker, or that it is stuck in, each with its failure.
 
-        Where it had a run of rows in hand, none is returned, and the rows are loaded one by one from then on. Somebody else may have killed a worker, so the batch that it was at is tried again in another process.
+        Where it had a run of rows in hand, none is returned, and the rows under way are loaded one by one by the next
+        worker. Somebody else may have killed a worker, so the batch that it was at is tried again in another process.
         """
         stuck, suspects = workers.rows_in_hand()
         fatal = dict(stuck)

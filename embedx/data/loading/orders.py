@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedx.data.plan import SplitPlan
+from embedx.data.sources.base import COMMON_SCHEMA
 
-_PLACES = ("path", "offset", "size")
+_PLACES = pa.schema([COMMON_SCHEMA.field(name) for name in ("path", "offset", "size")])
 
 
 class Order(NamedTuple):
@@ -25,7 +28,7 @@ class Order(NamedTuple):
 
 
 class Orders:
-    """The inputs of one batch.
+    """The inputs of one batch, which are single objects only where they are asked for.
 
     Args:
         rows: The numbers [n] of their rows in the plan.
@@ -37,26 +40,43 @@ class Orders:
         self._places = places
 
     @classmethod
-    def of(cls, plan: SplitPlan, rows: Sequence[int]) -> Orders:
-        """Takes them from a plan."""
+    def of(cls, plan: SplitPlan, rows: Sequence[int]) -> Self:
+        """Takes the inputs in these rows of a plan."""
         numbers = as_numbers(rows)
-        return cls(numbers, plan.table.select(_PLACES).take(pa.array(numbers)))
+        return cls(numbers, plan.table.select(_PLACES.names).take(pa.array(numbers)))
+
+    @classmethod
+    def listed(cls, orders: Sequence[Order]) -> Self:
+        """Makes them from single ones."""
+        rows, *places = zip(*orders, strict=True)
+        return cls(as_numbers(rows), pa.table(list(map(list, places)), schema=_PLACES))
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __getitem__(self, position: int) -> Order:
+        return self._each[position]
+
     def __iter__(self) -> Iterator[Order]:
-        return map(Order, self.rows.tolist(), *(column.to_pylist() for column in self._places.columns))
+        return iter(self._each)
+
+    @cached_property
+    def _each(self) -> list[Order]:
+        return list(map(Order, self.rows.tolist(), *(column.to_pylist() for column in self._places.columns)))
 
     def runs(self) -> list[tuple[int, int]]:
         """Cuts them into runs, as (first position, position behind): the offsets of a run count up in one file."""
-        count, offsets = len(self), self._places["offset"]
-        if offsets.null_count or not count:
-            return [(position, position + 1) for position in range(count)]
+        offsets = self._places["offset"]
+        if offsets.null_count or not len(self):
+            return [(position, position + 1) for position in range(len(self))]
         codes = pc.dictionary_encode(self._places["path"].combine_chunks()).indices.to_numpy()
         follows = (np.diff(codes) == 0) & (np.diff(offsets.to_numpy()) == 1)
-        cuts = [0, *(np.flatnonzero(~follows) + 1).tolist(), count]
-        return list(zip(cuts[:-1], cuts[1:], strict=True))
+        cuts = [0, *(np.flatnonzero(~follows) + 1).tolist(), len(self)]
+        return list(itertools.pairwise(cuts))
+
+    def place(self, position: int) -> tuple[bytes, int | None]:
+        """Returns the path and the offset of one of them."""
+        return self._places["path"][position].as_py(), self._places["offset"][position].as_py()
 
 
 def as_numbers(rows: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int64]]:

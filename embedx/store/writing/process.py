@@ -1,8 +1,7 @@
 """The writer process: disk never blocks the forward pass, and no failure of it goes unnoticed.
 
 Parent:  put(batch) ── tensors in a ring of shared memory, identities in a bounded queue ──▶ child: gathers them,
-                       and commits each unit when the next one begins
-                       and journals the unit under way where it takes long
+                       commits each unit when the next one begins, and journals one that takes long
          close()    ── sentinel ──▶ child: commits the last unit, reports, exits with 0
          save()     ── sentinel ──▶ child: journals the unit under way, reports, exits with 0
          abort()    ── the queue's feeder is cancelled, the child killed; the unit under way is as in its journal
@@ -85,9 +84,9 @@ class WriterProcess:
     Args:
         terms: The terms of the store to write.
         first: The tensors of the first batch, which give the size of a slot; later batches may have more or fewer rows.
-        rows: The rows of a slot, if the first batch has fewer.
         buffer_factory: The class that gathers and commits units in the child; it must be picklable.
         on_commit: The function that is called, during a later call, with each unit that the child has committed.
+        rows: The rows of a slot, if the first batch has fewer.
     """
 
     def __init__(
@@ -96,7 +95,6 @@ class WriterProcess:
         first: Mapping[str, Tensor],
         buffer_factory: Callable[..., UnitBuffer] = UnitBuffer,
         on_commit: Callable[[Unit], None] = lambda unit: None,
-        *,
         rows: int = 1,
     ) -> None:
         self._on_commit = on_commit

@@ -14,7 +14,8 @@ import pytest
 from embedx.data.decoding.batch_rows import NoDecoder
 from embedx.data.decoding.features import FeatureDecoder
 from embedx.data.loading import circumstances
-from embedx.data.loading.batches import Batches, Order
+from embedx.data.loading.batches import Batches
+from embedx.data.loading.orders import Order, Orders
 from embedx.data.reading.files import FileReader
 from embedx.system import remote
 from tests.failing_calls import failing
@@ -117,7 +118,7 @@ def test_where_all_is_unavailable_for_long_nobody_waits_for_each(
     monkeypatch.setattr(circumstances, "_LONG_ROW", 3)
     monkeypatch.setattr("time.sleep", slept.append)
     batches = Batches(FileReader(), NoDecoder(), 6)
-    gone = [Order(row, str(tmp_path / "gone").encode(), None, 1) for row in range(6)]
+    gone = Orders.listed([Order(row, str(tmp_path / "gone").encode(), None, 1) for row in range(6)])
     assert batches.__getitems__(gone)["unavailable"] == [True] * 6
     assert slept == [0.4, 1.2] * 3
 
@@ -127,4 +128,4 @@ def test_a_file_of_features_that_can_not_be_opened_is_unavailable_and_a_damaged_
     (tmp_path / "bad.npy").write_bytes((tmp_path / "good.npy").read_bytes()[:-1])
     batches = Batches(FileReader(), FeatureDecoder((3,)), 2)
     orders = [Order(row, str(tmp_path / name).encode(), None, 1) for row, name in enumerate(("bad.npy", "gone.npy"))]
-    assert batches.__getitems__(orders)["unavailable"] == [False, True]
+    assert batches.__getitems__(Orders.listed(orders))["unavailable"] == [False, True]

@@ -131,3 +131,34 @@ def test_a_reader_is_sent_to_workers_without_the_file_it_has_open(files: Path) -
     assert pickle.loads(pickle.dumps(reader)).read(bytes(files / "all.npy"), 3, None) == first
     source = parse_data([f"x={files}/all.npy"], SourceOptions(content="features"))["x"]
     assert source.scan()["offset"].to_pylist() == list(range(23))
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"normalize": True}, {"pool": "none"}, {"normalize": True, "dtype": "float16"}]
+)
+def test_rows_loaded_together_are_computed_in_the_recipe_s_shape(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Whether tokens or vectors: each row has the bits that a batch of its own number gives it."""
+    tokens = np.random.default_rng(2).normal(size=(67, 3, 5)).astype(np.float32)
+    np.save(tmp_path / "tokens.npy", tokens)
+    rows = stored(tmp_path / "store", str(tmp_path / "tokens.npy"), batch_size=8, shard_size=512, **settings)
+    expected = []
+    for start in range(0, 67, 8):
+        batch = torch.zeros(8, 3, 5)
+        own = torch.from_numpy(tokens[start : start + 8])
+        batch[: len(own)] = own
+        pooled = batch if settings.get("pool") == "none" else batch.mean(1)
+        whole = torch.nn.functional.normalize(pooled, dim=-1) if settings.get("normalize") else pooled
+        expected.append(whole[: len(own)].to(getattr(torch, settings.get("dtype", "float32"))))
+    assert np.array_equal(rows.embeddings, torch.cat(expected).numpy())
+    assert len(embedx.open(tmp_path / "store").units) > 1
+
+
+def test_a_row_that_is_not_finite_in_the_middle_of_a_run_is_rejected_alone(tmp_path: Path) -> None:
+    numbers = NUMBERS.copy()
+    numbers[11, 2] = np.nan
+    np.save(tmp_path / "rows.npy", numbers)
+    rows = stored(tmp_path / "store", str(tmp_path / "rows.npy"))
+    assert np.array_equal(rows.embeddings, np.delete(NUMBERS, 11, 0))
+    table = embedx.open(tmp_path / "store").index("all")
+    assert [row["key"] for row in table.to_pylist() if row["status"] != "ok"] == ["rows.npy/00000011"]
+    assert table["sha256"].null_count == 0

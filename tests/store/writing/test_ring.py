@@ -38,3 +38,10 @@ def test_writing_works_inside_and_outside_of_inference_mode(ring: SlotRing) -> N
         inside = ring.write(0, {"embeddings": TENSORS["embeddings"] + 1})
     outside = ring.write(4, TENSORS)
     assert torch.equal(ring.read(inside["embeddings"]), ring.read(outside["embeddings"]))
+
+
+def test_a_slot_has_room_for_the_rows_that_later_items_have() -> None:
+    few = {"embeddings": TENSORS["embeddings"][:1]}
+    assert bytes_needed(few) == 64 and bytes_needed(few, 5) == bytes_needed({"embeddings": TENSORS["embeddings"]})
+    assert bytes_needed({"embeddings": TENSORS["embeddings"]}, 2) == bytes_needed({"embeddings": TENSORS["embeddings"]})
+    assert bytes_needed(few, 100) == 1216  # 100 rows of 12 bytes, to the next 64
