@@ -8,6 +8,7 @@ Shapes: n rows of a batch.
 
 from __future__ import annotations
 
+import cmath
 import dataclasses
 import enum
 import math
@@ -23,6 +24,8 @@ from embedx.store.format.index import OK
 from embedx.store.format.shards import dtype_name
 
 _PREFIX = "\0largest of "
+_PIECE = 1 << 14
+"""The values that are added up at a time: of more, torch would share the work with threads that others hold up."""
 
 
 class Cause(enum.Enum):
@@ -126,8 +129,9 @@ def _has_finite_sum(values: Tensor) -> bool:
     """Tells whether the sum shows that all values are finite; False also for those on another device than the CPU."""
     if values.device.type != "cpu":
         return False
-    total = _computable(values).sum(dtype=torch.float32 if values.dtype.itemsize < 4 else None).item()
-    return total - total == 0
+    dtype = torch.float32 if values.dtype.itemsize < 4 else None
+    total = sum(part.sum(dtype=dtype).item() for part in _computable(values).flatten().split(_PIECE))
+    return cmath.isfinite(total)
 
 
 def _computable(values: Tensor) -> Tensor:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 from embedx.data.sources.base import Run
 
@@ -45,11 +45,20 @@ class RunBuffer(BatchBuffer, Protocol):
         ...
 
 
+Lend: TypeAlias = Callable[[Tensor], tuple[Tensor, Any]]
+"""Returns memory for a tensor of this type, shape and layout, and what stands in the batch for it on its way."""
+
+
+def own_memory(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Lends the tensor's own memory."""
+    return tensor, tensor
+
+
 class Decoder(Protocol):
     """Makes the buffers that workers fill; picklable."""
 
-    def new_buffer(self, batch_size: int) -> BatchBuffer:
-        """Returns an empty buffer of so many rows."""
+    def new_buffer(self, batch_size: int, lend: Lend = own_memory) -> BatchBuffer:
+        """Returns an empty buffer of so many rows, which may be in memory that is lent."""
         ...
 
 
@@ -78,9 +87,9 @@ class DenseDecoder(ABC):
             RejectedInputError: If the input can't be decoded; the row is undefined then.
         """
 
-    def new_buffer(self, batch_size: int) -> BatchBuffer:
-        """Returns an empty buffer of so many rows."""
-        return _TensorBuffer(self, batch_size)
+    def new_buffer(self, batch_size: int, lend: Lend = own_memory) -> BatchBuffer:
+        """Returns an empty buffer of so many rows, in memory that is lent."""
+        return _TensorBuffer(self, batch_size, lend)
 
 
 class RunDecoder(DenseDecoder):
@@ -94,9 +103,9 @@ class RunDecoder(DenseDecoder):
             RejectedInputError: If one of them can't be decoded; the rows are undefined then.
         """
 
-    def new_buffer(self, batch_size: int) -> BatchBuffer:
-        """Returns an empty buffer of so many rows, which takes runs."""
-        return _RunTensorBuffer(self, batch_size)
+    def new_buffer(self, batch_size: int, lend: Lend = own_memory) -> BatchBuffer:
+        """Returns an empty buffer of so many rows, in memory that is lent; it takes runs."""
+        return _RunTensorBuffer(self, batch_size, lend)
 
 
 class NoDecoder(RunDecoder):
@@ -119,11 +128,9 @@ D = TypeVar("D", bound=DenseDecoder)
 
 
 class _TensorBuffer(Generic[D]):
-    def __init__(self, decoder: D, batch_size: int) -> None:
+    def __init__(self, decoder: D, batch_size: int, lend: Lend) -> None:
         self._decoder = decoder
-        self._inputs = decoder.empty(batch_size)
-        if get_worker_info() is not None:
-            self._inputs.share_memory_()  # now, so that no copy follows
+        self._inputs, self._sent = lend(decoder.empty(batch_size))
 
     def decode_into(self, row: int, data: bytes) -> None:
         self._decoder.decode_into(self._inputs[row], data)
@@ -133,7 +140,7 @@ class _TensorBuffer(Generic[D]):
 
     def to_batch(self, count: int) -> dict[str, Any]:
         self._inputs[count:] = 0
-        return {self._decoder.entry: self._inputs}
+        return {self._decoder.entry: self._sent}
 
 
 class _RunTensorBuffer(_TensorBuffer[RunDecoder]):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
-from embedx.data.decoding.batch_rows import BatchBuffer
+from embedx.data.decoding.batch_rows import BatchBuffer, Lend, own_memory
 from embedx.data.decoding.images import ImageDecoder, is_plain_jpeg, preprocess
 from embedx.data.reading.files import RejectedInputError
 from embedx.errors import ConfigError
@@ -88,7 +88,7 @@ class PartialDecoder:
     def __init__(self, decoder: ImageDecoder) -> None:
         self._decoder = decoder
 
-    def new_buffer(self, batch_size: int) -> BatchBuffer:
+    def new_buffer(self, batch_size: int, lend: Lend = own_memory) -> BatchBuffer:
         """Returns an empty buffer, which takes any number of rows."""
         return _PartialBuffer(self._decoder)
 

@@ -20,6 +20,7 @@ from embedx.data.decoding.batch_rows import BatchBuffer, Decoder, RunBuffer, Run
 from embedx.data.loading.circumstances import NO_MEMORY, Failure, Patience
 from embedx.data.loading.isolation import InHand
 from embedx.data.loading.orders import Order, Orders
+from embedx.data.loading.slots import Slots
 from embedx.data.loading.torch_workers import is_out_of_memory
 from embedx.data.loading.turns import Turns
 from embedx.data.plan import SplitPlan
@@ -67,6 +68,8 @@ class Batches(Dataset[dict[str, Any]]):
         """The record of the inputs that the workers have in hand."""
         self.turns = Turns()
         """The memory that workers may take at the same time."""
+        self.slots = Slots()
+        """The memory in which batches pass to the parent."""
 
     @property
     def loads_runs(self) -> bool:
@@ -82,7 +85,7 @@ class Batches(Dataset[dict[str, Any]]):
 
         Its rows are those of as many forward passes as it takes; the last ones are padding.
         """
-        buffer = self.decoder.new_buffer(-(-len(orders) // self.batch_size) * self.batch_size)
+        buffer = self.decoder.new_buffer(-(-len(orders) // self.batch_size) * self.batch_size, self.slots.take)
         failures: list[Failure | None] = []
         sizes: list[int | None] = []
         digests: list[str | None] = []

@@ -28,6 +28,7 @@ from embedx.data.loading.batches import Batches, Remembered, UniqueRows, UnitBat
 from embedx.data.loading.circumstances import Failure, tried_twice
 from embedx.data.loading.isolation import InHand, find_fatal
 from embedx.data.loading.orders import as_numbers
+from embedx.data.loading.slots import Slots
 from embedx.data.loading.torch_workers import TorchWorkers, WorkerCounts, WorkerLostError
 from embedx.data.loading.turns import Turns
 from embedx.data.plan import SplitPlan
@@ -104,7 +105,10 @@ class SplitLoader:
         self._timeout = timeout
         self._again = again
         workers = min(workers, len(self._batches)) if isinstance(units, Sequence) else workers
-        self._workers, self._prefetch = WorkerCounts.fitting(workers, batch_bytes(decoder, at_once), batch_size)
+        size = batch_bytes(decoder, at_once)
+        self._workers, self._prefetch = WorkerCounts.fitting(workers, size, batch_size)
+        # Of other inputs, new memory is a small part of what a batch takes; pinned memory is a copy anyway.
+        self._slot_bytes = size if at_once > batch_size and not pin_memory else 0
         self._pin_memory = pin_memory
         self._started: TorchWorkers | None = None
         self._running: TorchWorkers | None = None
@@ -138,8 +142,9 @@ class SplitLoader:
             workers = workers or self._start_at(delivered)
             try:
                 for batch in workers:
-                    yield self._with_plan_columns(batch)
+                    yield self._with_plan_columns(self._dataset.slots.unpacked(batch))
                     delivered, fruitless = delivered + 1, 0
+                self._dataset.slots = Slots()  # which frees the memory for the next split's
                 return
             except WorkerLostError as error:
                 if killer := server_killed_by():
@@ -162,6 +167,7 @@ class SplitLoader:
 
     def _start_at(self, first: int) -> TorchWorkers:
         self._dataset.in_hand, self._dataset.turns = InHand(self._workers), Turns.of(self._workers)
+        self._dataset.slots = Slots(self._workers, self._prefetch + 1, self._slot_bytes)
         data, batches = self._dataset, self._batches.starting_at(first)
         self._running = TorchWorkers(
             data,
