@@ -7,6 +7,7 @@ python scripts/bench_scale.py memory 10000 100000            all processes of a 
 python scripts/bench_scale.py groups 100000                  groups of ten rows each
 python scripts/bench_scale.py writer                         rows from memory, beside the disk's own rate with fsync
 python scripts/bench_scale.py journal                        the same through the writer process, with and without
+python scripts/bench_scale.py features                       rows of a feature file, beside `cp` of it with fsync
 python scripts/bench_scale.py members                        what it costs to hand out units, to members that sleep
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import json
 import os
 import random
 import statistics
@@ -34,6 +36,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from safetensors.numpy import save_file
 
 from embedx.callbacks.rows_table import rows_table
 from embedx.callbacks.writer import EmbeddingsWriter
@@ -345,6 +348,67 @@ def _through_process(root: Path, units: int, rows: int, dim: int, age: float | N
     seconds = time.perf_counter() - start_time
     session.close()
     return seconds
+
+
+@app.command()
+def features(
+    folder: Folder = None,
+    rows: Annotated[int, typer.Option(help="How many rows of 512 numbers in fp32.")] = 200_000,
+    rounds: int = 3,
+    kind: Annotated[str, typer.Option(help="npy, safetensors or single: a file for each row.")] = "npy",
+) -> None:
+    """Extracts features, in turn with `cp`; the CPU time of a row is what it takes beyond a run of few rows."""
+    found: dict[str, list[float]] = {}
+    few = 4096
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        sources = {count: _make_features(Path(place, f"{count}"), count, kind) for count in (few, rows)}
+        for _ in range(rounds):
+            start = time.perf_counter()
+            subprocess.run(["cp", "-r", str(sources[rows]), f"{place}/copy"], check=True)
+            for copy in (path for path in (Path(place, "copy"), *Path(place, "copy").rglob("*")) if path.is_file()):
+                with copy.open("rb") as file:
+                    os.fsync(file.fileno())
+            copied = rows / (time.perf_counter() - start)
+            (_, before), (timings, spent) = (_extract_features(sources[count], Path(place, "out")) for count in sources)
+            rate = timings["inputs"] / (timings["seconds"] - timings["first_batch_seconds"])
+            own = {"rows/s": rate, "cp rows/s": copied, "share of cp": rate / copied}
+            own |= {f"{name}, µs a row": (spent[name] - before[name]) / (rows - few) * 1e6 for name in sorted(spent)}
+            for name, value in own.items():
+                found.setdefault(name, []).append(value)
+            subprocess.run(["rm", "-r", f"{place}/copy"], check=True)
+    report(f"{rows} rows, {kind}", tuple(found), [tuple(map(statistics.median, found.values()))])
+
+
+def _make_features(place: Path, count: int, kind: str) -> Path:
+    numbers = np.random.default_rng(count).standard_normal((count, 512), dtype=np.float32)
+    if kind == "single":
+        place.mkdir()
+        for number, row in enumerate(numbers):
+            np.save(place / f"{number:07d}.npy", row)
+        return place
+    path = place.with_suffix(f".{kind}")
+    np.save(path, numbers) if kind == "npy" else save_file({"embeddings": numbers}, path)
+    return path
+
+
+def _extract_features(source: Path, out: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """Extracts features; returns the manifest's timings, and the CPU time of the processes by kind."""
+    arguments = ["extract", "--backbone", "none", "--data", f"all={source}", "--out", str(out), "--quiet"]
+    process = psutil.Popen([sys.executable, "-m", "embedx", *arguments], stdout=subprocess.DEVNULL)
+    seen: dict[int, tuple[str, float]] = {}
+    while process.poll() is None:
+        with contextlib.suppress(psutil.Error, OSError):
+            for each in (process, *process.children(recursive=True)):
+                name = "main" if each == process else Path(f"/proc/{each.pid}/comm").read_text().strip()
+                seen[each.pid] = name, sum(each.cpu_times()[:2])
+        time.sleep(0.005)
+    spent = dict.fromkeys(("main", "embedx-loader", "embedx-writer"), 0.0)
+    for name, seconds in seen.values():
+        if name in spent:
+            spent[name] += seconds
+    timings: dict[str, float] = json.loads((out / "manifest.json").read_text())["timings"]
+    subprocess.run(["rm", "-r", str(out)], check=True)
+    return timings, spent
 
 
 @app.command("members")

@@ -40,6 +40,8 @@ _DTYPES = (
 )
 """The safetensors types of which torch can choose rows, by torch's names."""
 
+_CHUNK = 1 << 12
+"""The number of rows that are Python objects at a time."""
 _JSON = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 """The spelling of JSON in safetensors' own library."""
 
@@ -84,7 +86,8 @@ def inputs_digest(rows: pa.Table) -> str:
     It ties a shard to the index table of its unit, as the two could be of different stores.
     """
     digest = hashlib.sha256(rows["index"].to_numpy().astype("<i8").tobytes())
-    digest.update("".join(f"{sha256 or ''}\n" for sha256 in rows["sha256"].to_pylist()).encode())
+    for batch in rows.select(["sha256"]).to_batches(_CHUNK):
+        digest.update("".join(f"{sha256 or ''}\n" for sha256 in batch["sha256"].to_pylist()).encode())
     return digest.hexdigest()
 
 
