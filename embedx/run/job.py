@@ -95,8 +95,8 @@ class Job:
     @property
     def rows_at_once(self) -> int:
         """The most rows of a loader's batch: those of a forward pass, or of several of them (see `batches_at_once`)."""
-        splits = self.plan.splits.values()
-        return self.batch_size * max(batches_at_once(one, self.worker_decoder, self.batch_size) for one in splits)
+        decoder, splits = self.worker_decoder, self.plan.splits.values()
+        return self.batch_size * max((batches_at_once(one, decoder, self.batch_size) for one in splits), default=1)
 
     @property
     def _keeps_features(self) -> bool:

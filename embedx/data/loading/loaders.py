@@ -53,12 +53,11 @@ def batches_at_once(plan: SplitPlan, decoder: Decoder, batch_size: int) -> int:
 
     It is 1 unless the inputs are rows of files: of others, such as files on a server, one may take long.
     """
-    size = batch_bytes(decoder, batch_size)
-    is_of_rows = isinstance(decoder, RunDecoder) and isinstance(plan.reader, RunReader)
-    if not is_of_rows or not size or plan.table["offset"].null_count:
+    if not isinstance(decoder, RunDecoder) or not isinstance(plan.reader, RunReader) or plan.table["offset"].null_count:
         return 1
     free = free_shared_memory()
-    return max(1, min(_LOADED_BYTES, _LOADED_BYTES if free is None else free // _LOADED_SHARE) // size)
+    most = _LOADED_BYTES if free is None else min(_LOADED_BYTES, free // _LOADED_SHARE)
+    return max(1, most // max(1, batch_bytes(decoder, batch_size) or most))
 
 
 class SplitLoader:
@@ -107,8 +106,8 @@ class SplitLoader:
         workers = min(workers, len(self._batches)) if isinstance(units, Sequence) else workers
         size = batch_bytes(decoder, at_once)
         self._workers, self._prefetch = WorkerCounts.fitting(workers, size, batch_size)
-        # Of other inputs, new memory is a small part of what a batch takes; pinned memory is a copy anyway.
-        self._slot_bytes = size if at_once > batch_size and not pin_memory else 0
+        # Of images, new memory is a small part of what a batch takes; pinned memory is a copy anyway.
+        self._slot_bytes = size if isinstance(decoder, RunDecoder) and not pin_memory else 0
         self._pin_memory = pin_memory
         self._started: TorchWorkers | None = None
         self._running: TorchWorkers | None = None
