@@ -93,6 +93,14 @@ def plain(batch: dict[str, Any]) -> dict[str, Any]:
     } | {"metadata": {name: values.to_pylist() for name, values in batch["metadata"].items()}}
 
 
+def test_workers_give_way_to_the_process_that_computes(folder: Path) -> None:
+    loaded = loader(plan_of(folder), workers=2)
+    loaded.start()
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert wait_for(lambda: [worker.nice() for worker in workers_alive()] == [min(19, own + 7)] * 2)
+    loaded.close()
+
+
 def test_a_batch_is_what_the_module_says_it_is(folder: Path) -> None:
     plan = plan_of(folder)
     batches = list(loader(plan))
