@@ -20,7 +20,7 @@ from embedx.values import (
     Interpolation,
     OnError,
     Pooling,
-    Precision,
+    PrecisionName,
     RuntimeName,
     StoredDtype,
     channel_faults,
@@ -94,14 +94,15 @@ class ExtractConfig(settings.Settings):
     group_key: str | None = settings.output(
         None, help="Metadata field, such as class or parent, whose values each get a sub-folder of shards."
     )
-    batch_size: int | Literal["auto"] = settings.machine(
-        32,
+    batch_size: int | Literal["auto"] | None = settings.machine(
+        None,
         short="-b",
         parser=parse_batch_size,
         metavar="N|auto",
         lowest=1,
         help="Images per forward pass; part of the recipe. auto takes the store's size, or else the largest power of "
-        "two that fits into the device's memory: up to 1024 on CUDA, and 32 on the CPU.",
+        "two that fits into the device's memory: on CUDA up to 1024, and a 32nd of the inputs; on the CPU 32. "
+        "Default: 32 on CPU, auto on CUDA.",
     )
     workers: int | None = settings.machine(
         None,
@@ -133,10 +134,12 @@ class ExtractConfig(settings.Settings):
         False, help="Refuse units of other hardware or libraries, whose last bits may differ. Default: tell them."
     )
     runtime: RuntimeName = settings.machine(
-        "auto", help="Engine of the forward pass. auto takes the one expected to be the fastest for this many images."
+        "auto", help="Engine of the forward pass. auto tries them on the first images, where that pays."
     )
-    precision: Precision | None = settings.machine(
-        None, help="Number format of the forward pass. Default: fp32 on CPU, tf32 on CUDA."
+    precision: PrecisionName | None = settings.machine(
+        None,
+        help="Number format of the forward pass. auto takes bf16 where the processor multiplies in it and the run's "
+        "first rows hardly change. Default: fp32 on CPU, tf32 on CUDA.",
     )
     dtype: StoredDtype = settings.output("float32", help="Number format of the stored embeddings.")
     layer: tuple[str, ...] = settings.backbone(

@@ -10,6 +10,7 @@ from fractions import Fraction
 from typing import Any, Literal, NamedTuple, SupportsIndex
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+PrecisionName = Literal["auto", Precision]
 StoredDtype = Literal["float32", "float16", "bfloat16"]
 Pooling = Literal["avg", "max", "gem", "cls", "none"]
 RuntimeName = Literal["auto", "eager", "compile", "openvino"]

@@ -160,6 +160,11 @@ def _print_profile(summary: Summary) -> None:
     for split, seconds in summary.profile.items():
         table.add_row(split, *(f"{seconds.get(part, 0.0):.1f}" for part in parts))
     STDERR.print(table)
+    if summary.trial:
+        tried = numbers_table("runtime", "images/s, forward alone", "seconds to build", title="runtimes tried")
+        for name, (rate, seconds_to_build) in summary.trial.items():
+            tried.add_row(name, f"{rate:,.1f}", f"{seconds_to_build:.1f}")
+        STDERR.print(tried)
     STDERR.print(summary.verdict, soft_wrap=True)
 
 

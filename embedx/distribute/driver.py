@@ -5,11 +5,11 @@ Who works on what is a hint, and the commit of a unit decides: so a member that 
 
 from __future__ import annotations
 
+import math
 import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from multiprocessing import connection
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import nn
 
 from embedx.callbacks.progress import ProgressBar
 from embedx.callbacks.rejected import check_unavailable
-from embedx.distribute.member_link import Engine, MemberLink
+from embedx.distribute.member_link import Engine, MemberLink, wait_for
 from embedx.distribute.messages import (
     Ask,
     Begin,
@@ -30,9 +30,12 @@ from embedx.distribute.messages import (
     Ready,
     RoundOver,
     Said,
+    Settled,
     Setup,
+    TryOut,
 )
 from embedx.distribute.plan_files import write_plan
+from embedx.distribute.settling import Settling
 from embedx.distribute.timings import MemberTimings
 from embedx.distribute.unit_queue import UnitQueue
 from embedx.errors import MemberError, StoreMismatchError
@@ -66,12 +69,6 @@ def compute_by(engine: Engine, job: Job, session: StoreSession, work: Work, hear
     run_over(job, nn.Identity(), {}, [driver.timings, writer_for(job, session, [], rejected)])
 
 
-def _ready(links: Mapping[str, MemberLink], seconds: float) -> list[tuple[str, MemberLink]]:
-    """Waits at most so long, and returns the links that have a message, or whose member is gone."""
-    ready: set[Any] = set(connection.wait(list(links.values()), seconds))  # type: ignore[arg-type]  # any with a fileno
-    return [(name, link) for name, link in links.items() if link in ready]
-
-
 class _Driver:
     def __init__(self, engine: Engine, job: Job, session: StoreSession, work: Work, heartbeat: Heartbeat) -> None:
         self._engine, self._job, self._session, self._work = engine, job, session, work
@@ -93,12 +90,14 @@ class _Driver:
         self._environments: list[Mapping[str, Any]] = [*environments_of(session)] if job.config.same_hardware else []
         self._said: set[str] = set()
         self.timings = MemberTimings()
+        self._settling = Settling(job, session, self.timings, self._try_out, self._begin)
         self._left = dict(work.inputs)
         self._bar = ProgressBar(heartbeat, work.inputs, lambda: self._lost)
         self._looked = 0.0
         """The time at which the idle members were looked at last."""
         self._handlers: dict[type, Callable[[str, Any, float], None]] = {
             Ready: self._on_ready,
+            Settled: self._settling.on_settled,
             Ask: self._on_ask,
             Committed: self._on_committed,
             Progress: self._on_progress,
@@ -119,7 +118,7 @@ class _Driver:
             {name: list(rows) for name, rows in retried.items()},
             job.precision,
             job.batch_size,
-            job.runtimes,
+            job.runtimes[0],
             heartbeat.verbose,
             socket.gethostname(),
         )
@@ -143,7 +142,7 @@ class _Driver:
     def _step(self, seconds: float) -> None:
         """Waits at most so long for messages of members, and answers them."""
         self._links = dict(self._engine.links())
-        for name, link in _ready(self._links, seconds):
+        for name, link in wait_for(self._links, seconds):
             self._receive(name, link)
         if self._idle and time.monotonic() - self._looked > _LOOK_SECONDS:
             self._looked = time.monotonic()
@@ -159,15 +158,14 @@ class _Driver:
             self._handlers[type(message)](name, message, time.monotonic())
 
     def _on_ready(self, name: str, ready: Ready, now: float) -> None:
-        """Takes a member that has built its model; the first one's runtime is that of all."""
-        session = self._session
-        recipe = StoredRecipe.from_json(dict(ready.recipe))
+        """Takes a member that has built its model."""
+        stored = self._session.manifest.recipe
+        settled = {"precision": stored.precision, "runtime": stored.runtime}  # it builds another model if need be
+        recipe = StoredRecipe.from_json(dict(ready.recipe)).replacing(**settled)
         if not self.timings.has_begun:
             self.timings.begin()
             self._bar.start()
-            if recipe.runtime != session.manifest.recipe.runtime:
-                session.set_recipe(session.manifest.recipe.replacing(runtime=recipe.runtime))
-        if differing := list(leaves_that_differ("", session.manifest.recipe.to_json(), recipe.to_json())):
+        if differing := list(leaves_that_differ("", stored.to_json(), recipe.to_json())):
             texts = "; ".join(difference_text(*one) for one in differing)
             raise StoreMismatchError(
                 f"the member {name} would compute other rows than the store has (store → member): {texts}; give all "
@@ -176,9 +174,17 @@ class _Driver:
         if self._job.config.same_hardware:
             check_hardware(self._environments, ready.environment)
             self._environments.append(ready.environment)
+        self._settling.add(name)
+
+    def _begin(self, name: str) -> None:
         self._known.add(name)
-        self._queue.join(name, now)
-        self._send(name, Begin(session.terms, session.manifest, self._threads))
+        self._queue.join(name, time.monotonic())
+        self._send(name, Begin(self._session.terms, self._session.manifest, self._threads))
+
+    def _try_out(self, name: str) -> None:
+        job, (unit, rows) = self._job, next(iter(self._rows.items()))
+        batches = math.ceil(sum(self._work.inputs.values()) / (job.batch_size * len(self._links)))
+        self._send(name, TryOut(unit.split, rows, batches, job.rivals, job.may_take_bf16))
 
     def _on_ask(self, name: str, ask: Ask, now: float) -> None:
         if ask.split is None:
@@ -238,6 +244,7 @@ class _Driver:
         self._idle.pop(name, None)
         self._busy.discard(name)
         self._overtaken.discard(name)
+        self._settling.lose(name)
         if name in self._known:
             for unit in self._queue.holds(name):
                 if self._is_committed(unit):
@@ -279,7 +286,7 @@ class _Driver:
             link.send(End(is_complete))
         end = time.monotonic() + _END_SECONDS
         while not is_complete and self._links and (left := end - time.monotonic()) > 0:
-            for name, link in _ready(self._links, left):
+            for name, link in wait_for(self._links, left):
                 self._hear_last(name, link)
 
     def _hear_last(self, name: str, link: MemberLink) -> None:

@@ -1,7 +1,8 @@
 """A member of a run: it builds the model once, and computes the units that the driver hands out, round by round.
 
     Setup → build the model → Ready
-    Begin
+    TryOut → Settled      one member alone, where the precision or the runtime is open
+    Begin                 by which a model of another precision or runtime may have to be built
     until End:
         Ask(None) → Order                     it is idle, and waits
         a loader per split: Ask(split) → Order, until NoneNow     its workers decode ahead, over the ends of units
@@ -32,6 +33,7 @@ from torch import nn
 
 from embedx.callbacks.rejected import RejectedInputs
 from embedx.callbacks.throughput import Throughput
+from embedx.data.loading.peeked import PeekedLoader
 from embedx.distribute.messages import (
     Ask,
     Begin,
@@ -44,7 +46,9 @@ from embedx.distribute.messages import (
     Ready,
     RoundOver,
     Said,
+    Settled,
     Setup,
+    TryOut,
 )
 from embedx.distribute.sight import check_inputs, check_store, plan_seen
 from embedx.engine.callback import Callback
@@ -56,6 +60,7 @@ from embedx.run.compute import allow_resources, match_text, rejected_inputs, run
 from embedx.run.job import Job
 from embedx.run.prepare import describe_spec, input_shape, use_machine
 from embedx.run.same_bits import settle_threads
+from embedx.run.settle import settle
 from embedx.store.format.contents import SplitTotals
 from embedx.store.format.creation import new_token
 from embedx.store.format.layout import StoreTerms, Unit
@@ -217,14 +222,20 @@ class _Member:
             keep_large_blocks()
         console = _Notices(driver)
         spec = describe_spec(config, input_shape(config, plan), notice=console.print)
-        job = Job(config, plan, spec, device, setup.precision, setup.batch_size, setup.runtimes)
+        job = Job(config, plan, spec, device, setup.precision, setup.batch_size, (setup.runtime,))
         allow_resources(job.workers)
         model = job.build_model(console)
         if text := match_text(job):
             console.print(text)
-        job = dataclasses.replace(job, runtimes=(model.name,))
         driver.tell(Ready(job.recipe.to_json(), job.unit_environment))
-        begin: Begin = driver.next()
+        if isinstance(message := driver.next(), TryOut):
+            job, model = self._settle(job, message, console)
+            message = driver.next()
+        begin: Begin = message
+        recipe = begin.manifest.recipe
+        if (settled := (recipe.precision, recipe.runtime)) != (job.precision, job.runtimes[0]):
+            job = dataclasses.replace(job, precision=settled[0] or job.precision, runtimes=(settled[1] or model.name,))
+            model = job.build_model(console)
         if is_elsewhere:
             check_store(begin.terms.root, begin.manifest, setup.host)
         model = settle_threads(job, model, begin.threads, console)
@@ -234,6 +245,16 @@ class _Member:
         while True:
             driver.tell(Ask(None))
             self._round(job, model, hold, driver.next())
+
+    def _settle(self, job: Job, task: TryOut, console: Console) -> tuple[Job, Runtime]:
+        job = dataclasses.replace(job, rivals=task.rivals, may_take_bf16=task.may_take_bf16)
+        loader = PeekedLoader(job.loader(job.plan.splits[task.split], [task.rows]))
+        try:
+            job, model, _, _, measured = settle(job, loader, task.batches, console)
+        finally:
+            loader.close()
+        self._driver.tell(Settled(job.precision, model.name, job.environment, measured))
+        return job, model
 
     def _round(self, job: Job, model: Runtime, hold: _Hold, first: Order) -> None:
         """Computes a unit, and further ones as long as there are any behind it in the plan."""

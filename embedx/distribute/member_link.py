@@ -6,6 +6,7 @@ import contextlib
 import queue
 import threading
 from collections.abc import Mapping
+from multiprocessing import connection
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
@@ -54,6 +55,12 @@ class MemberLink:
         with contextlib.suppress(OSError):
             while (message := self._messages.get()) is not None:
                 self._connection.send(message)
+
+
+def wait_for(links: Mapping[str, MemberLink], seconds: float) -> list[tuple[str, MemberLink]]:
+    """Waits at most so long, and returns the links that have a message, or whose member is gone."""
+    ready: set[Any] = set(connection.wait(list(links.values()), seconds))  # type: ignore[arg-type]  # any with a fileno
+    return [(name, link) for name, link in links.items() if link in ready]
 
 
 class Engine(Protocol):

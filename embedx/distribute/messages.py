@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from embedx.config import ExtractConfig
 from embedx.data.plan import Plan
 from embedx.errors import EmbedxError
+from embedx.store.format.contents import Environment
 from embedx.store.format.layout import StoreTerms, Unit
 from embedx.store.format.manifest import Manifest
 from embedx.store.writing.unit_rows import EarlierRows
@@ -28,8 +29,7 @@ class Setup(NamedTuple):
     """The rows of each split that an earlier run has tried and rejected."""
     precision: Precision
     batch_size: int
-    runtimes: tuple[str, ...]
-    """The runtimes to try, in this order."""
+    runtime: str
     verbose: bool
     """True if each input without a row is told."""
     host: str
@@ -52,6 +52,29 @@ class Begin(NamedTuple):
     manifest: Manifest
     threads: int
     """The number of threads whose bits are those of the store."""
+
+
+class TryOut(NamedTuple):
+    """The task of settling the precision and the runtime by the first batches of some rows; these are dropped."""
+
+    split: str
+    rows: Sequence[int]
+    """The rows of the plan."""
+    batches: int
+    """The number of batches that a member will compute, roughly."""
+    rivals: tuple[str, ...]
+    may_take_bf16: bool
+
+
+class Settled(NamedTuple):
+    """The answer to `TryOut`."""
+
+    precision: Precision
+    runtime: str
+    environment: Environment
+    """The versions and the hardware that compute, for the manifest."""
+    measured: Mapping[str, float]
+    """The measurements, for the timings."""
 
 
 class Ask(NamedTuple):

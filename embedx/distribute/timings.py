@@ -23,6 +23,8 @@ class MemberTimings(Callback):
         self._sums = Counter[str]()
         self._of_members: dict[str, Counter[str]] = {}
         self._began = self._first_rows = 0.0
+        self.further: Mapping[str, float] = {}
+        """Other measurements, by name."""
 
     @property
     def has_begun(self) -> bool:
@@ -58,4 +60,5 @@ class MemberTimings(Callback):
             "images_per_second": round(inputs / seconds, 2) if seconds else 0.0,
             **{name: round(value, 3) for name, value in self._sums.items() if name.startswith(_PARTS)},
             **rates,
+            **self.further,
         }

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from embedx.errors import ConfigError
-from embedx.values import Precision
+from embedx.values import Precision, PrecisionName
 
 
 def resolve_device(name: str, *, is_elsewhere: bool = False) -> torch.device:
@@ -84,12 +84,14 @@ def _first_match(pattern: str, path: str) -> str | None:
     return found[1].strip() if found else None
 
 
-def resolve_precision(precision: Precision | None, device: torch.device) -> Precision:
-    """Returns the given precision, or the device's default if none is given.
+def resolve_precision(precision: PrecisionName | None, device: torch.device) -> Precision:
+    """Returns the given precision, or the device's default if none is given, or `auto`.
 
     Raises:
         ConfigError: If the device does not have this precision.
     """
     if precision == "tf32" and device.type == "cpu":
         raise ConfigError("--precision tf32 is for CUDA devices; on the CPU give fp32 or bf16")
-    return precision or ("tf32" if device.type == "cuda" else "fp32")
+    if precision is None or precision == "auto":
+        return "tf32" if device.type == "cuda" else "fp32"
+    return precision

@@ -19,12 +19,13 @@ from embedx.callbacks.throughput import Throughput
 from embedx.callbacks.writer import EmbeddingsWriter
 from embedx.credentials import without_credentials
 from embedx.data.loading.loaders import SplitLoader
+from embedx.data.loading.peeked import PeekedLoader
 from embedx.data.plan import Plan
 from embedx.engine.callback import Callback
 from embedx.heartbeat import Heartbeat
-from embedx.models.runtimes.base import Runtime
 from embedx.run.job import Job
 from embedx.run.same_bits import settle_threads, threads_of
+from embedx.run.settle import settle
 from embedx.store.format.layout import Unit
 from embedx.store.writing.hold import StoreHold
 from embedx.store.writing.session import StoreSession
@@ -83,23 +84,21 @@ def compute(job: Job, session: StoreSession, work: Work, heartbeat: Heartbeat) -
     loaders = _loaders(job, work)
     warn_of_space(job, session, work, heartbeat.console)
     allow_resources(job.workers)
-    model: nn.Module = nn.Identity()  # where rows only move there are no batches
-    if loaders:
-        heartbeat.say("loading the backbone")
-        next(iter(loaders.values())).start()  # its workers decode while the model is built
-        model = _model(job, session, heartbeat.console)
+    job, model, throughput = _model(job, session, loaders, heartbeat)
     say = partial(heartbeat.console.print, style="bold magenta", markup=False)
     rejected = rejected_inputs(job, say, heartbeat.detail if heartbeat.verbose else None)
     writer = writer_for(job, session, list(loaders), rejected)
     progress = ProgressBar(heartbeat, work.inputs, rejected.lost)
     try:
-        run_over(job, model, loaders, [progress, rejected, Throughput(), writer])  # the last stores metrics
+        run_over(job, model, loaders, [progress, rejected, throughput, writer])  # the last stores metrics
     finally:
         if writer.rows_saved is not None:  # after an error
             tell_kept(work, writer.rows_saved, heartbeat.console)
 
 
-def run_over(job: Job, model: nn.Module, loaders: Mapping[str, SplitLoader], callbacks: Sequence[Callback]) -> None:
+def run_over(
+    job: Job, model: nn.Module, loaders: Mapping[str, SplitLoader | PeekedLoader], callbacks: Sequence[Callback]
+) -> None:
     """Runs the model over the loaders' batches, and ends the loaders and frees their memory in any case."""
     try:
         job.run(model, loaders, callbacks)
@@ -158,22 +157,31 @@ def match_text(job: Job) -> str | None:
     return f"{without_credentials(job.config.checkpoint)}: {match}"
 
 
-def _model(job: Job, session: StoreSession, console: Console) -> Runtime:
-    """Builds the model; if the recipe's runtime does not take the backbone, states the recipe anew."""
+def _model(
+    job: Job, session: StoreSession, loaders: Mapping[str, PeekedLoader], heartbeat: Heartbeat
+) -> tuple[Job, nn.Module, Throughput]:
+    """Builds the model, settles what is open by the first batches, and states it in the recipe."""
+    if not loaders:
+        return job, nn.Identity(), Throughput()  # rows only move
+    heartbeat.say("loading the backbone")
+    first = next(iter(loaders.values()))
+    first.start()  # its workers decode while the model is built
     if job.device.type == "cpu":
         keep_large_blocks()
-    model = job.build_model(console)
-    if model.name != job.runtimes[0]:
-        session.set_recipe(session.manifest.recipe.replacing(runtime=model.name))
-        job = dataclasses.replace(job, runtimes=(model.name,))
-    model = settle_threads(job, model, threads_of(session), console)
+    console = heartbeat.console
+    job, runtime, model, seconds, measured = settle(job, first, sum(map(len, loaders.values())), console)
+    recipe = session.manifest.recipe.replacing(runtime=runtime.name, precision=job.precision)
+    if recipe != session.manifest.recipe:
+        session.set_recipe(recipe, job.environment)
+    if (settled := settle_threads(job, runtime, threads_of(session), console)) is not runtime:
+        model = settled
     session.writer = session.writer._replace(environment=dataclasses.replace(job).unit_environment)
     if text := match_text(job):
         console.print(text, markup=False, soft_wrap=True)
-    return model
+    return job, model, Throughput(seconds, measured)
 
 
-def _loaders(job: Job, work: Work) -> dict[str, SplitLoader]:
+def _loaders(job: Job, work: Work) -> dict[str, PeekedLoader]:
     """Makes a loader for each split that has inputs to be computed."""
     runs: dict[str, list[Sequence[int]]] = {}
     for unit, rows in work.missing.items():
@@ -182,4 +190,7 @@ def _loaders(job: Job, work: Work) -> dict[str, SplitLoader]:
     if work.is_update:  # one run over all units, as many units may lack only a few rows
         runs = {name: [list(itertools.chain.from_iterable(units))] for name, units in runs.items()}
     splits = work.plan.splits
-    return {name: job.loader(splits[name], units, again=work.retried.get(name, ())) for name, units in runs.items()}
+    return {
+        name: PeekedLoader(job.loader(splits[name], units, again=work.retried.get(name, ())))
+        for name, units in runs.items()
+    }

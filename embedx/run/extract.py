@@ -30,6 +30,7 @@ from embedx.run.summary import Summary
 from embedx.run.take_up import take_up
 from embedx.run.torch_settings import torch_settings_kept
 from embedx.run.update import Layout, lay_out
+from embedx.store.format.contents import StoredRecipe
 from embedx.store.format.layout import MANIFEST, Unit, alike
 from embedx.store.writing.replacement import is_replaceable
 from embedx.store.writing.session import StoreSession
@@ -103,7 +104,7 @@ def extract(
     manifest = session.manifest
     seconds = time.perf_counter() - started
     changes = update.counts if update is not None else None
-    ran_on = _ran_on(job, manifest.recipe.runtime or job.runtimes[0]) if work.inputs else {}
+    ran_on = _ran_on(job, manifest.recipe) if work.inputs else {}
     return Summary(config.out / MANIFEST, manifest.totals, up_to_date, changes, seconds, manifest.timings, ran_on, kept)
 
 
@@ -120,10 +121,17 @@ def _tell_damage(session: StoreSession, heartbeat: Heartbeat) -> None:
         heartbeat.tell(damage)
 
 
-def _ran_on(job: Job, runtime: str) -> dict[str, str | int]:
+def _ran_on(job: Job, recipe: StoredRecipe) -> dict[str, str | int]:
     threads = {"threads": torch.get_num_threads()} if job.device.type == "cpu" else {}
-    place = {"device": str(job.device), "precision": job.precision, "runtime": runtime, "decoder": job.config.decoder}
-    return {**place, **threads, "workers": job.workers, "batch_size": job.batch_size}
+    settled = {"precision": recipe.precision or job.precision, "runtime": recipe.runtime or job.runtimes[0]}
+    return {
+        "device": str(job.device),
+        **settled,
+        "decoder": job.config.decoder,
+        **threads,
+        "workers": job.workers,
+        "batch_size": job.batch_size,
+    }
 
 
 def _update(job: Job, session: StoreSession, console: Console) -> Layout | None:

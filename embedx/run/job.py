@@ -23,7 +23,6 @@ from embedx.data.decoding.batch_rows import Decoder, DenseDecoder
 from embedx.data.decoding.features import FeatureDecoder
 from embedx.data.decoding.images import ImageDecoder
 from embedx.data.decoding.nvjpeg import CopyToDevice, DecodeOnDevice, PartialDecoder
-from embedx.data.loading.given_images import PictureBatches
 from embedx.data.loading.loaders import SplitLoader, batches_at_once
 from embedx.data.plan import Plan, SplitPlan
 from embedx.engine.callback import Callback
@@ -59,6 +58,10 @@ class Job:
     batch_size: int
     runtimes: tuple[str, ...]
     """The runtimes to try, in this order; the first is the recipe's."""
+    rivals: tuple[str, ...] = ()
+    """The runtimes that are tried beside the first one where that pays (see `settle`)."""
+    may_take_bf16: bool = False
+    """True if bf16 is tried, and taken if it changes little (see `settle`)."""
     store: Manifest | None = None
     """The manifest of the store that was there when the run was determined."""
 
@@ -80,6 +83,16 @@ class Job:
     def workers(self) -> int:
         """The number of processes that read and decode: one per core, unless another number is given."""
         return cores() if self.config.workers is None else self.config.workers
+
+    @property
+    def precision_text(self) -> str:
+        """The precision, or `auto` where it is not settled yet."""
+        return "auto" if self.may_take_bf16 else self.precision
+
+    @property
+    def runtime_text(self) -> str:
+        """The name of the runtime, or `auto` where it is not settled yet."""
+        return "auto" if self.rivals else self.runtimes[0]
 
     @property
     def row_bytes(self) -> int:
@@ -191,7 +204,7 @@ class Job:
     def run(
         self,
         model: nn.Module,
-        loaders: Mapping[str, SplitLoader | PictureBatches],
+        loaders: Mapping[str, Iterable[Batch]],
         callbacks: Sequence[Callback],
     ) -> None:
         """Runs the model over the loaders' batches, and gives the outputs to the callbacks."""
@@ -211,7 +224,7 @@ class Job:
         inputs = ", ".join(f"{name} {len(split)}" for name, split in self.plan.splits.items())
         return [
             ", ".join(f"{name} {value}" for name, value in environment),
-            f"on {self.device} in {self.precision} by {self.runtimes[0]}: batches of {self.batch_size}, "
+            f"on {self.device} in {self.precision_text} by {self.runtime_text}: batches of {self.batch_size}, "
             f"{self.workers} workers, {torch.get_num_threads()} threads",
             f"inputs: {inputs}; {self.rows_per_unit} rows a unit, stored as {self.config.dtype}",
         ]
@@ -224,8 +237,8 @@ class Job:
             "preprocessing": self.manifest.recipe.preprocessing,
             "tensors": {name: list(shape) for name, shape in self.spec.shapes.items()},
             "device": str(self.device),
-            "precision": self.precision,
-            "runtime": self.runtimes[0],
+            "precision": self.precision_text,
+            "runtime": self.runtime_text,
             "dtype": self.config.dtype,
             "batch_size": self.batch_size,
             "rows_per_unit": self.rows_per_unit,

@@ -7,6 +7,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Literal
 
 import torch
 
@@ -19,9 +20,9 @@ from embedx.errors import ConfigError
 from embedx.heartbeat import SILENT, Heartbeat
 from embedx.models.backbones import BackboneSpec, describe_backbone
 from embedx.models.backbones.none import describe_features
-from embedx.models.device import is_here, resolve_device, resolve_precision
+from embedx.models.device import has_bf16, is_here, resolve_device, resolve_precision
 from embedx.models.runtimes import choice as runtimes
-from embedx.models.runtimes.base import LARGEST_BATCH
+from embedx.models.runtimes.base import SMALL_BATCH, largest_batch
 from embedx.models.runtimes.eager import EagerRuntime
 from embedx.models.threads import ONE_AT_A_TIME
 from embedx.names import NO_BACKBONE
@@ -31,13 +32,16 @@ from embedx.run.job import Job
 from embedx.run.kept_splits import with_kept_splits
 from embedx.run.take_up import check_same_inputs
 from embedx.store.format.contents import StoredRecipe
-from embedx.store.format.layout import index_files, journal_files
+from embedx.store.format.layout import has_rows, staging_folder
 from embedx.store.format.manifest import Manifest, existing_store
 from embedx.system.machine import cores, physical_memory
 from embedx.values import size_text
 
 DEFAULT_THREADS = torch.get_num_threads()
 """The number of threads that torch chooses by itself, read before any run sets another."""
+
+_BATCH_ELSEWHERE = 256
+"""The batch size on GPUs of other machines."""
 
 _computing: dict[str, int] = {}
 """The id of the process in which torch was made to compute, which is another one in a process forked from it."""
@@ -62,6 +66,8 @@ def prepare(
             precision = resolve_precision(config.precision, device)
         with _collected(faults):
             check_decoder(config, device)
+        if config.batch_size is None:
+            config = dataclasses.replace(config, batch_size=default_batch_size(device))
     heartbeat.say("listing the inputs")
     with _collected(faults):
         named = plan or list_inputs(config, heartbeat)
@@ -74,34 +80,64 @@ def prepare(
     ConfigError.check(faults)  # a step that did not set its variable has left a fault
 
     use_machine(device, config.threads)
-    begun = store.recipe if store is not None and not config.overwrite else StoredRecipe()
+    root = staging_folder(config.out.resolve()) if config.overwrite else config.out  # where this run goes on
+    begun_store = existing_store(root)
+    begun = StoredRecipe() if begun_store is None else begun_store.recipe
+    largest = largest_batch(device, sum(map(len, inputs.splits.values())))
+    job = Job(config, inputs, spec, device, precision, largest, (EagerRuntime.name,), store=store)
+    job = _with_choices(job, begun, is_open=not has_rows(root))
     batch_size = begun.batch_size if config.batch_size == "auto" else config.batch_size
-    wanted = (begun.runtime or "auto") if config.runtime == "auto" else config.runtime
-    names = runtimes.candidates(wanted, device, spec.bytes_written, sum(map(len, inputs.splits.values())))
     if batch_size is not None:
-        job = Job(config, inputs, spec, device, precision, batch_size, names, store)
+        job = dataclasses.replace(job, batch_size=batch_size)
         check_memory(job)
         return job
     if not is_here(device):
         raise ConfigError(
             "--batch-size auto tries sizes on a GPU, and this machine has none; give a number, such as 256"
         )
-    largest = Job(config, inputs, spec, device, precision, LARGEST_BATCH[device.type], names, store)
-    images = largest.decoder.empty(largest.batch_size).zero_()
+    images = job.decoder.empty(job.batch_size).zero_()
     with ONE_AT_A_TIME:
         runtime = EagerRuntime(spec.load(), device, precision)
     fitting = runtime.fitting_batch_size(images)
-    return dataclasses.replace(largest, batch_size=fitting)
+    return dataclasses.replace(job, batch_size=fitting)
 
 
 def _with_kept_splits(named: Plan, config: ExtractConfig, store: Manifest | None) -> Plan:
     """Adds the splits that a store has and the run does not name; a store without a row has none."""
-    if store is not None and (index_files(config.out) or journal_files(config.out)):
+    if store is not None and has_rows(config.out):
         if not config.update:
             check_same_inputs(named, config.out, store)
         return with_kept_splits(named, config.out, store, config.drop_split)
     ConfigError.check([f"--drop-split {name}: {config.out} has no splits yet" for name in config.drop_split])
     return named
+
+
+def default_batch_size(device: torch.device) -> int | Literal["auto"]:
+    """Returns the batch size where none is given; a GPU of another machine can't be asked for its memory."""
+    if device.type == "cpu":
+        return SMALL_BATCH
+    return "auto" if is_here(device) else _BATCH_ELSEWHERE
+
+
+def _with_choices(job: Job, begun: StoredRecipe, *, is_open: bool) -> Job:
+    """Takes the runtime and precision that are asked for, or where they are `auto`, those of the store.
+
+    Of a store without rows they are open: the run settles them by its first batches.
+    """
+    config, spec = job.config, job.spec
+    takes_any = spec.preprocessing is not None and not spec.architecture.is_fixed
+    if config.runtime != "auto":
+        job = dataclasses.replace(job, runtimes=(config.runtime,))
+    elif begun.runtime is not None and not is_open:
+        job = dataclasses.replace(job, runtimes=(begun.runtime,))
+    elif takes_any:
+        job = dataclasses.replace(job, rivals=runtimes.rivals(job.device))
+    if config.precision == "auto":
+        if begun.precision is not None and not is_open:
+            job = dataclasses.replace(job, precision=begun.precision)
+        else:
+            job = dataclasses.replace(job, may_take_bf16=takes_any and has_bf16(job.device))
+    return job
 
 
 def check_memory(job: Job) -> None:

@@ -54,6 +54,7 @@ def stored_job(config: ExtractConfig, device: torch.device, plan: Plan, *, exact
         plan: The inputs to compute; none for those that come later.
         exactly: Whether only the recipe's precision and runtime will do; else those nearest to them are taken.
     """
+    assert isinstance(config.batch_size, int)  # a recipe's
     spec = describe_spec(config, input_shape(config, plan), notice=lambda text: None)
     precision = config.precision
     names: list[str] = [config.runtime]
@@ -62,7 +63,7 @@ def stored_job(config: ExtractConfig, device: torch.device, plan: Plan, *, exact
         precision = "fp32" if precision == "tf32" and device.type == "cpu" else precision
         # The store's runtime may not be installed here; eager's results are within the tolerance.
         names += [EagerRuntime.name] if config.runtime != EagerRuntime.name else []
-    return Job(config, plan, spec, device, resolve_precision(precision, device), int(config.batch_size), tuple(names))
+    return Job(config, plan, spec, device, resolve_precision(precision, device), config.batch_size, tuple(names))
 
 
 def check_recipe(store: Store, job: Job) -> None:

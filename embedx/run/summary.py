@@ -94,6 +94,13 @@ class Summary:
         return found
 
     @property
+    def trial(self) -> dict[str, tuple[float, float]]:
+        """The images per second of each runtime that was tried, and the seconds of building it; empty if none was."""
+        begin = "trial_images_per_second/"
+        rates = {name.removeprefix(begin): rate for name, rate in self.timings.items() if name.startswith(begin)}
+        return {name: (rate, self.timings.get(f"trial_build_seconds/{name}", 0.0)) for name, rate in rates.items()}
+
+    @property
     def verdict(self) -> str:
         """A sentence that names the slowest part of the run and a remedy; empty if nothing was computed."""
         parts = Counter[str]()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -14,7 +13,6 @@ from embedx.config import ExtractConfig
 from embedx.errors import ConfigError
 from embedx.models.backbones import dense, factory, huggingface, program, quantized, timm, torchvision
 from embedx.models.backbones.base import Architecture, BackboneKind, BackboneOptions, last_line
-from embedx.models.bytes_written import BytesWritten
 from embedx.models.embedder import Embedder, constant_dim, shown_channel_dim
 from embedx.models.layers import layer_faults, layer_shapes, with_layers
 from embedx.models.preprocessing import PreprocessingOptions, resolve_preprocessing
@@ -41,8 +39,6 @@ class BackboneSpec:
     """The shape of one row of every stored tensor, `embeddings` first: (D,), or (T, D) and (C, H, W) unpooled."""
     input_shape: tuple[int, ...] = ()
     """The shape of one input where the inputs are features, (D,) or (T, D); () for images."""
-    bytes_written: float | None = None
-    """The bytes that the forward pass writes per image, see `BytesWritten`; None for programs and features."""
     channels: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """The dimension of the channels of each map whose shape leaves it open, by the tensor's name."""
 
@@ -128,17 +124,14 @@ def _with_shapes(spec: BackboneSpec, size: int) -> BackboneSpec:
     ConfigError.check(layer_faults(model, architecture.name, spec.layers))
     architecture.note_positions(model)
     embedder = _embedder(model, spec).to(architecture.outline_device)
-    written = None
     channels: dict[str, int] = {}
 
     def row_shapes(batch: int) -> dict[str, tuple[int, ...]]:
-        nonlocal written, channels
+        nonlocal channels
         images = _blank_images(architecture, batch, size, torch.uint8)
-        with contextlib.nullcontext() if architecture.is_program else BytesWritten() as counter:
-            features = embedder.features(images)
-            channels = embedder.channels = _channels(spec, features, size)
-            outputs = embedder.pooled(features)
-        written = counter.total / batch if counter is not None else None
+        features = embedder.features(images)
+        channels = embedder.channels = _channels(spec, features, size)
+        outputs = embedder.pooled(features)
         for rows in {len(output) for output in outputs.values()} - {batch}:
             raise ValueError(
                 f"it gives {rows} rows for a batch of {batch}; if it takes batches of {rows}, give --batch-size {rows}"
@@ -146,7 +139,7 @@ def _with_shapes(spec: BackboneSpec, size: int) -> BackboneSpec:
         return {name: tuple(output.shape[1:]) for name, output in outputs.items()}
 
     shapes = _try_batches(architecture, row_shapes, size)
-    return dataclasses.replace(spec, shapes=shapes, bytes_written=written, channels=channels)
+    return dataclasses.replace(spec, shapes=shapes, channels=channels)
 
 
 def _channels(spec: BackboneSpec, features: Mapping[str, Tensor], size: int) -> dict[str, int]:

@@ -19,7 +19,7 @@ from embedx.models.weights.matching import CheckpointMatch, fill
 from embedx.models.weights.position import is_position, position_change
 from embedx.models.weights.read import read_state_dict
 from embedx.recipe import Preprocessing
-from embedx.values import Precision
+from embedx.values import PrecisionName
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +28,8 @@ class BackboneOptions(WeightsOptions):
 
     backbone_arg: tuple[str, ...] = ()
     image_size: int | None = None
-    batch_size: int | Literal["auto"] = "auto"
-    precision: Precision | None = None
+    batch_size: int | Literal["auto"] | None = "auto"
+    precision: PrecisionName | None = None
     device: str = "auto"
 
 
@@ -53,6 +53,8 @@ class Architecture(ABC):
     """
     is_program = False
     """True for a program, whose parts can't be reached, so that it has no layers."""
+    is_fixed = False
+    """True if it only runs as it was made, in its own precision and in eager mode."""
     match: CheckpointMatch | None = None
     """The way in which a checkpoint was matched, once it is loaded."""
     fills = True

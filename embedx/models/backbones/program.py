@@ -22,6 +22,7 @@ from embedx.errors import CheckpointError, ConfigError
 from embedx.models.backbones.base import Architecture, BackboneKind, BackboneOptions, fixed_precision_faults, last_line
 from embedx.models.device import resolve_device
 from embedx.models.outputs import FrozenProgram
+from embedx.models.runtimes.base import SMALL_BATCH
 from embedx.models.weights.find import weights_of_file
 
 _SUFFIXES = (".pt2", ".pt", ".ts", ".jit", ".torchscript")
@@ -38,7 +39,7 @@ class ProgramBackbone(Architecture):
     """A program that was read from its file."""
 
     outline_device = torch.device("cpu")
-    is_program = True
+    is_program = is_fixed = True
 
     def __init__(self, options: BackboneOptions) -> None:
         path = Path(options.backbone)
@@ -46,10 +47,11 @@ class ProgramBackbone(Architecture):
         self._device = options.device
         self._program = _read(path)
         # TorchScript does not say which batches it takes; most take one image, which is quickly tried.
-        self.outline_batches = (1,) if options.batch_size == "auto" else (1, options.batch_size)
+        batch_size = SMALL_BATCH if options.batch_size is None else options.batch_size
+        self.outline_batches = (1,) if batch_size == "auto" else (1, batch_size)
         if isinstance(self._program, torch.export.ExportedProgram):
             batch, _, height, width = self._exported_shape(self._program)
-            if batch is not None and batch != options.batch_size:
+            if batch is not None and batch != batch_size:
                 raise ConfigError(f"{self.name} takes batches of {batch}; give --batch-size {batch}")
             if height != width:
                 raise ConfigError(f"{self.name} takes images of {height}x{width}; embedx gives square ones")

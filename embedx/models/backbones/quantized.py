@@ -27,6 +27,7 @@ class QuantizedBackbone(Architecture):
     """A quantised classification model of torchvision."""
 
     outline_device = torch.device("cpu")
+    is_fixed = True
 
     def build(self) -> tuple[nn.Module, tuple[str, ...]]:
         """Builds the model, quantised, without its classifier."""

@@ -13,12 +13,23 @@ from embedx.models.embedder import Embedder
 from embedx.models.outputs import FrozenProgram
 from embedx.values import Precision
 
-LARGEST_BATCH = {"cuda": 1024, "cpu": 32}
-"""The largest batch that `--batch-size auto` tries, by type of device; more gains nothing. Powers of two."""
+SMALL_BATCH = 32
+"""The size of batches on the CPU, where more gains nothing, and the least that `--batch-size auto` tries first."""
+_LARGEST_BATCH = 1024
+_LEAST_BATCHES = 32
+"""The batches that a run has at least, so that its workers share them evenly and little of the last one is padding."""
 SPARE = 0.1
 """The share of a device's memory that a batch found by trial, or a recorded graph, leaves free."""
 _WAYS_OUT = "free some, or give a smaller --image-size, --precision bf16 or --device cpu"
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def largest_batch(device: torch.device, inputs: int) -> int:
+    """Returns the largest batch, a power of two, that `--batch-size auto` tries for so many inputs."""
+    if device.type == "cpu":
+        return SMALL_BATCH
+    share: int = 2 ** max(0, (inputs // _LEAST_BATCHES).bit_length() - 1)
+    return min(max(share, SMALL_BATCH), _LARGEST_BATCH)
 
 
 class Runtime(nn.Module):

@@ -15,33 +15,15 @@ from embedx.models.runtimes.compiled import CompiledRuntime
 from embedx.models.runtimes.eager import EagerRuntime
 from embedx.models.runtimes.openvino import OpenVinoRuntime
 from embedx.models.threads import ONE_AT_A_TIME
-from embedx.values import Precision, RuntimeName
+from embedx.values import Precision
 
 _RUNTIMES = {runtime.name: runtime for runtime in (EagerRuntime, CompiledRuntime, OpenVinoRuntime)}
 
-_WRITING = {"cpu": 1.75e9, "cuda": 6e11}
-"""The bytes per second, roughly, that the eager runtime's operations write, per core of a CPU or per GPU."""
-_SAVING = {"openvino": 0.65, "compile": 0.4}
-"""The share of that time, roughly, that fusing operations saves; products and convolutions take the same time."""
-_BUILD_SECONDS = {"openvino": 2.0, "compile": 25.0}
-"""The seconds, roughly, that building takes beyond the eager runtime's."""
 
-
-def candidates(name: RuntimeName, device: torch.device, bytes_written: float | None, inputs: int) -> tuple[str, ...]:
-    """Returns the runtimes to try, in order of preference, for this number of inputs.
-
-    `auto` takes those that are installed and save more time than their building costs, fastest first, and then eager
-    mode; a program, for which `bytes_written` per image is None, runs in eager mode only.
-    """
-    if name != "auto":
-        return (name,)
-    chosen = []
-    if bytes_written is not None:
-        threads = torch.get_num_threads() if device.type == "cpu" else 1
-        seconds = inputs * bytes_written / (_WRITING[device.type] * threads)
-        installed = ["openvino"] if device.type == "cpu" and find_spec("openvino") else []
-        chosen = [each for each in (*installed, "compile") if seconds * _SAVING[each] > _BUILD_SECONDS[each]]
-    return (*chosen, EagerRuntime.name)
+def rivals(device: torch.device) -> tuple[str, ...]:
+    """Returns the runtimes that may be faster than eager mode on a device, the one first that is quickest to build."""
+    installed = (OpenVinoRuntime.name,) if device.type == "cpu" and find_spec("openvino") else ()
+    return (*installed, CompiledRuntime.name)
 
 
 def libraries(name: str) -> tuple[str, ...]:

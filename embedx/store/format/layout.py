@@ -167,6 +167,11 @@ def can_be_shard(path: str, unit: Unit, group: str | None, sha256: str | None = 
     return place in (shard_path(unit, folder), shard_path(unit, other))
 
 
+def has_rows(root: Path) -> bool:
+    """Tells whether a run has committed a unit in a folder, or journalled rows of one."""
+    return bool(index_files(root) or journal_files(root))
+
+
 def staging_folder(out: Path) -> Path:
     """Returns the folder in which the store that will replace the one at `out` is written."""
     return out.parent / f".{out.name}.embedx-new"

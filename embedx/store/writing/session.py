@@ -24,7 +24,7 @@ import pyarrow as pa
 from embedx.errors import ConfigError, StoreMismatchError, output_error
 from embedx.store.format import layout
 from embedx.store.format.atomic import make_folder
-from embedx.store.format.contents import StoredRecipe
+from embedx.store.format.contents import Environment, StoredRecipe
 from embedx.store.format.creation import check_creation, new_token
 from embedx.store.format.differences import leaves_that_differ
 from embedx.store.format.layout import StoreTerms, Unit, WriterTerms
@@ -191,11 +191,11 @@ class StoreSession:
         """States the size of the units, where it was not known when the store was begun."""
         self._write_manifest(plan=dataclasses.replace(self.manifest.plan, rows_per_unit=rows))
 
-    def set_recipe(self, recipe: StoredRecipe) -> None:
-        """States another recipe, where it turns out that the run can't follow the first one."""
+    def set_recipe(self, recipe: StoredRecipe, environment: Environment | None = None) -> None:
+        """States another recipe, as the first batches have settled it, and the environment if that is another too."""
         if self._committed or self.earlier.units:
             raise StoreMismatchError(f"{self.out} has units of another recipe; replace it with --overwrite")
-        self._write_manifest(recipe=recipe)
+        self._write_manifest(recipe=recipe, environment=environment or self.manifest.environment)
 
     def on_commit(self, unit: Unit) -> None:
         """Does nothing: the index tables tell, in the end, which units are committed."""

@@ -219,13 +219,6 @@ def test_openvino_takes_a_trace_unless_that_might_be_another_model(
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max() and bool(exports) == exported
 
 
-def test_auto_takes_what_pays_for_so_many_images() -> None:
-    assert runtimes.candidates("auto", CPU, 1e8, 10) == ("eager",)
-    assert runtimes.candidates("auto", CPU, 1e8, 10_000) == ("openvino", "compile", "eager")
-    assert runtimes.candidates("auto", CPU, None, 10**9) == ("eager",)
-    assert runtimes.candidates("compile", CPU, 1e8, 1) == ("compile",)
-
-
 @pytest.mark.soak
 def test_openvino_tells_nobody() -> None:
     """Its converter would report each use to its makers."""

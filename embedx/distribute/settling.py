@@ -1,0 +1,63 @@
+"""The choices that one member makes for all by its first batches, while the others wait: precision and runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from embedx.distribute.messages import Settled
+from embedx.distribute.timings import MemberTimings
+from embedx.run.job import Job
+from embedx.store.writing.session import StoreSession
+
+
+class Settling:
+    """Lets members begin once nothing is open any more; the first one that is ready settles what is.
+
+    Args:
+        job: The run, of which something may be open.
+        session: The store, whose recipe is stated anew.
+        timings: The timings, to which what was measured is added.
+        try_out: Has a member settle what is open.
+        begin: Lets a member begin.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        session: StoreSession,
+        timings: MemberTimings,
+        try_out: Callable[[str], None],
+        begin: Callable[[str], None],
+    ) -> None:
+        self._session, self._timings, self._try_out, self._begin = session, timings, try_out, begin
+        self._is_open = bool(job.rivals or job.may_take_bf16)
+        self._waiting: list[str] = []
+        """The members that are ready; the first one tries."""
+
+    def add(self, name: str) -> None:
+        """Takes a member that is ready."""
+        if not self._is_open:
+            self._begin(name)
+            return
+        self._waiting.append(name)
+        if len(self._waiting) == 1:
+            self._try_out(name)
+
+    def lose(self, name: str) -> None:
+        """Leaves out a member that is gone; if it was trying, the next one does."""
+        if name in self._waiting:
+            was_trying = self._waiting[0] == name
+            self._waiting.remove(name)
+            if was_trying and self._waiting:
+                self._try_out(self._waiting[0])
+
+    def on_settled(self, name: str, found: Settled, now: float) -> None:
+        """States in the recipe what a member has found, and lets all begin."""
+        session = self._session
+        recipe = session.manifest.recipe.replacing(precision=found.precision, runtime=found.runtime)
+        session.set_recipe(recipe, found.environment)
+        self._timings.further = found.measured
+        self._is_open = False
+        for each in self._waiting:
+            self._begin(each)
+        self._waiting.clear()
