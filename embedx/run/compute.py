@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import shutil
@@ -84,7 +85,11 @@ def compute(job: Job, session: StoreSession, work: Work, heartbeat: Heartbeat) -
     loaders = _loaders(job, work)
     warn_of_space(job, session, work, heartbeat.console)
     allow_resources(job.workers)
-    job, model, throughput = _model(job, session, loaders, heartbeat)
+    with contextlib.ExitStack() as until_it_is_built:
+        for loader in loaders.values():
+            until_it_is_built.callback(loader.close)
+        job, model, throughput = _model(job, session, loaders, heartbeat)
+        until_it_is_built.pop_all()
     say = partial(heartbeat.console.print, style="bold magenta", markup=False)
     rejected = rejected_inputs(job, say, heartbeat.detail if heartbeat.verbose else None)
     writer = writer_for(job, session, list(loaders), rejected)
