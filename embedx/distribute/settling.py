@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from embedx.distribute.messages import Settled
 from embedx.distribute.timings import MemberTimings
+from embedx.models.runtimes import trial
 from embedx.run.job import Job
 from embedx.store.writing.session import StoreSession
 
@@ -30,7 +31,8 @@ class Settling:
         begin: Callable[[str], None],
     ) -> None:
         self._session, self._timings, self._try_out, self._begin = session, timings, try_out, begin
-        self._is_open = bool(job.rivals or job.may_take_bf16)
+        is_long = job.plan.inputs >= trial.SHORTEST_RUN * job.batch_size
+        self._is_open = job.may_take_bf16 or bool(job.rivals and is_long)
         self._waiting: list[str] = []
         """The members that are ready; the first one tries."""
 

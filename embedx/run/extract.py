@@ -228,7 +228,7 @@ def _notices(job: Job, console: Console) -> None:
     if not (job.config.data or job.config.drop_split):
         total = sum(len(split) for split in job.plan.splits.values())
         console.print(f"no --data given: using the bundled sample of {total} images", style="magenta")
-    if job.config.batch_size == "auto":
+    if job.config.batch_size == "auto" or (job.config.batch_size is None and job.device.type == "cuda"):
         console.print(f"--batch-size auto: {job.batch_size}", markup=False)
     if job.precision == "bf16" and not has_bf16(job.device):
         console.print(

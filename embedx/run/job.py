@@ -43,6 +43,10 @@ from embedx.system.machine import cores
 from embedx.values import Precision, rows_per_unit
 
 _PACKAGES = ("embedx", "torch", "torchvision", "pillow", "numpy", "pyarrow", "safetensors")
+_NICENESS = 7
+"""The steps of priority by which decoding comes after a forward pass on the same cores, whose threads wait for one
+another. On two cores of an AMD EPYC, mobilenet_v3_small came to 350 images/s with it, to 305 without; 10 gave no more.
+"""
 _INDEX_BYTES = 8  # a row's number in the shard's `index`
 
 
@@ -187,6 +191,7 @@ class Job:
             unique_keys=self.config.key_column is not None,
             timeout=self.config.timeout,
             max_bytes=self.config.max_bytes,
+            niceness=_NICENESS if self.device.type == "cpu" and self.spec.preprocessing is not None else 0,
         )
 
     def build_model(self, console: Console) -> Runtime:

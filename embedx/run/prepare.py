@@ -66,8 +66,6 @@ def prepare(
             precision = resolve_precision(config.precision, device)
         with _collected(faults):
             check_decoder(config, device)
-        if config.batch_size is None:
-            config = dataclasses.replace(config, batch_size=default_batch_size(device))
     heartbeat.say("listing the inputs")
     with _collected(faults):
         named = plan or list_inputs(config, heartbeat)
@@ -86,7 +84,8 @@ def prepare(
     largest = largest_batch(device, sum(map(len, inputs.splits.values())))
     job = Job(config, inputs, spec, device, precision, largest, (EagerRuntime.name,), store=store)
     job = _with_choices(job, begun, is_open=not has_rows(root))
-    batch_size = begun.batch_size if config.batch_size == "auto" else config.batch_size
+    wanted = default_batch_size(device) if config.batch_size is None else config.batch_size
+    batch_size = begun.batch_size if wanted == "auto" else wanted
     if batch_size is not None:
         job = dataclasses.replace(job, batch_size=batch_size)
         check_memory(job)

@@ -66,8 +66,8 @@ def settle(job: Job, loader: PeekedLoader, batches: int, console: Console) -> Se
     begun = time.perf_counter()
     first = job.build_model(console)
     build_seconds = time.perf_counter() - begun
-    if not job.rivals:
-        return Settled(dataclasses.replace(job, runtimes=(first.name,)), first, first, measured=measured)
+    if not job.rivals or batches < trial.SHORTEST_RUN:
+        return Settled(dataclasses.replace(job, runtimes=(first.name,), rivals=()), first, first, measured=measured)
     found = trial.find_fastest(first, build_seconds, job.rivals, _builder(job, console), images, batches)
     if job.device.type == "cuda":
         torch.cuda.empty_cache()  # of those that lost

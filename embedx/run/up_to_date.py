@@ -30,6 +30,9 @@ _WITHOUT_EFFECT = dict.fromkeys(
 )
 """The settings that change nothing in a complete store of the same inputs."""
 
+_OLD_BATCH_SIZE = 32
+"""The batch size that stores state which were made by default, when that was a number."""
+
 
 def look_for_work(config: ExtractConfig, heartbeat: Heartbeat = SILENT) -> tuple[Summary | None, Plan | None]:
     """Checks that the store is complete and that settings, versions, weights and inputs are the same as then.
@@ -80,6 +83,8 @@ def _was_made_with(config: ExtractConfig, manifest: Manifest) -> bool:
     fields = [field for field in dataclasses.fields(config) if field.default is not dataclasses.MISSING]
     defaults = {field.name: field.default for field in fields}  # of settings that are newer than the store
     then, now = defaults | manifest.settings.to_json() | _WITHOUT_EFFECT, config.to_json() | _WITHOUT_EFFECT
+    if config.batch_size is None and then["batch_size"] == _OLD_BATCH_SIZE:
+        then["batch_size"] = None
     same = canonical_json(then) == canonical_json(now)
     return same and _weights_are_same(config, manifest) and _versions_are_same(manifest)
 

@@ -52,7 +52,7 @@ def test_a_value_is_python_s_or_the_command_s_text(name: str, given: Any, value:
         ("workers", "two", "workers: 'two' is not what it takes; give a whole number"),
         ("workers", True, "workers: True is not what it takes"),
         ("batch_size", "many", "batch_size: 'many' is not a number of images"),
-        ("precision", "fp8", "precision: 'fp8' is not what it takes; give 'fp32', 'tf32', 'bf16' or 'fp16'"),
+        ("precision", "fp8", "precision: 'fp8' is not what it takes; give 'auto', 'fp32', 'tf32', 'bf16' or 'fp16'"),
         ("normalize", 1, "normalize: 1 is not what it takes; give True or False"),
         ("layer", 3, "layer: 3 is not what it takes; give a list of texts"),
         ("pool", None, "pool: None is not what it takes; give 'avg', 'max'"),

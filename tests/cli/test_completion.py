@@ -60,7 +60,7 @@ def test_names_read_from_source_files_are_those_of_the_libraries() -> None:
     [
         (["embedx", "prob"], ["probe"]),
         (["embedx", "extract", "--prec"], ["--precision"]),
-        (["embedx", "extract", "--precision", ""], ["fp32", "tf32", "bf16", "fp16"]),
+        (["embedx", "extract", "--precision", ""], ["auto", "fp32", "tf32", "bf16", "fp16"]),
         (["embedx", "extract", "--backbone", "wide_"], ["wide_resnet101_2", "wide_resnet50_2"]),
         (["embedx", "layers", "timm", ":", "vit_base_patch16_dinov3."], ["vit_base_patch16_dinov3.lvd1689m"]),
         (["embedx", "extract", "--weights", "sa"], ["sample"]),

@@ -347,13 +347,15 @@ def test_features_that_are_not_finite_are_rejected_and_a_batch_of_them_is_told_a
     features[7] = 0
     np.save(tmp_path / "features.npy", features.numpy())
     settings: dict[str, Any] = {"backbone": "none", "data": (str(tmp_path / "features.npy"),), "weights": "DEFAULT"}
-    heard = io.StringIO()
-    with Heartbeat(Console(file=heard, width=1000)) as heartbeat:
-        extract(config(tmp_path / "out", **settings | {"batch_size": 4}, normalize=True), heartbeat)
-    assert heard.getvalue().count("none of the first 4 rows is finite (") == 1
+    extract(config(tmp_path / "out", **settings | {"batch_size": 4}, normalize=True))
     rows = embedx.open(tmp_path / "out").index("all")
     assert [row["index"] for row in rows.to_pylist() if row["status"] == "rejected"] == [0, 1, 2, 3, 4, 7]
     assert rows["reason"][0].as_py() == "the input gave NaN: 4 of 4 values of 'embeddings' are not finite"
     assert "no unit length" in rows["reason"][7].as_py()
     kept = torch.nn.functional.normalize(features[[5, 6, 8, 9]]).numpy()
     assert np.array_equal(embedx.open(tmp_path / "out").load("all").embeddings, kept)
+    np.save(tmp_path / "features.npy", features[:5].numpy())
+    heard = io.StringIO()
+    with Heartbeat(Console(file=heard, width=1000)) as heartbeat:
+        extract(config(tmp_path / "none", **settings, normalize=True), heartbeat)
+    assert heard.getvalue().count("none of the first 5 rows is finite (") == 1

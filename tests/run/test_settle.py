@@ -38,6 +38,7 @@ def config(out: Path, **settings: Any) -> ExtractConfig:
 @pytest.fixture
 def everything_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "LARGEST_COST", 10**9)
+    monkeypatch.setattr(trial, "SHORTEST_RUN", 0)
     monkeypatch.setattr(choice, "rivals", lambda device: ("openvino",))
 
 

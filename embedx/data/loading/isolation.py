@@ -22,11 +22,6 @@ from embedx.system.processes import CHILDREN, abandon, tie_to_parent
 
 _GRACE = 5.0
 """The grace period, in seconds, after the timeout before a worker counts as unkillable."""
-_NICENESS = 7
-"""The steps of priority by which decoding comes after the forward pass, whose threads wait for the one that is held up.
-
-On two cores of an AMD EPYC, mobilenet_v3_small came to 350 images/s with it, and to 305 without; 10 gave no more.
-"""
 _TICK = 0.25
 """The longest time, in seconds, between two looks at what is in hand."""
 
@@ -154,12 +149,8 @@ def end_late_workers(in_hand: InHand, timeout: float, stop: threading.Event) -> 
 
 
 def become_decoding_process(name: str) -> None:
-    """Makes this child end with its parent, be the first to be killed for memory, and have this name in `ps`.
-
-    It gives way to the process that computes.
-    """
+    """Makes this child end with its parent, be the first to be killed for memory, and have this name in `ps`."""
     tie_to_parent(name)
-    os.nice(_NICENESS)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
 

@@ -73,6 +73,7 @@ class SplitLoader:
         unique_keys: Whether keys are no paths, so that rows of a unit may be of one input, which is loaded once.
         timeout: The seconds after which a worker gives up an input, which is then rejected.
         max_bytes: The largest size of an input; one that is larger is rejected.
+        niceness: The steps of priority by which the workers come after this process.
 
     Raises:
         LoaderError: If the machine's shared memory has no room for batches of this size.
@@ -91,6 +92,7 @@ class SplitLoader:
         unique_keys: bool = False,
         timeout: float = 300.0,
         max_bytes: int = MAX_BYTES,
+        niceness: int = 0,
     ) -> None:
         self._plan = plan
         self._has_targets = plan.table["target"].null_count < len(plan)
@@ -109,6 +111,7 @@ class SplitLoader:
         # Of images, new memory is a small part of what a batch takes; pinned memory is a copy anyway.
         self._slot_bytes = size if isinstance(decoder, RunDecoder) and not pin_memory else 0
         self._pin_memory = pin_memory
+        self._niceness = niceness
         self._started: TorchWorkers | None = None
         self._running: TorchWorkers | None = None
         if workers:
@@ -175,6 +178,7 @@ class SplitLoader:
             prefetch=self._prefetch,
             timeout=self._timeout,
             pin_memory=self._pin_memory,
+            niceness=self._niceness,
         )
         return self._running
 

@@ -16,6 +16,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Iterator
+from functools import partial
 from multiprocessing import connection, queues, reduction
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple, Self
@@ -98,6 +99,7 @@ class TorchWorkers:
         in_hand: The record of the inputs in hand, and the number of workers; with 0 this process loads the batches.
         prefetch: The number of batches that each worker decodes ahead.
         timeout: The seconds that one input may take.
+        niceness: The steps of priority by which the workers come after this process.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class TorchWorkers:
         prefetch: int = _PREFETCH_BATCHES,
         timeout: float,
         pin_memory: bool,
+        niceness: int = 0,
     ) -> None:
         self._in_hand = in_hand
         self._timeout = timeout
@@ -123,7 +126,7 @@ class TorchWorkers:
                 num_workers=workers,
                 prefetch_factor=prefetch if workers else None,
                 multiprocessing_context=CHILDREN if workers else None,
-                worker_init_fn=_start_worker if workers else None,
+                worker_init_fn=partial(_start_worker, niceness) if workers else None,
                 pin_memory=pin_memory,
                 timeout=_POLL_SECONDS if workers else 0,
             )
@@ -220,8 +223,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)) is not None
 
 
-def _start_worker(worker: int) -> None:
+def _start_worker(niceness: int, worker: int) -> None:
     become_decoding_process("embedx-loader")
+    os.nice(niceness)
     # libpng and libtiff print a line per odd file; the reason of a rejected input tells what matters of it.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

@@ -25,9 +25,11 @@ _HOPELESS = 1.2
 """The ratio of times from which on a runtime is given up at once; single batches vary by less."""
 _BATCHES_AT_RISK = 2
 """The batches that a runtime computes in vain if it is clearly slower: one to warm up, and one more."""
+SHORTEST_RUN = round(_BATCHES_AT_RISK / LARGEST_COST)
+"""The batches of the shortest run in which trying may pay."""
 _FEWEST_BATCHES, _MOST_BATCHES = 3, 12
 """The batches that a runtime computes which is not clearly slower; the longer the run, the more."""
-_SHARE = 0.005
+_SHARE = 0.002
 """The share of the rest of a run that more than the fewest batches may take."""
 
 

@@ -94,7 +94,8 @@ def plain(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_workers_give_way_to_the_process_that_computes(folder: Path) -> None:
-    loaded = loader(plan_of(folder), workers=2)
+    plan = plan_of(folder)
+    loaded = SplitLoader(plan, plan.unit_rows(8), DECODER, batch_size=4, workers=2, niceness=7)
     loaded.start()
     own = os.getpriority(os.PRIO_PROCESS, 0)
     assert wait_for(lambda: [worker.nice() for worker in workers_alive()] == [min(19, own + 7)] * 2)
