@@ -382,12 +382,16 @@ def test_a_worker_that_somebody_killed_is_replaced(folder: Path) -> None:
     assert wait_for(lambda: not workers_alive())
 
 
+def die(niceness: int, worker: int) -> None:
+    os._exit(worker)
+
+
 @pytest.mark.timeout(90)
 def test_workers_that_die_whatever_they_do_end_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_of(folder)
     monkeypatch.setattr("embedx.data.loading.loaders._FRUITLESS_RESTARTS", 1)
     doomed = SplitLoader(plan, plan.unit_rows(8), DECODER, batch_size=4, workers=1)
-    monkeypatch.setattr("embedx.data.loading.torch_workers._start_worker", os._exit)
+    monkeypatch.setattr("embedx.data.loading.torch_workers._start_worker", die)
     with pytest.raises(LoaderError, match=r"die again and again .*give fewer --workers"):
         list(doomed)
     assert wait_for(lambda: not workers_alive())
