@@ -94,6 +94,8 @@ class RowReader:
 
     def __init__(self) -> None:
         self._file: FeatureFile | None = None
+        self._rows: np.ndarray[Any, Any] | None = None
+        """The memory of the last run, which the next one takes, too."""
 
     def read(self, path: bytes, offset: int | None, size: int | None, most: int = MAX_BYTES) -> bytes:
         """Returns the row of number `offset`."""
@@ -101,15 +103,23 @@ class RowReader:
             return _encoded(self._open(path)[offset or 0])
 
     def read_run(self, path: bytes, first: int, count: int, most: int = MAX_BYTES) -> Run:
-        """Returns the `count` rows from number `first` on."""
+        """Returns the `count` rows from number `first` on, in memory that the next call overwrites."""
         with _rejecting():
             file = self._open(path)
-            values = np.ascontiguousarray(file[first : first + count])
+            values = self._copied(file[first : first + count])
             encoded = _encoded(file[first])
         size = len(encoded) - values[0].nbytes
         if len(values) != count or len(encoded) > most or encoded[size:] != values[0].tobytes():
             raise RejectedInputError("the rows are no run")
         return Run(encoded[:size], values)
+
+    def _copied(self, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Copies rows of a mapped file, which may change while they are hashed and decoded."""
+        kept, count = self._rows, len(values)
+        if kept is None or (kept.dtype, kept.shape[1:]) != (values.dtype, values.shape[1:]) or len(kept) < count:
+            kept = self._rows = np.empty(values.shape, values.dtype)
+        np.copyto(kept[:count], values)
+        return kept[:count]
 
     def _open(self, path: bytes) -> FeatureFile:
         name = os.fsdecode(path)
@@ -118,7 +128,7 @@ class RowReader:
         return self._file
 
     def __getstate__(self) -> dict[str, None]:
-        return {"_file": None}  # each process maps the files itself
+        return {"_file": None, "_rows": None}  # each process maps the files itself
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from embedx.data.loading.orders import Order, Orders
 from embedx.data.plan import SplitPlan, build_plan
 from embedx.data.sources import parse_data
 from embedx.data.sources.base import Run
-from embedx.data.sources.feature_files import RowReader
+from embedx.data.sources.feature_files import FeatureFile, RowReader
 from embedx.data.sources.kinds import SourceOptions
 from embedx.values import MAX_BYTES
 
@@ -151,11 +151,33 @@ def test_no_batch_of_rows_crosses_a_unit_s_end_and_several_forward_passes_are_on
 class CuttingReader(RowReader):
     """Cuts a file short once it has mapped it, so that touching the rest ends the process."""
 
-    def read_run(self, path: bytes, first: int, count: int, most: int = MAX_BYTES) -> Run:
-        run = super().read_run(path, first, count, most)
+    def _open(self, path: bytes) -> FeatureFile:
+        file = super()._open(path)
         if b"cut" in path and os.path.getsize(path) > 4096:
             os.truncate(path, 4096)
+        return file
+
+
+class ChangingReader(RowReader):
+    """Has a file overwritten right behind the reading of a run."""
+
+    def read_run(self, path: bytes, first: int, count: int, most: int = MAX_BYTES) -> Run:
+        run = super().read_run(path, first, count, most)
+        with open(path, "r+b") as file:
+            file.seek(-NUMBERS.nbytes, os.SEEK_END)
+            file.write(bytes(NUMBERS.nbytes))
         return run
+
+
+def test_the_rows_are_those_of_the_sha256_though_the_file_changes_meanwhile(tmp_path: Path) -> None:
+    np.save(tmp_path / "changing.npy", NUMBERS)
+    orders = orders_of((tmp_path / "changing.npy", range(len(NUMBERS))))
+    batch = Batches(ChangingReader(), FeatureDecoder((5,)), 4).__getitems__(orders)
+    assert np.array_equal(batch["features"].numpy()[: len(NUMBERS)], NUMBERS)
+    for row, digest in zip(NUMBERS, batch["sha256"], strict=True):
+        content = io.BytesIO()
+        np.save(content, row)
+        assert digest == hashlib.sha256(content.getvalue()).hexdigest()
 
 
 @pytest.mark.timeout(90)
