@@ -41,9 +41,9 @@ def as_is(batch: object) -> object:
 def test_a_slot_is_lent_again_once_nothing_refers_to_its_memory() -> None:
     slots = Slots(1, 2, 2 * 3 * 4 * 4 * 4)
     loader = DataLoader(
-        Numbered(slots), batch_sampler=[[n] for n in range(20)], num_workers=1, collate_fn=as_is, prefetch_factor=2,
+        Numbered(slots), batch_sampler=[[n] for n in range(20)], num_workers=1, collate_fn=as_is, prefetch_factor=1,
         multiprocessing_context=CHILDREN,
-    )  # fmt: skip
+    )  # fmt: skip  # the worker is asked for a batch when the one before is taken, and all others are free again
     kept: list[tuple[int, torch.Tensor]] = []
     lent = 0
     for batch in loader:
@@ -57,7 +57,7 @@ def test_a_slot_is_lent_again_once_nothing_refers_to_its_memory() -> None:
         assert bool((view == batch["number"]).all())
         del tensor, view, batch
         assert all(bool((view == number).all()) for number, view in kept)
-    assert len(kept) == 2 and 5 <= lent < 20, "with both slots kept, others have memory of their own"
+    assert len(kept) == 2 and lent == 5, "with both slots kept, others have memory of their own"
 
 
 def test_in_the_parent_and_without_slots_a_tensor_has_memory_of_its_own() -> None:
