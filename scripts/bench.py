@@ -10,8 +10,8 @@ Measured in turn, every time in a process of its own:
                torch.save at the end: steady, and the whole process
 
 The steady rates of (d) and (e) are those of the middle of a run: from when the batches that workers decoded ahead of
-the first one are used up, to when no more are left to decode. So as much is decoded as is computed meanwhile. Of a run
-that is too short for that, which `in_balance` tells, it is that of the middle third.
+the first one are used up, to when no more are left to decode. So as much is decoded as is computed meanwhile. A run
+that is too short for that, which `in_balance` tells, has (d) after the first batch, and (e) in the middle third.
 
     python scripts/bench.py measure --backbone mobilenet_v3_small --images 1000
 """
