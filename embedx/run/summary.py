@@ -98,7 +98,7 @@ class Summary:
         """The images per second of each runtime that was tried, and the seconds of building it; empty if none was."""
         begin = "trial_images_per_second/"
         rates = {name.removeprefix(begin): rate for name, rate in self.timings.items() if name.startswith(begin)}
-        return {name: (rate, self.timings.get(f"trial_build_seconds/{name}", 0.0)) for name, rate in rates.items()}
+        return {name: (rate, self.timings.get(f"trial_seconds_to_build/{name}", 0.0)) for name, rate in rates.items()}
 
     @property
     def verdict(self) -> str:

@@ -54,13 +54,15 @@ def test_the_store_is_the_winners_from_the_first_row_on(
 ) -> None:
     monkeypatch.setattr(trial, "_LEAD", lead)
     found, expected = tmp_path / "auto", tmp_path / "given"
-    extract(config(found))
+    summary = extract(config(found))
     extract(config(expected, runtime=winner))
+    assert summary.profile.keys() == {"train", "val"} and summary.trial.keys() == {"eager", "openvino"}
+    assert summary.trial["openvino"][1] > 0 == summary.trial["eager"][1]
     assert recipe_of(found) == recipe_of(expected) == (winner, "fp32")
     assert contents(found) == contents(expected)
     manifest = embedx.open(found).manifest
     assert {"trial_images_per_second/openvino", "trial_images_per_second/eager"} < manifest.timings.keys()
-    assert manifest.timings["trial_build_seconds/openvino"] > 0
+    assert manifest.timings["trial_seconds_to_build/openvino"] > 0
     assert ("openvino" in manifest.environment.to_json()) == (winner == "openvino")
     monkeypatch.setattr(trial, "_LEAD", 1e9)
     assert extract(config(found)).up_to_date

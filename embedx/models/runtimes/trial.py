@@ -44,7 +44,7 @@ class Trial(NamedTuple):
     """The time that this has taken."""
     measured: dict[str, float]
     """The images per second of each runtime by `trial_images_per_second/NAME`, the seconds of building it by
-    `trial_build_seconds/NAME`, and those of the whole trial, but for what counts, by `trial_seconds`."""
+    `trial_seconds_to_build/NAME`, and those of the whole trial, but for what counts, by `trial_seconds`."""
 
 
 def pays(name: str, eager_build_seconds: float, batch_seconds: float, batches: int) -> bool:
@@ -97,7 +97,7 @@ def find_fastest(
             break
         build_started = time.perf_counter()
         model = build(name)
-        measured[f"trial_build_seconds/{name}"] = time.perf_counter() - build_started
+        measured[f"trial_seconds_to_build/{name}"] = time.perf_counter() - build_started
         if model is None:
             continue
         other = _Timed(model, batch)
