@@ -144,6 +144,7 @@ class _Driver:
         self._links = dict(self._engine.links())
         for name, link in wait_for(self._links, seconds):
             self._receive(name, link)
+        self._settling.look()
         if self._idle and time.monotonic() - self._looked > _LOOK_SECONDS:
             self._looked = time.monotonic()
             for name in list(self._idle):
@@ -158,14 +159,13 @@ class _Driver:
             self._handlers[type(message)](name, message, time.monotonic())
 
     def _on_ready(self, name: str, ready: Ready, now: float) -> None:
-        """Takes a member that has built its model."""
-        stored = self._session.manifest.recipe
-        settled = {"precision": stored.precision, "runtime": stored.runtime}  # it builds another model if need be
-        recipe = StoredRecipe.from_json(dict(ready.recipe)).replacing(**settled)
+        """Takes a member that has built its model; it builds another one if precision or runtime are others."""
+        store = self._session.manifest.recipe
+        recipe = StoredRecipe.from_json(dict(ready.recipe)).replacing(precision=store.precision, runtime=store.runtime)
         if not self.timings.has_begun:
             self.timings.begin()
             self._bar.start()
-        if differing := list(leaves_that_differ("", stored.to_json(), recipe.to_json())):
+        if differing := list(leaves_that_differ("", store.to_json(), recipe.to_json())):
             texts = "; ".join(difference_text(*one) for one in differing)
             raise StoreMismatchError(
                 f"the member {name} would compute other rows than the store has (store → member): {texts}; give all "

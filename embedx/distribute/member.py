@@ -228,9 +228,8 @@ class _Member:
         if text := match_text(job):
             console.print(text)
         driver.tell(Ready(job.recipe.to_json(), job.unit_environment))
-        if isinstance(message := driver.next(), TryOut):
+        while isinstance(message := driver.next(), TryOut):
             job, model = self._settle(job, message, console)
-            message = driver.next()
         begin: Begin = message
         recipe = begin.manifest.recipe
         if (settled := (recipe.precision, recipe.runtime)) != (job.precision, job.runtimes[0]):

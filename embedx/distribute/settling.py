@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from embedx.distribute.messages import Settled
@@ -9,6 +10,9 @@ from embedx.distribute.timings import MemberTimings
 from embedx.models.runtimes import trial
 from embedx.run.job import Job
 from embedx.store.writing.session import StoreSession
+
+_PATIENCE_SECONDS = 300.0
+"""The time after which another member tries too, as the one that does may be stopped."""
 
 
 class Settling:
@@ -35,6 +39,8 @@ class Settling:
         self._is_open = job.may_take_bf16 or bool(job.rivals and is_long)
         self._waiting: list[str] = []
         """The members that are ready; the first one tries."""
+        self._asked = 0.0
+        """The time at which it was asked to."""
 
     def add(self, name: str) -> None:
         """Takes a member that is ready."""
@@ -43,7 +49,7 @@ class Settling:
             return
         self._waiting.append(name)
         if len(self._waiting) == 1:
-            self._try_out(name)
+            self._ask_first()
 
     def lose(self, name: str) -> None:
         """Leaves out a member that is gone; if it was trying, the next one does."""
@@ -51,10 +57,22 @@ class Settling:
             was_trying = self._waiting[0] == name
             self._waiting.remove(name)
             if was_trying and self._waiting:
-                self._try_out(self._waiting[0])
+                self._ask_first()
+
+    def look(self) -> None:
+        """Has the next member try too, if there is one and the first one takes very long."""
+        if len(self._waiting) > 1 and time.monotonic() - self._asked > _PATIENCE_SECONDS:
+            self._waiting.append(self._waiting.pop(0))
+            self._ask_first()
+
+    def _ask_first(self) -> None:
+        self._asked = time.monotonic()
+        self._try_out(self._waiting[0])
 
     def on_settled(self, name: str, found: Settled, now: float) -> None:
-        """States in the recipe what a member has found, and lets all begin."""
+        """States in the recipe what the first member to answer has found, and lets all begin."""
+        if not self._is_open:
+            return
         session = self._session
         recipe = session.manifest.recipe.replacing(precision=found.precision, runtime=found.runtime)
         session.set_recipe(recipe, found.environment)

@@ -60,6 +60,23 @@ def test_the_first_member_settles_and_all_begin(job: Job, session: StoreSession)
     assert timings.further == {"trial_smallest_cosine": 0.9999}
 
 
+def test_a_member_that_is_stopped_while_it_tries_keeps_no_other_waiting(
+    job: Job, session: StoreSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settling, told, _ = settling_of(dataclasses.replace(job, may_take_bf16=True), session)
+    settling.add("stopped")
+    settling.add("other")
+    settling.look()
+    assert told == ["stopped tries"]
+    monkeypatch.setattr("embedx.distribute.settling._PATIENCE_SECONDS", 0.0)
+    settling.look()
+    assert told == ["stopped tries", "other tries"]
+    settling.on_settled("other", Settled("fp32", "eager", job.environment, {}), 0.0)
+    settling.on_settled("stopped", Settled("bf16", "openvino", job.environment, {}), 0.0)  # awake again
+    assert told[2:] == ["other", "stopped"]
+    assert Manifest.read(job.config.out).recipe.precision == "fp32"
+
+
 def test_members_begin_at_once_where_nothing_is_open_or_the_run_is_short(job: Job, session: StoreSession) -> None:
     assert job.rivals and job.plan.inputs < trial.SHORTEST_RUN * job.batch_size
     settling, told, _ = settling_of(job, session)
