@@ -43,9 +43,9 @@ MAY_IMPORT = {
     "callbacks": MIDDLE | {"engine"} | MIDDLE_ROOMS,
     "run": MIDDLE | {"engine", "callbacks"} | MIDDLE_ROOMS,
     "distribute": MIDDLE | {"engine", "callbacks", "run"} | MIDDLE_ROOMS,
-    "api": MIDDLE | {"engine", "callbacks", "run", "distribute"} | MIDDLE_ROOMS,
     "vectors": MIDDLE | {"engine", "store", "callbacks"},
-    "cli": MIDDLE | {"engine", "callbacks", "run", "distribute", "vectors"} | MIDDLE_ROOMS,
+    "api": MIDDLE | {"engine", "callbacks", "run", "distribute", "vectors"} | MIDDLE_ROOMS,
+    "cli": MIDDLE | {"engine", "callbacks", "run", "distribute", "vectors", "api"} | MIDDLE_ROOMS,
     "__init__": MIDDLE | {"engine", "callbacks", "run", "api", "vectors"} | MIDDLE_ROOMS,
     "__main__": {"cli", "errors", "system"},
 }

@@ -42,7 +42,7 @@ class StoredRows:
         """The headers of the shards that were mapped."""
         self._unchecked = set(self._shards) if check else set()
         this = weakref.proxy(self)  # so that the folder is closed once this is no longer used
-        self._tensor = lru_cache(maxsize=_MAPPED)(lambda path, name: this._map(path, name))
+        self._mapped_tensor = lru_cache(maxsize=_MAPPED)(lambda path, name: this._map(path, name))
 
     @cached_property
     def names(self) -> list[str]:
@@ -58,8 +58,13 @@ class StoredRows:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Returns the shape of one row of a tensor, as the first shard has it."""
-        first: Tensor = self._tensor(next(iter(self._shards)), name)
+        first = self.tensor(next(iter(self._shards)), name)
         return tuple(first.shape[1:])
+
+    def tensor(self, path: str, name: str) -> Tensor:
+        """Returns a tensor of a shard [N, ...], mapped; the shard is checked first if that is wanted."""
+        found: Tensor = self._mapped_tensor(path, name)
+        return found
 
     def gather(self, name: str, places: pa.Table, *, whole_shards: bool = False) -> Tensor:
         """Reads rows [N, ...] of a tensor in the stored type.
@@ -79,7 +84,7 @@ class StoredRows:
         codes, rows = shards.indices.to_numpy(), places["row"].fill_null(-1).to_numpy()
         order = np.argsort(codes, kind="stable")
         groups = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
-        first: Tensor = self._tensor(shards.dictionary[0].as_py(), name)
+        first = self.tensor(shards.dictionary[0].as_py(), name)
         if whole_shards and first[:1].nbytes * len(places) > sum(map(self._size, shards.dictionary.to_pylist())):
             raise self._disagreement(shards.dictionary[0].as_py())
         result = first.new_empty(len(places), *first.shape[1:])
@@ -104,12 +109,12 @@ class StoredRows:
     def _tensors(self, paths: list[str], name: str) -> Iterator[Tensor]:
         """Yields the tensor of each shard; threads check the files ahead."""
         if self._unchecked.isdisjoint(paths):
-            yield from (self._tensor(path, name) for path in paths)
+            yield from (self.tensor(path, name) for path in paths)
             return
         ahead: deque[Future[Tensor]] = deque()
         with ThreadPoolExecutor(cores()) as threads:
             for path in paths:
-                ahead.append(threads.submit(self._tensor, path, name))
+                ahead.append(threads.submit(self.tensor, path, name))
                 if len(ahead) > cores():
                     yield ahead.popleft().result()
             yield from (future.result() for future in ahead)
