@@ -9,13 +9,13 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from embedx.data.plan import PLAN_COLUMNS, SplitPlan
+from embedx.data.plan import SplitPlan
 from embedx.data.sources import LocationReader
-from embedx.data.sources.base import as_path
 from embedx.data.sources.kinds import SourceOptions
 from embedx.engine.callback import Callback
 from embedx.engine.state import Batch, Outputs, TrainerState
 from embedx.paths import is_url
+from embedx.run.stored_inputs import plan_of_rows
 from embedx.store.reading.reader import Store
 from embedx.store.reading.stored_rows import StoredRows
 
@@ -58,7 +58,7 @@ class RowChecker(Callback):
 
     def plans(self, options: SourceOptions) -> dict[str, SplitPlan]:
         """Returns each split's chosen rows as a plan."""
-        return {split: _plan(split, rows, LocationReader(options)) for split, rows in self.chosen.items()}
+        return {split: plan_of_rows(split, rows, LocationReader(options)) for split, rows in self.chosen.items()}
 
     def on_test_batch_end(
         self,
@@ -104,13 +104,6 @@ class RowChecker(Callback):
                     f"gives: a number differs by {differences[position]:.3g} of the row's largest "
                     f"(allowed {self.found.allowed:g})"
                 )
-
-
-def _plan(split: str, rows: pa.Table, reader: LocationReader) -> SplitPlan:
-    paths = [as_path(path) for path in rows["path"].to_pylist()]
-    table = rows.rename_columns({"bytes": "size"}).select(PLAN_COLUMNS)
-    table = table.set_column(PLAN_COLUMNS.index("path"), "path", pa.array(paths, pa.binary()))
-    return SplitPlan(split, table, reader)
 
 
 def _differences(computed: Tensor, stored: Tensor) -> Tensor:
