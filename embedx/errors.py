@@ -18,6 +18,7 @@ EmbedxError                    1  a run failed
 ├── InputError                 1  an input was rejected and `--on-error fail` was given
 ├── TooManyUnavailableError    1  more inputs were unavailable than `--max-unavailable` allows
 ├── TooManyRejectedError       3  finished, but inputs are unavailable, or more were rejected than allowed
+├── LeakError                  3  finished, but splits or stores have rows in common, and `--fail-on-leak` was given
 └── StoreLockedError          75  another run holds the store
 
 Interrupted (a BaseException)  130 for SIGINT, such as Ctrl-C; 143 for SIGTERM
@@ -28,7 +29,7 @@ from __future__ import annotations
 import difflib
 import errno
 from collections.abc import Iterable, Sequence
-from typing import Self
+from typing import Any, Self
 
 from embedx.credentials import credentials_hidden
 
@@ -162,6 +163,21 @@ class TooManyRejectedError(EmbedxError):
     exit_code = 3
 
 
+class LeakError(EmbedxError):
+    """The comparison finished, but splits or stores have rows in common that must have none.
+
+    Args:
+        message: The message of the error.
+        result: The DuplicatesResult, which has all that was found.
+    """
+
+    exit_code = 3
+
+    def __init__(self, message: str, result: Any = None) -> None:
+        super().__init__(message)
+        self.result = result
+
+
 class StoreLockedError(EmbedxError):
     """Another run holds the store."""
 
@@ -190,16 +206,19 @@ def is_refusal(error: BaseException | None) -> bool:
     return isinstance(error, OSError) and error.errno in _OF_THE_MACHINE | _PERMISSION
 
 
-def output_error(out: object, what: str, error: OSError, *, is_store: bool) -> ConfigError | StoreError:
-    """Turns an OSError about the output folder into a ConfigError (fix the path) or a StoreError (try again later).
+def output_error(
+    out: object, what: str, error: OSError, *, is_store: bool, flag: str = "--out"
+) -> ConfigError | StoreError:
+    """Turns an OSError about an output into a ConfigError (fix the path) or a StoreError (try again later).
 
     Args:
-        out: The output folder.
+        out: The output folder, or file.
         what: The step that failed, as in `can't be made`.
         error: The error of that step.
         is_store: Whether the folder holds a store already: then a missing permission is at fault, not the path.
+        flag: The flag that names the output.
     """
-    refusal = f"--out {out}: {what} ({error.strerror or error}: {error.filename or out})"
+    refusal = f"{flag} {out}: {what} ({error.strerror or error}: {error.filename or out})"
     if error.errno in _OF_THE_MACHINE or (is_store and is_refusal(error)):
         return StoreError(f"{refusal}; once the cause is gone, the same command goes on")
     return ConfigError(f"{refusal}; choose another path")

@@ -81,12 +81,13 @@ def local_path(text: str | Path) -> Path:
 
 
 def expand_backbone(text: str) -> str:
-    """Expands a backbone's name if it is a path, also behind `hf:`.
+    """Expands a backbone's name if it is a path, also behind `hf:` and `openclip:`.
 
     Raises:
         ValueError: If it can't be resolved.
     """
-    prefix = "hf:" if text.startswith("hf:") else ""
+    prefixes = ("hf:", "openclip:local-dir:", "openclip:")
+    prefix = next((prefix for prefix in prefixes if text.startswith(prefix)), "")
     return prefix + expand_path(text.removeprefix(prefix))
 
 
@@ -122,6 +123,23 @@ def output_faults(out: Path) -> list[str]:
     is_lasting = existing != out.absolute() and not os.statvfs(existing).f_flag & os.ST_RDONLY
     if is_lasting and not os.access(existing, os.W_OK | os.X_OK):
         return [f"--out {out}: no permission to write in {existing}; choose another path"]
+    return []
+
+
+def file_faults(flag: str, path: Path, *, overwrite: bool) -> list[str]:
+    """Returns a message if a file can't be written to this path, or would take the place of one without a word.
+
+    Args:
+        flag: The flag that names the path, such as `--out`.
+        path: The path of the file.
+        overwrite: Whether a file that is there may be replaced.
+    """
+    if path.is_dir():
+        return [f"{flag} {path}: it is a folder; give the name of a file in it"]
+    if not path.absolute().parent.is_dir():
+        return [f"{flag} {path}: there is no folder {path.parent}; make it, or choose another path"]
+    if os.path.lexists(path) and not overwrite:
+        return [f"{flag} {path}: is there already; choose another path, or give --overwrite to replace it"]
     return []
 
 

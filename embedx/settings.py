@@ -40,6 +40,13 @@ inputs, backbone, preprocessing, output, machine, running_again = (
 
 LOCAL: Final[dict[str, Any]] = {"path": paths.local_path, "metavar": "PATH"}
 """The further facts of a setting that is a path on this machine."""
+WHERE: Final[dict[str, Any]] = {
+    "metavar": "SQL",
+    "help": "Condition on the index's columns that rows must meet, such as \"group = 'cat'\".",
+}
+"""The help of a setting that chooses rows by a condition."""
+DEVICE: Final[dict[str, Any]] = {"metavar": "auto|cpu|cuda|cuda:N"}
+"""The further facts of a setting that names a device."""
 SIZE: Final[dict[str, Any]] = {"parser": parse_size, "metavar": "SIZE"}
 CHANNELS: Final[dict[str, Any]] = {"parser": parse_channels, "metavar": "R,G,B"}
 

@@ -23,7 +23,7 @@ from embedx.run.prepare import use_machine
 from embedx.run.row_checker import Recomputation, RowChecker
 from embedx.run.stored_job import check_recipe, stored_config, stored_job, working_directory
 from embedx.store.format.differences import difference_text, leaves_that_differ
-from embedx.store.format.index import OK
+from embedx.store.format.index import INPUT_COLUMNS, OK
 from embedx.store.reading.attempts import start_anew
 from embedx.store.reading.reader import Store
 from embedx.store.reading.stored_rows import StoredRows
@@ -39,7 +39,7 @@ type's tolerance is twice the distance of neighbouring numbers.
 Not covered: on processors without AVX2 torch resizes uint8 images differently, by one grey level, which made 2e-2.
 """
 
-_COLUMNS = ("key", "path", "offset", "group", "target", "status", "shard", "row", "bytes", "mtime_ns", "sha256")
+_COLUMNS = (*INPUT_COLUMNS, "status", "shard", "row")
 
 
 def recompute(

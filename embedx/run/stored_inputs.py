@@ -7,9 +7,6 @@ import pyarrow as pa
 from embedx.data.plan import PLAN_COLUMNS, SplitPlan
 from embedx.data.sources.base import Reader, as_path
 
-INPUT_COLUMNS = ("key", "path", "offset", "group", "target", "bytes", "mtime_ns", "sha256")
-"""The columns of the index that tell where inputs are, and what they were."""
-
 
 def plan_of_rows(split: str, rows: pa.Table, reader: Reader) -> SplitPlan:
     """Returns rows of the index, with INPUT_COLUMNS, as a plan of a split."""

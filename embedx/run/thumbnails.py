@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from embedx.config import ExtractConfig
@@ -18,8 +19,9 @@ from embedx.data.sources.kinds import SourceOptions
 from embedx.heartbeat import SILENT
 from embedx.paths import is_url
 from embedx.recipe import parse_pixels
-from embedx.run.stored_inputs import INPUT_COLUMNS, plan_of_rows
+from embedx.run.stored_inputs import plan_of_rows
 from embedx.run.stored_job import working_directory
+from embedx.store.format.index import INPUT_COLUMNS
 from embedx.store.reading.reader import Store
 from embedx.system.machine import cores
 
@@ -59,6 +61,17 @@ def thumbnails(store: Store, rows: pa.Table, pixels: int = 96) -> Iterator[Thumb
     Raises:
         LoaderError: If the processes that decode images die again and again.
     """
+    # A size that is known would mean that this run has seen the file; one that has gone would be waited for then.
+    sizes = pc.if_else(rows["offset"].is_valid(), rows["bytes"], pa.scalar(None, pa.int64()))
+    rows = rows.set_column(rows.column_names.index("bytes"), "bytes", sizes)
+    has_path = rows["path"].is_valid()
+    found = _read(store, rows.filter(has_path), pixels)
+    for is_there in has_path.to_pylist():
+        yield next(found) if is_there else Thumbnail(None, "the store has no path of it")
+
+
+def _read(store: Store, rows: pa.Table, pixels: int) -> Iterator[Thumbnail]:
+    """Yields a picture of each row's input, all of which have a path."""
     if not len(rows):
         return
     stated = store.manifest.settings.stated

@@ -126,7 +126,7 @@ def open_rows(
         StoreReplacedError: If another store has taken this one's place.
         StoreError: If a file is damaged.
     """
-    splits = list(splits) or store.splits
+    splits = list(dict.fromkeys(splits)) or store.splits
     for split in splits:
         if split not in store.splits:
             raise ConfigError(unknown("split", split, store.splits, hint=f"in {store.path}"))

@@ -25,9 +25,10 @@ def matching_rows(table: pa.Table, condition: str) -> pa.Array:
         "enable_external_access": False,
         "python_enable_replacements": False,
     }
+    rows = _named(table, condition)
     with duckdb.connect(config=settings) as connection:
         number = "row of " + "".join(table.column_names)  # the name of no column
-        numbered = table.append_column(number, pa.array(np.arange(len(table))))
+        numbered = rows.append_column(number, pa.array(np.arange(len(table))))
         try:
             relation = connection.from_arrow(numbered).filter(_with_quoted_columns(condition, table.column_names))
             (found,) = relation.select(duckdb.ColumnExpression(number)).fetchnumpy().values()
@@ -40,6 +41,25 @@ def matching_rows(table: pa.Table, condition: str) -> pa.Array:
     mask = np.zeros(len(table), dtype=bool)
     mask[found] = True
     return pa.array(mask)
+
+
+def _named(table: pa.Table, condition: str) -> pa.Table:
+    """Returns the columns that a condition may name, in types that DuckDB knows.
+
+    Raises:
+        ConfigError: If two of them are the same to SQL, which does not tell upper from lower case.
+    """
+    names = [name for name in table.column_names if name.lower() in condition.lower()]
+    if twins := [name for name in names if [each.lower() for each in names].count(name.lower()) > 1]:
+        raise ConfigError(f"--where {condition}: SQL can't tell the columns {' and '.join(twins)} apart")
+    rows = table.select(names)
+    for name in names:
+        kind = table.schema.field(name).type
+        if pa.types.is_float16(kind):
+            rows = rows.set_column(names.index(name), name, table[name].cast(pa.float32()))
+        elif pa.types.is_decimal256(kind):
+            rows = rows.set_column(names.index(name), name, table[name].cast(pa.float64()))
+    return rows
 
 
 def _with_quoted_columns(condition: str, columns: list[str]) -> str:

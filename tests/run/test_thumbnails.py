@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import torch
 from PIL import Image, ImageFilter
 
 import embedx
 from embedx.run.thumbnails import COLUMNS, Thumbnail, thumbnails
 from embedx.vectors.vector_rows import open_rows
-from tests.store.builders import build_store
+from tests.store.builders import build_store, write_features
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -103,6 +105,14 @@ def test_inputs_in_a_tar(tmp_path: Path, photos: Path, build: str) -> None:
 def test_a_store_that_does_not_say_how_it_was_made(tmp_path: Path) -> None:
     store = embedx.open(build_store(tmp_path / "store"))
     assert all(picture.data is None and picture.fault for picture in pictures_of(store).values())
+
+
+def test_rows_without_a_path_beside_others(tmp_path: Path) -> None:
+    store = embedx.open(write_features(tmp_path / "store", {"train": (torch.ones(3, 2), [0, 1, 2])}))
+    rows = open_rows(store, columns=COLUMNS).table
+    rows = rows.set_column(rows.column_names.index("path"), "path", pa.array([None, "/nowhere/1.png", None]))
+    faults = [picture.fault for picture in thumbnails(store, rows)]
+    assert faults[0] == faults[2] == "the store has no path of it" and faults[1] != faults[0]
 
 
 def test_no_rows(tmp_path: Path) -> None:

@@ -107,8 +107,12 @@ def write_features(
     names: Sequence[str] | None = None,
     column: str = "class",
     rows_per_unit: int = 64,
+    more: Mapping[str, Mapping[str, Sequence[Any]]] | None = None,
 ) -> Path:
-    """A complete store of these embeddings [N, D] and targets, with a column of names if the targets have some."""
+    """A complete store of these embeddings [N, D] and targets, with a column of names if the targets have some.
+
+    `more` has further columns of ROW_SCHEMA, such as `sha256`, by split.
+    """
     plan = PlanTerms(None, rows_per_unit, splits={split: SplitTerms(len(rows)) for split, (rows, _) in splits.items()})
     session = StoreSession.begin(out, Manifest(StoredRecipe.from_json({"name": "features"}), plan), "create")
     for split, (rows, targets) in splits.items():
@@ -116,7 +120,7 @@ def write_features(
         nothing = [None] * count
         columns: dict[str, Any] = dict.fromkeys(ROW_SCHEMA.names, nothing)
         columns |= {"split": [split] * count, "index": range(count), "key": [f"key-{row}" for row in range(count)]}
-        columns |= {"target": list(targets), "status": ["ok"] * count}
+        columns |= {"target": list(targets), "status": ["ok"] * count, **(more or {}).get(split, {})}
         table = pa.table(columns, schema=ROW_SCHEMA)
         if names is not None:
             table = table.append_column(column, pa.array([None if t is None else names[t] for t in targets]))

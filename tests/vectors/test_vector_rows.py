@@ -51,6 +51,10 @@ def test_splits_in_the_order_that_is_asked_for(store: Store) -> None:
     assert rows.table["no-such-column"].null_count == 230
 
 
+def test_a_split_that_is_named_twice_is_read_once(store: Store) -> None:
+    assert len(open_rows(store, ["val", "train", "val"])) == 230
+
+
 def test_rows_that_meet_a_condition(store: Store) -> None:
     rows = open_rows(store, where="target = 2 and split = 'train'")
     assert torch.equal(all_of(rows), ROWS[2::3])

@@ -64,3 +64,22 @@ def test_what_is_no_condition_on_the_columns_is_told(condition: str, told: str) 
 
 def test_a_condition_on_no_rows() -> None:
     assert matching_rows(ROWS.slice(0, 0), "offset > 3").to_pylist() == []
+
+
+def test_columns_of_types_that_duckdb_lacks() -> None:
+    rows = pa.table(
+        {
+            "key": ["a", "b"],
+            "half": pa.array([0.5, 1.5], pa.float32()).cast(pa.float16()),
+            "large": pa.array([1, 2], pa.int64()).cast(pa.decimal256(60, 2)),
+        }
+    )
+    assert matching_rows(rows, "key = 'b'").to_pylist() == [False, True]
+    assert matching_rows(rows, "half > 1 and large = 2").to_pylist() == [False, True]
+
+
+def test_names_that_differ_in_case_alone_are_not_guessed() -> None:
+    rows = pa.table({"key": ["a"], "Key": ["b"], "path": ["c"]})
+    assert matching_rows(rows, "path = 'c'").to_pylist() == [True]
+    with pytest.raises(ConfigError, match="can't tell the columns key and Key apart"):
+        matching_rows(rows, "Key = 'b'")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from embedx.errors import StoreError
 from embedx.names import INDEX, MANIFEST
@@ -58,6 +59,9 @@ PLACE_SCHEMA = pa.schema([("shard", pa.string()), ("row", pa.int64())])
 
 INDEX_SCHEMA = pa.unify_schemas([ROW_SCHEMA, PLACE_SCHEMA])
 """The columns of every index table."""
+
+INPUT_COLUMNS = ("key", "path", "offset", "group", "target", "bytes", "mtime_ns", "sha256")
+"""The columns that tell where inputs are, and what they were when they were read."""
 
 _METADATA_KEY = b"embedx"
 _ABOUT_KEY = b"embedx.store"
@@ -145,6 +149,22 @@ def read_entry(path: Path | StoreFile) -> UnitEntry:
         try:
             return _described(table.name, footer_bytes(opened))[0]
         except (OSError, KeyError, ValueError) as error:
+            raise StoreError(f"{table}: not a readable index table ({error})") from error
+
+
+def read_column_names(path: Path | StoreFile) -> list[str]:
+    """Reads the names of an index table's columns, from the file's footer alone, whose seal it checks.
+
+    Raises:
+        StoreError: If the file can't be read, is damaged or is not the index table that its name says.
+    """
+    table = StoreFile.of(path, depth=1)
+    with table.open() as opened:
+        try:
+            footer = footer_bytes(opened)
+            _described(table.name, footer)
+            return list(pq.read_schema(pa.BufferReader(footer)).names)
+        except (OSError, KeyError, ValueError, pa.ArrowException) as error:
             raise StoreError(f"{table}: not a readable index table ({error})") from error
 
 

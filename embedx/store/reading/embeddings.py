@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
@@ -89,6 +90,17 @@ class Embeddings:
         frame = self.table.to_pandas()
         values = self.embeddings if isinstance(self.embeddings, np.ndarray) else self.embeddings.numpy()
         return frame.assign(embedding=list(values))
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One shard, whose file is mapped: numbers are read when they are touched."""
+
+    path: Path
+    split: str
+    group: str | None
+    tensors: dict[str, Any]
+    """`embeddings` [N, D], `index` [N] int64, `targets` [N] int64 where known, one entry per extra layer."""
 
 
 def as_arrays(framework: Framework, tensor: Tensor) -> Any:

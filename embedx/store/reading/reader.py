@@ -5,7 +5,6 @@ Shapes: N rows, D embedding dimension, T tokens.
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -19,27 +18,16 @@ from embedx.arrow import concat
 from embedx.errors import StoreError, unknown
 from embedx.names import EMBEDDINGS
 from embedx.store.format import layout
-from embedx.store.format.index import INDEX_SCHEMA, UnitEntry, read_entry, read_index
+from embedx.store.format.index import INDEX_SCHEMA, UnitEntry, read_column_names, read_entry, read_index
 from embedx.store.format.manifest import Manifest
 from embedx.store.format.open_folder import StoreFolder
 from embedx.store.format.shards import ShardEntry
 from embedx.store.reading.attempts import start_anew
-from embedx.store.reading.embeddings import Embeddings, Framework, as_arrays
+from embedx.store.reading.embeddings import Embeddings, Framework, Shard, as_arrays
 from embedx.store.reading.groups import Group, group_of
 
 if TYPE_CHECKING:  # torch is imported where tensors are read; the manifest and the index tables need none
     from embedx.store.reading.torch_dataset import StoreDataset
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """One shard, whose file is mapped: numbers are read when they are touched."""
-
-    path: Path
-    split: str
-    group: str | None
-    tensors: dict[str, Any]
-    """`embeddings` [N, D], `index` [N] int64, `targets` [N] int64 where known, one entry per extra layer."""
 
 
 class Store:
@@ -155,6 +143,18 @@ class Store:
             StoreError: If it is damaged.
         """
         return read_index(self.folder / path, columns, sha256=self.manifest.index.get(path))
+
+    def column_names(self, splits: Sequence[str] | None = None) -> list[str]:
+        """Reads the names of the index tables' columns, in order, from the files' footers alone.
+
+        Args:
+            splits: The names of the splits whose tables have them; None for all splits.
+
+        Raises:
+            StoreError: If an index table is damaged.
+        """
+        tables = [self.folder / path for path, unit in self.units.items() if splits is None or unit.split in splits]
+        return list(dict.fromkeys(name for table in tables for name in read_column_names(table)))
 
     def load(
         self,

@@ -129,3 +129,19 @@ def test_pandas_gets_the_index_and_the_rows(store: embedx.Store) -> None:
     assert frame["key"].tolist() == [f"key-{row}" for row in range(12)] and frame["status"].tolist().count("ok") == 11
     frame = rows.to_pandas()
     assert np.array_equal(np.stack(frame["embedding"]), rows.embeddings) and frame["key"].tolist() == rows.keys
+
+
+def test_the_names_of_columns_are_read_from_footers_alone(store: embedx.Store) -> None:
+    names = store.index().column_names
+    path = list(store.units)[-1]
+    data = bytearray((store.path / path).read_bytes())
+    data[100] ^= 1
+    (store.path / path).write_bytes(data)
+    changed = embedx.open(store.path)
+    assert changed.column_names() == changed.column_names(["train"]) == names and changed.column_names(["val"]) == []
+    with pytest.raises(StoreError, match="the sha256 is not the one"):
+        changed.index()
+    data[-100] ^= 1
+    (store.path / path).write_bytes(data)
+    with pytest.raises(StoreError, match=r"\.parquet: not a readable index table"):
+        changed.column_names()

@@ -15,8 +15,8 @@ from embedx.cli.info import _description
 from embedx.errors import ConfigError, StoreError
 from embedx.store.format.index import UnitEntry, in_order, read_entry, read_index, write_index
 from embedx.store.reading.verify import verify
-from embedx.vectors.confusion_plot import confusion_png
-from embedx.vectors.linear import check_memory
+from embedx.vectors.probing.confusion_plot import confusion_png
+from embedx.vectors.probing.linear import check_memory
 from tests.store.builders import build_store, restate, write_features
 
 MIB = 1 << 20
