@@ -38,8 +38,8 @@ class ExtractConfig(settings.Settings):
 
     backbone: str = settings.backbone(
         path=paths.expand_backbone,
-        help="Model to run: a name that `embedx backbones` lists, timm:NAME, hf:NAME or hf:FOLDER, a program's file, "
-        "module:factory, or none if the inputs are features.",
+        help="Model to run: a name that `embedx backbones` lists, timm:NAME, hf:NAME or hf:FOLDER, "
+        "openclip:NAME/TAG, a program's file, module:factory, or none if the inputs are features.",
     )
     backbone_arg: tuple[str, ...] = settings.backbone(
         (), metavar="KEY=VALUE", help="Argument of the factory in --backbone module:factory; VALUE is JSON; repeatable."

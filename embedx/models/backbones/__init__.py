@@ -11,15 +11,19 @@ from torch import Tensor, nn
 
 from embedx.config import ExtractConfig
 from embedx.errors import ConfigError
-from embedx.models.backbones import dense, factory, huggingface, program, quantized, timm, torchvision
+from embedx.models.backbones import dense, factory, huggingface, openclip, program, quantized, timm, torchvision
 from embedx.models.backbones.base import Architecture, BackboneKind, BackboneOptions, last_line
 from embedx.models.embedder import Embedder, constant_dim, shown_channel_dim
 from embedx.models.layers import layer_faults, layer_shapes, with_layers
 from embedx.models.preprocessing import PreprocessingOptions, resolve_preprocessing
+from embedx.models.text_towers import no_texts
 from embedx.models.threads import ONE_AT_A_TIME
 from embedx.recipe import Preprocessing
 
-_KINDS = (timm.KIND, huggingface.KIND, program.KIND, factory.KIND, dense.KIND, quantized.KIND, torchvision.KIND)
+_KINDS = (
+    *(timm.KIND, huggingface.KIND, openclip.KIND, program.KIND, factory.KIND),
+    *(dense.KIND, quantized.KIND, torchvision.KIND),
+)
 """The kinds in the order in which they are asked; the last takes any text for the name of a torchvision model."""
 
 T = TypeVar("T")
@@ -93,6 +97,23 @@ def describe_layers(options: BackboneOptions) -> dict[str, tuple[int, ...]]:
         return layer_shapes(model, _blank_images(architecture, batch, size, torch.float32))
 
     return _try_batches(architecture, shapes, size)
+
+
+@ONE_AT_A_TIME
+def find_text_model(options: BackboneOptions) -> Architecture:
+    """Finds a backbone whose kind can have a text tower; none of its weights are loaded.
+
+    Raises:
+        ConfigError: If it is of another kind, or can't be found.
+    """
+    check_embeds_texts(options.backbone)
+    return _find(options, True)
+
+
+def check_embeds_texts(name: str) -> None:
+    """Raises a ConfigError if no backbone of this one's kind has a text tower."""
+    if not _kind(name).embeds_texts:
+        raise no_texts(name)
 
 
 def _find(options: BackboneOptions, download: bool) -> Architecture:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from embedx.models.text_towers import TextTower, no_texts
 from embedx.models.weights.find import Weights, WeightsOptions
 from embedx.models.weights.matching import CheckpointMatch, fill
 from embedx.models.weights.position import is_position, position_change
@@ -111,6 +112,14 @@ class Architecture(ABC):
         """Translates a checkpoint's tensors to the model's names and shapes; None if nothing is known of them."""
         return None
 
+    def text_tower(self) -> TextTower:
+        """Loads what embeds texts in the space of the images' embeddings, of the same weights, on the CPU.
+
+        Raises:
+            ConfigError: If the backbone has no such thing, or its tokenizer can't be had.
+        """
+        raise no_texts(self.name)
+
     def note_positions(self, outline: nn.Module) -> None:
         """Notes the position embeddings that are to be resampled in the weights' entry of the recipe."""
         path = self.weights.path
@@ -131,6 +140,8 @@ class BackboneKind(NamedTuple):
     Raises a ConfigError with the next step if there is no such backbone, or its weights can't be had."""
     runs_code: bool = False
     """True if finding a backbone can run code that belongs neither to embedx nor to an installed library."""
+    embeds_texts: bool = False
+    """True if some backbones of this kind have a text tower."""
 
 
 def fixed_precision_faults(options: BackboneOptions) -> list[str]:

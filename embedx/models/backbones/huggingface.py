@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from embedx.errors import CheckpointError, ConfigError
 from embedx.models.backbones import hub
 from embedx.models.backbones.base import Architecture, BackboneKind, BackboneOptions, parameters_on_meta
+from embedx.models.backbones.huggingface_text import MODEL_TYPES, HuggingFaceText, tokenizer_of
 from embedx.models.backbones.image_processor import preprocessing_of
+from embedx.models.text_towers import TextTower, no_texts
 from embedx.models.weights.find import OTHER_WEIGHTS, Weights, given_weights, sha256_of
 from embedx.models.weights.read import read_state_dict
 
@@ -45,11 +47,16 @@ class ImageFeatures(nn.Module):
         self._modules, self._parameters, self._buffers = model._modules, model._parameters, model._buffers
         self._non_persistent_buffers_set = model._non_persistent_buffers_set
         self.training = model.training
-        self._features = getattr(model, "get_image_features", model.forward)
+        self._features: Any = getattr(model, "get_image_features", model.forward)
         config: Any = getattr(model, "config", None)
         self._size = getattr(getattr(config, "vision_config", config), "image_size", None)
         self._interpolates = "interpolate_pos_encoding" in inspect.signature(self._features).parameters
         self._name = type(model).__name__
+
+    @property
+    def whole(self) -> Any:
+        """The model that is wrapped."""
+        return self._features.__self__
 
     def forward(self, images: Tensor) -> Tensor:
         """Computes the features [B, D], tokens [B, T, D] or a map [B, C, H, W] of normalised images [B, 3, H, W]."""
@@ -81,6 +88,7 @@ class HuggingFaceBackbone(Architecture):
         super().__init__(name, weights, preprocessing_of(folder))
         self.fills = weights.name == "checkpoint"
         self._config = _config(name, folder)
+        self._folder = folder
         self._files = files
         # Weights of classifiers lack the pooler, and transformers would make up a random one.
         self._without_pooler = bool(files) and not any("pooler." in name for file in files for name in _tensors(file))
@@ -97,6 +105,15 @@ class HuggingFaceBackbone(Architecture):
             with contextlib.suppress(CheckpointError):  # such as for former names, which transformers knows
                 return super().load()
         return self._load_own()
+
+    def text_tower(self) -> TextTower:
+        """Loads the model, of which the text encoder is kept, and the tokenizer that stands beside it."""
+        if self._config.model_type not in MODEL_TYPES:
+            raise no_texts(self.name, f"is of the type {self._config.model_type}, which embeds images alone")
+        repository = None if self._folder == Path(self.name.removeprefix(_PREFIX)) else self.name.removeprefix(_PREFIX)
+        tokenizer = tokenizer_of(self._folder, repository)
+        features: Any = self.load()
+        return HuggingFaceText(self.name, features.whole, tokenizer)
 
     def _load_own(self) -> nn.Module:
         state: dict[str, Tensor] = {}
@@ -215,4 +232,4 @@ def _config(name: str, folder: Path) -> Any:
         raise ConfigError(f"{name}: transformers can't read {folder / 'config.json'} ({error})") from error
 
 
-KIND = BackboneKind(lambda name: name.startswith(_PREFIX), find)
+KIND = BackboneKind(lambda name: name.startswith(_PREFIX), find, embeds_texts=True)

@@ -21,6 +21,8 @@ def suggestion(name: str) -> str | None:
         return f"{name} is a file; if it holds weights, give --checkpoint {name}, and their architecture as --backbone"
     if name in ("timm", "hf"):
         return f"give --backbone {name}:NAME"
+    if name in ("openclip", "open_clip"):
+        return "give --backbone openclip:NAME/TAG"
     short = name.removeprefix("timm/")
     if _is_of_timm(short):
         return f"timm has it; give --backbone timm:{short}"

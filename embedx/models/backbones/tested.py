@@ -37,6 +37,7 @@ TESTED: Final = (
     KnownModel("DINOv3 ConvNeXt", "timm:convnext_tiny.dinov3_lvd1689m"),
     KnownModel("CLIP ViT-B (OpenAI)", "timm:vit_base_patch16_clip_quickgelu_224.openai"),
     KnownModel("SigLIP 2 ViT-B", "timm:vit_base_patch16_siglip_gap_224.v2_webli"),
+    KnownModel("OpenCLIP ViT-B", "openclip:ViT-B-32/laion2b_s34b_b79k"),
     KnownModel("EVA-02 ViT-B", "timm:eva02_base_patch14_224.mim_in22k"),
     KnownModel(
         "UNI (pathology)",

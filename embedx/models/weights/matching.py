@@ -172,7 +172,7 @@ def _translated(
         match = None if translated is None else compare("", wanted, translated, heads)
         if match is not None and match.fits:
             ignored = tuple(name for name in state if not name.startswith(prefix))
-            return CheckpointMatch(match.tensors, prefix, ignored, ("names and shapes: translated by timm",))
+            return CheckpointMatch(match.tensors, prefix, ignored, ("names and shapes: translated by its library",))
     return None
 
 

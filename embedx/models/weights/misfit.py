@@ -17,7 +17,8 @@ _FAMILIES = (
     (r"\bpatch_embeddings\.projection\.|\battention\.attention\.query\.|\bvision_model\.", _TRANSFORMERS),
     (
         r"\bvisual\.(transformer\.resblocks|conv1|class_embedding|trunk)",
-        "a CLIP model of OpenAI or open_clip; give the name that timm has for its image encoder, such as "
+        "a CLIP model of OpenAI or open_clip; give the name that open_clip has for it, such as "
+        "--backbone openclip:ViT-B-32, or timm for its image encoder, such as "
         "--backbone timm:vit_base_patch32_clip_224",
     ),
     (r"\bencoder\.layers\.encoder_layer_\d", "a vision transformer of torchvision, such as --backbone vit_b_16"),

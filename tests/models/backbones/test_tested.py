@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import timm
 import torch
@@ -19,7 +20,7 @@ from tests.cli.calls import COMMANDS
 from tests.models.backbones.test_huggingface import CLIP_PROCESSOR, SQUARE, TEXT, TRANSFORMER, VIT_PROCESSOR, save
 
 WIDTHS = {"ResNet-50": 2048, "ConvNeXt": 1024, "ConvNeXt of ImageNet-22k": 1024, "EfficientNetV2": 1280}
-WIDTHS |= {"Swin V2": 1024, "DINOv2 ViT-S": 384, "UNI (pathology)": 1024}
+WIDTHS |= {"Swin V2": 1024, "DINOv2 ViT-S": 384, "UNI (pathology)": 1024, "OpenCLIP ViT-B": 512}
 """The dimension of the embeddings, as the papers have it, where it is not the 768 of a ViT-B or a ConvNeXt-T."""
 PAGE = Path(__file__).parents[3] / "embedx" / "docs" / "backbones.md"
 
@@ -38,6 +39,8 @@ def test_the_line_is_parsed_and_its_weights_exist(model: KnownModel) -> None:
     name = model.backbone.removeprefix("timm:")
     if name != model.backbone:
         assert timm.get_pretrained_cfg(name, allow_unregistered=False).has_weights
+    name, _, tag = model.backbone.removeprefix("openclip:").partition("/")
+    assert not tag or open_clip.is_pretrained_cfg(name, tag)
 
 
 @pytest.mark.soak

@@ -95,7 +95,7 @@ def test_the_originals_names_are_translated_by_timm(
     spec = describe(name, file)
     assert_same(spec, by_timm(name, plain))
     assert spec.architecture.match is not None
-    assert str(spec.architecture.match).endswith("; names and shapes: translated by timm")
+    assert str(spec.architecture.match).endswith("; names and shapes: translated by its library")
 
 
 def test_position_embeddings_are_resampled_as_timm_does_and_noted_in_the_recipe(tmp_path: Path) -> None:
