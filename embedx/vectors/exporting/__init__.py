@@ -1,0 +1,1 @@
+"""Exports to the files of other programs."""

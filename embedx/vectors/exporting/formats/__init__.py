@@ -1,0 +1,1 @@
+"""The formats of exports, one file each: `to_NAME.py` has a function `write` as `base.Write` describes it."""
