@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from scripts.pictures import flow, neighbours, progress, speed, store
+from scripts.pictures import flow, neighbours, progress, report, speed, store
 from scripts.pictures.svg import THEMES
 
 FOLDER = Path(__file__).parent
@@ -42,10 +42,10 @@ def _write(name: str, values: dict[str, Any]) -> None:
 
 def main(
     measure: Annotated[
-        Literal["store", "speed", "progress", "neighbours"] | None,
+        Literal["store", "speed", "progress", "neighbours", "report"] | None,
         typer.Option(help="The picture to measure for first."),
     ] = None,
-    photographs: Annotated[Path, typer.Option(help="The animals among Tux Paint's stamps, for the neighbours.")] = Path(
+    photographs: Annotated[Path, typer.Option(help="The animals among Tux Paint's stamps.")] = Path(
         "/usr/share/tuxpaint/stamps/animals"
     ),
 ) -> None:
@@ -59,6 +59,8 @@ def main(
             _SCREEN.write_text(progress.measure())
         case "neighbours":
             _write("neighbours", neighbours.measure(photographs))
+        case "report":
+            report.measure(photographs.parent)
     for file, content in drawn().items():
         (FOLDER / file).write_bytes(content)
 

@@ -1,0 +1,1 @@
+"""The report: its numbers, its map and its page."""
