@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from embedx.api.embedding import Embedder as Embedder
     from embedx.api.embedding import embed as embed
     from embedx.api.extraction import extract as extract
+    from embedx.api.searching import search as search
+    from embedx.api.store_verbs import build_index as build_index
+    from embedx.api.store_verbs import duplicates as duplicates
+    from embedx.api.store_verbs import export as export
+    from embedx.api.store_verbs import report as report
+    from embedx.api.text_queries import embed_texts as embed_texts
     from embedx.callbacks.checkpoint import Checkpoint as Checkpoint
     from embedx.callbacks.early_stopping import EarlyStopping as EarlyStopping
     from embedx.callbacks.evaluator import Evaluator as Evaluator
@@ -36,6 +42,7 @@ if TYPE_CHECKING:
     from embedx.errors import DeviceMemoryError as DeviceMemoryError
     from embedx.errors import EmbedxError as EmbedxError
     from embedx.errors import InputError as InputError
+    from embedx.errors import LeakError as LeakError
     from embedx.errors import LoaderError as LoaderError
     from embedx.errors import NotAStoreError as NotAStoreError
     from embedx.errors import StoreError as StoreError
@@ -51,9 +58,14 @@ if TYPE_CHECKING:
     from embedx.store.reading.groups import NO_GROUP as NO_GROUP
     from embedx.store.reading.reader import Store as Store
     from embedx.store.reading.verify import verify as verify
-    from embedx.vectors.probe import probe as probe
-    from embedx.vectors.probe_config import ProbeConfig as ProbeConfig
-    from embedx.vectors.probe_result import ProbeResult as ProbeResult
+    from embedx.vectors.exporting.export import ExportResult as ExportResult
+    from embedx.vectors.indexing.ann_build import IndexResult as IndexResult
+    from embedx.vectors.pairs.duplicates_result import DuplicatesResult as DuplicatesResult
+    from embedx.vectors.probing.probe import probe as probe
+    from embedx.vectors.probing.probe_config import ProbeConfig as ProbeConfig
+    from embedx.vectors.probing.probe_result import ProbeResult as ProbeResult
+    from embedx.vectors.reporting.report import ReportResult as ReportResult
+    from embedx.vectors.searching.search_result import SearchResult as SearchResult
 
     open = Store.open
     __version__: str
@@ -61,6 +73,9 @@ if TYPE_CHECKING:
 _NAMES = {
     "api.embedding": "Embedder embed",
     "api.extraction": "extract",
+    "api.searching": "search",
+    "api.store_verbs": "build_index duplicates export report",
+    "api.text_queries": "embed_texts",
     "callbacks.checkpoint": "Checkpoint",
     "callbacks.early_stopping": "EarlyStopping",
     "callbacks.evaluator": "Evaluator",
@@ -73,17 +88,22 @@ _NAMES = {
     "engine.fit": "Schedule run_fit",
     "engine.loop": "run_test",
     "engine.state": "TrainerState",
-    "errors": "CheckpointError ConfigError DeviceMemoryError EmbedxError InputError LoaderError NotAStoreError "
-    "StoreError StoreLockedError StoreMismatchError StoreReplacedError TooManyRejectedError TooManyUnavailableError "
-    "WriterError",
+    "errors": "CheckpointError ConfigError DeviceMemoryError EmbedxError InputError LeakError LoaderError "
+    "NotAStoreError StoreError StoreLockedError StoreMismatchError StoreReplacedError TooManyRejectedError "
+    "TooManyUnavailableError WriterError",
     "store.reading.compare": "Comparison compare",
     "store.reading.embeddings": "Embeddings",
     "store.reading.groups": "NO_GROUP",
     "store.reading.reader": "Store",
     "store.reading.verify": "verify",
-    "vectors.probe": "probe",
-    "vectors.probe_config": "ProbeConfig",
-    "vectors.probe_result": "ProbeResult",
+    "vectors.exporting.export": "ExportResult",
+    "vectors.indexing.ann_build": "IndexResult",
+    "vectors.pairs.duplicates_result": "DuplicatesResult",
+    "vectors.probing.probe": "probe",
+    "vectors.probing.probe_config": "ProbeConfig",
+    "vectors.probing.probe_result": "ProbeResult",
+    "vectors.reporting.report": "ReportResult",
+    "vectors.searching.search_result": "SearchResult",
 }
 """The public names of each module."""
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}

@@ -34,7 +34,7 @@ from embedx.store.writing.session import StoreSession
 from embedx.store.writing.unit_rows import UnitBatch
 from embedx.store.writing.units import UnitBuffer
 from embedx.values import size_text
-from embedx.vectors.neighbours import BATCH_ROWS
+from embedx.vectors.probing.neighbours import BATCH_ROWS
 
 _ROWS_PER_UNIT = 65_536
 

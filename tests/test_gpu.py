@@ -20,6 +20,7 @@ from embedx.run.extract import extract
 from embedx.store.reading.verify import verify
 from tests.distribute.members import contents
 from tests.runs import digests, run
+from tests.store.builders import write_features
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -105,3 +106,12 @@ def test_a_batch_s_rows_are_those_of_the_plain_forward_pass(runtime: str) -> Non
             expected = plain(batch.to(device))["embeddings"]
         found = model(CopyToDevice(device, "images")({"images": batch.pin_memory()})["images"])["embeddings"]
         assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+def test_duplicates_on_cuda_are_those_of_the_cpu(tmp_path: Path) -> None:
+    rows = torch.randn(9000, 64, generator=torch.Generator().manual_seed(0))
+    rows = torch.cat([rows, rows[::3] + 0.1 * torch.randn(3000, 64, generator=torch.Generator().manual_seed(1))])
+    store = write_features(tmp_path / "store", {"train": (rows, [0] * 12_000)}, rows_per_unit=4096)
+    found = {name: embedx.duplicates(store, threshold=0.99, device=name) for name in ("cpu", "cuda")}
+    assert found["cuda"].table.drop(["similarity"]).equals(found["cpu"].table.drop(["similarity"]))
+    assert found["cuda"].members > 1000 and found["cuda"].pairs == found["cpu"].pairs

@@ -10,8 +10,8 @@ import pytest
 from embedx.config import ExtractConfig
 from embedx.data.sources import parse_data
 from embedx.errors import ConfigError
-from embedx.paths import expand_backbone, expand_path, local_path
-from embedx.vectors.probe_config import ProbeConfig
+from embedx.paths import expand_backbone, expand_path, file_faults, local_path
+from embedx.vectors.probing.probe_config import ProbeConfig
 
 WRITTEN = [
     "~",
@@ -117,3 +117,22 @@ def test_a_source_s_unset_variable_is_a_fault_among_others() -> None:
     first, second = caught.value.faults
     assert first.startswith("--data $UNSET/a: the environment variable UNSET is not set")
     assert "there is no folder nowhere" in second
+
+
+def test_a_file_to_be_written(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    already = "is there already; choose another path, or give --overwrite to replace it"
+    for name, told in (
+        ("folder", "it is a folder"),
+        ("none/x", "there is no folder"),
+        ("file/x", "there is no folder"),
+    ):
+        for overwrite in (False, True):
+            (fault,) = file_faults("--html", tmp_path / name, overwrite=overwrite)
+            assert fault.startswith(f"--html {tmp_path / name}: {told}")
+    for name in ("file", "dangling"):
+        assert file_faults("--out", tmp_path / name, overwrite=False) == [f"--out {tmp_path / name}: {already}"]
+        assert file_faults("--out", tmp_path / name, overwrite=True) == []
+    assert file_faults("--out", tmp_path / "new", overwrite=False) == []

@@ -14,13 +14,15 @@ import pytest
 from PIL import Image
 
 from embedx import sample
-from scripts.pictures import draw, flow, neighbours, progress, speed, store
+from scripts.pictures import draw, flow, neighbours, progress, report, speed, store
 from scripts.pictures.svg import LIGHT, Svg
 
 ROOT = Path(__file__).parent.parent
 PICTURES = {"flow": flow, "store": store, "speed": speed, "progress": progress, "neighbours": neighbours}
+SCREENS = {"report": report.TITLE, "report-duplicates": report.DUPLICATES}
+"""Pictures of a browser, which are taken and not drawn."""
 BASE = "https://raw.githubusercontent.com/embedx/embedx/main/"
-SHOWN = re.findall(
+SHOWN: list[tuple[str, str, str]] = re.findall(
     r'<picture>\s*<source media="\(prefers-color-scheme: dark\)" srcset="([^"]+)">\s*'
     r'<img alt="([^"]+)" src="([^"]+)"[^>]*>\s*</picture>',
     (ROOT / "README.md").read_text(),
@@ -34,12 +36,35 @@ def drawn() -> dict[str, bytes]:
 
 
 def test_the_readme_shows_and_describes_each_for_light_and_for_dark_pages(drawn: dict[str, bytes]) -> None:
-    assert (ROOT / "README.md").read_text().count("<picture>") == len(SHOWN) == len(PICTURES)
-    for dark, description, light in SHOWN:
-        name = re.sub(rf"^{re.escape(BASE)}scripts/pictures/(\w+)-light\.\w+$", r"\1", light)
-        assert dark == light.replace("-light.", "-dark.")
-        assert {Path(dark).name, Path(light).name} <= drawn.keys()
-        assert html.unescape(description) == PICTURES[name].TITLE
+    assert (ROOT / "README.md").read_text().count("<picture>") == len(SHOWN)
+    titles = {name: module.TITLE for name, module in PICTURES.items()}
+    names = [check_shown(*shown, titles=titles | SCREENS) for shown in SHOWN]
+    assert len(set(names)) == len(names) and set(names) - SCREENS.keys() == PICTURES.keys()
+    assert {f"{name}-{theme}" for name in PICTURES for theme in ("light", "dark")} == {
+        Path(name).stem for name in drawn
+    }
+
+
+def check_shown(dark: str, description: str, light: str, titles: dict[str, str]) -> str:
+    """Checks one picture of a page, and returns its name."""
+    name = re.sub(rf"^{re.escape(BASE)}scripts/pictures/([\w-]+)-light\.\w+$", r"\1", light)
+    assert dark == light.replace("-light.", "-dark.")
+    assert all((draw.FOLDER / Path(each).name).is_file() for each in (dark, light))
+    assert " ".join(html.unescape(description).split()) == titles[name]
+    return name
+
+
+def test_the_manual_shows_a_report_in_a_browser_light_and_dark() -> None:
+    text = (ROOT / "embedx" / "docs" / "report.md").read_text()
+    shown: list[tuple[str, str, str]] = re.findall(
+        r'srcset=\s*"([^"]+)">\s*<img alt="([^"]+)"\s*src=\s*"([^"]+)">\s*</picture>', text
+    )
+    assert [check_shown(*each, titles=SCREENS) for each in shown] == list(SCREENS)
+    for name in SCREENS:
+        files = [draw.FOLDER / f"{name}-{theme}.jpg" for theme in ("light", "dark")]
+        light, dark = (np.asarray(Image.open(file).convert("L")) for file in files)
+        assert light.shape == dark.shape and light.mean() > 200 and dark.mean() < 80
+        assert max(file.stat().st_size for file in files) < 300_000
 
 
 def test_each_is_the_one_that_its_script_draws(drawn: dict[str, bytes]) -> None:

@@ -1,4 +1,4 @@
-"""Settings as Python programs give them: by ExtractConfig's names, in Python's types or as the command's texts."""
+"""Settings as Python programs give them: by the fields' names, in Python's types or as the command's texts."""
 
 from __future__ import annotations
 
@@ -10,37 +10,46 @@ import types
 import typing
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from embedx.config import ExtractConfig
 from embedx.errors import ConfigError, unknown
 
-_FIELDS = {field.name: field for field in dataclasses.fields(ExtractConfig)}
-_REQUIRED = [name for name, field in _FIELDS.items() if field.default is dataclasses.MISSING]
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+C = TypeVar("C", bound="DataclassInstance")
 
 
-def config_of(settings: Mapping[str, Any]) -> ExtractConfig:
-    """Makes the configuration of these settings; one that is left out has the command's default.
+def config_of(settings: Mapping[str, Any], kind: type[C]) -> C:
+    """Makes the configuration of a command from its settings; one that is left out has the command's default.
+
+    Args:
+        settings: The settings, by the names of the configuration's fields.
+        kind: The dataclass of the configuration.
 
     Raises:
         ConfigError: If a name is unknown, or a value is not of its setting's type; it names them all.
     """
-    return ExtractConfig(**values_of(settings, _REQUIRED))
+    required = [field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING]
+    return kind(**values_of(settings, kind, required))
 
 
-def values_of(settings: Mapping[str, Any], required: Collection[str] = ()) -> dict[str, Any]:
-    """Returns the values of these settings as ExtractConfig has them.
+def values_of(
+    settings: Mapping[str, Any], kind: type[DataclassInstance], required: Collection[str] = ()
+) -> dict[str, Any]:
+    """Returns the values of these settings as a command's configuration has them.
 
     Raises:
         ConfigError: If a name is unknown, or missing, or a value is not of its setting's type; it names them all.
     """
-    faults = [unknown("setting", name, _FIELDS) for name in settings if name not in _FIELDS]
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    faults = [unknown("setting", name, fields) for name in settings if name not in fields]
     faults += [f"the setting {name} is missing" for name in required if name not in settings]
-    hints = typing.get_type_hints(ExtractConfig)
+    hints = typing.get_type_hints(kind)
     values: dict[str, Any] = {}
-    for name in _FIELDS.keys() & settings.keys():
+    for name in fields.keys() & settings.keys():
         try:
-            values[name] = _value(_FIELDS[name], hints[name], settings[name])
+            values[name] = _value(fields[name], hints[name], settings[name])
         except ValueError as error:
             faults.append(f"{name}: {error}")
     ConfigError.check(sorted(faults))
@@ -108,6 +117,8 @@ def _typed(given: Any, hint: Any, *, is_path: bool) -> Any:
             pass
     if hint in (str, Path) and isinstance(given, str | os.PathLike if is_path else str):
         return given
+    if hint is str and isinstance(given, os.PathLike):  # of a value that may be a path, as that of `map`
+        return os.fspath(given)
     raise ValueError(f"{given!r} is not what it takes; give {_words(hint)}")
 
 

@@ -77,7 +77,7 @@ class Embedder:
     ) -> None:
         self._framework = framework
         given = {"device": device, "batch_size": batch_size, "workers": workers}
-        changes = values_of({name: value for name, value in given.items() if value is not None})
+        changes = values_of({name: value for name, value in given.items() if value is not None}, ExtractConfig)
         as_arrays(framework, torch.empty(0))  # which checks its name
         check_not_forked()
         with ONE_AT_A_TIME, torch_settings_kept():
@@ -174,7 +174,7 @@ def _job_of_settings(settings: ExtractConfig | Mapping[str, Any], changes: Mappi
     # No store is looked at or written; a setting of such a name has to be there.
     nowhere = Path(tempfile.gettempdir(), f"embedx-no-store-{os.getpid()}")
     if isinstance(settings, Mapping):
-        settings = config_of({**settings, "out": nowhere})
+        settings = config_of({**settings, "out": nowhere}, ExtractConfig)
     given = {} if settings.workers is None else {"workers": settings.workers}
     config = dataclasses.replace(settings, out=nowhere, update=False, drop_split=(), **{**changes, **given})
     _check_takes_images(config)

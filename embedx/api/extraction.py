@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from embedx.api.arguments import config_of, specs_of
-from embedx.console import NoticeConsole
+from embedx.api.shown_progress import heartbeat_of
+from embedx.config import ExtractConfig
 from embedx.distribute.entry import run_extraction
-from embedx.heartbeat import Heartbeat
 from embedx.store.reading.reader import Store
 from embedx.system.signals import interrupts_deferred
 
@@ -48,9 +48,7 @@ def extract(
         StoreLockedError: If another run holds the store.
         EmbedxError: If the run fails otherwise; what it has computed is kept for the next call.
     """
-    config = config_of({"data": specs_of(data), "backbone": backbone, "out": out, **settings})
-    console = NoticeConsole()
-    console.quiet = not progress
-    if (summary := run_extraction(config, Heartbeat(console), interrupts_deferred())) is not None:
+    config = config_of({"data": specs_of(data), "backbone": backbone, "out": out, **settings}, ExtractConfig)
+    if (summary := run_extraction(config, heartbeat_of(progress), interrupts_deferred())) is not None:
         summary.check_inputs(config)
     return Store.open(config.out)

@@ -10,7 +10,22 @@ from typing import Annotated
 
 import typer
 
-from embedx.cli import backbones, compare, extract, help, info, layers, probe, repair, verify
+from embedx.cli import (
+    backbones,
+    compare,
+    duplicates,
+    export,
+    extract,
+    help,
+    index,
+    info,
+    layers,
+    probe,
+    repair,
+    report,
+    search,
+    verify,
+)
 from embedx.cli.completion import whole_words_in_bash
 from embedx.cli.failure import tell
 from embedx.cli.output import STDERR, data_alone_on_stdout, print_line
@@ -23,7 +38,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (extract, info, verify, repair, compare, probe, backbones, layers, help):
+for module in (  # in the order of the help page
+    extract,
+    info,
+    verify,
+    repair,
+    compare,
+    probe,
+    search,
+    index,
+    duplicates,
+    report,
+    export,
+    backbones,
+    layers,
+    help,
+):
     paragraphs = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(module.command) or "")  # the terminal breaks the lines
     name = module.__name__.rpartition(".")[2]
     function = module.command if module is help else data_alone_on_stdout()(module.command)  # a pager takes stdout

@@ -107,7 +107,14 @@ def _words(line: str) -> Iterator[str]:
         yield from lexer
 
 
-_COMPLETERS = {"BACKBONE": _backbones, "WEIGHTS": _weights, "SPLIT": _splits, "NAME": _tensors, "LAYER": _layers}
+_COMPLETERS = {
+    "BACKBONE": _backbones,
+    "WEIGHTS": _weights,
+    "SPLIT": _splits,
+    "SPLIT SPLIT": _splits,
+    "NAME": _tensors,
+    "LAYER": _layers,
+}
 """The function that lists the values of each kind."""
 
 

@@ -35,6 +35,11 @@ TOPICS = (
     "running-again",
     "verify",
     "probe",
+    "search",
+    "index",
+    "duplicates",
+    "report",
+    "export",
     "unattended",
     "python",
     "extending",
@@ -46,6 +51,7 @@ WIDEST = 100
 PLAIN = Theme({"markdown.code": "bold", "markdown.item.bullet": "bold", "markdown.block_quote": "none"})
 """Styles that are readable on dark and on light terminals; Rich's own paint code on black."""
 FENCE = re.compile(r"^```\w+", re.MULTILINE)
+PICTURE = re.compile(r"^<picture>\n.*?^</picture>\n+", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[([^\]]+)\]\(([\w-]+)\.md\)")
 
 _LISTS = "(`embedx help` lists the pages, `embedx --help` the commands)"
@@ -134,14 +140,17 @@ def rendered(text: str) -> RenderableType:
 
 
 def web_page() -> str:
-    """Makes one HTML page of all topics: it needs no other file, and follows the reader's light or dark setting."""
+    """Makes one HTML page of all topics: it needs no other file, and follows the reader's light or dark setting.
+
+    It has no pictures, as those would have to come from elsewhere.
+    """
     from markdown_it import MarkdownIt
 
     parser = MarkdownIt("commonmark").enable("table")
     articles, contents = [], []
     for topic in TOPICS:
         text = page(topic)
-        tokens = parser.parse(LINK.sub(r"[\1](#\2)", text))
+        tokens = parser.parse(LINK.sub(r"[\1](#\2)", PICTURE.sub("", text)))
         for token, inside in zip(tokens, [*tokens[1:], None], strict=True):
             if token.type in ("heading_open", "heading_close"):
                 if token.type == "heading_open" and inside is not None:

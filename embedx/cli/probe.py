@@ -21,10 +21,10 @@ from embedx.errors import ConfigError
 from embedx.heartbeat import Heartbeat
 from embedx.paths import local_path
 from embedx.system import signals
-from embedx.vectors.probe_config import ProbeConfig
+from embedx.vectors.probing.probe_config import ProbeConfig
 
 if TYPE_CHECKING:
-    from embedx.vectors.probe_result import ProbeResult
+    from embedx.vectors.probing.probe_result import ProbeResult
 
 
 _MOST_LISTED = 200
@@ -80,7 +80,7 @@ def command(
 
 def _probe(path: Path, config: ProbeConfig, heartbeat: Heartbeat) -> ProbeResult:
     from embedx.store.reading.reader import Store
-    from embedx.vectors.probe import probe
+    from embedx.vectors.probing.probe import probe
 
     store = Store.open(path)
     if not store.complete:
@@ -90,7 +90,7 @@ def _probe(path: Path, config: ProbeConfig, heartbeat: Heartbeat) -> ProbeResult
 
 def _write_plot(result: ProbeResult, plot: Path) -> None:
     from embedx.store.format.atomic import write_atomic
-    from embedx.vectors.confusion_plot import confusion_png
+    from embedx.vectors.probing.confusion_plot import confusion_png
 
     try:
         write_atomic(plot.absolute(), confusion_png(result))

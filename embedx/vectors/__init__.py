@@ -1,1 +1,1 @@
-"""The room of tools that work on a store's vectors: so far the probe, linear or by nearest neighbours."""
+"""The room of what is made of a store: probes, search, indexes, duplicates, reports and exports."""

@@ -41,7 +41,7 @@ REQUIRED: dict[str, Any] = {"backbone": "resnet18", "out": "store"}
     ],
 )
 def test_a_value_is_python_s_or_the_command_s_text(name: str, given: Any, value: Any) -> None:
-    assert config_of({**REQUIRED, name: given}) == ExtractConfig(**{**REQUIRED, name: value})
+    assert config_of({**REQUIRED, name: given}, ExtractConfig) == ExtractConfig(**{**REQUIRED, name: value})
 
 
 @pytest.mark.parametrize(
@@ -60,13 +60,13 @@ def test_a_value_is_python_s_or_the_command_s_text(name: str, given: Any, value:
 )
 def test_a_value_that_can_t_be_is_refused(name: str, given: Any, message: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        config_of({**REQUIRED, name: given})
+        config_of({**REQUIRED, name: given}, ExtractConfig)
     assert message in str(raised.value)
 
 
 def test_all_faults_are_named_at_once() -> None:
     with pytest.raises(ConfigError) as raised:
-        config_of({"wrokers": 2, "layer": 5})
+        config_of({"wrokers": 2, "layer": 5}, ExtractConfig)
     assert [fault.split("; ")[0] for fault in raised.value.faults] == [
         "layer: 5 is not what it takes",
         "the setting backbone is missing",

@@ -59,7 +59,14 @@ RAISED_BY = {
     "cli/help.py": set(COMMANDS),
     "cli/backbones.py": {"backbones", "extract"},
     "cli/layers.py": {"layers", "extract"},
-    "vectors/": {"probe"},
+    "vectors/probing/": {"probe"},
+    "vectors/searching/": {"search"},
+    "vectors/indexing/": {"index", "search"},
+    "vectors/pairs/": {"duplicates", "report"},
+    "vectors/reporting/": {"report"},
+    "vectors/exporting/": {"export"},
+    "vectors/": {"search", "index", "duplicates", "report", "export"},
+    "errors.py": {"extract", "duplicates"},
     "callbacks/": {"extract", "probe"},
     "store/reading/compare.py": {"compare"},
     "store/reading/drift.py": {"compare"},
@@ -114,7 +121,7 @@ def accepts(name: str, flag: str, value: str) -> bool:
     needed = [option.opts[0] for option in command.params if option.required]
     given = itertools.chain(*([each, "1"] if each.startswith("-") else ["1"] for each in needed))
     try:
-        command.make_context(name, [*given, flag, value])
+        command.make_context(name, [*given, flag, *[value] * OPTIONS[name][flag].nargs])
     except Exception as error:  # noqa: BLE001  (typer's or click's own, by the version of typer)
         assert type(error).__name__ == "BadParameter", error
         return False
@@ -149,8 +156,8 @@ def test_a_wrong_option_is_found(text: str, fault: str | None) -> None:
 
 
 def test_a_message_names_the_options_of_the_command_that_raises_it() -> None:
-    assert list(faults_of("give --l2 1e-3", raised_by(PACKAGE / "vectors" / "linear.py"))) == []
-    assert list(faults_of("give --dtype float16", raised_by(PACKAGE / "vectors" / "linear.py"))) == [
+    assert list(faults_of("give --l2 1e-3", raised_by(PACKAGE / "vectors" / "probing" / "linear.py"))) == []
+    assert list(faults_of("give --dtype float16", raised_by(PACKAGE / "vectors" / "probing" / "linear.py"))) == [
         "--dtype is no option of probe"
     ]
 

@@ -359,6 +359,7 @@ def test_a_name_that_stdout_s_encoding_lacks_is_escaped(tmp_path: Path) -> None:
         ("RESNET5", ["resnet50", "wide_resnet50_2"]),
         ("timm:convnext_tiny.dino*", ["timm:convnext_tiny.dinov3_lvd1689m"]),
         ("convnext_atto_rms", ["timm:convnext_atto_rms"]),
+        ("openclip:RN50-*", ["openclip:RN50-quickgelu/openai", "openclip:RN50-quickgelu/cc12m"]),
     ],
 )
 def test_backbones_are_found_by_a_part_or_a_pattern(embedx: Embedx, pattern: str, names: list[str]) -> None:

@@ -5,17 +5,31 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from embedx.cli.app import app
 from embedx.config import ExtractConfig
-from embedx.vectors.probe_config import ProbeConfig
+from embedx.vectors.exporting.export_config import ExportConfig
+from embedx.vectors.indexing.ann_config import IndexConfig
+from embedx.vectors.pairs.duplicates_config import DuplicatesConfig
+from embedx.vectors.probing.probe_config import ProbeConfig
+from embedx.vectors.reporting.report_config import ReportConfig
+from embedx.vectors.searching.search_config import SearchConfig
 from tests.cli.calls import COMMANDS
 from tests.runs import run
 
-SETTINGS: dict[str, type[ExtractConfig] | type[ProbeConfig]] = {"extract": ExtractConfig, "probe": ProbeConfig}
+SETTINGS: dict[str, type[Any]] = {
+    "extract": ExtractConfig,
+    "probe": ProbeConfig,
+    "search": SearchConfig,
+    "index": IndexConfig,
+    "duplicates": DuplicatesConfig,
+    "report": ReportConfig,
+    "export": ExportConfig,
+}
 
 
 def path_parameters() -> Iterator[tuple[str, str]]:
@@ -63,6 +77,7 @@ def _parsed(command: str, parameter: str, value: str) -> Path:
     found = values[parameter]
     if (settings := SETTINGS.get(command)) and parameter in (names := settings.__dataclass_fields__):
         found = getattr(settings(**{name: values[name] for name in names if name in values}), parameter)
+    (found,) = found if isinstance(found, list | tuple) else [found]
     assert isinstance(found, Path)
     return found
 

@@ -167,7 +167,12 @@ def test_a_value_of_any_argument_and_option(
 ) -> None:
     """Each argument and option of a command gets a hostile value, while the required ones beside it can be parsed."""
     sound: dict[str, str | Path] = dict.fromkeys(("STORE", "A", "B"), stores["whole"])
-    sound |= {"BACKBONE": "no_such:thing", "--backbone": "no_such:thing", "--out": tmp_path / "out"}
+    sound |= {
+        "BACKBONE": "no_such:thing",
+        "--backbone": "no_such:thing",
+        "--out": tmp_path / "out",
+        "-o": tmp_path / "out",
+    }
     parameters = [each for each in COMMANDS[command].params if not getattr(each, "is_flag", False)]
     for hostile in parameters:
         given: list[str | Path] = []
@@ -184,6 +189,7 @@ def test_a_value_of_any_argument_and_option(
 OF_STORES: dict[str, list[list[str]]] = {
     "info": [[], ["--rejected"]],
     "verify": [[], ["--recompute", "1", "--trust"]],
+    "search": [["--row", "train:key-1", "--html", "{tmp}/sheet.html", "--overwrite"], ["--row", f"train:{HOSTILE}"]],
     "probe": [["--plot", "{tmp}/plot.png"], ["--train", HOSTILE]],
 }
 """Options with which a command reads a store."""

@@ -23,6 +23,7 @@ from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 from embedx import sample
 from embedx.models.weights.find import cache_path
 from tests.docs.pages import ROOT, Reader, type_line
+from tests.models.backbones.text_image import save_open_clip
 from tests.servers import s3_server, upload
 
 PHOTOS = (
@@ -151,6 +152,7 @@ def _write_models(folder: Path, caches: Path) -> None:
     small = Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=56)
     Dinov2Model(small).save_pretrained(dinov2)
     BitImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 56, "width": 56}).save_pretrained(dinov2)
+    save_open_clip(folder / "my-clip")
     resnet = models.resnet18(weights=None).eval()
     state = {f"model.{name}": tensor for name, tensor in resnet.state_dict().items()}
     torch.save({"state_dict": state, "epoch": 3}, folder / "last.ckpt")

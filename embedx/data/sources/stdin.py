@@ -29,30 +29,46 @@ def open_stdin(name: str | None, location: str, options: SourceOptions) -> Mappi
         ConfigError: If there are no paths, stdin is a terminal, the paths end in NUL without `--null`, or the scheme
             of a URL can't be read.
     """
-    if sys.stdin is None or sys.stdin.isatty():
-        raise ConfigError("--data -: stdin is no list of paths; pipe one in, as in find … | embedx extract --data -")
-    content = sys.stdin.buffer.read()
-    if not options.null:
-        content = _unmarked(content)
-    if options.null:
-        paths = content.split(b"\0")
-    elif b"\0" in content:
-        raise ConfigError("--data -: the paths on stdin end in NUL; add --null")
-    else:
-        paths = [line.removesuffix(b"\r") for line in content.split(b"\n")]
-    paths = [path for path in paths if path]
-    if not paths:
-        raise ConfigError("--data -: there are no paths on stdin; does the command that lists them find any?")
+    paths = paths_on_stdin("--data -", "embedx extract --data -", null=options.null)
     located = [_located(path) for path in paths]
     check_urls(map(as_text, located))
     return {name or SINGLE_SPLIT: Source(("parent",), FileReader(), lambda: _scan(paths, located))}
 
 
-def _unmarked(content: bytes) -> bytes:
+def paths_on_stdin(flag: str, command: str, *, null: bool | None) -> list[bytes]:
+    """Reads the paths or URLs on stdin, but for empty ones.
+
+    Args:
+        flag: The words of the command line that name stdin, for messages.
+        command: The command that reads them, for messages.
+        null: Whether each ends in a NUL byte, and not in a line end; None tells it by whether there is one.
+
+    Raises:
+        ConfigError: If there are none, stdin is a terminal, or they end in NUL and should not.
+    """
+    if sys.stdin is None or sys.stdin.isatty():
+        raise ConfigError(f"{flag}: stdin is no list of paths; pipe one in, as in find … | {command}")
+    content = sys.stdin.buffer.read()
+    if not null:
+        content = _unmarked(content, flag)
+    if null is None:
+        null = b"\0" in content
+    if null:
+        paths = content.split(b"\0")
+    elif b"\0" in content:
+        raise ConfigError(f"{flag}: the paths on stdin end in NUL; add --null")
+    else:
+        paths = [line.removesuffix(b"\r") for line in content.split(b"\n")]
+    if not any(paths):
+        raise ConfigError(f"{flag}: there are no paths on stdin; does the command that lists them find any?")
+    return [path for path in paths if path]
+
+
+def _unmarked(content: bytes, flag: str) -> bytes:
     try:
         return without_mark(content)
     except UnicodeDecodeError as error:
-        raise ConfigError(f"--data -: the list is not the {error.encoding} text that its first bytes say") from error
+        raise ConfigError(f"{flag}: the list is not the {error.encoding} text that its first bytes say") from error
 
 
 def _located(path: bytes) -> bytes:

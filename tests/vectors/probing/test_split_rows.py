@@ -12,7 +12,7 @@ import torch
 from embedx.errors import ConfigError, StoreError
 from embedx.store.format.contents import StoredSettings
 from embedx.store.reading.reader import Store
-from embedx.vectors.split_rows import SplitRows, batch_rows, class_names, open_split
+from embedx.vectors.probing.split_rows import SplitRows, batch_rows, class_names, open_split
 from tests.store.builders import build_store, write_features
 
 pytestmark = pytest.mark.usefixtures("one_thread")

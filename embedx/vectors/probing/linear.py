@@ -31,7 +31,7 @@ from embedx.errors import ConfigError
 from embedx.heartbeat import Heartbeat
 from embedx.system.machine import physical_memory
 from embedx.values import size_text
-from embedx.vectors.linear_head import EMBEDDINGS_INPUT, LinearHead, SplitLoss, moments
+from embedx.vectors.probing.linear_head import EMBEDDINGS_INPUT, LinearHead, SplitLoss, moments
 
 STRENGTHS = tuple(10.0**power for power in range(2, -7, -1))
 """The L2 strengths that are tried, from the strongest to the weakest."""

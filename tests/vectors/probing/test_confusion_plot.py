@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from embedx.vectors.confusion_plot import confusion_png
-from embedx.vectors.probe_result import ClassResult, Mistake, ProbeResult
+from embedx.vectors.probing.confusion_plot import confusion_png
+from embedx.vectors.probing.probe_result import ClassResult, Mistake, ProbeResult
 
 WHITE, DARKEST = (255, 255, 255), (8, 64, 129)
 

@@ -9,7 +9,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from embedx.engine.state import Batch
-from embedx.vectors.neighbours import NearestNeighbours
+from embedx.vectors.probing.neighbours import NearestNeighbours
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from embedx.vectors.probe_config import Method
+from embedx.vectors.probing.probe_config import Method
 
 MOST_IN_MATRIX = 1000
 """The number of classes up to which the whole confusion matrix is given and drawn, as it grows by their square."""

@@ -26,9 +26,9 @@ from embedx.errors import CheckpointError, ConfigError, StoreError
 from embedx.heartbeat import Heartbeat
 from embedx.run.extract import extract
 from embedx.store.reading.reader import Store
-from embedx.vectors.linear_head import EMBEDDINGS_INPUT
-from embedx.vectors.neighbours import NearestNeighbours
-from embedx.vectors.split_rows import SplitRows, open_split
+from embedx.vectors.probing.linear_head import EMBEDDINGS_INPUT
+from embedx.vectors.probing.neighbours import NearestNeighbours
+from embedx.vectors.probing.split_rows import SplitRows, open_split
 from tests.store.builders import write_features
 
 pytestmark = pytest.mark.usefixtures("one_thread")

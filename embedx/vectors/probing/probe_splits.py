@@ -13,8 +13,8 @@ from embedx.recipe import fingerprint
 from embedx.store.format.index import OK
 from embedx.store.format.shards import UNKNOWN_TARGET
 from embedx.store.reading.reader import Store
-from embedx.vectors.probe_config import ProbeConfig
-from embedx.vectors.split_rows import Split, class_names, open_split
+from embedx.vectors.probing.probe_config import ProbeConfig
+from embedx.vectors.probing.split_rows import Split, class_names, open_split
 
 _MOST_NAMED = 5
 

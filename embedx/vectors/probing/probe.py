@@ -18,13 +18,13 @@ from embedx.store.format.atomic import make_folder, write_atomic
 from embedx.store.format.shards import HEADER_KEY
 from embedx.store.reading.attempts import start_anew
 from embedx.store.reading.reader import Store
-from embedx.vectors.linear import STRENGTHS, LinearFit, best_strength, check_memory, choose_held_out, fit_linear
-from embedx.vectors.linear_head import EMBEDDINGS_INPUT
-from embedx.vectors.neighbours import BATCH_ROWS, VOTES, NearestNeighbours
-from embedx.vectors.probe_config import ProbeConfig
-from embedx.vectors.probe_result import ProbeResult, Strength, class_results
-from embedx.vectors.probe_splits import ProbeSplits
-from embedx.vectors.split_rows import SplitRows, batch_rows
+from embedx.vectors.probing.linear import STRENGTHS, LinearFit, best_strength, check_memory, choose_held_out, fit_linear
+from embedx.vectors.probing.linear_head import EMBEDDINGS_INPUT
+from embedx.vectors.probing.neighbours import BATCH_ROWS, VOTES, NearestNeighbours
+from embedx.vectors.probing.probe_config import ProbeConfig
+from embedx.vectors.probing.probe_result import ProbeResult, Strength, class_results
+from embedx.vectors.probing.probe_splits import ProbeSplits
+from embedx.vectors.probing.split_rows import SplitRows, batch_rows
 
 TOP = 5
 HEAD = "head.safetensors"

@@ -8,7 +8,7 @@ from functools import cache
 
 from PIL import Image, ImageDraw, ImageFont
 
-from embedx.vectors.probe_result import MOST_IN_MATRIX, ProbeResult
+from embedx.vectors.probing.probe_result import MOST_IN_MATRIX, ProbeResult
 
 _FONT = 20
 _MARGIN = 24

@@ -17,7 +17,8 @@ from embedx.errors import ConfigError, StoreError, unknown
 from embedx.names import INDEX, TARGETS
 from embedx.store.format.index import OK
 from embedx.store.format.shards import UNKNOWN_TARGET
-from embedx.store.reading.reader import Shard, Store
+from embedx.store.reading.embeddings import Shard
+from embedx.store.reading.reader import Store
 
 _BATCH_BYTES = 16 * 1024**2
 _NAME_COLUMNS = ("class", "label", "cls", "group")

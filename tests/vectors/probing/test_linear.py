@@ -17,9 +17,9 @@ from torch import Tensor
 from embedx.engine.state import Batch
 from embedx.errors import ConfigError
 from embedx.heartbeat import SILENT, Heartbeat
-from embedx.vectors import linear
-from embedx.vectors.linear import LinearFit, choose_held_out, fit_linear
-from embedx.vectors.linear_head import LinearHead, SplitLoss, moments
+from embedx.vectors.probing import linear
+from embedx.vectors.probing.linear import LinearFit, choose_held_out, fit_linear
+from embedx.vectors.probing.linear_head import LinearHead, SplitLoss, moments
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -1,0 +1,1 @@
+"""The probes: linear, or by nearest neighbours."""
