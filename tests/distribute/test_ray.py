@@ -59,6 +59,7 @@ def processes(name: str) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.soak
 def test_nodes_that_come_and_die_leave_the_bytes_of_one_process(
     cluster: Cluster, tmp_path: Path, arguments: list[str], expected: dict[str, str]
 ) -> None:

@@ -165,7 +165,12 @@ def wait_for_half(folder: Path, process: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "to"), [(signal.SIGKILL, "webdataset"), (signal.SIGINT, "webdataset"), (signal.SIGINT, "usearch")]
+    ("number", "to"),
+    [
+        (signal.SIGKILL, "webdataset"),
+        pytest.param(signal.SIGINT, "webdataset", marks=pytest.mark.soak),
+        (signal.SIGINT, "usearch"),
+    ],
 )
 def test_a_killed_export_leaves_no_half_and_run_again_gives_the_same_bytes(
     large: Path, tmp_path: Path, number: signal.Signals, to: Any
