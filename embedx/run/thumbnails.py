@@ -28,6 +28,8 @@ from embedx.system.machine import cores
 COLUMNS = INPUT_COLUMNS
 """The columns of the index that tell where the inputs are, and what they were."""
 _BATCH = 16
+_PER_WORKER = 2000
+"""The pictures from which on another process reads, as each takes some 0.4 GB of memory; one reads 200 a second."""
 _QUALITY = 70
 
 
@@ -82,7 +84,7 @@ def _read(store: Store, rows: pa.Table, pixels: int) -> Iterator[Thumbnail]:
             [range(len(rows))],
             ThumbnailDecoder(pixels, config.max_pixels, parse_pixels(config.pixels)),
             batch_size=_BATCH,
-            workers=min(cores(), -(-len(rows) // _BATCH)),
+            workers=min(cores(), -(-len(rows) // _PER_WORKER)),
             timeout=config.timeout,
             max_bytes=config.max_bytes,
         )

@@ -44,7 +44,7 @@ class Countdown:
 
     @property
     def _share(self) -> float:
-        return self._done / self._total if self._total else 1.0
+        return min(1.0, self._done / self._total) if self._total else 1.0
 
     @property
     def _left(self) -> float | None:

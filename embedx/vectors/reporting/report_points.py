@@ -16,7 +16,7 @@ from embedx.errors import ConfigError
 from embedx.heartbeat import Heartbeat
 from embedx.vectors.countdown import Countdown
 from embedx.vectors.pairs.nearest_rows import NearestOfAll, nearest_of_all
-from embedx.vectors.pairs.tiles import UnitBlocks
+from embedx.vectors.pairs.tiles import UnitBlocks, pairs_of_blocks
 from embedx.vectors.reporting.map_file import read_places
 from embedx.vectors.reporting.map_layout import lay_out, require_library
 from embedx.vectors.reporting.report_columns import categories, colour_of, is_equal, shown
@@ -87,7 +87,7 @@ def lay_out_points(
     if len(numbers) == len(compared):
         near = NearestOfAll(near.places[:, :SHOWN_NEIGHBOURS], near.similarities[:, :SHOWN_NEIGHBOURS])
     else:
-        pairs = len(numbers) * (len(numbers) + 1) / 2
+        pairs = sum(len(blocks.blocks[a]) * len(blocks.blocks[b]) for a, b in pairs_of_blocks(blocks))
         near = nearest_of_all(
             blocks, SHOWN_NEIGHBOURS, Countdown(heartbeat, f"comparing {len(numbers):,} points", pairs)
         )
