@@ -86,7 +86,8 @@ def rejects_of(store: Store, splits: Sequence[str]) -> tuple[Reject, ...]:
         table = store.read_table(path, ["key", "status", "reason"])
         table = table.filter(pc.not_equal(table["status"], OK))
         reasons = pc.fill_null(table["reason"], pa.scalar("no reason is stated"))
-        for status, reason, key in zip(*map(pa.ChunkedArray.to_pylist, (table["status"], reasons, table["key"]))):  # noqa: B905
+        columns = (column.to_pylist() for column in (table["status"], reasons, table["key"]))
+        for status, reason, key in zip(*columns, strict=True):
             counts[status, reason] += 1
             if counts[status, reason] <= _EXAMPLES:
                 keys[status, reason].append(key)
