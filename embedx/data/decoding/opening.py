@@ -8,8 +8,8 @@ import io
 import logging
 import re
 import struct
+import threading
 import warnings
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError, features
@@ -71,20 +71,50 @@ _PLUGINS = (
 )
 
 
-@contextlib.contextmanager
-def only_own_limits() -> Iterator[None]:
+class _OwnLimits:
+    """Pillow's limits and warnings, which apply to the whole process, lifted while any thread is within.
+
+    The first thread that enters lifts them, and the last that leaves restores them. With a copy in every thread, one of
+    them would save what another had lifted, and leave the process without limits for good.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._within = 0
+        self._undo = contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._within:
+                self._lift()
+            self._within += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._within -= 1
+            if not self._within:
+                self._undo.close()
+
+    def _lift(self) -> None:
+        for place, name, limit in (
+            (Image, "MAX_IMAGE_PIXELS", None),
+            (PngImagePlugin, "MAX_TEXT_CHUNK", LARGEST_TEXT),
+        ):
+            self._undo.callback(setattr, place, name, getattr(place, name))
+            setattr(place, name, limit)
+        self._undo.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+
+
+_OWN_LIMITS = _OwnLimits()
+
+
+def only_own_limits() -> contextlib.AbstractContextManager[None]:
     """Silences Pillow's warnings and lifts its limits within the context; both apply to the whole process.
 
-    The warnings concern files that Pillow then decodes, or refuses by an error.
+    The warnings concern files that Pillow then decodes, or refuses by an error. Several threads may be within at once.
     """
-    limits = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = None, LARGEST_TEXT
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = limits
+    return _OWN_LIMITS
 
 
 def open_image(data: bytes) -> Image.Image:

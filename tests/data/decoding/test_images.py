@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -9,6 +10,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +28,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from embedx.data.decoding.images import ImageDecoder, decode, preprocess
+from embedx.data.decoding.opening import only_own_limits, open_image
 from embedx.data.reading.files import FileReader, RejectedInputError
 from embedx.recipe import Preprocessing
 
@@ -273,6 +276,19 @@ def test_pillows_own_limit_is_not_in_the_way_and_stays_as_it_was(monkeypatch: py
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     assert decode(png(8, 6, 8, 0, 6 * (b"\0" + bytes(8)))).shape == (3, 6, 8)
     assert Image.MAX_IMAGE_PIXELS == 10
+
+
+def test_pillows_own_limits_are_back_after_threads_that_decoded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that left last kept what the other had lifted, and the process had no limit any more."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    filters = list(warnings.filters)
+    early, late = contextlib.ExitStack(), contextlib.ExitStack()
+    for thread in (early, late):
+        thread.enter_context(only_own_limits())
+    early.close()
+    assert open_image(png(8, 6, 8, 0, 6 * (b"\0" + bytes(8)))).size == (8, 6)
+    late.close()
+    assert (Image.MAX_IMAGE_PIXELS, warnings.filters) == (10, filters)
 
 
 @pytest.mark.parametrize(
