@@ -24,6 +24,8 @@ MAX_PIXELS = 178_956_970
 """The default limit of an image's pixels, against decompression bombs; Pillow's own default."""
 MAX_BYTES = 1024**3
 """The default limit of an input's bytes, once decompressed."""
+MOST_READS = 64
+"""The largest number of a worker's reads from afar that are in flight."""
 
 _SIZE_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
 

@@ -19,9 +19,13 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 import boto3
 import gcsfs
 import pytest
-import s3fs
 from gcp_storage_emulator.server import create_server
 from moto.server import ThreadedMotoServer
+
+from embedx.system import file_systems
+
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Asks without the proxies that the environment named when something in this process first asked for a URL."""
 
 
 @contextlib.contextmanager
@@ -30,8 +34,16 @@ def s3_server() -> Iterator[Any]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     _, port = server.get_host_and_port()
-    urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/reset", b"").close()  # of what other servers here had
-    s3fs.S3FileSystem.clear_instance_cache()
+    _DIRECT.open(f"http://127.0.0.1:{port}/moto-api/reset", b"").close()  # of what other servers here had
+    with leads_to(port):
+        yield boto3.client("s3")
+    server.stop()
+
+
+@contextlib.contextmanager
+def leads_to(port: int) -> Iterator[None]:
+    """While this lasts, the environment leads to a server of S3 at this port of the loopback interface."""
+    file_systems.forget()
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             patch.delenv(name)
@@ -40,9 +52,8 @@ def s3_server() -> Iterator[Any]:
         patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setenv("no_proxy", "127.0.0.1")
-        yield boto3.client("s3")
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
+        yield
+    file_systems.forget()
 
 
 @contextlib.contextmanager
@@ -52,7 +63,7 @@ def gcs_server(bucket: str) -> Iterator[Any]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     server = create_server("127.0.0.1", port, in_memory=True, default_bucket=bucket)
-    gcsfs.GCSFileSystem.clear_instance_cache()
+    file_systems.forget()
     with contextlib.ExitStack() as stack:
         server.start()
         stack.callback(server.stop)
@@ -60,7 +71,7 @@ def gcs_server(bucket: str) -> Iterator[Any]:
         patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
         patch.setenv("no_proxy", "127.0.0.1")
         yield gcsfs.GCSFileSystem(token="anon")
-    gcsfs.GCSFileSystem.clear_instance_cache()
+    file_systems.forget()
 
 
 @contextlib.contextmanager
@@ -69,7 +80,7 @@ def no_access() -> Iterator[None]:
     address = f"{os.environ['AWS_ENDPOINT_URL']}/moto-api/reset-auth"
 
     def allow(requests: bytes) -> None:
-        urllib.request.urlopen(urllib.request.Request(address, requests, {"Content-Type": "text/plain"})).close()
+        _DIRECT.open(urllib.request.Request(address, requests, {"Content-Type": "text/plain"})).close()
 
     allow(b"0")
     try:

@@ -13,7 +13,7 @@ import embedx
 from embedx import sample
 from embedx.cli.app import run
 from embedx.credentials import credentials_hidden, without_credentials
-from embedx.system import remote
+from embedx.system import file_systems
 from tests.servers import HttpServer
 
 SECRET = "SECRETsecret0123456789"
@@ -68,8 +68,8 @@ def test_a_text_shows_no_credentials_and_keeps_its_words() -> None:
 
 
 def test_what_knows_no_user_gets_none_to_show_as_a_bucket_s_name() -> None:
-    assert remote._file_system("s3://user:secret@bucket/a@b.png")[1] == "bucket/a@b.png"
-    assert remote._file_system("s3://bucket/a@b.png")[1] == "bucket/a@b.png"
+    assert file_systems.file_system("s3://user:secret@bucket/a@b.png")[1] == "bucket/a@b.png"
+    assert file_systems.file_system("s3://bucket/a@b.png")[1] == "bucket/a@b.png"
 
 
 class Calls:

@@ -71,7 +71,7 @@ class SplitPlan:
             "inputs": len(self),
             "names_sha256": _digest(self.table.select(["key", "group", "target"])),
             "sizes_and_times_sha256": _digest(self.table.select(["size", "mtime_ns"])),
-            "places_sha256": _typed_digest(_without_credentials(self.table.select(["path", "offset"]), "path")),
+            "places_sha256": _typed_digest(_without_credentials(self.table.select(["path", "offset"]), ["path"])),
             "metadata_sha256": _typed_digest(self.table.select(self.metadata)),
         }
 
@@ -134,7 +134,7 @@ def build_plan(sources: Mapping[str, Source], group_key: str | None) -> Plan:
             )
             continue
         try:
-            tables[split] = _without_credentials(source.scan(), "key")
+            tables[split] = _without_credentials(source.scan())
         except ConfigError as error:
             faults += error.faults
             continue
@@ -192,9 +192,12 @@ def _names(targets: Iterable[pa.ChunkedArray]) -> set[str]:
     return {name for column in texts for name in column if name is not None}
 
 
-def _without_credentials(table: pa.Table, name: str) -> pa.Table:
-    """Returns the table with the URLs in a column as stores have them."""
-    return replaced(table, name, texts_without_credentials(table[name]))
+def _without_credentials(table: pa.Table, names: Iterable[str] | None = None) -> pa.Table:
+    """Returns the table with the URLs in some columns, or else in all columns of text, as stores have them."""
+    texts = [field.name for field in table.schema if pa.types.is_string(field.type)] if names is None else names
+    for name in texts:
+        table = replaced(table, name, texts_without_credentials(table[name]))
+    return table
 
 
 def _repeated_keys(table: pa.Table, split: str, advice: str) -> list[str]:

@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
+from functools import partial
 from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
-from fsspec.caching import AllBytes
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
+from fsspec.caching import AllBytes, ReadAheadCache
 from fsspec.spec import AbstractBufferedFile
 
-from embedx.credentials import without_credentials
 from embedx.errors import ConfigError, unknown
 from embedx.paths import mark_of_commit
+from embedx.system.file_systems import connect, file_system, s3_reads
 from embedx.system.links import LONGEST_PAGE, ListedFile, listed_by_links, matching_links
 from embedx.system.passing import LaterError
 from embedx.system.remote_errors import cause_of, final_error, status_of, words_of
@@ -30,10 +30,16 @@ from embedx.values import MAX_BYTES, size_text, too_large
 _ATTEMPTS = 4
 _FIRST_DELAY = 0.5
 """The seconds before the second attempt; each further delay is twice as long."""
+_LONGEST_DELAY = 10.0
 _PIECE = 1 << 20
 _NO_SUCH_RANGE = 416
 _BUFFER = 4 << 20
 """The number of bytes to read ahead in a file that is read piece by piece."""
+_GLANCE = 64 << 10
+_SCAN = 16 << 20
+"""The numbers of bytes to read ahead of a place, in a file that is gone through, which is far from the last or near."""
+_NEAR = 4 << 20
+"""The largest number of bytes between two places that it is better to read than to ask again for."""
 _EXTRAS = {**dict.fromkeys(("s3", "s3a", "gs", "gcs", "http", "https"), "cloud"), "hf": "hf"}
 """The extras that install the packages of schemes."""
 _TIMES = ("LastModified", "updated", "mtime", "modified", "last_modified")
@@ -69,9 +75,9 @@ def read(url: str, offset: int | None = None, size: int | None = None, most: int
             than `most` bytes, which are not held in memory.
     """
     if offset is None:
-        return _attempt(url, lambda fs, path: _everything(fs, path, most))
+        return attempt(url, lambda fs, path: _everything(fs, path, most))
     end = offset + (size or 0)
-    data = _attempt(url, lambda fs, path: bytes(fs.cat_file(path, start=offset, end=end)))
+    data = attempt(url, lambda fs, path: _range(fs, path, offset, end))
     if len(data) > end - offset:
         raise OSError(errno.EINVAL, "its server sends no parts of files, only whole ones; download it")
     return data
@@ -83,7 +89,7 @@ def open_url(url: str, *, in_parts: bool) -> BinaryIO:
     Raises:
         OSError: If it can't be opened, or the server can't send ranges although the file will be read `in_parts`.
     """
-    size = _attempt(url, lambda fs, path: fs.info(path)["size"])
+    size = attempt(url, lambda fs, path: fs.info(path)["size"])
     if in_parts:
         read(url, 0, 1)
     if size is None:
@@ -94,21 +100,28 @@ def open_url(url: str, *, in_parts: bool) -> BinaryIO:
                 raise
             text = f"its server does not tell its size, and it has more than {size_text(MAX_BYTES)}; download it"
             raise OSError(errno.EFBIG, text) from error
-    return cast(BinaryIO, _RemoteFile(None, url, block_size=_BUFFER, size=size))
+    file = _RemoteFile(None, url, block_size=_BUFFER, size=size)
+    if in_parts:
+        file.cache = _ScanCache(_GLANCE, file.cache.fetcher, size)
+    return cast(BinaryIO, file)
 
 
-def list_files(url: str) -> list[ListedFile]:
-    """Lists all files below a folder; raises an OSError if it can't be listed."""
+def list_files(url: str) -> Iterator[ListedFile]:
+    """Yields all files below a folder, page by page where it is one of S3; raises an OSError if it can't be listed."""
     if _is_http(url):
-        return list(listed_by_links(url, _page))
-    return _attempt(url, lambda fs, path: list(_files(fs, path)))
+        return listed_by_links(url, _page)
+    pages = _pages_of_s3(url) if url.lower().startswith(("s3://", "s3a://")) and "::" not in url else iter(())
+    first = next(pages, None)
+    if first is not None:
+        return itertools.chain([first], pages)
+    return iter(attempt(url, lambda fs, path: list(_files(fs, path))))
 
 
 def find(pattern: str) -> list[str]:
     """Returns the files that match a pattern with wildcards, by name; raises an OSError if they can't be listed."""
     if _is_http(pattern):
         return matching_links(pattern, _page)
-    return _attempt(pattern, lambda fs, path: sorted(fs.unstrip_protocol(name) for name in fs.glob(path)))
+    return attempt(pattern, lambda fs, path: sorted(fs.unstrip_protocol(name) for name in fs.glob(path)))
 
 
 def pinned(url: str) -> str:
@@ -129,20 +142,29 @@ def pinned(url: str) -> str:
         kind = path[: path.index(place.repo_id)]
         return f"hf://{kind}{place.repo_id}@{commit}/{place.path_in_repo}".rstrip("/")
 
-    return _attempt(url, step)
+    return attempt(url, step)
 
 
 class _RemoteFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no types
     """fsspec's buffered file, whose ranges are fetched with this module's attempts and reasons."""
 
     def _fetch_range(self, start: int, end: int) -> bytes:
-        data = _attempt(self.path, lambda fs, path: bytes(fs.cat_file(path, start=start, end=end)))
+        data = attempt(self.path, lambda fs, path: _range(fs, path, start, end))
         if len(data) == self.size:  # also where the server sends nothing less
             self.cache = AllBytes(size=self.size, data=data)
             data = data[start:end]
         if len(data) != end - start:
             raise OSError(errno.EIO, f"its server sent {len(data)} bytes where {end - start} were asked for")
         return data
+
+
+class _ScanCache(ReadAheadCache):  # type: ignore[misc]  # fsspec has no types
+    """Reads ahead in a file that is gone through from place to place: far where these are near, else hardly at all."""
+
+    def _fetch(self, start: int | None, end: int | None) -> bytes:
+        is_near = self.end > 0 and (start or 0) - self.end <= _NEAR
+        self.blocksize = _SCAN if is_near else _GLANCE
+        return bytes(super()._fetch(start, end))
 
 
 class _Sink(io.BytesIO):
@@ -161,14 +183,28 @@ class _Sink(io.BytesIO):
 def _everything(fs: Any, path: str, most: int) -> bytes:
     sink = _Sink(most)
     if "http" in fs.protocol:
+        connect(fs)
         fs.get_file(path, sink, chunk_size=_PIECE)  # in pieces, each decompressed as the server's headers say
         return sink.getvalue()
-    try:
-        sink.write(fs.cat_file(path, start=0, end=most + 1))
-    except Exception as error:
-        if status_of(error) != _NO_SUCH_RANGE:  # an empty object has no first byte
-            raise
-    return sink.getvalue()
+
+    def by_fs() -> bytes:
+        connect(fs)
+        try:
+            sink.write(fs.cat_file(path, start=0, end=most + 1))
+        except Exception as error:
+            if status_of(error) != _NO_SUCH_RANGE:  # an empty object has no first byte
+                raise
+        return sink.getvalue()
+
+    return s3_reads().get(fs, path, None, most, by_fs) if "s3" in fs.protocol else by_fs()
+
+
+def _range(fs: Any, path: str, start: int, end: int) -> bytes:
+    def by_fs() -> bytes:
+        connect(fs)
+        return bytes(fs.cat_file(path, start=start, end=end))
+
+    return s3_reads().get(fs, path, (start, end), end - start, by_fs) if "s3" in fs.protocol else by_fs()
 
 
 def _page(url: str) -> bytes:
@@ -179,45 +215,23 @@ def _is_http(url: str) -> bool:
     return url.partition("://")[0].lower() in ("http", "https")
 
 
-def _attempt(url: str, step: Callable[[Any, str], T]) -> T:
+def attempt(url: str, step: Callable[[Any, str], T], attempts: int = _ATTEMPTS) -> T:
     """Calls `step` with the file system and path of a URL, and again after a delay while its error may pass.
 
     Raises:
         OSError: If no attempt succeeds; its text shows no credentials of URLs.
     """
-    for attempt in range(_ATTEMPTS):
-        if attempt:
-            time.sleep(_FIRST_DELAY * 2 ** (attempt - 1) * random.uniform(0.5, 1))
+    for number in range(attempts):
+        if number:
+            time.sleep(min(_LONGEST_DELAY, _FIRST_DELAY * 2 ** (number - 1)) * random.uniform(0.5, 1))
         try:
-            return step(*_file_system(url))
+            return step(*file_system(url))
         except Exception as error:
             last = cause_of(error)
             final = final_error(last)
             if final is not None:
                 raise final from error
-    raise LaterError(errno.EIO, f"{words_of(last)}, at each of {_ATTEMPTS} attempts") from last
-
-
-def _file_system(url: str) -> tuple[Any, str]:
-    scheme = url.partition("://")[0].lower()
-    options: dict[str, Any] = {}
-    if scheme in ("s3", "s3a", "gs", "gcs") and "@" in url.split("/")[2]:
-        url = without_credentials(url)  # they know no user, and would show it as the bucket's name
-    if scheme in ("s3", "s3a"):
-        # One request per object, and no attempts besides those made here.
-        options = {"max_concurrency": 1, "config_kwargs": {"retries": {"total_max_attempts": 1}}}
-    elif scheme in ("http", "https"):
-        import aiohttp
-
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=30)
-        client = {"timeout": timeout, "trust_env": True}
-        return fsspec.filesystem(scheme, client_kwargs=client), url  # in which `::` is no chain
-    fs, path = url_to_fs(url, **options)
-    if isinstance(fs, LocalFileSystem):
-        raise ValueError("a file of this machine is read by its path alone; give that")
-    if scheme in ("s3", "s3a"):
-        fs.retries = 1
-    return fs, path
+    raise LaterError(errno.EIO, f"{words_of(last)}, at each of {attempts} attempts") from last
 
 
 def _files(fs: Any, folder: str) -> Iterator[ListedFile]:
@@ -225,11 +239,35 @@ def _files(fs: Any, folder: str) -> Iterator[ListedFile]:
     for name, info in fs.find(folder, detail=True).items():
         below = name.removeprefix(folder).lstrip("/")
         url = fs.unstrip_protocol(name)
-        time_ns = _time_ns(info)
-        yield ListedFile(url, below, info.get("size"), mark_of_commit(url.encode()) if time_ns is None else time_ns)
+        written = time_ns(info)
+        yield ListedFile(url, below, info.get("size"), mark_of_commit(url.encode()) if written is None else written)
 
 
-def _time_ns(info: Mapping[str, Any]) -> int | None:
+def _pages_of_s3(url: str) -> Iterator[ListedFile]:
+    """Yields the objects below a prefix, of which one page is held at a time."""
+    scheme = url.partition("://")[0].lower()
+    fs, path = file_system(url)
+    bucket, _, key = path.partition("/")
+    prefix, more = (f"{key}/" if key else ""), dict[str, str]()
+    connect(fs)
+    while True:
+        asked = {"Bucket": bucket, "Prefix": prefix, **more}
+        page = attempt(url, partial(_page_of_s3, asked))
+        for each in page.get("Contents", ()):
+            if (name := each["Key"].removeprefix(prefix)) and not name.endswith("/"):
+                yield ListedFile(f"{scheme}://{bucket}/{each['Key']}", name, each["Size"], time_ns(each))
+        if not page.get("IsTruncated"):
+            return
+        more = {"ContinuationToken": page["NextContinuationToken"]}
+
+
+def _page_of_s3(asked: Mapping[str, str], fs: Any, _: str) -> Mapping[str, Any]:
+    answer: Mapping[str, Any] = fs.call_s3("list_objects_v2", **asked)
+    return answer
+
+
+def time_ns(info: Mapping[str, Any]) -> int | None:
+    """Returns the time at which a file was last modified, by a file system's account of it; None if it has none."""
     value = next((info[name] for name in _TIMES if name in info), None)
     if isinstance(value, str):
         value = datetime.fromisoformat(value)

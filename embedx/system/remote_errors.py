@@ -9,7 +9,7 @@ import zipfile
 import zlib
 
 from embedx.credentials import credentials_hidden
-from embedx.system.passing import LaterError
+from embedx.system.passing import LaterError, passing_error
 
 _VERDICTS: tuple[type[Exception], ...] = (
     ValueError,
@@ -47,7 +47,7 @@ def final_error(error: BaseException) -> OSError | None:
         return LaterError(errno.EACCES, f"{error}; for public data set FSSPEC_S3='{{\"anon\": true}}'")
     if "Redirect" in type(error).__name__:  # aiohttp's, of a redirect in circles, or to another scheme
         return OSError(errno.EINVAL, f"a redirect that is not followed ({words_of(error)})")
-    passing = (408, 425, 429)
+    passing = (408, 409, 425, 429)
     if (status is not None and 300 <= status < 500 and status not in passing) or isinstance(error, _VERDICTS):
         return OSError(errno.EINVAL, words_of(error))
     return None
@@ -74,3 +74,13 @@ def words_of(error: BaseException) -> str:
     if isinstance(error, OSError) and text:
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def not_read(place: object, error: OSError) -> str:
+    """Words an error of reading at a place, and the next step where it is not about the place alone."""
+    message = f"{place}: can't be read ({error.strerror})"
+    if isinstance(error, PermissionError):
+        return f"{message}; set credentials in the environment that may read it"
+    if passing_error(error):
+        return f"{message}; check the network and the address of the server, and try again"
+    return message

@@ -96,7 +96,7 @@ def test_what_can_not_be_read_is_rejected_with_the_reason_and_without_the_query(
 def test_files_in_memory_are_listed_and_read() -> None:
     """Of one process, as all that has no server."""
     fsspec.filesystem("memory").pipe({"/lake/a.jpg": CONTENT, "/lake/b/c.png": b"c"})
-    files = remote.list_files("memory://lake")
+    files = list(remote.list_files("memory://lake"))
     assert [(file.path, file.size) for file in files] == [("a.jpg", len(CONTENT)), ("b/c.png", 1)]
     assert [read(file.url) for file in files] == [CONTENT, b"c"]
     assert remote.find("memory://lake/*.jpg") == [files[0].url]

@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
-from typing import Any, NamedTuple, TypeVar, cast
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from embedx.data.decoding import memory
 from embedx.data.decoding.batch_rows import BatchBuffer, Decoder, RunBuffer, RunDecoder
-from embedx.data.loading.circumstances import NO_MEMORY, Failure, Patience
+from embedx.data.loading.circumstances import NO_MEMORY, UNREAD, Failure, Patience
+from embedx.data.loading.fetches import UnreadError
 from embedx.data.loading.isolation import InHand
 from embedx.data.loading.orders import Order, Orders
+from embedx.data.loading.read_ahead import ReadAhead
+from embedx.data.loading.shared_blocks import SharedBlocks
 from embedx.data.loading.slots import Slots
 from embedx.data.loading.torch_workers import is_out_of_memory
 from embedx.data.loading.turns import Turns
-from embedx.data.plan import SplitPlan
-from embedx.data.reading.files import RejectedInputError
-from embedx.data.sources.base import Reader, Run, RunReader
+from embedx.data.reading.files import RejectedInputError, is_url
+from embedx.data.sources.base import RangeReader, Reader, Run, RunReader
 from embedx.values import MAX_BYTES, too_large
-
-T = TypeVar("T")
 
 
 class _Loaded(NamedTuple):
@@ -54,8 +52,17 @@ class Batches(Dataset[dict[str, Any]]):
     It holds nothing of the plan, because each worker gets a copy of it.
     """
 
-    def __init__(self, reader: Reader, decoder: Decoder, batch_size: int, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        decoder: Decoder,
+        batch_size: int,
+        max_bytes: int = MAX_BYTES,
+        reads: int | None = None,
+        timeout: float = math.inf,
+    ) -> None:
         self.reader = reader
+        self._ranges = reader if isinstance(reader, RangeReader) else None  # once, as it takes long
         self.max_bytes = max_bytes
         self.decoder = decoder
         self.batch_size = batch_size
@@ -64,6 +71,11 @@ class Batches(Dataset[dict[str, Any]]):
         self.alone: frozenset[int] = frozenset()
         """The rows that are loaded one by one, as a worker was lost that had them, or those next to them, in hand."""
         self._patience = Patience()
+        self.blocks: SharedBlocks | None = None
+        """The blocks of files behind URLs that the workers share."""
+        self._new_ahead = partial(ReadAhead, reads, timeout, max_bytes)
+        self._ahead: ReadAhead | None = None
+        """The inputs that are read ahead, from the first batch on that has some at URLs."""
         self.in_hand = InHand(0)
         """The record of the inputs that the workers have in hand."""
         self.turns = Turns()
@@ -86,6 +98,7 @@ class Batches(Dataset[dict[str, Any]]):
         Its rows are those of as many forward passes as it takes; the last ones are padding.
         """
         buffer = self.decoder.new_buffer(-(-len(orders) // self.batch_size) * self.batch_size, self.slots.take)
+        self._read_ahead(orders)
         failures: list[Failure | None] = []
         sizes: list[int | None] = []
         digests: list[str | None] = []
@@ -105,6 +118,20 @@ class Batches(Dataset[dict[str, Any]]):
             "bytes": sizes,
             "sha256": digests,
         }
+
+    def _read_ahead(self, orders: Orders) -> None:
+        """Begins to read those of a batch's inputs, and of the next one's, that are at URLs."""
+        if self._ahead is None:
+            if not orders.name_urls():
+                return
+            self._ahead = self._new_ahead(self.blocks)
+        each = itertools.chain(orders, orders.later or ())
+        self._ahead.expect((order for order in each if order.row not in self.fatal), self._is_remote_range)
+
+    def _is_remote_range(self, order: Order) -> bool:
+        if self._ranges is None or b"://" not in order.path or not is_url(order.path):
+            return False
+        return self._ranges.is_range(order.path, order.offset)
 
     def _load_run(self, orders: Orders, start: int, stop: int, buffer: BatchBuffer) -> _LoadedRun | None:
         """Fills these rows of the buffer by inputs that lie next to one another in a file, which it reads at once.
@@ -154,7 +181,7 @@ class Batches(Dataset[dict[str, Any]]):
         size, digest, failure = None, None, None
         try:
             self.in_hand.note_read(False)
-            data = self.reader.read(order.path, order.offset, order.size, self.max_bytes)
+            data = self._read(order)
             if len(data) > self.max_bytes:
                 raise RejectedInputError(too_large(self.max_bytes))
             size, digest = len(data), hashlib.sha256(data).hexdigest()
@@ -162,11 +189,18 @@ class Batches(Dataset[dict[str, Any]]):
             self._decode(buffer, row, data)
         except RejectedInputError as error:
             failure = Failure.of(error, was_listed=order.size is not None)
+        except UnreadError:
+            failure = UNREAD
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             failure = Failure(NO_MEMORY)
         return _Loaded(failure, size, digest)
+
+    def _read(self, order: Order) -> bytes:
+        if self._ahead is not None and (self._ahead.expects(order.row) or self._is_remote_range(order)):
+            return self._ahead.take(order, self.in_hand.renew)
+        return self.reader.read(order.path, order.offset, order.size, self.max_bytes)
 
     def _decode(self, buffer: BatchBuffer, row: int, data: bytes) -> None:
         """Decodes an input's bytes into a row; one that needs more memory than a worker's share waits for its turn."""
@@ -191,78 +225,3 @@ def _hashed(run: Run) -> list[str | None]:
         digest.update(values.data)
         digests.append(digest.hexdigest())
     return digests
-
-
-class UniqueRows:
-    """Leaves out of a unit the rows whose input another row of the unit has already.
-
-    Only paths tell that; an input at an offset of a file has one row.
-    """
-
-    def __init__(self, plan: SplitPlan) -> None:
-        self.repeats: dict[int, list[int]] = {}
-        """All the rows of an input that recurs in a unit, by the first of them, of the units so far."""
-        encoded = plan.table["path"].combine_chunks().dictionary_encode()
-        codes = encoded.indices.to_numpy()
-        recur = len(encoded.dictionary) < len(codes) and plan.table["offset"].null_count == len(codes)
-        self._codes = codes if recur else None
-
-    def of(self, rows: Sequence[int]) -> Sequence[int]:
-        """Returns the rows of a unit that are loaded: the first one of every input."""
-        if self._codes is None:
-            return rows
-        numbers = np.asarray(rows)
-        _, firsts, group = np.unique(self._codes[numbers], return_index=True, return_inverse=True)
-        counts = np.bincount(group)
-        for number in np.flatnonzero(counts > 1).tolist():
-            self.repeats[int(numbers[firsts[number]])] = numbers[group == number].tolist()
-        return cast(list[int], numbers[np.sort(firsts)].tolist())
-
-
-class Remembered(Iterable[T]):
-    """The items of an iterator, each taken when it is first needed; they may be iterated again."""
-
-    def __init__(self, items: Iterable[T]) -> None:
-        self._items = iter(items)
-        self._taken: list[T] = []
-
-    def __iter__(self) -> Iterator[T]:
-        for position in itertools.count():
-            if position == len(self._taken):
-                try:
-                    self._taken.append(next(self._items))
-                except StopIteration:
-                    return
-            yield self._taken[position]
-
-
-class UnitBatches(Sampler[Orders]):
-    """Cuts units, lists of rows of a plan, into batches; none crosses the end of its unit.
-
-    The units may come one by one; then there is no length.
-    """
-
-    def __init__(self, plan: SplitPlan, units: Iterable[Sequence[int]], batch_size: int, first: int = 0) -> None:
-        self.plan = plan
-        self.units = units
-        self.batch_size = batch_size
-        self.first = first
-
-    def __iter__(self) -> Iterator[Orders]:
-        batches = (
-            unit[start : start + self.batch_size]
-            for unit in self.units
-            for start in range(0, len(unit), self.batch_size)
-        )
-        return (Orders.of(self.plan, rows) for rows in islice(batches, self.first, None))
-
-    def starting_at(self, first: int) -> UnitBatches:
-        """Returns the same batches, beginning with the one of this number."""
-        later = copy.copy(self)
-        later.first = first
-        return later
-
-    def __len__(self) -> int:
-        if not isinstance(self.units, Sequence):
-            raise TypeError("the units come one by one")
-        return sum(math.ceil(len(unit) / self.batch_size) for unit in self.units) - self.first

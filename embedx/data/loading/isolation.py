@@ -79,6 +79,11 @@ class InHand:
             if slot is not None:
                 slot[2] = time.monotonic()
 
+    def renew(self) -> None:
+        """Begins the time of the input in hand anew, as its worker waits for its bytes and is not stuck in it."""
+        if (slot := self._slot) is not None:
+            slot[2] = time.monotonic()
+
     def note_read(self, is_read: bool) -> None:
         """Records in a worker whether it has read the bytes of what it has in hand."""
         if (slot := self._slot) is not None:

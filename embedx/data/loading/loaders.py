@@ -24,13 +24,15 @@ import pyarrow as pa
 import torch
 
 from embedx.data.decoding.batch_rows import Decoder, RunDecoder, batch_bytes
-from embedx.data.loading.batches import Batches, Remembered, UniqueRows, UnitBatches
+from embedx.data.loading.batches import Batches
 from embedx.data.loading.circumstances import Failure, tried_twice
 from embedx.data.loading.isolation import InHand, find_fatal
 from embedx.data.loading.orders import as_numbers
+from embedx.data.loading.shared_blocks import SharedBlocks
 from embedx.data.loading.slots import Slots
 from embedx.data.loading.torch_workers import TorchWorkers, WorkerCounts, WorkerLostError
 from embedx.data.loading.turns import Turns
+from embedx.data.loading.unit_batches import Remembered, UniqueRows, UnitBatches
 from embedx.data.plan import SplitPlan
 from embedx.data.sources.base import RunReader, paths_as_text
 from embedx.errors import LoaderError
@@ -73,6 +75,7 @@ class SplitLoader:
         unique_keys: Whether keys are no paths, so that rows of a unit may be of one input, which is loaded once.
         timeout: The seconds after which a worker gives up an input, which is then rejected.
         max_bytes: The largest size of an input; one that is larger is rejected.
+        reads: The number of reads from afar that each worker has in flight; None follows the latency.
         niceness: The steps of priority by which the workers come after this process.
 
     Raises:
@@ -92,6 +95,7 @@ class SplitLoader:
         unique_keys: bool = False,
         timeout: float = 300.0,
         max_bytes: int = MAX_BYTES,
+        reads: int | None = None,
         niceness: int = 0,
     ) -> None:
         self._plan = plan
@@ -102,7 +106,7 @@ class SplitLoader:
         self._units = list(loaded) if isinstance(units, Sequence) else Remembered(loaded)
         at_once = batch_size * batches_at_once(plan, decoder, batch_size)
         self._batches = UnitBatches(plan, self._units, at_once)
-        self._dataset = Batches(plan.reader, decoder, batch_size, max_bytes)
+        self._dataset = Batches(plan.reader, decoder, batch_size, max_bytes, reads, timeout)
         self._timeout = timeout
         self._again = again
         workers = min(workers, len(self._batches)) if isinstance(units, Sequence) else workers
@@ -169,8 +173,9 @@ class SplitLoader:
 
     def _start_at(self, first: int) -> TorchWorkers:
         self._dataset.in_hand, self._dataset.turns = InHand(self._workers), Turns.of(self._workers)
+        self._dataset.blocks = SharedBlocks.of(self._workers)
         self._dataset.slots = Slots(self._workers, self._prefetch + 1, self._slot_bytes)
-        data, batches = self._dataset, self._batches.starting_at(first)
+        data, batches = self._dataset, self._batches.starting_at(first, self._workers)
         self._running = TorchWorkers(
             data,
             batches,

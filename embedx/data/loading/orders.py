@@ -35,6 +35,9 @@ class Orders:
         places: Their columns `path`, `offset` and `size`.
     """
 
+    later: Orders | None = None
+    """The inputs that the same worker gets next, where reading them ahead pays."""
+
     def __init__(self, rows: np.ndarray[Any, np.dtype[np.int64]], places: pa.Table) -> None:
         self.rows = rows
         self._places = places
@@ -73,6 +76,10 @@ class Orders:
         follows = (np.diff(codes) == 0) & (np.diff(offsets.to_numpy()) == 1)
         cuts = [0, *(np.flatnonzero(~follows) + 1).tolist(), len(self)]
         return list(itertools.pairwise(cuts))
+
+    def name_urls(self) -> bool:
+        """Tells whether some of them may be read from afar."""
+        return bool(pc.any(pc.match_substring(self._places["path"], "://")).as_py())
 
     def place(self, position: int) -> tuple[bytes, int | None]:
         """Returns the path and the offset of one of them."""

@@ -48,6 +48,10 @@ class FileReader:
             raise RejectedInputError(f"the file ends after {len(data)} of the input's {size} bytes")
         return data
 
+    def is_range(self, path: bytes, offset: int | None) -> bool:
+        """Tells whether `read` returns the bytes of a file, or of a part of it, as they are."""
+        return True
+
 
 def check_urls(locations: Iterable[str]) -> None:
     """Checks that the schemes of all URLs among the locations can be read.

@@ -10,7 +10,7 @@ from typing import Self
 from embedx.data.reading.files import FileReader, RejectedInputError, check_urls, is_url
 from embedx.data.sources import dataset, folder, image_files, stdin, tables, tar
 from embedx.data.sources import feature_files as features
-from embedx.data.sources.base import Reader, Run, RunReader, Source
+from embedx.data.sources.base import RangeReader, Reader, Run, RunReader, Source
 from embedx.data.sources.joined import join
 from embedx.data.sources.kinds import SourceKind, SourceOptions
 from embedx.data.sources.patterns import find_files, first_file, is_pattern
@@ -97,6 +97,14 @@ class LocationReader:
         if not isinstance(reader, RunReader):
             raise RejectedInputError("its inputs are read one by one")
         return reader.read_run(path, first, count, most)
+
+    def is_range(self, path: bytes, offset: int | None) -> bool:
+        """Tells whether an input is the bytes of a file, or of a part of it, as they are."""
+        try:
+            reader = self._reader_of(path, whole=offset is None)
+        except RejectedInputError:
+            return False
+        return isinstance(reader, RangeReader) and reader.is_range(path, offset)
 
     def _reader_of(self, path: bytes, *, whole: bool) -> Reader:
         if (path, whole) != self._place:

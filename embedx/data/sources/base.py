@@ -79,6 +79,15 @@ class RunReader(Reader, Protocol):
         ...
 
 
+@runtime_checkable
+class RangeReader(Reader, Protocol):
+    """A reader some of whose inputs are the bytes of a file, or of a part of it, as they are."""
+
+    def is_range(self, path: bytes, offset: int | None) -> bool:
+        """Tells whether `read` returns what a FileReader reads there, which threads may then do."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """The inputs of one split."""

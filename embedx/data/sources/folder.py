@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from embedx.data.reading.files import FileReader, is_url
 from embedx.data.sources.base import SINGLE_SPLIT, TARGET, Source, as_text, samples_table
-from embedx.data.sources.folder_files import Folder, FolderSlice, LocalFolder, RemoteFolder, in_chunks
+from embedx.data.sources.folder_files import Folder, FolderSlice, LocalFolder, in_chunks
 from embedx.data.sources.kinds import SourceKind, SourceOptions
+from embedx.data.sources.remote_folder import RemoteFolder
 from embedx.data.sources.selection import LeftOut, Selection
 from embedx.data.sources.structure import Structure, read_structure
 from embedx.data.sources.table_file import TABLE_SUFFIXES
@@ -109,7 +110,7 @@ def _tables(folder: Folder) -> list[tuple[str, str]]:
 
 def _table(slices: list[FolderSlice], folder: Folder) -> pa.Table:
     paths = pa.chunked_array([pa.array([path for part in slices for path in part.paths], pa.binary())])
-    sizes, times = folder.sizes_and_times(paths)
+    sizes, times = folder.sizes_and_times(slices)
     folders = [[as_text(name) for name in part.folder] for part in slices]
     slice_of = pa.array(np.repeat(np.arange(len(slices)), [len(part.names) for part in slices]))
     classes = pa.array([parts[0] if parts else None for parts in folders], pa.string()).take(slice_of)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol, Self, TypeVar
+from typing import NamedTuple, Protocol, Self, TypeVar
 
 import pyarrow as pa
 
@@ -17,24 +16,24 @@ from embedx.data.sources.selection import LeftOut, Selection
 from embedx.errors import ConfigError
 from embedx.names import LOCK
 
-if TYPE_CHECKING:
-    from embedx.system.links import ListedFile
-
 CHUNK = 1 << 16
 """The number of inputs per table; a single table of all would take four times the memory while it is built."""
 T = TypeVar("T")
 _LOCK = os.fsencode(LOCK)
-_Names = tuple[bytes, ...]
+Names = tuple[bytes, ...]
+Facts = tuple[int | None, int | None]
 
 
 class FolderSlice(NamedTuple):
     """Consecutive inputs of one folder, at most CHUNK of them."""
 
-    folder: _Names
+    folder: Names
     """The folder's path below the one that is listed, as a list of names."""
     names: list[bytes]
     paths: list[bytes]
     """The absolute paths, or URLs."""
+    facts: list[Facts] = []  # noqa: RUF012  (of a tuple)
+    """The sizes and times of the inputs; empty where they are not known from the listing."""
 
 
 class Folder(Protocol):
@@ -68,8 +67,8 @@ class Folder(Protocol):
         """Yields the inputs in it and below, sorted by the parts of their paths, and accounts for the other files."""
         ...
 
-    def sizes_and_times(self, paths: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
-        """Returns the sizes and times of inputs."""
+    def sizes_and_times(self, slices: Sequence[FolderSlice]) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+        """Returns the sizes and times of the inputs of slices."""
         ...
 
 
@@ -77,7 +76,7 @@ class _Place(NamedTuple):
     """A folder that is to be visited."""
 
     path: bytes
-    below: _Names
+    below: Names
     """The names on its path below the source."""
     ancestors: tuple[tuple[int, int], ...]
     """The devices and inodes of the folders that hold it."""
@@ -95,12 +94,16 @@ class LocalFolder:
         above: The names on its path below the source.
     """
 
-    sizes_and_times = staticmethod(sizes_and_times)
-
-    def __init__(self, path: bytes, selection: Selection, above: _Names = ()) -> None:
+    def __init__(self, path: bytes, selection: Selection, above: Names = ()) -> None:
         self.path = path
         self._selection = selection
         self._above = above
+
+    def sizes_and_times(self, slices: Sequence[FolderSlice]) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+        """Returns the sizes and times that the inputs of slices have now."""
+        return sizes_and_times(
+            pa.chunked_array([pa.array([path for part in slices for path in part.paths], pa.binary())])
+        )
 
     def enter(self, name: bytes) -> LocalFolder:
         """Returns the folder of this name in it."""
@@ -156,14 +159,14 @@ class LocalFolder:
         for are_folders, run in groupby(entries, _is_folder):
             if not are_folders:
                 inputs = (entry for entry in run if takes(here, entry.name, entry.path, left_out))
-                for some in _batched(inputs, CHUNK if ordered else 1):
+                for some in batched(inputs, CHUNK if ordered else 1):
                     yield FolderSlice(below, [entry.name for entry in some], [entry.path for entry in some])
                 continue
             for entry in run:
                 if self._selection.takes_folder((*here, entry.name), left_out):
                     yield _Place(entry.path, (*below, entry.name), (*ancestors, identity))
 
-    def _entries(self, folder: bytes, below: _Names, left_out: LeftOut) -> list[os.DirEntry[bytes]]:
+    def _entries(self, folder: bytes, below: Names, left_out: LeftOut) -> list[os.DirEntry[bytes]]:
         """Returns what is in a folder and not hidden; nothing of a store."""
         entries = list(_listed(folder, os.scandir))
         visible = [entry for entry in entries if not entry.name.startswith(b".")]
@@ -172,96 +175,6 @@ class LocalFolder:
         names = (*self._above, *below)
         self._selection.check_source_is_no_store(folder) if not names else left_out.add_store(names)
         return [] if names else visible
-
-
-class RemoteFolder:
-    """A folder behind a URL, which holds these files.
-
-    Args:
-        files: The names on each file's path below the folder, and its URL.
-        listed: The files by their URLs.
-        selection: The choice of inputs.
-        above: The names on its path below the source.
-    """
-
-    def __init__(
-        self,
-        files: Sequence[tuple[_Names, bytes]],
-        listed: Mapping[bytes, ListedFile],
-        selection: Selection,
-        above: _Names = (),
-    ) -> None:
-        self._listed = listed
-        self._selection = selection
-        self._above = above
-        self._everything = sorted(files)
-        stores = {names[:-1] for names, _ in files if names[-1] == _LOCK and len(names) > 1}
-        self._stores = sorted(stores)
-        self._files = [
-            (names, url)
-            for names, url in self._everything
-            if not names[-1].startswith(b".") and not any(names[:depth] in stores for depth in range(1, len(names)))
-        ]
-
-    @classmethod
-    def of(cls, files: Iterable[ListedFile], selection: Selection) -> RemoteFolder:
-        """Returns the folder that holds the files of a listing."""
-        listed = {os.fsencode(file.url): file for file in files}
-        paths = {url: tuple(os.fsencode(file.path).split(b"/")) for url, file in listed.items()}
-        return cls([(names, url) for url, names in paths.items()], listed, selection)
-
-    def enter(self, name: bytes) -> RemoteFolder:
-        """Returns the folder of this name in it."""
-        inside = [(names[1:], url) for names, url in self._everything if names[0] == name and len(names) > 1]
-        return RemoteFolder(inside, self._listed, self._selection, (*self._above, name))
-
-    def choosing(self, selection: Selection) -> RemoteFolder:
-        """Returns the folder with another choice of inputs."""
-        return RemoteFolder(self._everything, self._listed, selection, self._above)
-
-    def has(self, pattern: str) -> bool:
-        """Tells whether a file of the whole listing, hidden or not, matches a pattern."""
-        return any(fnmatch.fnmatch(file.path, pattern) for file in self._listed.values())
-
-    def folders(self, left_out: LeftOut) -> list[bytes]:
-        """Returns the names of the folders in it that may hold inputs, sorted, and accounts for the others."""
-        found = sorted({names[0] for names, _ in self._files if len(names) > 1})
-        return [name for name in found if self._selection.takes_folder((*self._above, name), left_out)]
-
-    def count_inputs(self, left_out: LeftOut) -> int:
-        """Counts the inputs in it, not in the folders below, and accounts for the other files."""
-        names = (names[0] for names, _ in self._files if len(names) == 1)
-        return sum(self._selection.takes_file(self._above, name, None, left_out) for name in names)
-
-    def holds_inputs(self) -> bool:
-        """Tells whether there is an input in it, or below."""
-        return next(self.slices(LeftOut()), None) is not None
-
-    def slices(self, left_out: LeftOut) -> Iterator[FolderSlice]:
-        """Yields the inputs in it and below, sorted by the parts of their paths, and accounts for the other files."""
-        for store in self._stores:
-            left_out.add_store((*self._above, *store))
-        taken: dict[_Names, bool] = {(): True}
-        for folder, files in groupby(self._files, key=lambda file: file[0][:-1]):
-            for depth in range(len(folder)):
-                if folder[: depth + 1] not in taken:
-                    here = (*self._above, *folder[: depth + 1])
-                    taken[folder[: depth + 1]] = taken[folder[:depth]] and self._selection.takes_folder(here, left_out)
-            if not taken[folder]:
-                continue
-            inputs = (
-                (names[-1], url)
-                for names, url in files
-                if self._selection.takes_file((*self._above, *folder), names[-1], None, left_out)
-            )
-            for some in _batched(inputs, CHUNK):
-                yield FolderSlice(folder, [name for name, _ in some], [url for _, url in some])
-
-    def sizes_and_times(self, paths: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
-        """Returns the sizes and times that the listing has."""
-        known = [self._listed[url] for url in paths.to_pylist()]
-        sizes = pa.array([file.size for file in known], pa.int64())
-        return sizes, pa.array([file.mtime_ns for file in known], pa.int64())
 
 
 def in_chunks(slices: Iterable[FolderSlice]) -> Iterator[list[FolderSlice]]:
@@ -288,7 +201,8 @@ def _listed(folder: bytes, read: Callable[[bytes], T]) -> T:
         ) from error
 
 
-def _batched(inputs: Iterator[T], size: int) -> Iterator[list[T]]:
+def batched(inputs: Iterator[T], size: int) -> Iterator[list[T]]:
+    """Yields lists of so many inputs, the last of the rest."""
     while some := list(islice(inputs, size)):
         yield some
 

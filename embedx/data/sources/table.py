@@ -78,6 +78,10 @@ class EmbeddedReader:
             raise RejectedInputError("the row has neither bytes nor a path")
         return FileReader().read(os.fsencode(elsewhere), most=most)
 
+    def is_range(self, path: bytes, offset: int | None) -> bool:
+        """Tells whether the table names the image's file, and does not hold the image."""
+        return offset is None
+
     def _image(self, location: str, row: int) -> dict[str, Any]:
         """Returns the struct of a row: its `bytes`, and its `path` if it has one; empty for null."""
         if location != self._location:

@@ -47,6 +47,10 @@ class TarReader(FileReader):
             raise RejectedInputError("the sample has no image: none of its members is one, or a link to one in the tar")
         return super().read(path, offset, size, most)
 
+    def is_range(self, path: bytes, offset: int | None) -> bool:
+        """Tells whether the sample has an image, which is a part of the tar."""
+        return offset is not None
+
 
 def open_tars(name: str | None, location: str, options: SourceOptions) -> Mapping[str, Source]:
     """Opens a tar, or all tars that a pattern names; each is read once, from header to header.

@@ -23,8 +23,9 @@ from PIL import Image
 
 from embedx.callbacks.rejected import RejectedInputs
 from embedx.data.decoding.images import ImageDecoder, decode, preprocess
-from embedx.data.loading.batches import Batches, UnitBatches
+from embedx.data.loading.batches import Batches
 from embedx.data.loading.loaders import SplitLoader
+from embedx.data.loading.unit_batches import UnitBatches
 from embedx.data.plan import SplitPlan, build_plan
 from embedx.data.reading.files import FileReader
 from embedx.engine.connectors import DataConnector

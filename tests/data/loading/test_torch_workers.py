@@ -53,6 +53,7 @@ def workers_on(*orders: str, workers: int = 1, timeout: float = 60.0) -> TorchWo
     return TorchWorkers(Steps(in_hand), batches, in_hand, timeout=timeout, pin_memory=False)
 
 
+@pytest.mark.soak
 def test_a_batch_that_takes_longer_than_a_poll_is_waited_for_and_none_is_lost() -> None:
     orders = ["sleep 2.5", "ok", "sleep 1.5", "fine"]
     for workers in (1, 2):
@@ -90,7 +91,9 @@ def test_a_batch_whose_worker_died_before_its_memory_was_asked_for_is_lost() -> 
         list(workers)
 
 
-@pytest.mark.parametrize("error", ["RuntimeError", "EOFError", "OSError"])
+@pytest.mark.parametrize(
+    "error", ["EOFError", *(pytest.param(one, marks=pytest.mark.soak) for one in ("RuntimeError", "OSError"))]
+)
 def test_an_error_of_a_batch_is_not_taken_for_one_of_the_dataloader_however_late_it_comes(error: str) -> None:
     workers = workers_on(f"raise {error}", "ok")
     with pytest.raises(BatchError, match=r"(?s)Traceback.*test_torch_workers.*no"):
