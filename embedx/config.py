@@ -15,6 +15,7 @@ from embedx.recipe import pixel_faults, pixels_text
 from embedx.values import (
     MAX_BYTES,
     MAX_PIXELS,
+    MOST_READS,
     DecoderName,
     EngineName,
     Interpolation,
@@ -44,7 +45,9 @@ class ExtractConfig(settings.Settings):
     backbone_arg: tuple[str, ...] = settings.backbone(
         (), metavar="KEY=VALUE", help="Argument of the factory in --backbone module:factory; VALUE is JSON; repeatable."
     )
-    out: Path = settings.output(short="-o", help="Folder of the store; it is created if missing.", **settings.LOCAL)
+    out: paths.StorePath = settings.output(
+        short="-o", help="Folder of the store, or s3://BUCKET/NAME; made if missing.", **settings.STORE
+    )
     data: tuple[str, ...] = settings.inputs(
         (),
         metavar="[NAME=]SOURCE",
@@ -110,6 +113,12 @@ class ExtractConfig(settings.Settings):
         "image ends the run, and a hanging one stalls it, as --timeout has no effect.",
         short="-j",
         lowest=0,
+    )
+    reads: int | None = settings.machine(
+        None,
+        help="Reads of inputs at URLs that each worker has in flight, ahead of decoding. Default: by the latency.",
+        lowest=1,
+        highest=MOST_READS,
     )
     threads: int | None = settings.machine(
         None, help="CPU threads of the forward pass. Default: torch's choice, at most one per available core.", lowest=1

@@ -22,6 +22,13 @@ CHECK_TIMES = ".embedx.checked"
 PREDECESSOR = ".embedx.replaced"
 """The file that marks a store as one that another is about to replace, or has replaced if it stands beside it."""
 
+PROBE = ".embedx.probe"
+"""The object by which a run finds out that a bucket's server creates no object a second time."""
+
+GENERATION = ".embedx.generation-"
+"""The beginning of the names of the folders in a bucket in which stores that took an older one's place have their
+files; the manifest of the whole names the one that counts."""
+
 EMBEDDINGS = "embeddings"
 """The tensor of the backbone's own output: in batches' outputs, in shards and in feature files."""
 INDEX = "index"

@@ -6,9 +6,10 @@ import dataclasses
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import unquote_to_bytes
 
+from embedx.credentials import without_credentials
 from embedx.errors import ConfigError
 from embedx.terminal import one_line
 
@@ -18,6 +19,61 @@ _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/", re.IGNORECASE)
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})", re.ASCII)
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+
+
+@dataclasses.dataclass(frozen=True)
+class BucketPath:
+    """The place of a store in a bucket, or of something in it, by what a store's place needs of a Path."""
+
+    url: str
+    """The URL, without a slash at its end."""
+
+    def __truediv__(self, name: object) -> BucketPath:
+        return BucketPath(f"{self.url}/{name}")
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def name(self) -> str:
+        """The last part of the URL."""
+        return self.url.rpartition("/")[2]
+
+    @property
+    def parent(self) -> BucketPath:
+        """The place above; a bucket itself has none, and is its own."""
+        above = self.url.rpartition("/")[0]
+        return self if above.endswith("/") else BucketPath(above)
+
+    def absolute(self) -> BucketPath:
+        """Returns the place itself, as a URL depends on no working directory."""
+        return self
+
+    def resolve(self) -> BucketPath:
+        """Returns the place itself, as buckets have no links."""
+        return self
+
+
+StorePath: TypeAlias = Path | BucketPath
+"""The place of a store: a folder of this machine, or the beginning of the names of objects in a bucket."""
+
+
+def store_path(text: str | StorePath) -> StorePath:
+    """Returns the place of a store that a path or URL names (see `expand_path`).
+
+    Raises:
+        ValueError: If it can't be resolved, or is a URL without a bucket's name.
+    """
+    if isinstance(text, BucketPath):
+        return text
+    path = expand_path(text)
+    if not _SCHEME.match(path) or os.path.lexists(path):
+        return Path(path)
+    scheme, _, rest = path.partition(":/")
+    url = without_credentials(f"{scheme.lower()}://{rest.strip('/')}")
+    if url.endswith("://") or "?" in url or "#" in url:
+        raise ValueError(f"{url} names no place in a bucket; write {scheme.lower()}://BUCKET/NAME")
+    return BucketPath(url)
 
 
 def cache_folder() -> Path:
@@ -102,16 +158,19 @@ def expand_paths(config: Any) -> None:
         value = getattr(config, field.name)
         if "path" in field.metadata and value is not None:
             try:
-                object.__setattr__(config, field.name, field.metadata["path"](os.fspath(value)))
+                text = value if isinstance(value, BucketPath) else os.fspath(value)
+                object.__setattr__(config, field.name, field.metadata["path"](text))
             except ValueError as error:
                 faults.append(f"--{field.name.replace('_', '-')} {error}")
     ConfigError.check(faults)
 
 
-def output_faults(out: Path) -> list[str]:
+def output_faults(out: StorePath) -> list[str]:
     """Returns a message if a store can't be written to this path."""
     if one_line(str(out)) != str(out):  # stdout shows the path, in one line of text
         return [f"--out {out}: has bytes that are no text, a line end or another control; choose another path"]
+    if isinstance(out, BucketPath):  # the bucket is asked once all else is known to be right
+        return []
     existing = out.absolute()
     while not os.path.lexists(existing):
         existing = existing.parent

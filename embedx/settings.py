@@ -40,6 +40,8 @@ inputs, backbone, preprocessing, output, machine, running_again = (
 
 LOCAL: Final[dict[str, Any]] = {"path": paths.local_path, "metavar": "PATH"}
 """The further facts of a setting that is a path on this machine."""
+STORE: Final[dict[str, Any]] = {"path": paths.store_path, "metavar": "PATH|URL"}
+"""The further facts of a setting that is the place of a store."""
 WHERE: Final[dict[str, Any]] = {
     "metavar": "SQL",
     "help": "Condition on the index's columns that rows must meet, such as \"group = 'cat'\".",
@@ -65,7 +67,10 @@ class Settings:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the settings as plain JSON values, with the folder from which their relative paths start."""
-        plain = {name: str(value) if isinstance(value, Path) else value for name, value in vars(self).items()}
+        plain = {
+            name: str(value) if isinstance(value, Path | paths.BucketPath) else value
+            for name, value in vars(self).items()
+        }
         plain = {name: value_without_credentials(value) for name, value in plain.items()}
         return {**cast(dict[str, Any], json.loads(json.dumps(plain))), "working_directory": os.getcwd()}
 

@@ -6,7 +6,6 @@ import contextlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -23,6 +22,7 @@ from embedx.engine.loop import evaluation_mode, unpad
 from embedx.engine.state import Batch, Metrics, Outputs, Stopwatch, TrainerState
 from embedx.errors import ConfigError
 from embedx.names import EMBEDDINGS, RESERVED_SPLITS
+from embedx.paths import StorePath, store_path
 from embedx.store.format.contents import PlanTerms, StoredRecipe, StoredSettings
 from embedx.store.format.layout import Unit
 from embedx.store.format.manifest import Manifest
@@ -67,7 +67,7 @@ class EmbeddingsWriter(Callback):
 
     def __init__(
         self,
-        output_dir: str | Path,
+        output_dir: str | StorePath,
         backbone: nn.Module | None = None,
         dataloader_idx_map: Mapping[int, str] | None = None,
         group_key: str | None = None,
@@ -83,7 +83,7 @@ class EmbeddingsWriter(Callback):
         test_connector: CallbackConnector | None = None,
     ) -> None:
         super().__init__(test_connector=test_connector)
-        self.output_dir = Path(output_dir)
+        self.output_dir = store_path(output_dir)
         self.backbone = backbone
         self.dataloader_idx_map = dataloader_idx_map
         self.group_key = group_key

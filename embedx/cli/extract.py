@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import shlex
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -34,7 +33,6 @@ from embedx.cli.output import (
 from embedx.config import ExtractConfig
 from embedx.distribute.entry import run_extraction
 from embedx.heartbeat import Heartbeat, event_line
-from embedx.store.format.layout import staging_folder
 from embedx.system import signals
 from embedx.system.torch_imports import import_torchvision
 from embedx.values import count_text, size_text
@@ -103,10 +101,9 @@ def _report(config: ExtractConfig, summary: Summary | None, *, as_json: bool, pr
         STDERR.print(f"kept as they are: split {split} ({rows})", markup=False, soft_wrap=True)
     if profile and not summary.up_to_date:
         _print_profile(summary)
-    from embedx.store.writing.replacement import leftovers
+    from embedx.store.writing.held_place import interrupted_stores
 
-    out = config.out.resolve()
-    for folder in filter(os.path.lexists, (staging_folder(out), *leftovers(out))):
+    for folder in interrupted_stores(config.out.resolve()):
         STDERR.print(
             f"an interrupted --overwrite or --update left {folder}; run that command again to continue it, or "
             "delete the folder",

@@ -41,6 +41,7 @@ TOPICS = (
     "report",
     "export",
     "unattended",
+    "buckets",
     "python",
     "extending",
     "design",

@@ -47,7 +47,7 @@ from embedx.run.take_up import take_up
 from embedx.store.format.contents import StoredRecipe
 from embedx.store.format.differences import difference_text, leaves_that_differ
 from embedx.store.format.index import read_entry
-from embedx.store.format.layout import Unit, index_files, index_path, journal_files
+from embedx.store.format.layout import Unit, index_files, index_path, is_there, journal_files
 from embedx.store.writing.checks import place_of
 from embedx.store.writing.session import StoreSession
 from embedx.values import Allowed
@@ -268,8 +268,8 @@ class _Driver:
         self._queue.open[unit] = len(left[unit])
 
     def _is_committed(self, unit: Unit) -> bool:
-        path = self._session.root / index_path(unit)
-        return path.exists() and read_entry(path).recipe == self._session.manifest.fingerprint
+        root, path = self._session.root, index_path(unit)
+        return is_there(root, path) and read_entry(root / path).recipe == self._session.manifest.fingerprint
 
     def _rows_on_disk(self) -> int:
         """Counts the rows of this run that are committed or journalled, once the members have ended."""

@@ -14,7 +14,8 @@ from embedx.config import ExtractConfig
 from embedx.distribute.ranks import Rank, rank_of
 from embedx.errors import ConfigError, MemberError
 from embedx.heartbeat import Heartbeat
-from embedx.store.format.layout import MANIFEST
+from embedx.paths import BucketPath
+from embedx.store.format.layout import MANIFEST, is_there, store_root
 from embedx.system.processes import start_fork_server
 from embedx.system.temporary import clear_killed_runs
 
@@ -62,7 +63,12 @@ def _run(
     reception: Reception | None,
 ) -> Summary:
     plan = None
-    if os.path.lexists(config.out / MANIFEST):
+    if isinstance(config.out, BucketPath) and not config.faults():
+        from embedx.store.writing.bucket_hold import check_bucket
+
+        heartbeat.say("asking the bucket")
+        check_bucket(config.out)
+    if is_there(store_root(config.out), MANIFEST):
         from embedx.run.up_to_date import look_for_work
 
         heartbeat.say("listing the inputs")

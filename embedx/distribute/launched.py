@@ -7,7 +7,6 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
 
 from embedx.distribute.local import LocalMembers
 from embedx.distribute.member_link import MemberLink
@@ -15,6 +14,7 @@ from embedx.distribute.member_process import run_members, share
 from embedx.distribute.messages import Setup
 from embedx.distribute.ranks import Rank
 from embedx.distribute.rendezvous import Hello, Reception, check_version, find_driver
+from embedx.paths import StorePath
 from embedx.run.job import Job
 
 _LAST_WORD_SECONDS = 10.0
@@ -103,7 +103,7 @@ class LaunchedMembers:
 
 
 def join(
-    out: Path,
+    out: StorePath,
     rank: Rank,
     devices: Sequence[str],
     threads: int | None,

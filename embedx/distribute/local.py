@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import signal
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
@@ -82,7 +81,7 @@ class LocalMembers:
 
     def _start(self, name: str) -> None:
         own, theirs = CHILDREN.Pipe()
-        process = CHILDREN.Process(target=_serve, args=(theirs, dict(os.environ)), name=f"embedx-member-{name}")
+        process = CHILDREN.Process(target=_serve, args=(theirs,), name=f"embedx-member-{name}")
         process.start()
         theirs.close()
         link = MemberLink(own)
@@ -99,9 +98,9 @@ def member_names(devices: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _serve(link: Connection, environment: Mapping[str, str]) -> None:
+def _serve(link: Connection) -> None:
     """Runs in the child."""
-    become_member(environment)
+    become_member()
     from embedx.distribute.member import serve
 
     serve(link)

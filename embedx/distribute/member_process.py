@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 
 from embedx.distribute.rendezvous import Hello, Meeting, call_driver
@@ -39,12 +39,10 @@ def share(given: int | None, count: int, number: int, sharers: int = 1) -> int:
     return max(1, total // count + (number < total % count))
 
 
-def become_member(environment: Mapping[str, str]) -> None:
-    """Prepares a child process, which would have the environment variables that its server was started with."""
+def become_member() -> None:
+    """Prepares a child process."""
     tie_to_parent("embedx-member", PATIENCE_SECONDS)
     share_fork_server()
-    os.environ.clear()
-    os.environ.update(environment)
 
 
 def run_members(meeting: Meeting, hellos: Sequence[Hello]) -> None:
@@ -60,16 +58,14 @@ def run_members(meeting: Meeting, hellos: Sequence[Hello]) -> None:
 
 
 def _start(meeting: Meeting, hello: Hello) -> Child:
-    process = CHILDREN.Process(
-        target=_call_and_serve, args=(meeting, hello, dict(os.environ)), name=f"embedx-member-{hello.device}"
-    )
+    process = CHILDREN.Process(target=_call_and_serve, args=(meeting, hello), name=f"embedx-member-{hello.device}")
     process.start()
     return process
 
 
-def _call_and_serve(meeting: Meeting, hello: Hello, environment: Mapping[str, str]) -> None:
+def _call_and_serve(meeting: Meeting, hello: Hello) -> None:
     """Runs in the child."""
-    become_member(environment)
+    become_member()
     from embedx.distribute.member import serve
 
     try:

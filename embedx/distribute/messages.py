@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from embedx.config import ExtractConfig
 from embedx.data.plan import Plan
 from embedx.errors import EmbedxError
 from embedx.store.format.contents import Environment
-from embedx.store.format.layout import StoreTerms, Unit
+from embedx.store.format.layout import StoreRoot, StoreTerms, Unit
 from embedx.store.format.manifest import Manifest
 from embedx.store.writing.unit_rows import EarlierRows
 from embedx.values import Precision
@@ -23,7 +22,7 @@ class Setup(NamedTuple):
     """The settings, with the device, the threads and the workers of this member."""
     plan: Plan
     """The plan without its inputs, which are in files."""
-    root: Path
+    root: StoreRoot
     """The folder of the store, which has these files."""
     retried: Mapping[str, Collection[int]]
     """The rows of each split that an earlier run has tried and rejected."""

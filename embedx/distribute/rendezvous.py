@@ -21,7 +21,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from embedx.errors import ConfigError, MemberError, output_error
+from embedx.paths import BucketPath, StorePath
+from embedx.system import objects
 
+_JOB = ".embedx-job-"
 _BACKLOG = 1024
 _DOORS = 8
 """The threads that let members in, so that a stranger who connects and says nothing keeps none out."""
@@ -64,9 +67,9 @@ class MeetingPlace:
         job: The text that tells the launcher's run from all others.
     """
 
-    def __init__(self, out: Path, job: str) -> None:
+    def __init__(self, out: StorePath, job: str) -> None:
         self._out = out
-        self._path = meeting_place(out, job)
+        self._place = meeting_place(out, job)
 
     def announce(self, meeting: Meeting) -> None:
         """Writes the file, and removes those of earlier runs.
@@ -75,9 +78,14 @@ class MeetingPlace:
             ConfigError, StoreError: If it can't be written.
         """
         try:
-            self._out.parent.mkdir(parents=True, exist_ok=True)
-            for path in self._out.parent.glob(f".{self._out.name}.embedx-job-*"):
-                path.unlink(missing_ok=True)
+            if isinstance(self._out, Path):
+                self._out.parent.mkdir(parents=True, exist_ok=True)
+                for path in self._out.parent.glob(f".{self._out.name}{_JOB}*"):
+                    path.unlink(missing_ok=True)
+            else:
+                for name in objects.names(str(self._out.parent)):
+                    if name.startswith(f".{self._out.name}{_JOB}"):
+                        objects.remove(str(self._out.parent / name))
             self._write(meeting)
         except OSError as error:
             raise output_error(self._out, "can't be made", error, is_store=False) from error
@@ -88,18 +96,21 @@ class MeetingPlace:
             self._write(Meeting(socket.gethostname(), [], 0, "", exit_code))
 
     def _write(self, meeting: Meeting) -> None:
-        temporary = self._path.with_name(f"{self._path.name}.new")
+        if isinstance(self._place, BucketPath):
+            objects.put(str(self._place), json.dumps(meeting._asdict()).encode())
+            return
+        temporary = self._place.with_name(f"{self._place.name}.new")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with open(descriptor, "w") as file:
             json.dump(meeting._asdict(), file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, self._path)
+        os.replace(temporary, self._place)
 
 
-def meeting_place(out: Path, job: str) -> Path:
-    """Returns the path of the file for a launcher's run that writes the store at `out`."""
-    return out.parent / f".{out.name}.embedx-job-{hashlib.sha256(job.encode()).hexdigest()[:16]}"
+def meeting_place(out: StorePath, job: str) -> StorePath:
+    """Returns the place of the file for a launcher's run that writes the store at `out`."""
+    return out.parent / f".{out.name}{_JOB}{hashlib.sha256(job.encode()).hexdigest()[:16]}"
 
 
 class Reception:
@@ -142,7 +153,7 @@ class Reception:
                     self._arrived.append((hello, link))
 
 
-def find_driver(out: Path, job: str, tell: Callable[[str], None]) -> Meeting:
+def find_driver(out: StorePath, job: str, tell: Callable[[str], None]) -> Meeting:
     """Waits for the driver's file.
 
     Raises:
@@ -152,13 +163,19 @@ def find_driver(out: Path, job: str, tell: Callable[[str], None]) -> Meeting:
     tell("waiting for the driver")
     while time.monotonic() < end:
         with contextlib.suppress(OSError, ValueError, TypeError):
-            os.listdir(place.parent)  # so that a network file system looks again
-            return Meeting(**json.loads(place.read_text()))
+            return Meeting(**json.loads(_read(place)))
         time.sleep(_LOOK_SECONDS)
     raise MemberError(
-        f"no driver (rank 0) of this job has come to {place.parent} within {_PATIENCE_SECONDS / 60:.0f} minutes; --out "
-        "has to be a folder that all machines see, and the same for all"
+        f"no driver (rank 0) of this job has come to {out.parent} within {_PATIENCE_SECONDS / 60:.0f} minutes; --out "
+        "has to be a folder or bucket that all machines see, and the same for all"
     )
+
+
+def _read(place: StorePath) -> bytes:
+    if isinstance(place, BucketPath):
+        return objects.read(str(place))
+    os.listdir(place.parent)  # so that a network file system looks again
+    return place.read_bytes()
 
 
 def call_driver(meeting: Meeting) -> Connection:

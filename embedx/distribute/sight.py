@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from pathlib import Path
 
 from embedx.data.plan import Plan
 from embedx.data.reading.files import FileReader
@@ -12,6 +11,7 @@ from embedx.data.sources.base import as_text
 from embedx.distribute.messages import Setup
 from embedx.distribute.plan_files import map_plan
 from embedx.errors import ConfigError
+from embedx.store.format.layout import StoreRoot
 from embedx.store.format.manifest import Manifest, existing_store
 
 _LOOKED_AT = 8
@@ -49,7 +49,7 @@ def check_inputs(plan: Plan, host: str) -> None:
             )
 
 
-def check_store(root: Path, manifest: Manifest, host: str) -> None:
+def check_store(root: StoreRoot, manifest: Manifest, host: str) -> None:
     """Checks that this machine sees the store that the driver's machine, of this name, has begun.
 
     Raises:

@@ -13,7 +13,6 @@ import enum
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +26,7 @@ from embedx.run.columns import at, labels_differ, may_have_changed, numbers, pla
 from embedx.run.metadata import Flags, MetadataDifferences, Positions, compare_metadata
 from embedx.run.summary import describe_counts
 from embedx.store.format.index import INDEX_SCHEMA, OK, PLACE_SCHEMA, ROW_SCHEMA, read_index
+from embedx.store.format.layout import StoredFile
 
 Digests = Callable[[SplitPlan, Sequence[int]], list[str | None]]
 """Reads the inputs of these rows of a split's plan and returns the sha256 of each, None for an unreadable one."""
@@ -142,7 +142,7 @@ class Changes:
 
 def compare(
     plan: Plan,
-    tables: Iterable[Path],
+    tables: Iterable[StoredFile],
     sha256_of: Digests,
     *,
     classes: Sequence[str] | None,

@@ -8,6 +8,7 @@ import itertools
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -147,7 +148,12 @@ def tell_kept(work: Work, saved: int, console: Console) -> None:
 
 
 def warn_of_space(job: Job, session: StoreSession, work: Work, console: Console) -> None:
-    """Warns if the disk has less free space than the embeddings take; it may compress, or have a quota."""
+    """Warns if the disk has less free space than the embeddings take; it may compress, or have a quota.
+
+    Of a bucket's space nobody knows.
+    """
+    if not isinstance(session.root, Path):
+        return
     needed = sum(work.inputs.values()) * job.row_bytes
     free = shutil.disk_usage(session.root).free
     if needed > free:

@@ -191,6 +191,7 @@ class Job:
             unique_keys=self.config.key_column is not None,
             timeout=self.config.timeout,
             max_bytes=self.config.max_bytes,
+            reads=self.config.reads,
             niceness=_NICENESS if self.device.type == "cpu" and self.spec.preprocessing is not None else 0,
         )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,15 +11,16 @@ import pyarrow.compute as pc
 from embedx.data.plan import PLAN_COLUMNS, Plan, SplitPlan
 from embedx.data.sources.base import TARGET, as_path
 from embedx.errors import ConfigError
+from embedx.paths import StorePath
 from embedx.store.format.contents import SplitTerms
 from embedx.store.format.index import INDEX_SCHEMA, read_index
-from embedx.store.format.layout import Unit, folder_name, index_files, index_path, journal_files
+from embedx.store.format.layout import Unit, folder_name, index_files, index_path, journal_files, store_root
 from embedx.store.format.manifest import Manifest
-from embedx.store.reading.reader import concat_rows
+from embedx.store.reading.index_rows import concat_rows
 from embedx.store.writing.checks import whole_units
 
 
-def with_kept_splits(plan: Plan, out: Path, store: Manifest, dropped: Sequence[str]) -> Plan:
+def with_kept_splits(plan: Plan, out: StorePath, store: Manifest, dropped: Sequence[str]) -> Plan:
     """Adds the store's other splits to a plan, but for those to be dropped, and numbers the classes of all together.
 
     Args:
@@ -36,9 +36,10 @@ def with_kept_splits(plan: Plan, out: Path, store: Manifest, dropped: Sequence[s
     """
     ConfigError.check([*_faults(plan, out, store, dropped)])
     damages: list[str] = []
-    whole = whole_units(out, store.fingerprint, read_tables=True, tell=damages.append)
+    root = store_root(out)
+    whole = whole_units(root, store.fingerprint, read_tables=True, tell=damages.append)
     units = {Unit(entry.split, entry.unit): entry.inputs for entry in whole.values()}
-    begun = {split for split, _ in [*journal_files(out), *index_files(out)]}
+    begun = {split for split, _ in [*journal_files(root), *index_files(root)]}
     splits: dict[str, SplitPlan] = {}
     names: dict[str, Sequence[str]] = {}
     for name, terms in store.plan.splits.items():
@@ -49,7 +50,7 @@ def with_kept_splits(plan: Plan, out: Path, store: Manifest, dropped: Sequence[s
             found = sum(inputs for unit, inputs in units.items() if unit.split == name)
             if found != terms.inputs:
                 raise _lacking(out, name, terms.inputs - found, terms.inputs, damages)
-            splits[name] = _stored_split(name, terms, concat_rows([read_index(out / table) for table in tables]))
+            splits[name] = _stored_split(name, terms, concat_rows([read_index(root / table) for table in tables]))
             names[name] = store.plan.classes or ()
     new = plan.splits.keys() - splits.keys()
     splits |= {name: split for name, split in plan.splits.items() if name in new}
@@ -59,14 +60,14 @@ def with_kept_splits(plan: Plan, out: Path, store: Manifest, dropped: Sequence[s
     return _numbered_together(plan, splits, names)
 
 
-def check_complete(plan: Plan, missing: Mapping[str, int], out: Path) -> None:
+def check_complete(plan: Plan, missing: Mapping[str, int], out: StorePath) -> None:
     """Raises a ConfigError if inputs of a split that stays are to be computed, as its files were found damaged."""
     for name, split in plan.splits.items():
         if split.kept is not None and missing.get(name):
             raise _lacking(out, name, missing[name], len(split))
 
 
-def _lacking(out: Path, name: str, missing: int, inputs: int, damages: Sequence[str] = ()) -> ConfigError:
+def _lacking(out: StorePath, name: str, missing: int, inputs: int, damages: Sequence[str] = ()) -> ConfigError:
     message = (
         f"{out} lacks {missing:,} of the {inputs:,} inputs of its split {name!r}, which --data does not name; name it "
         f"again, as in --data {name}=SOURCE, or give --update --drop-split {name}"
@@ -74,7 +75,7 @@ def _lacking(out: Path, name: str, missing: int, inputs: int, damages: Sequence[
     return ConfigError([message, *damages])
 
 
-def _faults(plan: Plan, out: Path, store: Manifest, dropped: Sequence[str]) -> list[str]:
+def _faults(plan: Plan, out: StorePath, store: Manifest, dropped: Sequence[str]) -> list[str]:
     faults = []
     for name in dropped:
         if name not in store.plan.splits:

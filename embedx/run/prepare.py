@@ -32,8 +32,9 @@ from embedx.run.job import Job
 from embedx.run.kept_splits import with_kept_splits
 from embedx.run.take_up import check_same_inputs
 from embedx.store.format.contents import StoredRecipe
-from embedx.store.format.layout import has_rows, staging_folder
+from embedx.store.format.layout import has_rows, store_root
 from embedx.store.format.manifest import Manifest, existing_store
+from embedx.store.writing.held_place import staged_store
 from embedx.system.machine import cores, physical_memory
 from embedx.values import size_text
 
@@ -78,12 +79,12 @@ def prepare(
     ConfigError.check(faults)  # a step that did not set its variable has left a fault
 
     use_machine(device, config.threads)
-    root = staging_folder(config.out.resolve()) if config.overwrite else config.out  # where this run goes on
-    begun_store = existing_store(root)
+    root = staged_store(config.out.resolve()) if config.overwrite else store_root(config.out)  # where this run goes on
+    begun_store = None if root is None else existing_store(root)
     begun = StoredRecipe() if begun_store is None else begun_store.recipe
     largest = largest_batch(device, sum(map(len, inputs.splits.values())))
     job = Job(config, inputs, spec, device, precision, largest, (EagerRuntime.name,), store=store)
-    job = _with_choices(job, begun, is_open=not has_rows(root))
+    job = _with_choices(job, begun, is_open=root is None or not has_rows(root))
     wanted = default_batch_size(device) if config.batch_size is None else config.batch_size
     batch_size = begun.batch_size if wanted == "auto" else wanted
     if batch_size is not None:

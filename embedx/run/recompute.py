@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,6 +17,7 @@ from embedx.data.sources.kinds import SourceOptions
 from embedx.errors import ConfigError, StoreMismatchError
 from embedx.heartbeat import SILENT, Heartbeat
 from embedx.models.device import resolve_device
+from embedx.paths import StorePath, store_path
 from embedx.run.job import Job
 from embedx.run.prepare import use_machine
 from embedx.run.row_checker import Recomputation, RowChecker
@@ -43,7 +43,7 @@ _COLUMNS = (*INPUT_COLUMNS, "status", "shard", "row")
 
 
 def recompute(
-    path: str | Path,
+    path: str | StorePath,
     count: int,
     *,
     seed: int | None = None,
@@ -71,7 +71,8 @@ def recompute(
     """
 
     def attempt() -> Recomputation:
-        store = Store.open(Path(path).absolute())
+        place = store_path(path) if isinstance(path, str) else path
+        store = Store.open(place.absolute())
         return _recompute(store, count, seed, device, trust, tolerance, console)
 
     return start_anew(attempt)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from embedx.config import ExtractConfig
 from embedx.errors import TooManyRejectedError
+from embedx.paths import StorePath
 from embedx.store.format.contents import SplitTotals
 from embedx.values import count_text
 
@@ -51,7 +51,7 @@ def _can_help(remedy: str, ran_on: Mapping[str, str | int]) -> bool:
 class Summary:
     """The result of a run."""
 
-    manifest: Path
+    manifest: StorePath
     """The path of the store's manifest."""
     totals: dict[str, SplitTotals]
     """The store's counts per split: inputs, rows, rejected, unavailable, units, shards, bytes."""

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -20,16 +19,17 @@ from rich.console import Console
 
 from embedx.data.plan import Plan, SplitPlan
 from embedx.errors import StoreError, StoreMismatchError
+from embedx.paths import BucketPath, StorePath, store_path
 from embedx.run.changes import same_keys
 from embedx.run.columns import may_have_changed
 from embedx.run.metadata import Flags, Positions
 from embedx.run.update import index_rows
 from embedx.store.format.index import INDEX_SCHEMA, OK, PLACE_SCHEMA, REJECTED, read_index
 from embedx.store.format.journal import records
-from embedx.store.format.layout import Unit, folder_name, index_files, journal_files
+from embedx.store.format.layout import StoredFile, StoreRoot, Unit, folder_name, index_files, journal_files
 from embedx.store.format.manifest import Manifest
+from embedx.store.format.object_folder import ObjectFolder
 from embedx.store.writing.checks import place_of
-from embedx.store.writing.replacement import leftovers
 from embedx.store.writing.session import StoreSession
 from embedx.store.writing.unit_rows import JournalledRows, StayingRows
 
@@ -62,7 +62,7 @@ def take_up(
     statuses = [OK] if retry_rejected else [OK, REJECTED]
     stores = [session.root]
     if session.manifest.updates and session.root != session.out:
-        stores += [session.out, *reversed(leftovers(session.out))]  # the store may not have been finished
+        stores += [session.out, *_others(session)]  # the store may not have been finished
     journals = [journal_files(root) for root in stores]
     aside = _set_aside(session)
     slots = {name: _unchanged(split, aside) for name, split in plan.splits.items()} if len(aside) else {}
@@ -87,7 +87,7 @@ def take_up(
     return left
 
 
-def check_same_inputs(plan: Plan, out: Path, store: Manifest) -> None:
+def check_same_inputs(plan: Plan, out: StorePath, store: Manifest) -> None:
     """Refuses inputs none of which is in the journals of a split, where nothing else tells that they are others.
 
     Raises:
@@ -111,12 +111,17 @@ def check_same_inputs(plan: Plan, out: Path, store: Manifest) -> None:
 def _set_aside(session: StoreSession) -> pa.Table:
     """Returns the embedded rows of the stores that interrupted updates have left, the last first, and each's store."""
     tables = [_NO_ROWS]
-    for folder in reversed(leftovers(session.out) if session.manifest.updates and session.root != session.out else []):
+    for folder in _others(session):
         for place, entry in session.checks.whole_units(folder, read_tables=True).items():
             rows = read_index(index_files(folder)[place], INDEX_SCHEMA.names)
             tables.append(rows.append_column(_STORE, pa.array([str(folder)] * entry.inputs)))
     stored = pa.concat_tables(tables)
     return stored.filter(pc.equal(stored["status"], OK))
+
+
+def _others(session: StoreSession) -> list[StoreRoot]:
+    """Returns the stores that interrupted updates have left, the last first."""
+    return [*reversed(session.leftovers)] if session.manifest.updates and session.root != session.out else []
 
 
 def _leave_damaged(
@@ -128,7 +133,7 @@ def _leave_damaged(
     taken = aside.take(pa.array(rows[rows >= 0])).select([_STORE, "shard"]).group_by([_STORE, "shard"]).aggregate([])
     for store in pc.unique(taken[_STORE]).to_pylist():
         shards = taken.filter(pc.equal(taken[_STORE], store))["shard"].to_pylist()
-        if damaged := session.checks.damaged_shards(Path(store), shards):
+        if damaged := session.checks.damaged_shards(_root_of(store), shards):
             is_of_them = pc.is_in(aside["shard"], pa.array(sorted(damaged)))
             bad = np.flatnonzero(pc.and_(pc.equal(aside[_STORE], store), is_of_them).to_numpy())
             for slot in slots.values():
@@ -153,10 +158,16 @@ def _take_from_stores(
     found = index_rows(_part(split, rows), aside, slot).filter(pa.array(is_kept))
     stores = aside[_STORE].take(pa.array(slot[is_kept]))
     for store in pc.unique(stores).to_pylist():
-        own = StayingRows.of(unit, found.filter(pc.equal(stores, store)), Path(store))
+        own = StayingRows.of(unit, found.filter(pc.equal(stores, store)), _root_of(store))
         session.earlier.computed.setdefault(unit, []).append(own)
         session.goes_on = True
     left[unit] = [row for row, kept in zip(rows, is_kept.tolist(), strict=True) if not kept]
+
+
+def _root_of(place: str) -> StoreRoot:
+    """Returns the folder of a store that was set aside."""
+    found = store_path(place)
+    return ObjectFolder(found, generation="") if isinstance(found, BucketPath) else found
 
 
 def _part(split: SplitPlan, rows: Sequence[int]) -> SplitPlan:
@@ -172,7 +183,7 @@ def _unchanged(split: SplitPlan, stored: pa.Table) -> Positions:
     return slot
 
 
-def _read(journal: Path, unit: Unit, recipe: str, console: Console) -> pa.Table | None:
+def _read(journal: StoredFile, unit: Unit, recipe: str, console: Console) -> pa.Table | None:
     """Reads the identities in a journal, the last first, with their places; None if there are none.
 
     An input that was computed twice, as it had changed, so comes first as it was the second time.

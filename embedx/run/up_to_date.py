@@ -24,8 +24,8 @@ from embedx.store.writing.session import StoreSession
 
 _WITHOUT_EFFECT = dict.fromkeys(
     [
-        *("workers", "threads", "on_error", "timeout", "max_pixels", "max_bytes", "max_errors", "max_unavailable"),
-        *("data", "update", "max_gone", "verify_kept", "allow_nonfinite"),
+        *("workers", "threads", "reads", "on_error", "timeout", "max_pixels", "max_bytes", "max_errors"),
+        *("max_unavailable", "data", "update", "max_gone", "verify_kept", "allow_nonfinite"),
     ]
 )
 """The settings that change nothing in a complete store of the same inputs."""

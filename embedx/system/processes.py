@@ -22,7 +22,7 @@ from embedx.terminal import guard_stderr
 
 
 class Child(ForkServerProcess):
-    """A child process that does not import the caller's `__main__`."""
+    """A child process with the environment of its parent that does not import the caller's `__main__`."""
 
     def start(self) -> None:
         """Starts the process.
@@ -31,8 +31,15 @@ class Child(ForkServerProcess):
             ConfigError: If it is given something that `__main__` defines, or this process may not start any.
         """
         _check_may_start()
+        self._environment = dict(os.environ)
         with main_left_out():
             super().start()
+
+    def run(self) -> None:
+        """Runs the target, which would have the environment variables with which the fork server was started."""
+        os.environ.clear()
+        os.environ.update(self._environment)
+        super().run()
 
 
 class _Children(ForkServerContext):

@@ -40,6 +40,7 @@ def test_two_members_give_the_bytes_of_one_process(
     assert {unit.environment["threads"] for unit in units if unit.environment} == {1}
 
 
+@pytest.mark.soak
 def test_a_store_that_one_process_began_is_finished_by_three_though_one_dies_and_one_stops(
     tmp_path: Path, arguments: list[str], expected: dict[str, str]
 ) -> None:
@@ -99,7 +100,7 @@ def test_an_interrupt_keeps_what_is_computed(tmp_path: Path, arguments: list[str
 )
 def test_devices_that_can_t_be_used_together_are_told(settings: dict[str, str], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        resolve_devices(ExtractConfig(backbone="resnet18", out=tmp_path, **settings))  # type: ignore[arg-type]
+        resolve_devices(ExtractConfig(backbone="resnet18", out=tmp_path, **settings))
     assert message in str(caught.value)
 
 

@@ -252,7 +252,7 @@ def test_a_unit_that_was_put_back_from_an_older_store_is_computed_again(
     extract(dataclasses.replace(settings, overwrite=True))
     before = rows(settings.out)
     for path in (SHARD, "index/train-00000.parquet"):
-        shutil.copy2(made / "store" / path, settings.out / path)
+        shutil.copy2(made / "store" / path, Path(str(settings.out / path)))
     (settings.out / "val/shard-00000.safetensors").unlink()
     assert "the sha256 is not the one in manifest.json" in next(iter(verify(settings.out)))
     run(settings, capsys)

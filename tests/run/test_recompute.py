@@ -249,6 +249,7 @@ def test_every_kind_of_source_is_read_again_from_where_the_run_began(
     assert Path.cwd() == tmp_path and embedx.open(store).complete
 
 
+@pytest.mark.soak
 def test_a_source_that_is_gone_as_a_whole_is_told_row_by_row(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = made(**as_embedded_images(monkeypatch))
     Path("images.parquet").unlink()

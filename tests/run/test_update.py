@@ -129,6 +129,7 @@ def test_an_update_of_5000_inputs_computes_20(tmp_path: Path) -> None:
     assert_as_if_made_anew(root, out, tmp_path / "fresh")
 
 
+@pytest.mark.soak
 def test_updates_again_and_again_lose_nothing_and_leave_few_units(tmp_path: Path) -> None:
     root, out = folder(tmp_path / "images", 100), tmp_path / "store"
     extract(config(root, out))

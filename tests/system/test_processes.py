@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -65,3 +66,21 @@ def test_the_program_s_own_children_of_the_server_take_signals() -> None:
         assert process.exitcode == -signal.SIGTERM
     finally:
         process.kill()
+
+
+def test_a_child_has_the_environment_of_its_parent_at_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not that with which the fork server was started, which lacked keys of buckets that came later."""
+    start_fork_server()
+    found = []
+    for value in ("one", "two"):
+        monkeypatch.setenv("EMBEDX_TEST", value)
+        own, theirs = CHILDREN.Pipe()
+        process = CHILDREN.Process(target=_tell_environment, args=(theirs,))
+        process.start()
+        found.append(own.recv())
+        process.join(30)
+    assert found == ["one", "two"]
+
+
+def _tell_environment(link: Any) -> None:
+    link.send(os.environ.get("EMBEDX_TEST"))

@@ -15,14 +15,13 @@ import pyarrow.parquet as pq
 from embedx.errors import StoreError
 from embedx.names import INDEX, MANIFEST
 from embedx.recipe import canonical_json
-from embedx.store.format.atomic import write_all
-from embedx.store.format.creation import create_once
 from embedx.store.format.index_file import encode, unpack
-from embedx.store.format.layout import Unit, can_be_shard, index_path
-from embedx.store.format.no_follow import path_inside
-from embedx.store.format.open_folder import StoreFile
+from embedx.store.format.layout import StoreRoot, Unit, can_be_shard, index_path
+from embedx.store.format.open_folder import stored_file
 from embedx.store.format.seal import KEY, check_seal
 from embedx.store.format.shards import FORMAT, ShardEntry
+from embedx.store.format.storage import LocalStorage, storage_of
+from embedx.store.format.store_folder import StoreFile
 from embedx.store.format.typed_json import fields, parse_json
 from embedx.store.untrusted.parquet_size import footer_bytes, key_values
 
@@ -96,7 +95,7 @@ def in_order(rows: pa.Table) -> pa.Table:
 
 
 def write_index(
-    root: Path, rows: pa.Table, entry: UnitEntry, about: str | None = None, token: str | None = None
+    root: StoreRoot, rows: pa.Table, entry: UnitEntry, about: str | None = None, token: str | None = None
 ) -> bool:
     """Writes a unit's index table, with one row per input; it commits the unit.
 
@@ -115,7 +114,7 @@ def write_index(
         StoreError: If it would be written through a link, or readers would refuse it, as an input has no key, or the
             columns are many and nearly empty.
     """
-    place = Path(path_inside(root, index_path(Unit(entry.split, entry.unit))))
+    place = index_path(Unit(entry.split, entry.unit))
     shards = [shard._asdict() for shard in entry.shards]
     metadata = entry._asdict() | {"format": FORMAT, _SEALED: True, "shards": shards}
     for name, default in UnitEntry._field_defaults.items():
@@ -126,16 +125,18 @@ def write_index(
     try:
         _check_rows(table, entry.inputs, INDEX_SCHEMA.names)
     except ValueError as error:
-        raise StoreError(f"{place}: can't be written, as no reader would take it: {error}") from error
+        raise StoreError(f"{root / place}: can't be written, as no reader would take it: {error}") from error
     try:
         data = encode(table)
     except ValueError as error:
-        raise StoreError(f"{place}: no reader would take it ({error}); leave out nearly empty metadata") from error
-    if token is None:
-        write_all([(place, [data])], below=root)
+        raise StoreError(
+            f"{root / place}: no reader would take it ({error}); leave out nearly empty metadata"
+        ) from error
+    storage = storage_of(root, token)
+    if isinstance(storage, LocalStorage) and token is None:  # it may be there already, for rows in the older order
+        storage.put(place, [data])
         return True
-    ((_, is_committed),) = write_all([(place, [data])], below=root, token=token, name=create_once)
-    return is_committed
+    return storage.put_new(place, [data])
 
 
 def read_entry(path: Path | StoreFile) -> UnitEntry:
@@ -144,7 +145,7 @@ def read_entry(path: Path | StoreFile) -> UnitEntry:
     Raises:
         StoreError: If the file can't be read, is damaged or is not the index table that its name says.
     """
-    table = StoreFile.of(path, depth=1)
+    table = stored_file(path, depth=1)
     with table.open() as opened:
         try:
             return _described(table.name, footer_bytes(opened))[0]
@@ -158,7 +159,7 @@ def read_column_names(path: Path | StoreFile) -> list[str]:
     Raises:
         StoreError: If the file can't be read, is damaged or is not the index table that its name says.
     """
-    table = StoreFile.of(path, depth=1)
+    table = stored_file(path, depth=1)
     with table.open() as opened:
         try:
             footer = footer_bytes(opened)
@@ -174,7 +175,7 @@ def read_about(path: Path | StoreFile) -> Any:
     Raises:
         StoreError: If the file can't be read, is damaged or is not the index table that its name says.
     """
-    table = StoreFile.of(path, depth=1)
+    table = stored_file(path, depth=1)
     try:
         footer = footer_bytes(io.BytesIO(table.read()))
         about = key_values(footer).get(_ABOUT_KEY)
@@ -195,7 +196,7 @@ def read_index(path: Path | StoreFile, columns: Sequence[str] | None = None, *, 
         StoreReplacedError: If the store was replaced meanwhile.
         StoreError: If the file can't be read or is not the index table that its name says.
     """
-    file = StoreFile.of(path, depth=1)
+    file = stored_file(path, depth=1)
     try:
         data = file.read()
         if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
@@ -214,7 +215,7 @@ def read_whole(path: Path | StoreFile) -> tuple[UnitEntry, str]:
     Raises:
         StoreError: If the file can't be read, is damaged or is not the index table that its name says.
     """
-    file = StoreFile.of(path, depth=1)
+    file = stored_file(path, depth=1)
     try:
         data = file.read()
         entry, is_sealed = _described(file.name, footer_bytes(io.BytesIO(data)), data)

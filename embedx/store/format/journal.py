@@ -28,8 +28,9 @@ import pyarrow as pa
 from embedx.errors import StoreError
 from embedx.names import INDEX
 from embedx.store.format.layout import Unit
-from embedx.store.format.open_folder import StoreFile
+from embedx.store.format.open_folder import stored_file
 from embedx.store.format.shards import FORMAT, HEADER_KEY, ShardHeader, encode_shard
+from embedx.store.format.store_folder import StoreFile
 from embedx.store.format.typed_json import parse_json, typed
 
 if TYPE_CHECKING:  # rows are counted without torch
@@ -91,18 +92,20 @@ def records(path: Path | StoreFile, unit: Unit, recipe: str) -> Iterator[Record]
         StoreError: At a record that is damaged, or belongs to another unit or recipe, and if the file can't be read.
     """
     try:
-        with StoreFile.of(path).open() as file:
-            while (record := _read(file, unit, recipe)) is not None:
+        with stored_file(path).open() as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            while (record := _read(file, size, unit, recipe)) is not None:
                 yield record
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise StoreError(f"{path}: a record of the journal can't be used ({error})") from error
 
 
-def _read(file: BinaryIO, unit: Unit, recipe: str) -> Record | None:
+def _read(file: BinaryIO, size: int, unit: Unit, recipe: str) -> Record | None:
     """Reads the next record; returns None at the end, and for one that is cut off."""
     prefix = file.read(_PREFIX_BYTES)
     lengths = [int.from_bytes(prefix[start : start + _LENGTH_BYTES], "little") for start in (0, _LENGTH_BYTES)]
-    if len(prefix) < _PREFIX_BYTES or sum(lengths) > os.fstat(file.fileno()).st_size - file.tell():
+    if len(prefix) < _PREFIX_BYTES or sum(lengths) > size - file.tell():
         return None
     data = memoryview(file.read(sum(lengths)))
     if _sha256([data]) != prefix[2 * _LENGTH_BYTES :]:

@@ -20,15 +20,20 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from embedx.errors import NotAStoreError
-from embedx.names import INDEX, LOCK
+from embedx.names import INDEX, LOCK, PROBE
 from embedx.names import MANIFEST as MANIFEST
+from embedx.paths import BucketPath, StorePath
 from embedx.store.format.no_follow import regular_files
-from embedx.store.format.open_folder import StoreFile, StoreFolder
+from embedx.store.format.object_folder import ObjectFolder
+from embedx.store.format.open_folder import open_folder
+from embedx.store.format.store_folder import StoreFile, StoreFolder
 
 TEMPORARY_SUFFIX = ".embedx-tmp"
+_DEPTH = 2
+"""The number of folders in which a store's file is, at most."""
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_\-. ]")
 _NO_NAME, _EMPTY_NAME = "%none", "%empty"
@@ -40,6 +45,12 @@ _JOURNAL_NAME = re.compile(rf"\.(?P<split>[ -~]+)-{_UNIT}(\.[0-9a-f]+)?\.journal
 _SHARD_NAME = re.compile(rf"shard-{_UNIT}(~[0-9a-f]{{8}})?\.safetensors")
 _OTHER_SHARD = re.compile(r"(?P<stem>.*)~(?P<digest>[0-9a-f]{8})(?P<suffix>\.safetensors)", re.DOTALL)
 _DIGEST_DIGITS = 8
+
+
+StoreRoot: TypeAlias = Path | ObjectFolder
+"""The folder of a store that is written; `/` gives a file of it."""
+StoredFile: TypeAlias = Path | StoreFile
+"""A file of a store that is written."""
 
 
 class Unit(NamedTuple):
@@ -63,13 +74,13 @@ class WriterTerms(NamedTuple):
 class StoreTerms(NamedTuple):
     """The terms that are the same for every unit of a store."""
 
-    root: Path
+    root: StoreRoot
     recipe: str
     """The recipe's fingerprint."""
     grouped: bool
     """True if groups become sub-folders."""
     rows_per_unit: int
-    base: Path | None = None
+    base: StoreRoot | None = None
     """The store that this one will replace, from which it takes the rows that stay; None if there is none."""
     journal_seconds: float | None = None
     """The age of a row at which it is written to its unit's journal; None if there are no journals."""
@@ -167,7 +178,7 @@ def can_be_shard(path: str, unit: Unit, group: str | None, sha256: str | None = 
     return place in (shard_path(unit, folder), shard_path(unit, other))
 
 
-def has_rows(root: Path) -> bool:
+def has_rows(root: StorePath | ObjectFolder) -> bool:
     """Tells whether a run has committed a unit in a folder, or journalled rows of one."""
     return bool(index_files(root) or journal_files(root))
 
@@ -177,27 +188,42 @@ def staging_folder(out: Path) -> Path:
     return out.parent / f".{out.name}.embedx-new"
 
 
+def store_root(place: StorePath | ObjectFolder) -> StoreRoot:
+    """Returns the folder of the store at a place."""
+    return ObjectFolder(place) if isinstance(place, BucketPath) else place
+
+
+def is_there(root: StoreRoot, relative: str) -> bool:
+    """Tells whether a store has a file, or a link in its place."""
+    return os.path.lexists(root / relative) if isinstance(root, Path) else root.size(relative) is not None
+
+
 def is_index_path(path: str) -> bool:
     """Tells whether an index table can have this path in a store."""
     folder, _, name = path.partition("/")
     return folder == INDEX and "/" not in name and _INDEX_NAME.fullmatch(name) is not None
 
 
-def index_files(root: Path) -> dict[tuple[str, int], Path]:
+def index_files(root: StorePath | ObjectFolder) -> dict[tuple[str, int], StoredFile]:
     """Returns the index tables of the committed units by (folder name of the split, unit number), in that order."""
     try:
-        return {place: root / file.relative for place, file in index_tables(StoreFolder(root)).items()}
+        return {place: _of_root(root, file) for place, file in index_tables(open_folder(root)).items()}
     except NotAStoreError:
         return {}
 
 
-def journal_files(root: Path) -> dict[tuple[str, int], list[Path]]:
+def journal_files(root: StorePath | ObjectFolder) -> dict[tuple[str, int], list[StoredFile]]:
     """Returns the journals of units by (folder name of the split, unit number), in that order."""
     try:
-        found = journals(StoreFolder(root))
+        found = journals(open_folder(root))
     except NotAStoreError:
         return {}
-    return {place: [root / file.relative for file in files] for place, files in found.items()}
+    return {place: [_of_root(root, file) for file in files] for place, files in found.items()}
+
+
+def _of_root(root: StorePath | ObjectFolder, file: StoreFile) -> StoredFile:
+    """Returns a file of a folder by its path, as the folder that was opened here is closed soon."""
+    return root / file.relative if isinstance(root, Path) else file
 
 
 def index_tables(folder: StoreFolder, named: Iterable[str] | None = None) -> dict[tuple[str, int], StoreFile]:
@@ -222,22 +248,31 @@ def _unit_files(
     return dict(sorted(found.items()))
 
 
-def shard_files(root: Path) -> Iterator[tuple[str, int, Path]]:
-    """Yields every shard file, committed or not, as (folder name of the split, unit number, path)."""
-    for path in regular_files(root, depth=2):
-        match = _SHARD_NAME.fullmatch(path.name)
-        if match and path.parent != root:
-            yield path.relative_to(root).parts[0], int(match["unit"]), path
+def shard_files(root: StoreRoot) -> Iterator[tuple[str, int, str]]:
+    """Yields every shard file, committed or not, as (folder name of the split, unit number, path in the store)."""
+    for path in _files(root):
+        split, _, below = path.partition("/")
+        match = _SHARD_NAME.fullmatch(os.path.basename(below))
+        if match:
+            yield split, int(match["unit"]), path
 
 
-def temporary_files(root: Path) -> Iterator[Path]:
-    """Returns the files that an interrupted write left behind."""
-    return (path for path in regular_files(root, depth=2) if path.name != LOCK and is_temporary(path.name))
+def temporary_files(root: StoreRoot) -> Iterator[str]:
+    """Yields the paths in the store of the files that an interrupted write left behind."""
+    names = ((path, os.path.basename(path)) for path in _files(root))
+    return (path for path, name in names if name != LOCK and is_temporary(name))
+
+
+def _files(root: StoreRoot) -> Iterator[str]:
+    """Yields the path in the store of each file that can be of one."""
+    if isinstance(root, ObjectFolder):
+        return (path for path in root.list() if path.count("/") <= _DEPTH)
+    return (path.relative_to(root).as_posix() for path in regular_files(root, _DEPTH))
 
 
 def is_temporary(name: str) -> bool:
     """Tells whether a file of this name stores nothing: it is the lock, or was written by half."""
-    return name == LOCK or (name.startswith(".") and name.endswith(TEMPORARY_SUFFIX))
+    return name in (LOCK, PROBE) or (name.startswith(".") and name.endswith(TEMPORARY_SUFFIX))
 
 
 def _utf8(name: str) -> bytes:

@@ -16,16 +16,17 @@ import weakref
 from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO
 
-from embedx.errors import NotAStoreError, StoreError, StoreReplacedError
+from embedx.errors import NotAStoreError, StoreError
 from embedx.names import MANIFEST
+from embedx.paths import BucketPath, StorePath, store_path
+from embedx.store.format.object_folder import ObjectFolder
+from embedx.store.format.store_folder import StoreFile, StoreFolder
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY
 _GONE = frozenset({errno.ENOENT, errno.ESTALE})
 """The error numbers of a file that is not there, or no longer."""
-_HASHED_AT_ONCE = 4 * 1024**2
-"""The bytes that are hashed without Python's lock; where another thread holds that, each part waits for it."""
 _MAYBE_A_LINK = frozenset({errno.ELOOP, errno.ENOTDIR})
 """The error numbers of a link where none is followed."""
 
@@ -34,7 +35,7 @@ _DESCRIPTORS = "/dev/fd"
 """The folder in which each open file of this process has a path, its descriptor's number."""
 
 
-class StoreFolder:
+class LocalFolder(StoreFolder):
     """A store's folder, held open until it is closed or no longer used.
 
     Args:
@@ -46,9 +47,7 @@ class StoreFolder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.manifest_sha256: str | None = None
-        """The sha256 of the manifest that was read; a store with another one is another store."""
+        self.path: Path = Path(path)
         self._place = os.path.abspath(path)  # the working directory may change
         try:
             self._descriptor = os.open(path, _FOLDER)
@@ -61,16 +60,39 @@ class StoreFolder:
             raise NotAStoreError(f"{str(path)!r} is not a store: no path has a NUL byte") from error
         except OSError as error:
             raise StoreError(f"{path}: can't be read ({error.strerror})") from error
-        self.close = weakref.finalize(self, os.close, self._descriptor)
-        """Closes the folder; files of it that are open stay so."""
+        self.close: weakref.finalize[..., LocalFolder] = weakref.finalize(self, os.close, self._descriptor)
 
-    def __truediv__(self, relative: str) -> StoreFile:
-        return StoreFile(self, relative)
+    def open_file(self, relative: str) -> BufferedReader:
+        """Opens a regular file behind no link."""
+        try:  # not waiting for the other end of a pipe
+            descriptor = self._open(relative, os.O_RDONLY | os.O_NONBLOCK)
+        except OSError as error:
+            message = f"{self / relative}: can't be read ({error.strerror})"
+            raise (self.fault(message) if error.errno in _GONE else StoreError(message)) from error
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise StoreError(f"{self / relative} is not a regular file")
+        return os.fdopen(descriptor, "rb")
 
-    def read(self, relative: str) -> bytes:
-        """Reads a file; errors as by `StoreFile.open`."""
-        with (self / relative).open() as file:
-            return file.read()
+    def size_of(self, relative: str) -> int:
+        """Returns a file's number of bytes."""
+        with self.open_file(relative) as file:
+            return os.fstat(file.fileno()).st_size
+
+    def has(self, relative: str) -> bool:
+        """Tells whether there is such a file, or a link in its place."""
+        return os.path.lexists(self.path / relative)
+
+    @contextlib.contextmanager
+    def path_of(self, relative: str, opened: BinaryIO) -> Iterator[str]:
+        """Yields a path by which a library can open the same file, as long as it is open here."""
+        own = os.fstat(opened.fileno())
+        path = f"{_DESCRIPTORS}/{opened.fileno()}"
+        if not _is_file(path, own):  # a system without such a folder
+            path = os.path.join(self._place, relative)
+        yield path
+        if not _is_file(path, own):
+            raise self.fault(f"{self / relative} was replaced while it was being opened; try again")
 
     def is_current(self) -> bool:
         """Tells whether the folder still stands in its place, with the same manifest."""
@@ -83,12 +105,6 @@ class StoreFolder:
                 return hashlib.file_digest(file, "sha256").hexdigest() == self.manifest_sha256
         except (OSError, StoreError):
             return False
-
-    def fault(self, message: str) -> StoreError:
-        """Returns the error for files that are gone or don't go together: this, or that the store was replaced."""
-        if self.is_current():
-            return StoreError(message)
-        return StoreReplacedError(f"{self.path} was replaced while it was being read; open it again")
 
     def files(self, relative: str = ".") -> list[str]:
         """Returns the names of all but the folders in a folder of the store; none if there is no such folder."""
@@ -140,82 +156,38 @@ class StoreFolder:
             raise
 
 
-class StoreFile(NamedTuple):
-    """A file in a store."""
-
-    folder: StoreFolder
-    relative: str
-    """The path in the store."""
-
-    @classmethod
-    def of(cls, path: Path | StoreFile, depth: int = 0) -> StoreFile:
-        """Returns a file at a path, whose store is so many folders above that of the file."""
-        if isinstance(path, StoreFile):
-            return path
-        return StoreFolder(path.parents[depth]) / "/".join(path.parts[-depth - 1 :])
-
-    @property
-    def name(self) -> str:
-        """The name in its folder."""
-        return os.path.basename(self.relative)
-
-    def __str__(self) -> str:
-        return str(self.folder.path / self.relative)
-
-    def read(self) -> bytes:
-        """Reads the file; errors as by `open`."""
-        with self.open() as file:
-            return file.read()
-
-    def open(self) -> BufferedReader:
-        """Opens the file for reading.
-
-        Raises:
-            StoreReplacedError: If it is gone, as the store was replaced.
-            StoreError: If it can't be read, is no regular file, or is behind a link.
-        """
-        try:  # not waiting for the other end of a pipe
-            descriptor = self.folder._open(self.relative, os.O_RDONLY | os.O_NONBLOCK)
-        except OSError as error:
-            message = f"{self}: can't be read ({error.strerror})"
-            raise (self.folder.fault(message) if error.errno in _GONE else StoreError(message)) from error
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise StoreError(f"{self} is not a regular file")
-        return os.fdopen(descriptor, "rb")
-
-    def size(self) -> int:
-        """Returns the number of bytes; errors as by `open`."""
-        with self.open() as file:
-            return os.fstat(file.fileno()).st_size
-
-    def sha256(self) -> str:
-        """Returns the sha256 of its bytes, as hexadecimal digits; errors as by `open`."""
-        with self.open() as file:
-            return sha256_of(file)
-
-    @contextlib.contextmanager
-    def path_of(self, opened: BufferedReader) -> Iterator[str]:
-        """Yields a path by which a library can open the same file, as long as it is open here."""
-        own = os.fstat(opened.fileno())
-        path = f"{_DESCRIPTORS}/{opened.fileno()}"
-        if not _is_file(path, own):  # a system without such a folder
-            path = os.path.join(self.folder._place, self.relative)
-        yield path
-        if not _is_file(path, own):
-            raise self.folder.fault(f"{self} was replaced while it was being opened; try again")
-
-
-def sha256_of(opened: BufferedReader) -> str:
-    """Returns the sha256 of an open file's bytes, from where it stands, as hexadecimal digits."""
-    digest, part = hashlib.sha256(), memoryview(bytearray(_HASHED_AT_ONCE))
-    while size := opened.readinto(part):
-        digest.update(part[:size])
-    return digest.hexdigest()
-
-
 def _is_file(path: str, status: os.stat_result) -> bool:
     try:
         return os.path.samestat(os.stat(path), status)
     except OSError:
         return False
+
+
+def open_folder(place: str | StorePath | StoreFolder) -> StoreFolder:
+    """Holds the store at a place open; one that is held open already is returned as it is.
+
+    Raises:
+        NotAStoreError: If there is no such folder.
+        StoreError: If it can't be opened.
+        ConfigError: If it is in a bucket of a kind that is unknown, or needs a package that is not installed.
+    """
+    if isinstance(place, StoreFolder):
+        return place
+    if isinstance(place, str):
+        try:
+            place = store_path(place)
+        except ValueError as error:
+            raise NotAStoreError(f"{place!r} is not a store: {error}") from error
+    if not isinstance(place, BucketPath):
+        return LocalFolder(place)
+    from embedx.system.remote import check_schemes  # takes long, and only buckets need it
+
+    check_schemes({place.url.partition("://")[0]: place.url})
+    return ObjectFolder(place)
+
+
+def stored_file(path: Path | StoreFile, depth: int = 0) -> StoreFile:
+    """Returns a file at a path, whose store is so many folders above that of the file."""
+    if isinstance(path, StoreFile):
+        return path
+    return LocalFolder(path.parents[depth]) / "/".join(path.parts[-depth - 1 :])

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
 from safetensors import SafetensorError, safe_open
@@ -19,7 +19,10 @@ from safetensors import SafetensorError, safe_open
 from embedx.errors import StoreError, StoreReplacedError
 from embedx.names import EMBEDDINGS, INDEX, TARGETS
 from embedx.recipe import canonical_json
-from embedx.store.format.open_folder import StoreFile, sha256_of
+from embedx.store.format.object_folder import ObjectFolder
+from embedx.store.format.open_folder import stored_file
+from embedx.store.format.shard_parts import WantedRows, bring_header, bring_rows
+from embedx.store.format.store_folder import StoreFile, sha256_of
 from embedx.store.format.typed_json import parse_json, typed
 
 if TYPE_CHECKING:
@@ -153,27 +156,49 @@ def _bytes_of(tensor: Tensor | np.ndarray[Any, Any]) -> memoryview:
     return array.data.cast("B")
 
 
-def open_shard(path: Path | StoreFile, *, sha256: str | None = None) -> AbstractContextManager[Any]:
+def open_shard(
+    path: Path | StoreFile, *, sha256: str | None = None, wanted: WantedRows | None = None
+) -> AbstractContextManager[Any]:
     """Maps a shard's file; `get_tensor(name)` of the open shard reads the numbers when they are touched.
 
     All tensors have the same number of rows, at least one, and lie in the file in full, so that none takes more memory
-    than the file has bytes. A StoreError refuses other files, and those of another sha256 than this.
+    than the file has bytes.
+
+    Args:
+        path: The file of the shard.
+        sha256: The sha256 that the file must have; None if it is not checked.
+        wanted: The rows that will be touched, which alone are fetched of a file in a bucket, unless its sha256 is
+            checked; None for all of the file.
+
+    Raises:
+        StoreError: If it is no such file, or has another sha256.
     """
-    file = StoreFile.of(path)
+    file = stored_file(path)
     with file.open() as opened:
+        if wanted is not None and sha256 is None and isinstance(file.folder, ObjectFolder):
+            copy = file.folder.copy_of(opened)
+            bring_header(copy)
+            shard = _mapped(file, opened)
+            bring_rows(copy, wanted)
+            return _mapped(file, opened) if len(wanted.rows) else shard  # as a map may be of what was there before
+        file.folder.bring(opened)
         if sha256 is not None and sha256_of(opened) != sha256:
             raise file.folder.fault(
                 f"{file}: the sha256 is not the one in its index table; run `embedx verify` on its store"
             )
-        try:
-            with file.path_of(opened) as place:
-                shard = cast(AbstractContextManager[Any], safe_open(place, framework="pt"))
-            _check_tensors(shard)
-            read_header(shard)
-        except StoreReplacedError:
-            raise
-        except (SafetensorError, OSError, ValueError, StoreError) as error:
-            raise StoreError(f"{file}: not a readable shard ({error}); run `embedx verify` on its store") from error
+        return _mapped(file, opened)
+
+
+def _mapped(file: StoreFile, opened: BinaryIO) -> AbstractContextManager[Any]:
+    try:
+        with file.path_of(opened) as place:
+            shard = cast(AbstractContextManager[Any], safe_open(place, framework="pt"))
+        _check_tensors(shard)
+        read_header(shard)
+    except StoreReplacedError:
+        raise
+    except (SafetensorError, OSError, ValueError, StoreError) as error:
+        raise StoreError(f"{file}: not a readable shard ({error}); run `embedx verify` on its store") from error
     return shard
 
 

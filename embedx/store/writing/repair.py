@@ -14,13 +14,16 @@ import numpy as np
 import pyarrow.compute as pc
 
 from embedx.errors import ConfigError, DamagedUnitsError, NotAStoreError, StoreError, StoreMismatchError, is_refusal
+from embedx.paths import StorePath, store_path
 from embedx.recipe import fingerprint
 from embedx.store.format import layout
 from embedx.store.format.contents import PlanTerms, SplitTerms, StoredRecipe
 from embedx.store.format.index import UnitEntry, read_about, read_index, read_whole
 from embedx.store.format.manifest import Manifest
-from embedx.store.format.open_folder import StoreFile, StoreFolder
+from embedx.store.format.open_folder import open_folder
 from embedx.store.format.shards import has_inputs, read_header
+from embedx.store.format.storage import storage_of
+from embedx.store.format.store_folder import StoreFile, StoreFolder
 from embedx.store.reading.stored_rows import open_named_shard
 from embedx.store.writing import stock
 from embedx.store.writing.checks import Place
@@ -54,7 +57,7 @@ class _Found(NamedTuple):
     """A sentence on the damage of each."""
 
 
-def repair(path: str | Path, *, like: str | Path | None = None, drop_damaged: bool = False) -> Repair:
+def repair(path: str | StorePath, *, like: str | StorePath | None = None, drop_damaged: bool = False) -> Repair:
     """Checks all units of a store, and writes its manifest anew if that is gone or damaged.
 
     Args:
@@ -69,7 +72,13 @@ def repair(path: str | Path, *, like: str | Path | None = None, drop_damaged: bo
         ConfigError: If nothing tells the recipe.
         StoreLockedError: If another run holds the store.
     """
-    root = Path(path).resolve()
+    place = store_path(path) if isinstance(path, str) else path
+    if not isinstance(place, Path):
+        raise ConfigError(
+            f"{path} is in a bucket, and only a store on this machine is repaired; copy it here with the bucket's own "
+            "program, repair the copy, and copy that to another place in the bucket"
+        )
+    root = place.resolve()
     if not layout.index_files(root):
         raise NotAStoreError(
             f"{path} has no index table, from which its manifest could be written; give the folder that "
@@ -82,7 +91,7 @@ def repair(path: str | Path, *, like: str | Path | None = None, drop_damaged: bo
         lock.release()
 
 
-def _repair(root: Path, like: str | Path | None, drop_damaged: bool) -> Repair:
+def _repair(root: Path, like: str | StorePath | None, drop_damaged: bool) -> Repair:
     before, state = _manifest(root)
     found = _units(root, before)
     if found.damaged and not drop_damaged:
@@ -125,7 +134,7 @@ def _manifest(root: Path) -> tuple[Manifest | None, str]:
 def _units(root: Path, manifest: Manifest | None) -> _Found:
     """Checks each unit down to the last byte."""
     found = _Found({}, {})
-    folder = StoreFolder(root)
+    folder = open_folder(root)
     for place, table in layout.index_tables(folder).items():
         try:
             entry, sha256 = read_whole(table)
@@ -154,7 +163,7 @@ def _check_shards(folder: StoreFolder, table: StoreFile, entry: UnitEntry) -> np
     return numbers
 
 
-def _new_manifest(root: Path, found: _Found, like: str | Path | None) -> Manifest:
+def _new_manifest(root: Path, found: _Found, like: str | StorePath | None) -> Manifest:
     """Returns an unfinished manifest that goes with the whole units."""
     tables = {entry.recipe: table.relative for table, entry, _ in found.whole.values()}
     if not tables:
@@ -198,10 +207,10 @@ def _is_as_planned(found: _Found, size: int) -> bool:
     )
 
 
-def _about(root: Path, found: _Found, recipe: str, like: str | Path | None) -> Any:
+def _about(root: Path, found: _Found, recipe: str, like: str | StorePath | None) -> Any:
     """Returns the terms that the rows don't tell, of this recipe's fingerprint."""
     if like is not None:
-        other = Manifest.read(Path(like))
+        other = Manifest.read(open_folder(like))
         if other.fingerprint != recipe:
             raise StoreMismatchError(
                 f"--like {like} has another recipe (fingerprint {other.fingerprint[:12]}) than the units of {root} "
@@ -220,9 +229,9 @@ def _about(root: Path, found: _Found, recipe: str, like: str | Path | None) -> A
 
 def _remove(root: Path, found: _Found) -> None:
     """Removes the damaged units: first the index tables, so that what is left is no unit."""
-    tables = layout.index_files(root)
+    tables = layout.index_tables(open_folder(root))
     for place in found.damaged.keys() & tables.keys():
-        tables[place].unlink()
+        storage_of(root).remove(tables[place].relative)
     if found.damaged:
         stock.remove_others(root, found.whole.keys(), layout.journal_files(root).keys())
 

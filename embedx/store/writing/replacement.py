@@ -14,18 +14,22 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from embedx.errors import ConfigError, StoreError, StoreMismatchError
-from embedx.names import CHECK_TIMES, LOCK, PREDECESSOR
+from embedx.names import CHECK_TIMES, INDEX, LOCK, PREDECESSOR
 from embedx.store.format import layout
 from embedx.store.format.atomic import sync_folder
 from embedx.store.format.creation import exchange
 from embedx.store.format.index import read_entry
-from embedx.store.format.manifest import Manifest
+from embedx.store.format.layout import StoredFile, StoreRoot
+from embedx.store.format.manifest import Manifest, existing_store
+from embedx.store.format.many_at_once import many_at_once
 from embedx.store.format.shards import open_shard, read_header
+from embedx.store.writing.session_choice import can_continue
 from embedx.system.mounts import file_system_of, mounts
 
 
@@ -50,8 +54,10 @@ def check_replaceable(out: Path) -> None:
         ) from error
 
 
-def is_replaceable(out: Path) -> bool:
-    """Tells whether another folder can take the place of `out`."""
+def is_replaceable(out: StoreRoot) -> bool:
+    """Tells whether another store can take the place of `out`."""
+    if not isinstance(out, Path):
+        return True
     try:
         check_replaceable(out)
     except ConfigError:
@@ -111,6 +117,20 @@ def leftovers(out: Path) -> list[Path]:
     prefix = f".{out.name}.embedx-left-"
     found = (path for path in out.parent.glob(f"{glob.escape(prefix)}*") if path.name.removeprefix(prefix).isdecimal())
     return sorted(found, key=lambda path: int(path.name.removeprefix(prefix)))
+
+
+def stage(out: Path, now: Manifest, recipe: str | None) -> tuple[Path, Manifest | None]:
+    """Returns the folder beside `out` of the store that will take its place, and the manifest that is there already.
+
+    One of other terms that is there makes way (see `make_way`).
+    """
+    check_replaceable(out)
+    staged = layout.staging_folder(out)
+    before = existing_store(staged)
+    if before is not None and not can_continue(before, now):
+        make_way(out, before, recipe)
+        before = None
+    return staged, before
 
 
 def make_way(out: Path, before: Manifest, recipe: str | None) -> None:
@@ -175,9 +195,8 @@ def remove_store(root: Path, rescue_to: Path | None = None) -> None:
     sync_folder(root)
     (root / PREDECESSOR).unlink(missing_ok=True)
     shards = our_shards(root, named_shards(root), rescue_to)
-    for path in [*shards, *_index_tables(root).values(), *layout.temporary_files(root)]:
-        path.unlink()
-        remove_empty_folders(path.parent, root)
+    tables = (f"{INDEX}/{table.name}" for table in _index_tables(root).values())
+    remove_files(root, [*shards, *tables, *layout.temporary_files(root)])
     (root / CHECK_TIMES).unlink(missing_ok=True)
     if rescue_to is not None:
         _move_into(rescue_to, root)
@@ -187,29 +206,29 @@ def remove_store(root: Path, rescue_to: Path | None = None) -> None:
             root.rmdir()
 
 
-def our_shards(root: Path, named: Mapping[Any, set[Path]], successor: Path | None = None) -> Iterator[Path]:
-    """Yields the shards of the store at `root`: they are `named_shards`, or their header says that they belong there.
+def our_shards(root: StoreRoot, named: Mapping[Any, set[str]], successor: StoreRoot | None = None) -> Iterator[str]:
+    """Yields the paths of a store's shards: they are `named_shards`, or their header says that they belong there.
 
     A copy elsewhere in the folder, and a shard of another store below this one, belong to somebody else. A damaged file
     whose place is that of a shard of the successor is a shard too.
     """
     known, others = set().union(*named.values()), []
     for split, _, path in layout.shard_files(root):
-        if path in known or (not os.path.lexists(root / split / layout.MANIFEST) and _says_it_belongs(path, root)):
+        if path in known or (not layout.is_there(root, f"{split}/{layout.MANIFEST}") and _says_it_belongs(path, root)):
             yield path
         else:
             others.append(path)
     if others and successor is not None:
-        taken = {root / shard.relative_to(successor) for shard in set().union(*named_shards(successor).values())}
+        taken = set().union(*named_shards(successor).values())
         yield from (path for path in others if path in taken)
 
 
-def named_shards(root: Path) -> dict[tuple[str, int], set[Path]]:
+def named_shards(root: StoreRoot) -> dict[tuple[str, int], set[str]]:
     """Returns the paths of the shards that the index tables of the store at `root` name, by the unit's place."""
     named = {}
     for place, path in _index_tables(root).items():
         with contextlib.suppress(StoreError):
-            named[place] = {root / shard.path for shard in read_entry(path).shards}
+            named[place] = {shard.path for shard in read_entry(path).shards}
     return named
 
 
@@ -225,7 +244,17 @@ def _move_into(target: Path, folder: Path) -> None:
                 path.rmdir()
 
 
-def remove_empty_folders(folder: Path, root: Path) -> None:
+def remove_files(root: StoreRoot, paths: Iterable[str]) -> None:
+    """Removes files of a store, and the folders that are empty then."""
+    if not isinstance(root, Path):
+        deque(many_at_once(root, root.remove, paths), maxlen=0)
+        return
+    for path in paths:
+        (root / path).unlink()
+        _remove_empty_folders((root / path).parent, root)
+
+
+def _remove_empty_folders(folder: Path, root: Path) -> None:
     """Removes the folder and its parents below `root`, as long as they are empty."""
     with contextlib.suppress(OSError):
         while folder != root:
@@ -233,16 +262,16 @@ def remove_empty_folders(folder: Path, root: Path) -> None:
             folder = folder.parent
 
 
-def _says_it_belongs(path: Path, root: Path) -> bool:
+def _says_it_belongs(path: str, root: StoreRoot) -> bool:
     try:
-        with open_shard(path) as shard:
+        with open_shard(root / path) as shard:
             header = read_header(shard)
     except StoreError:
         return False
-    return layout.can_be_shard(path.relative_to(root).as_posix(), layout.Unit(header.split, header.unit), header.group)
+    return layout.can_be_shard(path, layout.Unit(header.split, header.unit), header.group)
 
 
-def _index_tables(root: Path) -> dict[tuple[str, int], Path]:
+def _index_tables(root: StoreRoot) -> dict[tuple[str, int], StoredFile]:
     """Returns the index tables that can be removed; there are none behind a link."""
     try:
         return layout.index_files(root)

@@ -12,27 +12,26 @@ finish:  add up the index tables → check inputs = rows + rejected + unavailabl
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import pyarrow as pa
 
-from embedx.errors import ConfigError, StoreMismatchError, output_error
+from embedx.errors import ConfigError, StoreMismatchError
+from embedx.paths import StorePath
 from embedx.store.format import layout
-from embedx.store.format.atomic import make_folder
 from embedx.store.format.contents import Environment, StoredRecipe
-from embedx.store.format.creation import check_creation, new_token
+from embedx.store.format.creation import new_token
 from embedx.store.format.differences import leaves_that_differ
-from embedx.store.format.layout import StoreTerms, Unit, WriterTerms
+from embedx.store.format.layout import StoreRoot, StoreTerms, Unit, WriterTerms
 from embedx.store.format.manifest import Manifest, existing_store
-from embedx.store.writing import replacement, stock
+from embedx.store.format.storage import storage_of
+from embedx.store.writing import stock
 from embedx.store.writing.checks import Place, place_of
-from embedx.store.writing.lock import StoreLock
-from embedx.store.writing.session_choice import Choice, Holding, Mode, can_continue, choose, going_on, same_names
+from embedx.store.writing.held_place import held_place
+from embedx.store.writing.session_choice import Choice, Holding, Mode, choose, going_on, same_names
 from embedx.store.writing.unit_checks import UnitChecks
 from embedx.store.writing.unit_journal import JOURNAL_SECONDS
 from embedx.store.writing.unit_rows import EarlierUnits, StayingRows
@@ -41,9 +40,9 @@ from embedx.store.writing.unit_rows import EarlierUnits, StayingRows
 class StoreSession:
     """One run's hold of a store, from `begin` to `close`."""
 
-    def __init__(self, out: Path, manifest: Manifest, checks: UnitChecks, *, is_shared: bool = False) -> None:
+    def __init__(self, out: StoreRoot, manifest: Manifest, checks: UnitChecks, *, is_shared: bool = False) -> None:
         self.out, self.checks = out, checks
-        self.root = out
+        self.root: StoreRoot = out
         """The folder in which this run writes: `out`, or the folder beside it that will replace it."""
         self.manifest = self._now = manifest
         self.changes: list[tuple[str, Any, Any]] = []
@@ -56,20 +55,18 @@ class StoreSession:
         """The manifest of the store that was there when this session began, unless it is replaced."""
         self._began = False
         """True if this session has made the store at `root`."""
-        self._made: list[Path] = []
-        """The folders that this session has made, parents first."""
         self.writer = WriterTerms(new_token() if is_shared else None)
         """The terms of this process; it has a token only among several that write."""
         self.environments: list[dict[str, Any]] = []
         """The different environments of the units of a store that is finished."""
-        self._locks = contextlib.ExitStack()
+        self._place = held_place(out, self.writer.token)
         self._committed: set[Place] = set()
         self.goes_on = False
         """True if an earlier run has brought rows to disk."""
 
     @classmethod
     def begin(
-        cls, out: Path, manifest: Manifest, mode: Mode, *, verify_kept: bool = False, is_shared: bool = False
+        cls, out: StorePath, manifest: Manifest, mode: Mode, *, verify_kept: bool = False, is_shared: bool = False
     ) -> Self:
         """Takes hold of the store at `out`, and makes it if it isn't there.
 
@@ -87,12 +84,10 @@ class StoreSession:
             ConfigError: If the folder can't be made or locked, or several processes can't write there.
         """
         existing_store(out)  # refuses a stranger's folder before anything is written into it
-        folder = out.resolve()  # through a link, so that it is the folder itself that is replaced
+        folder = layout.store_root(out.resolve())  # through a link, so that it is the folder itself that is replaced
         session = cls(folder, manifest, UnitChecks(manifest.fingerprint, thorough=verify_kept), is_shared=is_shared)
         try:
-            replacement.recover(session.out)
-            session._enter(session.out)
-            replacement.finish_removal(session.out)
+            session._place.hold()
             session._carry_out(mode)
         except BaseException as error:
             if isinstance(error, ConfigError):
@@ -176,7 +171,7 @@ class StoreSession:
         """
         if self._before is None:
             raise RuntimeError("there is no store to bring up to date")
-        base = hashlib.sha256((self.out / layout.MANIFEST).read_bytes()).hexdigest()
+        base = hashlib.sha256(storage_of(self.out).read(layout.MANIFEST)).hexdigest()
         updates = [*self._before.updates, {**counts, "base": base}]
         self.manifest = dataclasses.replace(self._before, plan=self.manifest.plan, complete=False, updates=updates)
         self._stage()
@@ -206,39 +201,33 @@ class StoreSession:
         Raises:
             StoreError: If inputs = rows + rejected + unavailable does not hold for a split.
         """
+        self._place.check()  # before `clear_up`, which would remove the shards that another run is about to commit
         totals, index, self.environments = stock.add_up(self.root, self.manifest, self.out)
         if self.writer.token is not None:
             stock.clear_up(self.root)
         self._write_manifest(complete=True, totals=totals, index=index, timings=dict(timings))
         if self.root != self.out:
-            replacement.take_place(self.root, self.out)
+            self.manifest = self._place.replace(self.root, self.manifest, self._before)
             self.root = self.out
         return self.manifest
 
+    @property
+    def leftovers(self) -> Sequence[StoreRoot]:
+        """The stores that interrupted updates of other inputs have left, in order."""
+        return self._place.leftovers(self.root)
+
     def discard(self) -> None:
         """Takes back what this session has made, unless it has brought rows to disk."""
-        stock.take_back(self.root, self._made, is_new=self._began)
+        stock.take_back(self.root, self._place.made, is_new=self._began)
 
     def close(self) -> None:
-        """Unlocks the store."""
-        self._locks.close()
+        """Gives the store back."""
+        self._place.release()
 
     def _write_manifest(self, **changes: Any) -> None:
+        self._place.check()
         self.manifest = dataclasses.replace(self.manifest, **changes)
         self.manifest.write(self.root)
-
-    def _enter(self, folder: Path) -> None:
-        """Makes the folder, if it isn't there, and locks it."""
-        missing = [path for path in (folder, *folder.parents) if not path.exists()]
-        self._made += reversed(missing)
-        try:
-            make_folder(folder)
-        except OSError as error:
-            raise output_error(folder, "can't be made", error, is_store=False) from error
-        lock = StoreLock(folder)
-        self._locks.callback(lock.release)
-        if self.writer.token is not None:
-            check_creation(folder, self.writer.token)
 
     def _carry_out(self, mode: Mode) -> None:
         """Chooses what this run does at the output folder, and begins it."""
@@ -262,14 +251,10 @@ class StoreSession:
 
     def _stage(self) -> None:
         """Goes on in a folder beside the store; one of other terms that is there makes way (see `make_way`)."""
-        replacement.check_replaceable(self.out)
-        self.root = layout.staging_folder(self.out)
-        before = existing_store(self.root)
-        if before is not None and not can_continue(before, self.manifest):
-            replacement.make_way(self.out, before, None if self._before is None else self.manifest.fingerprint)
-            before = None
+        recipe = None if self._before is None else self.manifest.fingerprint
+        self.manifest = dataclasses.replace(self.manifest, generation="")
+        self.root, before = self._place.stage(self.manifest, recipe)
         self._began = before is None
-        self._enter(self.root)
         if before is not None:
             self.manifest = self._with_environment(before)
 

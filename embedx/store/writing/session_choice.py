@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 from embedx.errors import StoreMismatchError
@@ -41,11 +40,11 @@ class Holding(NamedTuple):
     """True if it is complete and has all units that its manifest names."""
 
 
-def choose(out: Path, mode: Mode, before: Manifest | None, now: Manifest, holding: Holding) -> Choice:
+def choose(out: object, mode: Mode, before: Manifest | None, now: Manifest, holding: Holding) -> Choice:
     """Chooses what a run does at the output folder.
 
     Args:
-        out: The output folder, for the error's message.
+        out: The output folder, for messages.
         mode: The wish of the caller.
         before: The manifest of the store that is there; None if there is none.
         now: The manifest of the run.

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from embedx.store.format.atomic import sync_folder
+from embedx.store.format.creation import new_token
 from embedx.store.format.journal import encode_record
 from embedx.store.format.layout import StoreTerms, Unit, journal_path
 from embedx.store.format.no_follow import path_inside
+from embedx.store.format.object_folder import ObjectFolder
 
 if TYPE_CHECKING:  # a store that is up to date is recognised without torch
     from torch import Tensor
@@ -37,14 +38,12 @@ class UnitJournal:
 
     def __init__(self, terms: StoreTerms, unit: Unit, end: int = 0) -> None:
         self._root = terms.root
+        self._parts: list[str] = []
+        """The files in a bucket, each with the records of one call, as nothing can be appended to an object."""
         self._token = terms.writer.token
         self._recipe = terms.recipe
         self._unit = unit
         self._end = end
-
-    @property
-    def _path(self) -> Path:
-        return Path(path_inside(self._root, journal_path(self._unit, self._token)))
 
     def append(self, tensors: Mapping[str, Tensor], rows: pa.Table) -> None:
         """Appends n rows, and returns once they are on disk, power cuts included.
@@ -56,14 +55,17 @@ class UnitJournal:
         Raises:
             OSError: If they can't be written; the journal then ends where it did before.
         """
-        is_new = not self._end
+        if isinstance(self._root, ObjectFolder):
+            self._parts.append(journal_path(self._unit, new_token()))
+            self._root.put(self._parts[-1], [part for record in self._encoded(tensors, rows) for part in record])
+            return
+        is_new, path = not self._end, path_inside(self._root, journal_path(self._unit, self._token))
         try:
-            with open(self._path, "wb" if is_new else "r+b") as file:
+            with open(path, "wb" if is_new else "r+b") as file:
                 file.truncate(self._end)  # the rest of a record that was cut off would hide those behind it
                 file.seek(self._end)
-                for start, stop in _parts(tensors, len(rows)):
-                    part = {name: tensor[start:stop] for name, tensor in tensors.items()}
-                    file.writelines(encode_record(self._unit, self._recipe, part, rows.slice(start, stop - start)))
+                for record in self._encoded(tensors, rows):
+                    file.writelines(record)
                 file.flush()
                 os.fsync(file.fileno())
                 end = file.tell()
@@ -71,15 +73,25 @@ class UnitJournal:
                 sync_folder(self._root)
         except OSError:
             with contextlib.suppress(OSError):
-                os.truncate(self._path, self._end)
+                os.truncate(path, self._end)
             raise
         self._end = end
 
     def remove(self) -> None:
         """Removes the journal, if there is one, as the unit is committed."""
+        if isinstance(self._root, ObjectFolder):
+            for part in self._parts:
+                self._root.remove(part)
+            return
         with contextlib.suppress(FileNotFoundError):
-            self._path.unlink()
+            os.unlink(path_inside(self._root, journal_path(self._unit, self._token)))
             sync_folder(self._root)  # else a power cut could bring it back beside a complete store
+
+    def _encoded(self, tensors: Mapping[str, Tensor], rows: pa.Table) -> Iterator[list[bytes | memoryview]]:
+        """Yields the records of rows."""
+        for start, stop in _parts(tensors, len(rows)):
+            part = {name: tensor[start:stop] for name, tensor in tensors.items()}
+            yield encode_record(self._unit, self._recipe, part, rows.slice(start, stop - start))
 
 
 def _parts(tensors: Mapping[str, Tensor], count: int) -> list[tuple[int, int]]:

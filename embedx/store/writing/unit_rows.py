@@ -8,13 +8,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self, TypeAlias
 
 import pyarrow as pa
 
 from embedx.store.format.index import PLACE_SCHEMA
-from embedx.store.format.layout import Unit
+from embedx.store.format.layout import StoredFile, StoreRoot, Unit
 
 if TYPE_CHECKING:  # a store that is up to date is recognised without torch
     from torch import Tensor
@@ -45,11 +44,11 @@ class StayingRows(NamedTuple):
     """The identities of the n inputs as they are now, in the same columns as those of a UnitBatch."""
     places: pa.Table
     """The places of the n embeddings in the other store, in the columns of `index.PLACE_SCHEMA`."""
-    store: Path | None = None
+    store: StoreRoot | None = None
     """The folder of the other store; None for that which is replaced."""
 
     @classmethod
-    def of(cls, unit: Unit, table: pa.Table, store: Path | None = None) -> Self:
+    def of(cls, unit: Unit, table: pa.Table, store: StoreRoot | None = None) -> Self:
         """Makes them from a table [n] with the columns of an index table."""
         return cls(unit, table.drop_columns(PLACE_SCHEMA.names), table.select(PLACE_SCHEMA.names), store)
 
@@ -60,13 +59,13 @@ class JournalledRows(NamedTuple):
     unit: Unit
     rows: pa.Table
     """The identities of the n inputs as they are now, in the same columns as those of a UnitBatch."""
-    journal: Path
+    journal: StoredFile
     """The journal that has their tensors."""
     places: pa.Table
     """The places of the n rows: `row` counts those of all of the journal's records."""
 
     @classmethod
-    def of(cls, unit: Unit, journal: Path, table: pa.Table) -> Self:
+    def of(cls, unit: Unit, journal: StoredFile, table: pa.Table) -> Self:
         """Makes them from a table [n] with the columns of an index table."""
         return cls(unit, table.drop_columns(PLACE_SCHEMA.names), journal, table.select(PLACE_SCHEMA.names))
 

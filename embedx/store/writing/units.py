@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -22,12 +20,12 @@ from torch import Tensor
 
 from embedx.errors import StoreError
 from embedx.names import INDEX, TARGETS
-from embedx.store.format.atomic import replace, write_all
-from embedx.store.format.creation import create_shard
 from embedx.store.format.index import OK, STATUSES, UnitEntry, in_order, read_entry, write_index
 from embedx.store.format.journal import records
 from embedx.store.format.layout import (
     GroupFolders,
+    StoredFile,
+    StoreRoot,
     StoreTerms,
     Unit,
     index_files,
@@ -35,8 +33,7 @@ from embedx.store.format.layout import (
     journal_path,
     shard_path,
 )
-from embedx.store.format.no_follow import path_inside
-from embedx.store.format.open_folder import StoreFolder
+from embedx.store.format.open_folder import open_folder
 from embedx.store.format.shards import (
     FORMAT,
     UNKNOWN_TARGET,
@@ -46,6 +43,7 @@ from embedx.store.format.shards import (
     form,
     inputs_digest,
 )
+from embedx.store.format.storage import storage_of, write_shards
 from embedx.store.reading.stored_rows import StoredRows
 from embedx.store.writing.unit_journal import UnitJournal
 from embedx.store.writing.unit_rows import EarlierRows, JournalledRows, StayingRows, UnitBatch
@@ -72,27 +70,27 @@ class UnitBuffer:
         self._tensors: dict[str, Tensor] = {}
         self._count = 0
         self._journal: UnitJournal | None = None
-        self._journals_read: list[Path] = []
+        self._journals_read: list[StoredFile] = []
         """The journals of other processes from which rows of this unit came."""
         self._saved = 0
         """The number of the tables in `_rows` that need not go to the journal any more."""
         self._unsaved_since = math.inf
         """The time at which the first of the others was computed."""
         self._folders: dict[str, GroupFolders] = {}
-        self._stores: dict[Path, StoredRows] = {}
+        self._stores: dict[str, StoredRows] = {}
 
-    def _store(self, folder: Path | None) -> StoredRows:
+    def _store(self, folder: StoreRoot | None) -> StoredRows:
         """Returns the rows of the store in this folder; None is the one that is replaced."""
         folder = folder or self.terms.base
         if folder is None:
             raise StoreError(f"{self.terms.root} replaces no store that rows could stay from")
-        if folder not in self._stores:
+        if str(folder) not in self._stores:
             units = []
             for path in index_files(folder).values():
                 with contextlib.suppress(StoreError):  # what is damaged does not stay
                     units.append(read_entry(path))
-            self._stores[folder] = StoredRows(StoreFolder(folder), units, check=True)
-        return self._stores[folder]
+            self._stores[str(folder)] = StoredRows(open_folder(folder), units, check=True)
+        return self._stores[str(folder)]
 
     def add(self, batch: UnitBatch | EarlierRows) -> None:
         """Copies a batch's rows behind those already there, all of one unit; kept rows come before computed ones.
@@ -156,9 +154,10 @@ class UnitBuffer:
                 break
         if left:
             raise StoreError(f"{batch.journal}: {left} rows are gone; something else has written to it during the run")
-        if batch.journal == self.terms.root / journal_path(batch.unit, self.terms.writer.token):
+        root = self.terms.root
+        if batch.journal == root / journal_path(batch.unit, self.terms.writer.token):
             self._journal = UnitJournal(self.terms, batch.unit, end)
-        elif batch.journal.parent == self.terms.root:  # and not the store that this one will replace
+        elif str(batch.journal) == str(root / batch.journal.name):  # and not the store that this one will replace
             self._journals_read.append(batch.journal)
 
     def _allocate(self, name: str, like: Tensor) -> Tensor:
@@ -191,11 +190,9 @@ class UnitBuffer:
         groups = self._by_group(rows)
         shards: list[ShardEntry] = []
         files = self._shard_files(unit, rows, groups, order, shards)
-        writer, root, many = self.terms.writer, f"{self.terms.root}/", len(groups) > _MANY_SHARDS
-        name = replace if writer.token is None else create_shard
-        named = write_all(files, below=self.terms.root, many=many, token=writer.token, name=name)
-        places = [path.removeprefix(root) for path, _ in named]
-        shards = [shard._replace(path=place) for shard, place in zip(shards, places, strict=True)]
+        writer, many = self.terms.writer, len(groups) > _MANY_SHARDS
+        named = write_shards(self.terms.root, files, lambda: shards[-1].sha256, many=many, token=writer.token)
+        shards = [shard._replace(path=place) for shard, (place, _) in zip(shards, named, strict=True)]
         written, rejected, unavailable = (pc.sum(pc.equal(rows["status"], status)).as_py() for status in STATUSES)
         recipe, count = self.terms.recipe, len(rows)
         entry = UnitEntry(unit.split, unit.number, recipe, count, written, rejected, tuple(shards), unavailable)
@@ -205,7 +202,7 @@ class UnitBuffer:
         if self.terms.journal_seconds is not None:
             (self._journal or UnitJournal(self.terms, unit)).remove()
             for journal in self._journals_read:
-                journal.unlink(missing_ok=True)
+                storage_of(self.terms.root).remove(journal.name)
         self.unit = self._journal = None
         self._journals_read.clear()
         self._count = self._saved = 0
@@ -219,9 +216,8 @@ class UnitBuffer:
         Returns the description of the unit as it is committed.
         """
         entry = read_entry(self.terms.root / index_path(unit))
-        named = {os.path.join(self.terms.root, shard.path) for shard in entry.shards}
-        for path in set(made) - named:
-            os.unlink(path)
+        for path in set(made) - {shard.path for shard in entry.shards}:
+            storage_of(self.terms.root).remove(path)
         return entry
 
     def _take_rows(self) -> tuple[pa.Table, Numbers | None]:
@@ -249,7 +245,6 @@ class UnitBuffer:
     ) -> Iterator[tuple[str, Sequence[bytes | memoryview]]]:
         """Yields the path and the bytes of each shard, and appends its entry to `shards`."""
         index, targets = _numbers(rows["index"]), _numbers(rows["target"].fill_null(UNKNOWN_TARGET))
-        known: set[str] = set()
         inputs = rows.select(["index", "sha256"])
         for group, positions in groups:
             selected = _as_slice(positions) if order is None else torch.from_numpy(order[positions])
@@ -262,7 +257,7 @@ class UnitBuffer:
             header = ShardHeader(FORMAT, unit.split, group, unit.number, self.terms.recipe, digest)
             shard, parts = encode_shard(path, tensors, header)
             shards.append(shard)
-            yield path_inside(self.terms.root, shard.path, known), parts
+            yield shard.path, parts
 
     def _folder(self, split: str, group: str | None) -> str:
         if split not in self._folders:

@@ -76,7 +76,7 @@ def test_nothing_is_written_or_removed_behind_a_link(store: Path, name: str) -> 
     if (store / INDEX).is_file() and not (store / "index").is_symlink():
         (store / INDEX).unlink()
     before = contents(outside)
-    assert not [path for *_, path in layout.shard_files(store) if path.resolve().is_relative_to(outside)]
+    assert not [path for *_, path in layout.shard_files(store) if (store / path).resolve().is_relative_to(outside)]
     with pytest.raises(StoreError, match="is a link"):
         session = StoreSession.begin(store, manifest({"train": 12}), "resume")
         commit(session, unit_batch(0, 8))
