@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from embedx.errors import ConfigError, unknown
+from embedx.paths import BucketPath
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -102,7 +103,7 @@ def _typed(given: Any, hint: Any, *, is_path: bool) -> Any:
     if origin in (types.UnionType, typing.Union):
         if given is None and types.NoneType in parts:
             return None
-        (hint,) = (part for part in parts if part is not types.NoneType)
+        (hint,) = (part for part in parts if part not in (types.NoneType, BucketPath))
         return _typed(given, hint, is_path=is_path)
     if origin is Literal and given in parts:
         return given
@@ -115,7 +116,7 @@ def _typed(given: Any, hint: Any, *, is_path: bool) -> Any:
             return operator.index(given) if hint is int else float(given)
         except TypeError:
             pass
-    if hint in (str, Path) and isinstance(given, str | os.PathLike if is_path else str):
+    if hint in (str, Path) and isinstance(given, str | os.PathLike | BucketPath if is_path else str):
         return given
     if hint is str and isinstance(given, os.PathLike):  # of a value that may be a path, as that of `map`
         return os.fspath(given)

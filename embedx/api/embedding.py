@@ -16,6 +16,7 @@ from typing import Any, NoReturn, Self
 import torch
 
 from embedx.api.arguments import config_of, values_of
+from embedx.api.opened_stores import opened
 from embedx.callbacks.gathered_rows import GatheredRows
 from embedx.config import ExtractConfig
 from embedx.data.decoding.images import ImageDecoder
@@ -88,7 +89,7 @@ class Embedder:
                 kind = type(recipe).__name__
                 raise ConfigError(f"recipe is of type {kind}; give a store, its path, or settings")
             else:
-                store = recipe if isinstance(recipe, Store) else Store.open(Path(recipe))
+                store = opened(recipe)
                 with contextlib.chdir(working_directory(store, SILENT.console)):
                     self._job = _job_of_store(store, changes, trust=trust)
                     self._model = self._job.build_model(SILENT.console)

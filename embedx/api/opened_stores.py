@@ -8,11 +8,19 @@ from pathlib import Path
 from typing import TypeVar
 
 from embedx.heartbeat import Heartbeat
+from embedx.paths import BucketPath
 from embedx.store.reading.attempts import start_anew
 from embedx.store.reading.reader import Store
 
-Location = str | os.PathLike[str]
+Location = str | os.PathLike[str] | BucketPath
 R = TypeVar("R")
+
+
+def opened(store: Location | Store) -> Store:
+    """Returns a store that is open already, or opens the one at a place; errors as by `Store.open`."""
+    if isinstance(store, Store | str | BucketPath):
+        return store if isinstance(store, Store) else Store.open(store)
+    return Store.open(Path(store))
 
 
 def with_stores(
@@ -32,7 +40,7 @@ def with_stores(
     """
 
     def attempt() -> R:
-        stores = [each if isinstance(each, Store) else Store.open(Path(each)) for each in given]
+        stores = list(map(opened, given))
         for store in stores:
             if done is not None and not store.complete:
                 told = f"{store.path} is not complete: the rows committed so far are {done}"

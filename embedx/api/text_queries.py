@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from embedx.api.opened_stores import opened
 from embedx.errors import ConfigError, StoreMismatchError
 from embedx.heartbeat import SILENT
 from embedx.models.backbones import check_embeds_texts, find_text_model
@@ -51,7 +52,7 @@ def embed_texts(
     if name != EMBEDDINGS:
         raise ConfigError(f"the tensor {name!r} is a layer's, which no text can be compared with; give {EMBEDDINGS!r}")
     place = resolve_device(device or "cpu")
-    store = store if isinstance(store, Store) else Store.open(Path(store))
+    store = opened(store)
     check_embeds_texts(str(store.recipe.get("backbone")))
     config = stored_config(store, trust=trust)
     with ONE_AT_A_TIME, torch_settings_kept():

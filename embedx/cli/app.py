@@ -28,7 +28,7 @@ from embedx.cli import (
 )
 from embedx.cli.completion import whole_words_in_bash
 from embedx.cli.failure import tell
-from embedx.cli.output import STDERR, data_alone_on_stdout, print_line
+from embedx.cli.output import STDERR, data_alone_on_stdout, print_line, telling_what_was_fetched
 from embedx.cli.usage import CommandWithPage, GroupWithPage
 
 app = typer.Typer(
@@ -56,7 +56,11 @@ for module in (  # in the order of the help page
 ):
     paragraphs = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(module.command) or "")  # the terminal breaks the lines
     name = module.__name__.rpartition(".")[2]
-    function = module.command if module is help else data_alone_on_stdout()(module.command)  # a pager takes stdout
+    function = module.command
+    if module is not extract:
+        function = telling_what_was_fetched()(function)
+    if module is not help:  # whose pager takes stdout
+        function = data_alone_on_stdout()(function)
     app.command(name, cls=CommandWithPage, help=paragraphs, epilog=module.EXAMPLES)(function)
 
 

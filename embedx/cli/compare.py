@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,7 +10,7 @@ from embedx.cli.completion import completer
 from embedx.cli.options import DebugOption, JsonOption, plainly
 from embedx.cli.output import STDERR, STDOUT, facts_table, numbers_table, print_json
 from embedx.errors import ConfigError, EmbedxError
-from embedx.paths import local_path
+from embedx.paths import store_path
 from embedx.values import count_text
 
 if TYPE_CHECKING:
@@ -31,13 +30,13 @@ embedx compare before after --max-drift 1e-4"""
 
 def command(
     a: Annotated[
-        Path,
+        Any,
         typer.Argument(
-            metavar="A", help="First store, such as one made before an upgrade.", parser=plainly(local_path)
+            metavar="A", help="First store, such as one made before an upgrade.", parser=plainly(store_path)
         ),
     ],
     b: Annotated[
-        Path, typer.Argument(metavar="B", help="Second store, of the same inputs.", parser=plainly(local_path))
+        Any, typer.Argument(metavar="B", help="Second store, of the same inputs.", parser=plainly(store_path))
     ],
     name: Annotated[
         list[str] | None,

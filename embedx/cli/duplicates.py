@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,7 +17,7 @@ from embedx.cli.options import (
 )
 from embedx.cli.output import STDERR, STDOUT, facts_table, numbers_table, print_json
 from embedx.heartbeat import Heartbeat
-from embedx.paths import local_path
+from embedx.paths import store_path
 from embedx.values import count_text
 from embedx.vectors.pairs.duplicates_config import DuplicatesConfig
 
@@ -46,11 +45,11 @@ def command(
     path: StoreArgument,
     config: DuplicatesConfig,
     other: Annotated[
-        Path | None,
+        Any,
         typer.Argument(
             metavar="STORE",
             help="Second store, whose rows are compared with those of the first alone.",
-            parser=plainly(local_path),
+            parser=plainly(store_path),
         ),
     ] = None,
     config_file: ConfigFileOption = None,

@@ -16,7 +16,7 @@ import typer
 from embedx.cli.completion import completer
 from embedx.cli.output import STDERR
 from embedx.errors import ConfigError, unknown
-from embedx.paths import local_path
+from embedx.paths import local_path, store_path
 from embedx.values import ProgressForm, size_text
 
 
@@ -138,8 +138,8 @@ def _print_as_json(form: ProgressForm) -> ProgressForm:
 
 
 StoreArgument = Annotated[
-    Path,
-    typer.Argument(metavar="STORE", help="Folder that `embedx extract` wrote.", parser=plainly(local_path)),
+    Any,  # a StorePath, but typer knows no unions
+    typer.Argument(metavar="STORE", help="Folder or URL that `embedx extract` wrote.", parser=plainly(store_path)),
 ]
 ConfigFileOption = Annotated[
     Path | None,

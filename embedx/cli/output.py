@@ -16,7 +16,9 @@ from rich.text import Text
 from embedx.console import GuardedConsole, NoticeConsole
 from embedx.errors import EmbedxError
 from embedx.heartbeat import event_line
+from embedx.store.format.fetched import OF_ALL_STORES
 from embedx.terminal import guard_stderr, one_line
+from embedx.values import size_text
 
 
 class StderrConsole(NoticeConsole):
@@ -86,6 +88,19 @@ def data_alone_on_stdout() -> Iterator[None]:
         os.dup2(data.fileno(), 1)
         with contextlib.suppress(OSError):  # each print flushes, and has told the error
             data.close()
+
+
+@contextlib.contextmanager
+def telling_what_was_fetched() -> Iterator[None]:
+    """Tells at the end how much was fetched of stores in buckets, if anything was."""
+    OF_ALL_STORES.clear()
+    try:
+        yield
+    finally:
+        fetched = OF_ALL_STORES.sum()
+        if fetched.bytes:
+            requests = f"{fetched.requests:,} request{'' if fetched.requests == 1 else 's'}"
+            STDERR.print(f"fetched {size_text(fetched.bytes)} in {requests}", soft_wrap=True, highlight=False)
 
 
 @contextlib.contextmanager

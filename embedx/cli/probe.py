@@ -19,7 +19,7 @@ from embedx.cli.options import (
 from embedx.cli.output import STDERR, STDOUT, facts_table, numbers_table, print_json
 from embedx.errors import ConfigError
 from embedx.heartbeat import Heartbeat
-from embedx.paths import local_path
+from embedx.paths import StorePath, local_path
 from embedx.system import signals
 from embedx.vectors.probing.probe_config import ProbeConfig
 
@@ -78,7 +78,7 @@ def command(
     print_json(result.to_json(), indent=None) if as_json else _print(result)
 
 
-def _probe(path: Path, config: ProbeConfig, heartbeat: Heartbeat) -> ProbeResult:
+def _probe(path: StorePath, config: ProbeConfig, heartbeat: Heartbeat) -> ProbeResult:
     from embedx.store.reading.reader import Store
     from embedx.vectors.probing.probe import probe
 

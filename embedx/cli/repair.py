@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from embedx.cli.options import DebugOption, JsonOption, StoreArgument, plainly
 from embedx.cli.output import STDERR, print_json, print_line
-from embedx.paths import local_path
+from embedx.paths import store_path
 from embedx.values import count_text
 
 EXAMPLES = """\
@@ -24,12 +23,12 @@ embedx repair store --drop-damaged"""
 def command(
     path: StoreArgument,
     like: Annotated[
-        Path | None,
+        Any,
         typer.Option(
             "--like",
             metavar="STORE",
             help="Store of the same settings, to take the recipe from. Default: the index tables, which have it too.",
-            parser=plainly(local_path),
+            parser=plainly(store_path),
         ),
     ] = None,
     drop_damaged: Annotated[

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +11,8 @@ import typer
 from embedx.cli.options import DebugOption, JsonOption, StoreArgument
 from embedx.cli.output import STDERR, print_json, print_line
 from embedx.errors import ConfigError, StoreError
+from embedx.paths import BucketPath, StorePath
+from embedx.store.format.fetched import OF_ALL_STORES
 from embedx.system.torch_imports import import_torchvision
 from embedx.values import count_text
 
@@ -99,18 +100,20 @@ def command(
     STDERR.print(f"{path} is whole", soft_wrap=True)
 
 
-def _print(path: Path, faults: list[str], found: Recomputation | None, *, as_json: bool) -> None:
+def _print(path: StorePath, faults: list[str], found: Recomputation | None, *, as_json: bool) -> None:
     """Prints the report as JSON, or the lines that recomputing adds to those of the faults."""
     wrong = [*found.faults, *found.lost_inputs] if found is not None else []
     if as_json:
         report: dict[str, Any] = {"store": str(path), "ok": not faults and not wrong, "faults": faults}
+        if isinstance(path, BucketPath):
+            report["fetched"] = OF_ALL_STORES.sum()._asdict()
         print_json(report if found is None else report | {"recomputed": dataclasses.asdict(found)}, indent=None)
     else:
         for line in wrong:
             print_line(line)
 
 
-def _judge(path: Path, found: Recomputation) -> None:
+def _judge(path: StorePath, found: Recomputation) -> None:
     """Prints the result of recomputing, and raises a StoreError if the store holds other numbers."""
     largest = "not finite" if found.largest_difference is None else f"{found.largest_difference:.3g}"
     STDERR.print(

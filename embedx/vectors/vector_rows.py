@@ -18,7 +18,8 @@ from torch import Tensor
 from embedx.errors import ConfigError, StoreError, unknown
 from embedx.names import EMBEDDINGS
 from embedx.store.format.index import INDEX_SCHEMA, OK, UnitEntry
-from embedx.store.reading.reader import Store, concat_rows
+from embedx.store.reading.index_rows import concat_rows
+from embedx.store.reading.reader import Store
 from embedx.store.reading.stored_rows import StoredRows
 from embedx.vectors.where import matching_rows
 
@@ -68,8 +69,9 @@ class VectorRows:
         return self.stored.gather(self.name, places).float()
 
     def _pieces(self, most: int) -> Iterator[Tensor]:
-        for path, start, stop in self._runs:
-            values = self.stored.tensor(path, self.name)
+        paths = [path for path, _, _ in self._runs]
+        wanted = [self._row[start:stop] for _, start, stop in self._runs]
+        for (path, start, stop), values in zip(self._runs, self.stored.tensors(paths, self.name, wanted), strict=True):
             if (values.ndim, *values.shape[1:]) != (2, self.dim):
                 shape = list(values.shape[1:])
                 raise StoreError(f"{path}: {self.name!r} has {shape} numbers per row, and elsewhere {self.dim}")
@@ -132,12 +134,10 @@ def open_rows(
             raise ConfigError(unknown("split", split, store.splits, hint=f"in {store.path}"))
     units = {path: unit for path, unit in store.units.items() if unit.split in splits}
     wanted = list(dict.fromkeys([*KEYS, "status", *_PLACE, *columns]))
-    tables = [
-        _in_order_of_shards(store, path, units[path], None if where else wanted)
-        for split in splits
-        for path in units
-        if units[path].split == split
-    ]
+    paths = [path for split in splits for path in units if units[path].split == split]
+    of_embedx = where is None and set(wanted) <= set(INDEX_SCHEMA.names)
+    read = zip(paths, store.read_tables(paths, wanted if of_embedx else None), strict=True)
+    tables = [_in_order_of_shards(store, path, units[path], table) for path, table in read]
     table = concat_rows(tables)
     if where is not None:
         table = table.filter(matching_rows(table, where))
@@ -152,7 +152,7 @@ def open_rows(
     first = table["shard"][0].as_py()
     if name not in (names := stored.names_in(first)):
         raise ConfigError(unknown("tensor", name, names, hint=f"in {store.path}"))
-    shape = stored.tensor(first, name).shape[1:]
+    shape = stored.shape_in(first, name)
     if len(shape) != 1:
         raise ConfigError(
             f"{store.path}: {name!r} has {list(shape)} numbers per row, and one vector is needed; run `embedx extract` "
@@ -172,10 +172,8 @@ def unit_length(rows: Tensor) -> Tensor:
     return scaled / torch.where(is_usable, torch.linalg.vector_norm(scaled, dim=1, keepdim=True), 1)
 
 
-def _in_order_of_shards(store: Store, path: str, unit: UnitEntry, columns: Sequence[str] | None) -> pa.Table:
-    """Reads the rows of a unit that have a vector, ordered by their places; all columns unless embedx has these."""
-    of_embedx = columns is not None and set(columns) <= set(INDEX_SCHEMA.names)
-    table = store.read_table(path, columns if of_embedx else None)
+def _in_order_of_shards(store: Store, path: str, unit: UnitEntry, table: pa.Table) -> pa.Table:
+    """Returns the rows of a unit's index table that have a vector, ordered by their places."""
     table = table.filter(pc.equal(table["status"], OK))
     shards = pa.array([entry.path for entry in unit.shards], pa.string())
     codes = pc.index_in(table["shard"], value_set=shards)

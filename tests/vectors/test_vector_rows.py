@@ -86,7 +86,7 @@ def test_groups_and_rejected_inputs_leave_each_key_at_its_vector(tmp_path: Path)
 )
 def test_what_is_not_there_is_told(store: Store, options: dict[str, object], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
-        open_rows(store, **options)  # type: ignore[arg-type]
+        open_rows(store, **options)
 
 
 def test_maps_are_no_vectors(tmp_path: Path) -> None:

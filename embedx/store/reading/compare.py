@@ -6,7 +6,6 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import pyarrow as pa
@@ -14,6 +13,7 @@ import pyarrow.compute as pc
 
 from embedx.errors import ConfigError, unknown
 from embedx.names import EMBEDDINGS
+from embedx.paths import StorePath
 from embedx.store.format.differences import leaves_that_differ
 from embedx.store.format.index import OK
 from embedx.store.format.manifest import Manifest
@@ -54,9 +54,9 @@ class Overlap:
 class Comparison:
     """The result of `compare`."""
 
-    a: Path
-    b: Path
-    unfinished: tuple[Path, ...]
+    a: StorePath
+    b: StorePath
+    unfinished: tuple[StorePath, ...]
     """The stores of the two whose run has not come to its end; only their committed units are compared."""
     differences: tuple[Difference, ...]
     overlap: dict[str, Overlap]
@@ -68,10 +68,11 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the comparison as plain JSON values."""
-        return cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(self), default=str)))
+        places = {"a": str(self.a), "b": str(self.b), "unfinished": list(map(str, self.unfinished))}
+        return cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(self) | places, default=str)))
 
 
-def compare(a: str | Path, b: str | Path, names: Sequence[str] | None = None) -> Comparison:
+def compare(a: str | StorePath, b: str | StorePath, names: Sequence[str] | None = None) -> Comparison:
     """Compares the embeddings that two stores have of the same inputs, such as before and after an upgrade.
 
     A row is compared with the one of the same split and key, if both were embedded, and from the same bytes.

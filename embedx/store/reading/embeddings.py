@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedx.errors import ConfigError
+from embedx.paths import StorePath
 from embedx.store.format.shards import dtype_name
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Embeddings:
 class Shard:
     """One shard, whose file is mapped: numbers are read when they are touched."""
 
-    path: Path
+    path: StorePath
     split: str
     group: str | None
     tensors: dict[str, Any]

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from embedx.errors import StoreError, StoreReplacedError
 from embedx.store.format.journal import records
 from embedx.store.format.layout import Unit, folder_name, index_path, journals
-from embedx.store.format.open_folder import StoreFile
+from embedx.store.format.store_folder import StoreFile
 from embedx.store.reading.reader import Store
 
 

@@ -6,25 +6,26 @@ Shapes: N rows, D embedding dimension, T tokens.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedx.arrow import concat
 from embedx.errors import StoreError, unknown
 from embedx.names import EMBEDDINGS
-from embedx.store.format import layout
-from embedx.store.format.index import INDEX_SCHEMA, UnitEntry, read_column_names, read_entry, read_index
+from embedx.paths import StorePath
+from embedx.store.format.fetched import Fetched
+from embedx.store.format.index import UnitEntry, read_column_names, read_index
 from embedx.store.format.manifest import Manifest
-from embedx.store.format.open_folder import StoreFolder
+from embedx.store.format.many_at_once import SHARDS_AT_ONCE, TABLES_AT_ONCE, many_at_once
+from embedx.store.format.open_folder import open_folder
 from embedx.store.format.shards import ShardEntry
 from embedx.store.reading.attempts import start_anew
 from embedx.store.reading.embeddings import Embeddings, Framework, Shard, as_arrays
 from embedx.store.reading.groups import Group, group_of
+from embedx.store.reading.index_rows import concat_rows, read_units
 
 if TYPE_CHECKING:  # torch is imported where tensors are read; the manifest and the index tables need none
     from embedx.store.reading.torch_dataset import StoreDataset
@@ -38,13 +39,13 @@ class Store:
     DataLoader's, is of the same store, or raises that too.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.folder = StoreFolder(path)
+    def __init__(self, path: str | StorePath) -> None:
+        self.folder = open_folder(path)
+        self.path = self.folder.path
         self.manifest = Manifest.read(self.folder)
 
     @classmethod
-    def open(cls, path: str | Path) -> Self:
+    def open(cls, path: str | StorePath) -> Self:
         """Opens a store; it is closed by `close`, by a `with` statement, or when it is no longer used.
 
         Raises:
@@ -74,7 +75,7 @@ class Store:
         """
         vars(self).update(state)
         path, manifest_sha256 = state["folder"]
-        self.folder = StoreFolder(path)
+        self.folder = open_folder(path)
         self.folder.manifest_sha256 = manifest_sha256
         if not self.folder.is_current():
             raise self.folder.fault("")
@@ -103,8 +104,12 @@ class Store:
     @cached_property
     def units(self) -> dict[str, UnitEntry]:
         """The committed units, by the path of their index table in the store, in order."""
-        tables = layout.index_tables(self.folder, self.manifest.index if self.complete else None)
-        return {table.relative: read_entry(table) for table in tables.values()}
+        return read_units(self.folder, self.manifest)
+
+    @property
+    def fetched(self) -> Fetched | None:
+        """The bytes and the requests of a store in a bucket so far; None for a store on this machine's disks."""
+        return self.folder.fetched
 
     @property
     def splits(self) -> list[str]:
@@ -132,9 +137,12 @@ class Store:
             StoreError: If there is no such split, or an index table is damaged.
         """
         self._require_split(split)
-        return concat_rows(
-            [self.read_table(path, columns) for path, unit in self.units.items() if split in (None, unit.split)]
-        )
+        paths = [path for path, unit in self.units.items() if split in (None, unit.split)]
+        return concat_rows(list(self.read_tables(paths, columns)))
+
+    def read_tables(self, paths: Iterable[str], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Yields the index table at each path as `read_table` reads it; several are fetched at once from a bucket."""
+        return many_at_once(self.folder, lambda path: self.read_table(path, columns), paths, TABLES_AT_ONCE)
 
     def read_table(self, path: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Reads the index table at a path in the store, or some of its columns; a complete store's by its sha256.
@@ -154,7 +162,8 @@ class Store:
             StoreError: If an index table is damaged.
         """
         tables = [self.folder / path for path, unit in self.units.items() if splits is None or unit.split in splits]
-        return list(dict.fromkeys(name for table in tables for name in read_column_names(table)))
+        names = many_at_once(self.folder, read_column_names, tables, TABLES_AT_ONCE)
+        return list(dict.fromkeys(name for of_table in names for name in of_table))
 
     def load(
         self,
@@ -186,14 +195,16 @@ class Store:
         if group is not None and group not in (groups := self.groups(split)):
             names = [name for name in groups if isinstance(name, str)]
             raise StoreError(unknown("group", str(group), names, hint=f"in split {split!r} of {self.path}"))
-        tables: list[pa.Table] = []
+        wanted: dict[str, list[str]] = {}
         for path, unit in self.units.items():
             shards = [shard.path for shard in unit.shards if group in (None, group_of(shard))]
             if unit.split == split and shards:
-                table = self.read_table(path)
-                tables.append(table.filter(pc.is_in(table["shard"], pa.array(shards))))
-                if pc.count_distinct(tables[-1]["shard"]).as_py() < len(shards):
-                    raise self.folder.fault(f"{path} and its shards disagree; run `embedx verify {self.path}`")
+                wanted[path] = shards
+        tables: list[pa.Table] = []
+        for path, table in zip(wanted, self.read_tables(wanted), strict=True):
+            tables.append(table.filter(pc.is_in(table["shard"], pa.array(wanted[path]))))
+            if pc.count_distinct(tables[-1]["shard"]).as_py() < len(wanted[path]):
+                raise self.folder.fault(f"{path} and its shards disagree; run `embedx verify {self.path}`")
         if not tables:
             count = sum(unit.inputs for unit in self.units.values() if unit.split == split)
             raise StoreError(f"split {split!r} of {self.path} has no rows, as its {count} inputs gave none")
@@ -201,8 +212,7 @@ class Store:
 
         rows = concat_rows(tables)
         stored = StoredRows(self.folder, self.units.values(), check=check)
-        embeddings = stored.gather(name, rows, whole_shards=True)
-        return Embeddings(as_arrays(framework, embeddings), rows)
+        return Embeddings(as_arrays(framework, stored.gather(name, rows, whole_shards=True)), rows)
 
     def rows(
         self, split: str, keys: Sequence[str], *, framework: Framework = "numpy", name: str = EMBEDDINGS
@@ -251,12 +261,7 @@ class Store:
         return self.index(split).to_pandas()
 
     def iter_shards(
-        self,
-        split: str | None = None,
-        group: Group = None,
-        *,
-        framework: Framework = "numpy",
-        check: bool = False,
+        self, split: str | None = None, group: Group = None, *, framework: Framework = "numpy", check: bool = False
     ) -> Iterator[Shard]:
         """Yields the shards one by one, with their files mapped instead of read.
 
@@ -273,10 +278,15 @@ class Store:
         self._require_split(split)
         from embedx.store.reading.stored_rows import open_named_shard
 
-        for unit, entry in self._shards(split, group):
+        def read(named: tuple[UnitEntry, ShardEntry]) -> Shard:
+            unit, entry = named
             with open_named_shard(self.folder, unit, entry, check=check) as file:
                 tensors = {name: as_arrays(framework, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-            yield Shard(self.path / entry.path, unit.split, entry.group, tensors)
+            return Shard(self.path / entry.path, unit.split, entry.group, tensors)
+
+        shards = list(self._shards(split, group))
+        self.folder.learn_sizes(entry.path for _, entry in shards)
+        yield from many_at_once(self.folder, read, shards, SHARDS_AT_ONCE)
 
     def _shards(self, split: str | None, group: Group) -> Iterator[tuple[UnitEntry, ShardEntry]]:
         for unit in self.units.values():
@@ -288,11 +298,3 @@ class Store:
     def _require_split(self, split: str | None) -> None:
         if split is not None and split not in self.splits:
             raise StoreError(unknown("split", split, self.splits, hint=f"in {self.path}"))
-
-
-def concat_rows(tables: list[pa.Table]) -> pa.Table:
-    """Joins the rows of index tables; raises a StoreError if their columns do not fit together."""
-    try:
-        return concat(tables or [INDEX_SCHEMA.empty_table()])
-    except pa.ArrowException as error:
-        raise StoreError(f"the index tables' columns do not fit together ({error})") from error

@@ -7,7 +7,6 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -16,11 +15,12 @@ import torch
 from torch import Tensor
 
 from embedx.errors import StoreError
-from embedx.names import INDEX, LOCK, TARGETS
+from embedx.names import INDEX, LOCK, PROBE, TARGETS
+from embedx.paths import StorePath
 from embedx.store.format import layout
 from embedx.store.format.contents import SplitTotals
 from embedx.store.format.index import OK, STATUSES, UnitEntry, read_entry, read_index
-from embedx.store.format.open_folder import StoreFile
+from embedx.store.format.many_at_once import SHARDS_AT_ONCE, TABLES_AT_ONCE, many_at_once
 from embedx.store.format.shards import (
     FORMAT,
     UNKNOWN_TARGET,
@@ -31,17 +31,20 @@ from embedx.store.format.shards import (
     open_shard,
     read_header,
 )
+from embedx.store.format.store_folder import StoreFile
 from embedx.store.reading.attempts import start_anew
 from embedx.store.reading.reader import Store
 from embedx.system.machine import cores
 
+_MOST_AHEAD = 64
+"""The number of shards above which no further unit is looked at ahead, so that copies from a bucket stay few."""
 NOT_COMPLETE = f"{layout.MANIFEST}: the store is not complete; run the same `embedx extract` again"
 """The fault of a store whose run was interrupted; nothing else has to be wrong with it."""
 NOT_FINITE = "have NaN or infinity"
 """The words of each fault that is none of the files: the rows were computed so, and not allowed to be."""
 
 
-def verify(path: str | Path) -> Iterator[str]:
+def verify(path: str | StorePath) -> Iterator[str]:
     """Goes through a store and yields its faults, one sentence each; nothing if it is whole.
 
     Raises:
@@ -106,20 +109,23 @@ class _Table(NamedTuple):
 
 def _tables_with_digests(store: Store) -> Iterator[_Table]:
     """Yields the index tables; each core computes the sha256 of a shard meanwhile, a few units ahead."""
-    threads = cores()
+    threads = SHARDS_AT_ONCE if store.folder.is_remote else cores()
     pool = ThreadPoolExecutor(threads)
     ahead: deque[_Table] = deque()
+    files = layout.index_tables(store.folder).values()
     try:
-        for file in layout.index_tables(store.folder).values():
-            ahead.append(_read_table(store, file, pool))
-            if len(ahead) > threads:
+        for table in many_at_once(store.folder, lambda file: _read_table(store, file), files, TABLES_AT_ONCE):
+            shards = [store.folder / entry.path for entry in (table.unit.shards if table.unit else ())]
+            store.folder.learn_sizes(shard.relative for shard in shards)
+            ahead.append(table._replace(digests=[pool.submit(shard.sha256) for shard in shards]))
+            while len(ahead) > threads or (len(ahead) > 1 and sum(len(each.digests) for each in ahead) > _MOST_AHEAD):
                 yield ahead.popleft()
         yield from ahead
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _read_table(store: Store, file: StoreFile, pool: ThreadPoolExecutor) -> _Table:
+def _read_table(store: Store, file: StoreFile) -> _Table:
     faults = []
     try:
         stated = store.manifest.index.get(file.relative)
@@ -129,8 +135,7 @@ def _read_table(store: Store, file: StoreFile, pool: ThreadPoolExecutor) -> _Tab
         unit, rows = read_entry(file), read_index(file)
     except (StoreError, OSError) as error:
         return _Table(file.relative, [*faults, str(error)])
-    digests = [pool.submit((store.folder / entry.path).sha256) for entry in unit.shards]
-    return _Table(file.relative, faults, unit, rows, digests)
+    return _Table(file.relative, faults, unit, rows)
 
 
 def _check_sums(store: Store, units: dict[str, list[UnitEntry]]) -> Iterator[str]:
@@ -172,7 +177,7 @@ def _strangers(store: Store, known: set[str]) -> Iterator[str]:
             if looks_ours and not layout.is_temporary(name) and relative not in known:
                 shard = relative.endswith(".safetensors")
                 yield f"{relative}: {'no index table names it' if shard else 'it is none of the index tables'}"
-            elif store.complete and relative != LOCK and layout.is_temporary(name):
+            elif store.complete and relative not in (LOCK, PROBE) and layout.is_temporary(name):
                 yield f"{relative}: left behind by a run that was interrupted"
 
 

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from embedx.errors import ConfigError, unknown
 from embedx.heartbeat import SILENT, Heartbeat
+from embedx.paths import StorePath
 from embedx.store.format.shards import dtype_name
 from embedx.store.reading.reader import Store
 from embedx.vectors.countdown import Countdown
@@ -38,7 +39,7 @@ _OF_THE_STORE = ("status", "reason", "shard", "row")
 class ExportResult:
     """The files and rows that an export has written."""
 
-    store: Path
+    store: StorePath
     fingerprint: str
     """The fingerprint of the store's recipe."""
     to: FormatName

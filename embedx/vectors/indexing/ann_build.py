@@ -17,6 +17,7 @@ import torch
 
 from embedx.errors import ConfigError, StoreError, output_error
 from embedx.heartbeat import Heartbeat
+from embedx.paths import StorePath
 from embedx.store.reading.reader import Store
 from embedx.vectors.countdown import Countdown
 from embedx.vectors.indexing.ann_config import IndexConfig
@@ -43,8 +44,8 @@ _BLOCK_BYTES = 16 * 1024**2
 class IndexResult:
     """An approximate index, and how it came about."""
 
-    store: Path
-    """The folder of the store."""
+    store: StorePath
+    """The place of the store."""
     index: AnnIndex
     """The index: its files, and its recall."""
     built: bool
@@ -88,10 +89,15 @@ def build_ann_index(
             f"{store.path} is not complete, and its rows will change; run the same `embedx extract` again, and then "
             "`embedx index`"
         )
+    folder = config.out or store.path / FOLDER
+    if not isinstance(folder, Path):
+        raise ConfigError(
+            f"{store.path} is in a bucket, and an index is written on this machine; give --out FOLDER, and the same "
+            "folder by --index to `embedx search --approximate`"
+        )
     heartbeat.say("looking through the splits")
     rows = open_rows(store, config.split, name=config.name)
     factory = config.factory or default_factory(len(rows))
-    folder = config.out or store.path / FOLDER
     if folder == store.path / FOLDER and folder.is_symlink():
         raise StoreError(f"{folder} is a link, and links in a store are not followed; remove it, or give --out")
     facts = IndexFacts(

@@ -21,9 +21,11 @@ from typing import Any, Final, NamedTuple
 
 from embedx.errors import ConfigError, NotAStoreError, StoreError, StoreReplacedError
 from embedx.names import EMBEDDINGS
+from embedx.paths import StorePath
 from embedx.store.format.atomic import make_folder, sync_folder, write_atomic
 from embedx.store.format.layout import folder_name
-from embedx.store.format.open_folder import StoreFile, StoreFolder
+from embedx.store.format.open_folder import open_folder
+from embedx.store.format.store_folder import StoreFile
 from embedx.store.format.typed_json import parse_json, typed
 from embedx.store.reading.reader import Store
 from embedx.vectors.indexing.ann_config import IndexConfig
@@ -94,13 +96,13 @@ class IndexFacts(NamedTuple):
 class AnnIndex(NamedTuple):
     """An approximate index of a store's rows."""
 
-    folder: Path
+    folder: StorePath
     """The folder of its files."""
     facts: IndexFacts
     """The index's description, recall and place."""
 
     @property
-    def path(self) -> Path:
+    def path(self) -> StorePath:
         """The path of the index's file."""
         return self.folder / self.facts.file
 
@@ -109,7 +111,7 @@ class AnnIndex(NamedTuple):
         return {**self.facts.to_json(), "path": str(self.path)}
 
 
-def index_file(store: Store, folder: Path, name: str) -> StoreFile:
+def index_file(store: Store, folder: StorePath, name: str) -> StoreFile:
     """Returns a file of an index; in the folder of a store's own indexes no link is followed, nor is it one itself.
 
     Args:
@@ -120,10 +122,10 @@ def index_file(store: Store, folder: Path, name: str) -> StoreFile:
     Raises:
         StoreError: If the folder is not the store's own, and is none.
     """
-    return store.folder / f"{FOLDER}/{name}" if folder == store.path / FOLDER else StoreFolder(folder) / name
+    return store.folder / f"{FOLDER}/{name}" if folder == store.path / FOLDER else open_folder(folder) / name
 
 
-def read_index_facts(store: Store, folder: Path, name: str) -> AnnIndex | None:
+def read_index_facts(store: Store, folder: StorePath, name: str) -> AnnIndex | None:
     """Reads the facts of the index of a tensor; None if there is none.
 
     Args:
@@ -134,7 +136,7 @@ def read_index_facts(store: Store, folder: Path, name: str) -> AnnIndex | None:
     Raises:
         StoreError: If they can't be read, are no regular file, or are behind a link in the store.
     """
-    path = _facts_path(folder, name)
+    path = folder / _facts_name(name)
     try:
         facts: IndexFacts = typed(parse_json(index_file(store, folder, path.name).read()), IndexFacts)
     except NotAStoreError:
@@ -249,7 +251,7 @@ def commit_index(folder: Path, temporary: Path, written: WrittenIndex, facts: In
     facts = facts._replace(**written._asdict(), file=f"{stem}-{written.sha256[:_DIGITS]}.faiss")
     os.replace(temporary, folder / facts.file)
     sync_folder(folder)
-    write_atomic(_facts_path(folder, facts.name), (json.dumps(facts.to_json(), indent=2) + "\n").encode())
+    write_atomic(folder / _facts_name(facts.name), (json.dumps(facts.to_json(), indent=2) + "\n").encode())
     for path in folder.glob(f"{glob.escape(stem)}-{'[0-9a-f]' * _DIGITS}.faiss"):
         if path.name != facts.file:
             with contextlib.suppress(OSError):
@@ -268,5 +270,5 @@ def _lives(pid: int) -> bool:
     return True
 
 
-def _facts_path(folder: Path, name: str) -> Path:
-    return folder / f"{folder_name(name)}.json"
+def _facts_name(name: str) -> str:
+    return f"{folder_name(name)}.json"

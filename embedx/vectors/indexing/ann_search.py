@@ -68,7 +68,9 @@ def read_checked(faiss: FaissProcess, store: Store, index: AnnIndex) -> None:
         StoreError: If its file is gone, is no regular file or behind a link, or has another sha256 than its facts say.
     """
     try:
-        with index_file(store, index.folder, index.facts.file).open() as file:
+        stored = index_file(store, index.folder, index.facts.file)
+        with stored.open() as file:
+            stored.folder.bring(file)
             is_right = faiss.read(file, index.facts.sha256)
     except OSError as error:
         raise StoreError(f"{index.path}: can't be read ({error.strerror}); run `embedx index --overwrite`") from error

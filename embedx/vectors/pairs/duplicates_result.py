@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from embedx.errors import LeakError
+from embedx.paths import StorePath
 from embedx.values import count_text
 
 THRESHOLDS = (0.9, 0.95, 0.98, 0.99, 0.999)
@@ -59,7 +60,7 @@ class AtThreshold(NamedTuple):
 class DuplicatesResult:
     """The groups of duplicates in one store, or between two splits or stores."""
 
-    stores: tuple[Path, ...]
+    stores: tuple[StorePath, ...]
     name: str
     """The name of the tensor."""
     threshold: float

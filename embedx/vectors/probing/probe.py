@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
@@ -14,6 +13,7 @@ from embedx.callbacks.evaluator import Evaluator
 from embedx.engine.loop import run_test
 from embedx.errors import output_error
 from embedx.heartbeat import SILENT, Heartbeat
+from embedx.paths import StorePath
 from embedx.store.format.atomic import make_folder, write_atomic
 from embedx.store.format.shards import HEADER_KEY
 from embedx.store.reading.attempts import start_anew
@@ -31,7 +31,9 @@ HEAD = "head.safetensors"
 """The file of the head: `weight` [C, D], `bias` [C], `mean` and `std` [D] float64, and their origin in the header."""
 
 
-def probe(store: str | Path | Store, config: ProbeConfig | None = None, heartbeat: Heartbeat = SILENT) -> ProbeResult:
+def probe(
+    store: str | StorePath | Store, config: ProbeConfig | None = None, heartbeat: Heartbeat = SILENT
+) -> ProbeResult:
     """Learns to predict the targets of one split from its embeddings, and tests that on another split.
 
     Args:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from embedx.paths import StorePath
 from embedx.vectors.probing.probe_config import Method
 
 MOST_IN_MATRIX = 1000
@@ -62,7 +63,7 @@ class Strength:
 class ProbeResult:
     """The accuracies of a probe, and how it was made."""
 
-    store: Path
+    store: StorePath
     fingerprint: str
     """The fingerprint of the store's recipe."""
     method: Method

@@ -176,7 +176,7 @@ def _check_finite(store: Store, shard: Shard, values: Tensor) -> None:
     bad = suspects[~values[suspects].isfinite().all(dim=1)].tolist()
     if bad:
         rows = store.index(shard.split, ["key", "shard", "row"])
-        own = rows.filter(pc.equal(rows["shard"], shard.path.relative_to(store.path).as_posix()))
+        own = rows.filter(pc.equal(rows["shard"], str(shard.path).removeprefix(f"{store.path}/")))
         key = own.filter(pc.equal(own["row"], bad[0]))["key"][0].as_py()
         raise StoreError(
             f"{len(bad)} rows of {shard.path} have NaN or infinity, the first is that of {key!r}; `embedx verify` "

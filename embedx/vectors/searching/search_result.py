@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
+
+from embedx.paths import StorePath
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Answer:
 class SearchResult:
     """The answers to all queries of a search."""
 
-    store: Path
+    store: StorePath
     fingerprint: str
     """The fingerprint of the store's recipe."""
     name: str

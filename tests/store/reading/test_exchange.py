@@ -22,7 +22,7 @@ import embedx
 from embedx.errors import StoreError, StoreReplacedError
 from embedx.store.format.layout import staging_folder
 from embedx.store.format.manifest import Manifest
-from embedx.store.format.open_folder import StoreFolder
+from embedx.store.format.open_folder import LocalFolder
 from embedx.store.reading.verify import verify
 from embedx.store.writing.replacement import take_place
 from tests.store.builders import write_features
@@ -179,7 +179,7 @@ def test_shards_are_mapped_on_systems_without_paths_of_descriptors(
 ) -> None:
     monkeypatch.setattr("embedx.store.format.open_folder._DESCRIPTORS", descriptors)
     out = write(tmp_path / "store", 1000)
-    file = StoreFolder(out) / "train/shard-00000.safetensors"
+    file = LocalFolder(out) / "train/shard-00000.safetensors"
     assert check(embedx.open(out).load("train")) == 1000
     with file.open() as opened:
         replace(out, 5000)

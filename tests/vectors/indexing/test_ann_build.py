@@ -53,7 +53,7 @@ def copied(store: Path, place: Path) -> Path:
 def numbers_found(store: Path, numbers: list[int], **options: object) -> list[list[int]]:
     """The numbers of the rows that an approximate search finds for rows of the store, as keys and splits tell them."""
     rows = [f"train:key-{number}" if number < 2600 else f"val:key-{number - 2600}" for number in numbers]
-    found = embedx.search(store, rows=rows, approximate=True, **options)  # type: ignore[arg-type]
+    found = embedx.search(store, rows=rows, approximate=True, **options)
     return [
         [int(each.key.removeprefix("key-")) + (2600 if each.split == "val" else 0) for each in answer.neighbours]
         for answer in found.answers

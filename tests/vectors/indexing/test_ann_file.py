@@ -35,7 +35,7 @@ def written(place: Path, seed: int) -> Path:
 
 
 def search(store: Path, **options: object) -> embedx.SearchResult:
-    return embedx.search(store, rows="val:key-3", approximate=True, progress=False, **options)  # type: ignore[arg-type]
+    return embedx.search(store, rows="val:key-3", approximate=True, progress=False, **options)
 
 
 def fifo(path: Path, _: Path) -> None:
@@ -111,7 +111,7 @@ def test_the_command_that_is_advised_ends_the_refusal(
     assert "--overwrite" not in command
     monkeypatch.setattr("sys.argv", command)
     assert run() == 0 and search(store, split=splits, **own).recall is not None
-    given = IndexConfig(out=out, split=splits, overwrite=True, **settings)  # type: ignore[arg-type]
+    given = IndexConfig(out=out, split=splits, overwrite=True, **settings)
     before = index_by(store, given).index.facts
     changed = written(tmp_path / "changed", 1)
     if is_own:

@@ -91,7 +91,7 @@ def test_a_crash_of_faiss_and_a_kill_are_told_by_the_signal_s_name() -> None:
         with pytest.raises(EmbedxError, match="killed by SIGKILL, by hand or by the system for want of memory"):
             faiss.create(8, "Flat")
     with FaissProcess(threads=1) as faiss, pytest.raises(EmbedxError, match="faiss failed"):
-        faiss.create("eight", "Flat")  # type: ignore[arg-type]
+        faiss.create("eight", "Flat")
 
 
 def test_a_faiss_that_is_missing_or_broken_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

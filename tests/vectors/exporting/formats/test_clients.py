@@ -48,7 +48,7 @@ def halves(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def export(store: Path, tmp_path: Path) -> Export:
     def write(to: str, **settings: Any) -> Path:
-        result = embedx.export(settings.pop("store", store), tmp_path / to, to, **settings)  # type: ignore[arg-type]
+        result = embedx.export(settings.pop("store", store), tmp_path / to, to, **settings)
         on_disk = {
             str(path.relative_to(result.out)): path.stat().st_size
             for path in result.out.rglob("*")
@@ -299,8 +299,8 @@ def test_webdataset_s_rules_give_each_key_its_vector(export: Export, monkeypatch
         for path in sorted(out.glob(f"{split}-*.tar")):
             with tarfile.open(path) as tar:
                 for member in tar:
-                    name, extension = re.fullmatch(r"((?:.*/|)[^.]+)[.]([^/]*)", member.name, re.DOTALL).groups()  # type: ignore[union-attr]
-                    data = tar.extractfile(member).read()  # type: ignore[union-attr]
+                    name, extension = re.fullmatch(r"((?:.*/|)[^.]+)[.]([^/]*)", member.name, re.DOTALL).groups()
+                    data = tar.extractfile(member).read()
                     sample = samples.setdefault(name, {})
                     assert extension not in sample and (not samples or list(samples)[-1] == name)
                     sample[extension] = np.load(io.BytesIO(data)) if extension == "npy" else json.loads(data)
