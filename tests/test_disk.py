@@ -95,7 +95,7 @@ def test_a_run_fills_the_disk_and_is_finished_when_there_is_room(tmp_path: Path,
 def refused(out: Path, mode: str = "resume", cause: str = "") -> StoreError:
     """What a session that is begun in this process raises."""
     with pytest.raises(StoreError, match=cause) as caught:
-        StoreSession.begin(out, manifest({"train": 16}), mode)  # type: ignore[arg-type]
+        StoreSession.begin(out, manifest({"train": 16}), mode)
     assert str(out) in str(caught.value)
     return caught.value
 

@@ -10,7 +10,7 @@ import pytest
 from embedx.config import ExtractConfig
 from embedx.data.sources import parse_data
 from embedx.errors import ConfigError
-from embedx.paths import expand_backbone, expand_path, file_faults, local_path
+from embedx.paths import BucketPath, expand_backbone, expand_path, file_faults, local_path
 from embedx.vectors.probing.probe_config import ProbeConfig
 
 WRITTEN = [
@@ -97,8 +97,10 @@ def test_every_setting_that_is_a_path_is_expanded(home: Path) -> None:
     assert ExtractConfig(backbone="hf:~/vit", out=Path("x")).backbone == f"hf:{home}/vit"
     assert ExtractConfig(backbone="x", out=Path("x"), root="s3://lake/x").root == "s3://lake/x"
     assert ProbeConfig(out=Path("$HOME/heads")).out == home / "heads"
+    for place in (Path("s3://lake/store/"), "S3://lake/store", BucketPath("s3://lake/store")):
+        assert ExtractConfig(backbone="x", out=place).out == BucketPath("s3://lake/store")
     with pytest.raises(ConfigError) as caught:
-        ExtractConfig(backbone="$UNSET", out=Path("s3://lake/store"), checkpoint="~/w.pt")
+        ExtractConfig(backbone="$UNSET", out="s3://", checkpoint="~/w.pt")
     assert [fault.split()[0] for fault in caught.value.faults] == ["--backbone", "--out"]
 
 

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "sample": set(),
     "terminal": {"credentials"},
     "console": {"credentials", "terminal"},
-    "paths": {"errors", "terminal"},
+    "paths": {"credentials", "errors", "terminal"},
     "values": {"errors"},
     "recipe": GROUND - {"settings"},
     "settings": {"credentials", "errors", "paths", "recipe", "values"},

@@ -83,7 +83,8 @@ def readme(tmp_path_factory: pytest.TempPathFactory, caches: Path, photos: Path)
 def lake(workplace: Path) -> Iterator[None]:
     """A bucket of that name, with the photographs."""
     with s3_server() as client:
-        upload(client, "lake", workplace / "photos", "photos/")
+        for name in ("photos", "pics"):
+            upload(client, "lake", workplace / "photos", f"{name}/")
         yield
 
 
