@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar, cast
 
+from embedx.system import google_puts
 from embedx.system.remote_errors import status_of
 
 T = TypeVar("T")
@@ -100,13 +101,17 @@ def put(url: str, data: bytes, *, replacing: str | None = None) -> bool:
     stated = {} if replacing is None else {_SHA256: hashlib.sha256(data).hexdigest()}
 
     def step(fs: Any, path: str) -> bool:
-        options = _options(fs, {_MAKER: maker} | stated)
-        if replacing is not None and not _is_of(fs, _S3):
-            there = _stat(fs, path)  # a client that has no such condition
+        metadata = {_MAKER: maker} | stated
+        options = _options(fs, metadata)
+        if replacing is not None and _is_of(fs, _S3):
+            options["IfMatch"] = replacing
+        elif replacing is not None:
+            there = _stat(fs, path)  # a client may have no such condition
             if there is None or there.version != replacing:
                 return False
-        elif replacing is not None:
-            options["IfMatch"] = replacing
+            if _is_of(fs, _GOOGLE):
+                google_puts.replace(fs, path, data, metadata, replacing)
+                return True
         fs.pipe_file(path, data, **options)
         return True
 
