@@ -72,11 +72,11 @@ def kill_and_complete(bucket: Bucket, command: Command, strikes: list[tuple[int,
 @pytest.mark.parametrize(
     ("members", "count"),
     [
-        ("one-process", 1),
-        pytest.param("one-process", 30, marks=pytest.mark.soak),
-        pytest.param("two-members", 30, marks=pytest.mark.soak),
+        ("one-process", 30),
+        ("two-members", 30),
     ],
 )
+@pytest.mark.soak
 def test_a_run_that_is_killed_between_any_two_requests_is_finished_with_the_same_bytes(
     tmp_path: Path, bucket: Bucket, inputs: Path, members: str, count: int
 ) -> None:

@@ -95,7 +95,9 @@ IMAGES = [sample.BACKBONE, "--weights", "sample", "--shard-size", "16416", "--wo
 FEATURES = ["none", "--shard-size", "1056", "--workers", "0", "--devices", "cpu,cpu"]
 
 
-@pytest.mark.parametrize("how", [IMAGES, FEATURES], ids=["one-process", "two-members"])
+@pytest.mark.parametrize(
+    "how", [IMAGES, pytest.param(FEATURES, marks=pytest.mark.soak)], ids=["one-process", "two-members"]
+)
 def test_a_store_in_a_bucket_has_the_bytes_of_a_local_one(
     tmp_path: Path, bucket: Bucket, root: Path, how: list[str]
 ) -> None:

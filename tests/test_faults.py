@@ -89,7 +89,9 @@ LOADER = (kill_loader, 0, "144 rows, 0 rejected")  # another takes its place
 
 
 @pytest.mark.parametrize(
-    "strikes", [[MAIN, LOADER], pytest.param([WRITER, INTERRUPT, LOADER], marks=pytest.mark.soak)], ids=len
+    "strikes",
+    [pytest.param(each, marks=pytest.mark.soak) for each in ([MAIN, LOADER], [WRITER, INTERRUPT, LOADER])],
+    ids=len,
 )
 def test_a_run_that_is_struck_again_and_again_is_finished_with_the_same_bytes(
     tmp_path: Path, arguments: list[str], undisturbed: dict[str, str], strikes: list[Any]

@@ -46,7 +46,11 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("arguments", "call"),
-    [(["plain.py"], "work()"), (["guarded.py"], "if __name__ == '__main__':\n    work()"), (["-"], "work()")],
+    [
+        (["plain.py"], "work()"),
+        pytest.param(["guarded.py"], "if __name__ == '__main__':\n    work()", marks=pytest.mark.soak),
+        (["-"], "work()"),
+    ],
     ids=["a script", "a script with a guard", "a program on stdin"],
 )
 def test_a_program_works_with_and_without_a_guard(folder: Path, arguments: list[str], call: str) -> None:

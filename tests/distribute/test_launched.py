@@ -36,6 +36,7 @@ def start_step(arguments: Sequence[str | Path], count: int) -> list[subprocess.P
     return found[::-1]
 
 
+@pytest.mark.soak
 def test_torchrun_gives_the_bytes_of_one_process(
     tmp_path: Path, arguments: list[str], expected: dict[str, str]
 ) -> None:

@@ -106,7 +106,11 @@ sys.meta_path.insert(0, Finder())
             f"runs embedx 9.9, and the driver {version('embedx')}; install one version on all machines",
             marks=pytest.mark.soak,
         ),
-        (NOT_INSTALLED, "can't start a member: No module named 'embedx'; install the same embedx on all nodes"),
+        pytest.param(
+            NOT_INSTALLED,
+            "can't start a member: No module named 'embedx'; install the same embedx on all nodes",
+            marks=pytest.mark.soak,
+        ),
     ],
     ids=["another", "none"],
 )

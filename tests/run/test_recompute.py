@@ -143,6 +143,7 @@ def test_what_differs_by_rounding_alone_is_allowed(workplace: Path) -> None:
     assert len(judged(store, tolerance=found.largest_difference / 2).faults) == 1
 
 
+@pytest.mark.soak
 def test_inputs_that_are_gone_or_have_changed_are_no_wrong_rows(workplace: Path) -> None:
     store = made()
     gone, changed, rewritten = sorted(Path("photos").rglob("*.*"))[::3]

@@ -110,7 +110,8 @@ def test_without_a_row_a_store_has_no_runtime_yet(tmp_path: Path) -> None:
 
 
 @needs_bf16
-@pytest.mark.parametrize("devices", ["cpu", pytest.param("cpu,cpu", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("devices", ["cpu", "cpu,cpu"])
 def test_precision_auto_is_the_run_of_the_precision_that_it_takes(devices: str, tmp_path: Path) -> None:
     command = ["extract", "--backbone", "squeezenet1_1", "--weights", "random", "--image-size", "32", "-b", "16"]
     command += ["--shard-size", "65536", "--runtime", "eager", "--threads", "2"]

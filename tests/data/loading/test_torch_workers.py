@@ -60,6 +60,7 @@ def test_a_batch_that_takes_longer_than_a_poll_is_waited_for_and_none_is_lost() 
         assert [batch["order"] for batch in workers_on(*orders, workers=workers)] == orders
 
 
+@pytest.mark.soak
 def test_a_dataloader_without_a_batch_in_time_raises_a_runtime_error_and_not_before() -> None:
     loader = DataLoader(
         Steps(InHand(1)), batch_sampler=[["sleep 60"]], num_workers=1, timeout=1, multiprocessing_context=CHILDREN

@@ -82,6 +82,7 @@ def test_a_whole_repository_is_a_folder(hub: HubServer) -> None:
         ]
 
 
+@pytest.mark.soak
 def test_the_store_names_the_commit_and_is_recomputed_from_it_when_the_branch_has_moved(
     hub: HubServer, tmp_path: Path
 ) -> None:

@@ -167,9 +167,9 @@ def wait_for_half(folder: Path, process: Any) -> None:
 @pytest.mark.parametrize(
     ("number", "to"),
     [
-        (signal.SIGKILL, "webdataset"),
+        pytest.param(signal.SIGKILL, "webdataset", marks=pytest.mark.soak),
         pytest.param(signal.SIGINT, "webdataset", marks=pytest.mark.soak),
-        (signal.SIGINT, "usearch"),
+        (signal.SIGKILL, "usearch"),
     ],
 )
 def test_a_killed_export_leaves_no_half_and_run_again_gives_the_same_bytes(
