@@ -98,6 +98,7 @@ def test_a_range_is_one_request_for_these_bytes(proxy: S3Proxy) -> None:
     objects.put(URL, b"0123456789")
     proxy.forget()
     assert objects.read(URL, 3, 4) == b"3456"
+    proxy.settle()
     assert [(request.method, request.bytes_down) for request in proxy.requests] == [("GET", 4)]
 
 
