@@ -32,7 +32,7 @@ from embedx.store.format.open_folder import open_folder
 from embedx.store.format.store_folder import StoreFile, StoreFolder
 
 TEMPORARY_SUFFIX = ".embedx-tmp"
-_DEPTH = 2
+DEPTH = 2
 """The number of folders in which a store's file is, at most."""
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_\-. ]")
@@ -266,8 +266,8 @@ def temporary_files(root: StoreRoot) -> Iterator[str]:
 def _files(root: StoreRoot) -> Iterator[str]:
     """Yields the path in the store of each file that can be of one."""
     if isinstance(root, ObjectFolder):
-        return (path for path in root.list() if path.count("/") <= _DEPTH)
-    return (path.relative_to(root).as_posix() for path in regular_files(root, _DEPTH))
+        return (path for path in root.list() if path.count("/") <= DEPTH)
+    return (path.relative_to(root).as_posix() for path in regular_files(root, DEPTH))
 
 
 def is_temporary(name: str) -> bool:

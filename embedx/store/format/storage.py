@@ -12,13 +12,10 @@ from typing import Protocol
 from embedx.errors import StoreError
 from embedx.store.format.atomic import replace, write_all
 from embedx.store.format.creation import create_once, create_shard
-from embedx.store.format.layout import StoreRoot, other_shard_path
+from embedx.store.format.layout import DEPTH, StoreRoot, other_shard_path
 from embedx.store.format.many_at_once import SHARDS_AT_ONCE, many_at_once
 from embedx.store.format.no_follow import path_inside, regular_files
 from embedx.store.format.object_folder import ObjectFolder
-
-_DEPTH = 2
-"""The folders that a store's file is in, at most."""
 
 
 class Storage(Protocol):
@@ -86,13 +83,12 @@ class LocalStorage:
 
     def list(self, below: str = "") -> Iterator[str]:
         """Yields the path of each regular file below a folder of the store."""
-        for path in regular_files(self.root / below, depth=_DEPTH):
+        for path in regular_files(self.root / below, depth=DEPTH):
             yield path.relative_to(self.root).as_posix()
 
     def remove(self, relative: str) -> None:
-        """Removes a file, and the folders that are empty then."""
-        path = self.root / relative
-        path.unlink(missing_ok=True)
+        """Removes a file, if there is one."""
+        (self.root / relative).unlink(missing_ok=True)
 
 
 def storage_of(root: StoreRoot, token: str | None = None) -> Storage:
