@@ -28,8 +28,6 @@ EMPTY = hashlib.sha256().hexdigest()
 """The sha256 of no bytes."""
 _S3 = ("s3", "s3a")
 _GOOGLE = ("gs", "gcs")
-_OBJECTS, _FOLDERS = "Contents", "CommonPrefixes"
-"""The names of the parts of a page of S3's listings."""
 _MAKER, _SHA256 = "embedx-maker", "embedx-sha256"
 """The names of an object's metadata."""
 
@@ -159,13 +157,16 @@ def listed(url: str) -> Iterator[tuple[str, StatedObject]]:
     Raises:
         OSError: If they can't be listed, such as in a bucket that is not there.
     """
+    if _is_s3(url):
+        from embedx.system.remote import pages_of_s3
+
+        for _, prefix, page in pages_of_s3(url):  # in order
+            own = ((each["Key"].removeprefix(prefix), each) for each in page.get("Contents", ()))
+            yield from ((name, _of(each)) for name, each in own if name and not name.endswith("/"))
+        return
 
     def step(fs: Any, path: str) -> list[tuple[str, StatedObject]]:
-        if _is_of(fs, _S3):
-            found = {each["Key"]: each for page in _pages(fs, path) for each in page[_OBJECTS]}
-            below = _key_of(path)
-        else:
-            found, below = _find(fs, path), path.rstrip("/") + "/"
+        found, below = _find(fs, path), path.rstrip("/") + "/"
         own = ((name.removeprefix(below), info) for name, info in found.items() if name.startswith(below))
         return sorted((name, _of(info)) for name, info in own if name and not name.endswith("/"))
 
@@ -180,22 +181,30 @@ def names(url: str) -> list[str]:
     """
 
     def step(fs: Any, path: str) -> list[str]:
-        try:
-            if _is_of(fs, _S3):  # whose `ls` lists the folder above where there is nothing
-                below = _key_of(path)
-                pages = [*_pages(fs, path, Delimiter="/")]
-                found = [each["Key"] for page in pages for each in page[_OBJECTS]]
-                found += [each["Prefix"] for page in pages for each in page[_FOLDERS]]
-            else:
-                fs.invalidate_cache()
-                found, below = fs.ls(path, detail=False), path.rstrip("/") + "/"
-        except FileNotFoundError as error:
-            if status_of(error) in (None, 404):
-                return []
-            raise
-        return sorted(filter(None, (name.removeprefix(below).strip("/") for name in found if name.startswith(below))))
+        fs.invalidate_cache()
+        below = path.rstrip("/") + "/"
+        return [name.removeprefix(below) for name in fs.ls(path, detail=False) if name.startswith(below)]
 
-    return _attempt(url, step)
+    try:
+        found = _names_in_s3(url) if _is_s3(url) else _attempt(url, step)
+    except FileNotFoundError:
+        return []
+    return sorted(filter(None, (name.strip("/") for name in found)))
+
+
+def _names_in_s3(url: str) -> list[str]:
+    """Returns the names in a folder of S3, as s3fs's `ls` lists the folder above where there is nothing."""
+    from embedx.system.remote import pages_of_s3
+
+    found = []
+    for _, prefix, page in pages_of_s3(url, Delimiter="/"):
+        found += [each["Key"].removeprefix(prefix) for each in page.get("Contents", ())]
+        found += [each["Prefix"].removeprefix(prefix) for each in page.get("CommonPrefixes", ())]
+    return found
+
+
+def _is_s3(url: str) -> bool:
+    return url.partition("://")[0].lower() in _S3
 
 
 def remove(url: str) -> None:
@@ -252,18 +261,6 @@ def _stat(fs: Any, path: str) -> StatedObject | None:
         if status_of(error) in (None, 404):
             return None
         raise
-
-
-def _pages(fs: Any, path: str, **options: str) -> Iterator[dict[str, list[dict[str, Any]]]]:
-    """Yields what S3 lists below a path, a thousand objects or folders at a time."""
-    bucket = path.strip("/").partition("/")[0]
-    asked = {"Bucket": bucket, "Prefix": _key_of(path), **options}
-    while True:
-        page = fs.call_s3("list_objects_v2", **asked)
-        yield {name: page.get(name, []) for name in (_OBJECTS, _FOLDERS)}
-        if not page.get("IsTruncated"):
-            return
-        asked["ContinuationToken"] = page["NextContinuationToken"]
 
 
 def _key_of(path: str) -> str:

@@ -246,19 +246,32 @@ def _files(fs: Any, folder: str) -> Iterator[ListedFile]:
 def _pages_of_s3(url: str) -> Iterator[ListedFile]:
     """Yields the objects below a prefix, of which one page is held at a time."""
     scheme = url.partition("://")[0].lower()
-    fs, path = file_system(url)
-    bucket, _, key = path.partition("/")
-    prefix, more = (f"{key}/" if key else ""), dict[str, str]()
-    connect(fs)
-    while True:
-        asked = {"Bucket": bucket, "Prefix": prefix, **more}
-        page = attempt(url, partial(_page_of_s3, asked))
+    for bucket, prefix, page in pages_of_s3(url):
         for each in page.get("Contents", ()):
             if (name := each["Key"].removeprefix(prefix)) and not name.endswith("/"):
                 yield ListedFile(f"{scheme}://{bucket}/{each['Key']}", name, each["Size"], time_ns(each))
+
+
+def pages_of_s3(url: str, **options: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Yields each page of what S3 lists below a prefix, with the bucket and the prefix.
+
+    Args:
+        url: The URL of the prefix.
+        options: The further parameters of ListObjectsV2, such as `Delimiter`.
+
+    Raises:
+        OSError: If a page can't be had, after several attempts.
+    """
+    fs, path = file_system(url)
+    bucket, _, key = path.partition("/")
+    asked = {"Bucket": bucket, "Prefix": f"{key}/" if key else "", **options}
+    connect(fs)
+    while True:
+        page = attempt(url, partial(_page_of_s3, dict(asked)))
+        yield bucket, asked["Prefix"], page
         if not page.get("IsTruncated"):
             return
-        more = {"ContinuationToken": page["NextContinuationToken"]}
+        asked["ContinuationToken"] = page["NextContinuationToken"]
 
 
 def _page_of_s3(asked: Mapping[str, str], fs: Any, _: str) -> Mapping[str, Any]:
